@@ -1,0 +1,55 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both create .venv and install what they need.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+# A relative cache would travel with the working directory; pip, pyright and pytest each keep their own.
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test quick lint types zoo bench docs clean
+.DEFAULT_GOAL := help
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+# torch is installed by name first: with the pin satisfied, no other package pulls a different build.
+$(VENV)/.torch: $(PY) constraints.txt
+	@echo "installing torch into $(VENV) (once, about a minute)"
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	@echo "installing coreprune with what its demo needs"
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	@echo "installing coreprune with its test tools"
+	$(PIP) -e '.[demo,test]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## train a small network, prune it with every selector, write a report
+	$(VENV)/bin/coreprune demo
+
+test: lint types $(VENV)/.test  ## lint, types, import direction, all tests
+	$(PY) -m pytest -n 2 --dist worksteal
+
+quick: $(VENV)/.test  ## the fast tests (under a minute)
+	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+
+lint: $(VENV)/.test  ## style and import direction
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+
+types: $(VENV)/.test  ## static types
+	$(VENV)/bin/pyright
+
+clean:  ## remove the environment and every cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache demo-report

@@ -1,0 +1,1 @@
+"""Coresets of a layer's channels, and the certificates that come with them."""

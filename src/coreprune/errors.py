@@ -1,0 +1,23 @@
+"""Every error that coreprune raises on purpose. Catch `CoreprunError` to catch them all."""
+
+from __future__ import annotations
+
+
+class CoreprunError(Exception):
+    """Base class. The message says what happened, where, and what to do next."""
+
+
+class InputError(CoreprunError, ValueError):
+    """An argument is wrong: a shape, a dtype, a non-finite value, an unknown name."""
+
+
+class GeometryError(CoreprunError):
+    """A geometric question has no answer, for example a target outside the convex hull."""
+
+
+class BudgetError(CoreprunError):
+    """A budget contradicts itself or cannot be met by the channels that are free to leave."""
+
+
+class ModelError(CoreprunError):
+    """A model cannot be captured, or cannot be pruned in the way that was asked for."""

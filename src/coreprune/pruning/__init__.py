@@ -1,0 +1,1 @@
+"""Where models meet numerics: selectors, budgets, plans, and prune()."""
