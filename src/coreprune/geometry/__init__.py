@@ -1,1 +1,18 @@
 """Convex geometry on point clouds: tensors in, tensors out, float64 inside, no nn.Module."""
+
+from coreprune.geometry.caratheodory import Combination, caratheodory
+from coreprune.geometry.ellipsoid import Ellipsoid, Status, mvee
+from coreprune.geometry.lewis import leverage_scores, lewis_weights
+from coreprune.geometry.span import Span, span
+
+__all__ = [
+    "Combination",
+    "Ellipsoid",
+    "Span",
+    "Status",
+    "caratheodory",
+    "leverage_scores",
+    "lewis_weights",
+    "mvee",
+    "span",
+]

@@ -1,0 +1,70 @@
+"""The span of a point cloud: orthonormal coordinates, and the one rank decision that everything else relies on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from coreprune._shapes import Float, Tensor
+from coreprune._validate import as_points
+from coreprune.errors import InputError
+
+# Squares of entries enter every Gram matrix; outside this range they would overflow or vanish silently.
+LARGEST, SMALLEST = 1e150, 1e-150
+
+
+@dataclass(frozen=True)
+class Span:
+    """`points = coordinates @ diag(singular_values) @ basis.T @ diag(scale)` up to the rank cut.
+
+    coordinates: (n, r), orthonormal columns. basis: (d, r), orthonormal columns, in the equilibrated space.
+    singular_values: (r,), decreasing. scale: (d,), powers of two that equilibrate the columns. rank: r.
+    """
+
+    coordinates: Float[Tensor, "n r"]
+    basis: Float[Tensor, "d r"]
+    singular_values: Float[Tensor, " r"]
+    scale: Float[Tensor, " d"]
+    rank: int
+
+    @property
+    def whitening(self) -> Float[Tensor, "d r"]:
+        """The map to coordinates: `points @ whitening == coordinates`."""
+        return self.basis / self.singular_values / self.scale[:, None]
+
+
+def column_scale(points: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """Powers of two that bring the largest entry of every column into [1/2, 1); 1 for zero columns.
+
+    Powers of two, so that dividing by them is exact: two clouds that differ by such a scaling give identical results.
+    Raises InputError where squared entries would leave the range of float64.
+    """
+    largest = points.abs().amax(dim=0)
+    bad = (largest > LARGEST) | ((largest > 0) & (largest < SMALLEST))
+    if bool(bad.any()):
+        column = int(torch.nonzero(bad)[0, 0])
+        raise InputError(
+            f"column {column} has entries of size {float(largest[column]):.1e}, whose squares float64 cannot hold. "
+            "Rescale the points first."
+        )
+    _, exponent = torch.frexp(largest)
+    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
+
+
+def span(points: Float[Tensor, "n d"]) -> Span:
+    """Orthonormal coordinates of `points` in their span, in float64.
+
+    With D = diag(scale) and P D⁻¹ = U S Wᵀ, the directions with σ > max(n, d)·2⁻⁵²·σ₁ are kept. The columns are
+    equilibrated before the cut: the ellipsoid and the leverage scores are affine invariant, so a feature measured
+    in other units (1e-8 or 1e8) must not be mistaken for rounding. Rows are not: a point that is shorter than its
+    neighbours' rounding error is zero.
+
+    Raises InputError for points that are no finite real matrix, or whose squares overflow.
+    """
+    points = as_points(points)
+    scale = column_scale(points)
+    u, s, wt = torch.linalg.svd(points / scale, full_matrices=False)
+    cut = max(points.shape) * 2.0**-52 * float(s[0])
+    rank = int((s > cut).sum())
+    return Span(u[:, :rank], wt[:rank].T, s[:rank], scale, rank)
