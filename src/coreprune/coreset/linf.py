@@ -1,0 +1,136 @@
+"""L-infinity coresets: few points whose largest response bounds the largest response of all points.
+
+For points P and every query x,  max_P f⟨p, x⟩ ≤ factor · max_S f⟨p, x⟩  with f = |·| (symmetric) or relu (one-sided).
+Peeling (`sensitivity.py`) removes such sets one after another.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from coreprune._shapes import Float, Int, Tensor
+from coreprune._validate import as_points
+from coreprune.errors import InputError
+from coreprune.geometry import Ellipsoid, caratheodory, mvee, span
+
+Variant = Literal["axes", "contact"]
+
+
+@dataclass(frozen=True)
+class LinfCoreset:
+    """Points S that stand in for all points, with a certified factor.
+
+    indices: (k,) int64, rows of the points, ascending.
+    factor: max_P f⟨p, x⟩ ≤ factor · max_S f⟨p, x⟩ for every x; `math.inf` where nothing can be certified.
+    factors: (n,) float64, the same for one point at a time: f⟨p_i, x⟩ ≤ factors[i] · max_S f⟨p, x⟩. Points in S have 1,
+        zero rows have 0, and `factor` is the largest.
+    variant, one_sided: how it was asked for.
+    rank: dimension of the span of the points.
+    """
+
+    indices: Int[Tensor, " k"]
+    factor: float
+    factors: Float[Tensor, " n"]
+    variant: Variant
+    one_sided: bool
+    rank: int
+
+
+def linf_coreset(
+    points: Float[Tensor, "n d"], variant: Variant = "contact", one_sided: bool = False, tol: float = 1e-2
+) -> LinfCoreset:
+    """Return an L-infinity coreset of `points` from their Löwner ellipsoid.
+
+    T1 (contact points, symmetric): with u the D-optimal weights, M = Σ u_i p_i p_iᵀ, S = supp(u) and certified gap ε,
+        max_P |⟨p, x⟩| ≤ √((1+ε) r) · max_S |⟨p, x⟩|  for every x.
+        Proof: ⟨p, x⟩² ≤ (pᵀM⁻¹p)(xᵀMx) ≤ (1+ε) r · Σ u_i⟨p_i, x⟩² and Σ u_i = 1 on S.
+    T2 (axes; Tukan, Mualem & Maalouf 2022, symmetric form): the endpoints y_k = √λ_k e_k of {yᵀM⁻¹y ≤ 1} lie in
+        conv(±P); the union C of their Carathéodory points has factor r·√(1+ε).
+    T3 (one-sided): with the general ellipsoid (c, Σ, R² = r + ε(r+1)) and τ = √(cᵀΣ⁻¹c): if τ < 1/R, S = supp(u) has
+        factor (R+τ)/(1/R−τ) for relu; otherwise no finite factor is certified. For `variant="axes"` the inner
+        ellipsoid's endpoints replace S and 1/R becomes 1/(R√r).
+
+    points: (n, d), any real dtype, any device; computed in float64 in the span of the points.
+    variant: "contact" (fewer points, smaller factor) or "axes" (the paper's construction).
+    one_sided: False for |·|, True for relu.
+    tol: gap that the ellipsoid is solved to; the factor uses the certified gap, whatever it is.
+
+    Raises InputError for a wrong variant and for non-finite or misshapen points.
+    """
+    if variant not in get_args(Variant):
+        raise InputError(f"unknown variant {variant!r}; known: {', '.join(get_args(Variant))}.")
+    points = as_points(points)
+    n = points.shape[0]
+    nonzero = torch.nonzero(points.abs().amax(dim=1) > 0).flatten()
+    if nonzero.numel() == 0:
+        empty = torch.zeros(0, dtype=torch.int64, device=points.device)
+        return LinfCoreset(empty, 0.0, points.new_zeros(n), variant, one_sided, 0)
+
+    coordinates = span(points[nonzero]).coordinates
+    rank = coordinates.shape[1]
+    build = _one_sided if one_sided else _symmetric
+    local, local_factors = build(coordinates, variant, tol)
+
+    # A point of S answers for itself, whatever the ellipsoid says.
+    local_factors = local_factors.clamp(min=0.0)
+    local_factors[local] = 1.0
+    factors = points.new_zeros(n)
+    factors[nonzero] = local_factors
+    factor = float(local_factors.max())
+    return LinfCoreset(nonzero[local], factor, factors, variant, one_sided, rank)
+
+
+def _symmetric(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Tensor]:
+    """T1 or T2 in coordinates of full column rank: (indices, factor of each point)."""
+    rank = points.shape[1]
+    ellipsoid = mvee(points, symmetric=True, tol=tol)
+    # Per point: |⟨p, x⟩| ≤ √ω_p · √(xᵀMx), and √(xᵀMx) ≤ max_S|⟨·, x⟩| because the weights on S sum to one.
+    gauge = ellipsoid.distances.clamp(min=0.0).sqrt()
+    if variant == "contact":
+        return ellipsoid.support, gauge
+    eigenvalues, axes = torch.linalg.eigh(ellipsoid.shape)
+    # A hair inside, so that rounding cannot push an endpoint out of the hull; the factor pays for it.
+    inside = 1.0 - 1e-9
+    endpoints = (axes * eigenvalues.clamp(min=0.0).sqrt()).mT * inside
+    chosen = _caratheodory_union(points, endpoints, ellipsoid, symmetric=True)
+    return chosen, gauge * (math.sqrt(rank) / inside)
+
+
+def _one_sided(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Tensor]:
+    """T3 in coordinates of full column rank: (indices, factor of each point)."""
+    n, rank = points.shape
+    if n <= rank:
+        # Independent points: for each of them some x is positive on it alone, so only all of them will do (T7).
+        return torch.arange(n, device=points.device), points.new_ones(n)
+    ellipsoid = mvee(points, symmetric=False, tol=tol)
+    radius = math.sqrt(ellipsoid.radius_squared)
+    eigenvalues, axes = torch.linalg.eigh(ellipsoid.shape)
+    if float(eigenvalues[0]) <= 1e-12 * float(eigenvalues[-1]):
+        # The affine hull misses the origin: τ is infinite.
+        return ellipsoid.support, points.new_full((n,), math.inf)
+    tau = float((axes.mT @ ellipsoid.center / eigenvalues.sqrt()).norm())
+    # Lower side: max_S⟨p, x⟩ ≥ (inner − τ)·s with s² = xᵀΣx; upper side: ⟨p, x⟩ ≤ (√dist_p + τ)·s.
+    inner = 1.0 / radius if variant == "contact" else (1.0 - 1e-9) / (radius * math.sqrt(rank))
+    gauge = ellipsoid.distances.clamp(min=0.0).sqrt() + tau
+    if tau >= inner:
+        return ellipsoid.support, torch.full_like(gauge, math.inf)
+    if variant == "contact":
+        return ellipsoid.support, gauge / (inner - tau)
+    half = (axes * eigenvalues.sqrt()).mT * ((1.0 - 1e-9) / radius)
+    endpoints = ellipsoid.center + torch.cat([half, -half])
+    chosen = _caratheodory_union(points, endpoints, ellipsoid, symmetric=False)
+    return chosen, gauge / (inner - tau)
+
+
+def _caratheodory_union(points: Tensor, endpoints: Tensor, ellipsoid: Ellipsoid, symmetric: bool) -> Tensor:
+    """Rows of `points` that some endpoint needs in its Carathéodory combination, ascending."""
+    # The ellipsoid lies in the hull of its own support, so the others need not be searched.
+    support = ellipsoid.support
+    used = torch.zeros(points.shape[0], dtype=torch.bool, device=points.device)
+    for endpoint in endpoints:
+        used[support[caratheodory(points[support], endpoint, symmetric=symmetric).indices]] = True
+    return torch.nonzero(used).flatten()

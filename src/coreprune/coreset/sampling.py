@@ -1,0 +1,212 @@
+"""Importance sampling of channels, with re-weighting.
+
+q_i = importance_i / T, m draws with replacement, and V'_jk = V_jk · (times k was drawn) / (m q_k): an unbiased estimate
+of the next layer, F'(x) for every x, whose error T6 bounds (`bounds.sampling_bound`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from coreprune._shapes import Float, Int, Tensor
+from coreprune.errors import InputError
+
+
+@dataclass(frozen=True)
+class Coreset:
+    """Kept channels and the factors of their outgoing weights.
+
+    indices: (k,) int64 kept channels, ascending.
+    weights: (k,) float64, V'_jk = weights_k · V_jk where V_jk ≥ 0 (everywhere, unless `negative_weights` is given).
+    negative_weights: (k,) float64 factors where V_jk < 0, after a sign-split sample; otherwise None.
+    draws: m, the number of draws behind it; 0 when nothing was drawn (a deterministic choice).
+    """
+
+    indices: Int[Tensor, " k"]
+    weights: Float[Tensor, " k"]
+    negative_weights: Float[Tensor, " k"] | None = None
+    draws: int = 0
+
+    def outgoing(self, outgoing: Float[Tensor, "J n"]) -> Float[Tensor, "J k"]:
+        """Return the re-weighted outgoing weights V' (J, k) from all outgoing weights V (J, n)."""
+        kept = outgoing[:, self.indices]
+        factors = self.weights.to(kept)
+        if self.negative_weights is None:
+            return kept * factors
+        return kept * torch.where(kept >= 0, factors, self.negative_weights.to(kept))
+
+
+@dataclass(frozen=True)
+class DrawStream:
+    """An endless i.i.d. sequence of draws, told by the order in which new items appear in it.
+
+    Cutting the stream where `order[t-1]` first appears gives t distinct items, so one stream holds a nested coreset
+    for every size. Items of probability zero never appear.
+
+    order: (k,) int64 items by first appearance. probabilities: (n,) float64, sum 1. seed: of the repeats between them.
+    """
+
+    order: Int[Tensor, " k"]
+    probabilities: Float[Tensor, " n"]
+    seed: int
+
+    def cut(self, t: int) -> tuple[Int[Tensor, " t"], int]:
+        """How often each of order[:t] has been drawn when the t-th distinct item appears, and the draws in all.
+
+        No draw is simulated: before each new item comes a geometric number of repeats, spread multinomially over the
+        items seen so far. Exact in distribution, O(t²) however small the smallest probability.
+        """
+        rng = np.random.default_rng(self.seed)
+        q = self.probabilities[self.order].cpu().numpy()
+        unseen = np.cumsum(q[::-1])[::-1]  # unseen[s] = probability that a draw is new after s distinct items
+        counts = np.zeros(t, dtype=np.int64)
+        for s in range(t):
+            if s:
+                repeats = min(int(rng.geometric(min(1.0, unseen[s]))) - 1, _MOST_REPEATS)
+                counts[:s] += rng.multinomial(repeats, q[:s] / q[:s].sum())
+            counts[s] += 1
+        return torch.as_tensor(counts, device=self.order.device), int(counts.sum())
+
+
+# Keeps counts exact in float64 where an item's probability is below 1e-12; the repeats before it change nothing then.
+_MOST_REPEATS = 2**40
+
+
+def draw_stream(importance: Float[Tensor, " n"], generator: torch.Generator) -> DrawStream:
+    """Start an i.i.d. stream with probabilities proportional to `importance`.
+
+    importance: (n,), finite, ≥ 0, not all zero. Raises InputError otherwise.
+    """
+    importance = _as_importance(importance)
+    probabilities = importance / importance.sum()
+    q = probabilities.cpu().numpy()
+    rng = _numpy_generator(generator)
+    positive = np.flatnonzero(q)
+    # The first appearances of an i.i.d. stream come in the order of independent exponential clocks with rates q.
+    order = positive[np.argsort(rng.exponential(size=positive.size) / q[positive])]
+    return DrawStream(torch.as_tensor(order, device=importance.device), probabilities, int(rng.integers(2**62)))
+
+
+def sample(
+    importance: Float[Tensor, "*sign n"],
+    m: int,
+    generator: torch.Generator,
+    *,
+    unit: Literal["distinct", "draws"] = "distinct",
+    sign_split: bool = False,
+    replacement: bool = True,
+) -> Coreset:
+    """Sample channels by importance and re-weight them.
+
+    importance: (n,) ≥ 0; with `sign_split` (2, n), the importances for the positive and the negative outgoing weights.
+    m: with unit="distinct" the number of distinct channels kept, with unit="draws" the number of draws.
+    sign_split: positive and negative outgoing weights are sampled apart (Mussay et al. 2020): 2n items, one per channel
+        and sign, each with its own probability and its own factor.
+    replacement: False draws m distinct items with inclusion probabilities π_i = min(1, m·q_i) (rescaled to sum to m;
+        systematic sampling in random order) and factors 1/π_i: unbiased, but T6 does not cover it.
+    generator: source of all randomness.
+
+    Asking for all channels of positive importance (unit="distinct") keeps them with factor 1: nothing is estimated.
+    Raises InputError when m is below 1, above n, or the importances are negative, non-finite or all zero.
+    """
+    if sign_split and (importance.ndim != 2 or importance.shape[0] != 2):
+        raise InputError(f"with sign_split, importance has shape (2, n), but it is {tuple(importance.shape)}.")
+    if not sign_split and importance.ndim != 1:
+        raise InputError(f"importance has shape (n,), but it is {tuple(importance.shape)}.")
+    n = importance.shape[-1]
+    if not isinstance(m, int) or m < 1:
+        raise InputError(f"m must be a whole number ≥ 1, but it is {m!r}.")
+    if unit not in ("distinct", "draws"):
+        raise InputError(f"unknown unit {unit!r}; known: distinct, draws.")
+    if unit == "distinct" and m > n:
+        raise InputError(f"{m} distinct channels were asked for, but there are only {n}.")
+    items = _as_importance(importance.reshape(-1))
+    if not replacement:
+        return _without_replacement(items, min(m, n), generator, n)
+    if unit == "distinct":
+        return from_stream(draw_stream(items, generator), m, n)
+    q = (items / items.sum()).cpu().numpy()
+    counts = torch.as_tensor(_numpy_generator(generator).multinomial(m, q / q.sum()), device=items.device)
+    factors = torch.where(counts > 0, counts / (m * torch.as_tensor(q, device=items.device)), 0.0)
+    return _coreset(factors, n, m)
+
+
+def from_stream(stream: DrawStream, m: int, n: int) -> Coreset:
+    """Cut a stream over n (or, sign-split, 2n) items where m distinct channels have appeared.
+
+    When all channels of positive importance are wanted, each is kept with factor 1; channels that never appear then
+    fill up to m with factor 1 too, so that the coreset always has m channels.
+    """
+    channels = stream.order.cpu().numpy() % n
+    _, first = np.unique(channels, return_index=True)  # position in the stream where each channel first appears
+    arrivals = np.sort(first)
+    if m >= arrivals.size:
+        keep = torch.zeros(n, dtype=torch.bool, device=stream.order.device)
+        keep[torch.as_tensor(channels, device=keep.device)] = True
+        others = torch.nonzero(~keep).flatten()
+        keep[others[: m - arrivals.size]] = True
+        indices = torch.nonzero(keep).flatten()
+        return Coreset(indices, torch.ones(indices.numel(), dtype=torch.float64, device=indices.device))
+    t = int(arrivals[m - 1]) + 1
+    counts, draws = stream.cut(t)
+    seen = stream.order[:t]
+    factors = torch.zeros_like(stream.probabilities)
+    factors[seen] = counts.to(factors) / (draws * stream.probabilities[seen])
+    return _coreset(factors, n, draws)
+
+
+def _coreset(factors: Tensor, n: int, draws: int) -> Coreset:
+    """Factors of n or 2n items → channels that have one."""
+    by_sign = factors.reshape(-1, n)
+    indices = torch.nonzero((by_sign > 0).any(dim=0)).flatten()
+    negative = by_sign[1, indices] if by_sign.shape[0] == 2 else None
+    return Coreset(indices, by_sign[0, indices], negative, draws)
+
+
+def _without_replacement(items: Tensor, m: int, generator: torch.Generator, n: int) -> Coreset:
+    rng = _numpy_generator(generator)
+    importance = items.cpu().numpy()
+    positive = np.flatnonzero(importance)
+    if positive.size <= m:
+        pi = (importance > 0).astype(float)
+    else:
+        # π_i = min(1, t·importance_i) with t such that they sum to m: cap, rescale the rest, repeat.
+        pi = np.zeros_like(importance)
+        certain = np.zeros(importance.size, dtype=bool)
+        while True:
+            free = ~certain & (importance > 0)
+            scaled = importance[free] * ((m - certain.sum()) / importance[free].sum())
+            pi[free], pi[certain] = scaled, 1.0
+            over = free & (pi >= 1.0)
+            if not over.any():
+                break
+            certain |= over
+    shuffled = rng.permutation(positive)
+    # One uniform start, unit steps along the cumulated π: item i is hit with probability exactly π_i, m hits in all.
+    edges = np.r_[0.0, np.cumsum(pi[shuffled])]
+    start = rng.uniform()
+    hit = np.floor(edges[1:] - start) > np.floor(edges[:-1] - start)
+    factors = np.zeros_like(importance)
+    factors[shuffled[hit]] = 1.0 / pi[shuffled[hit]]
+    return _coreset(torch.as_tensor(factors, device=items.device), n, 0)
+
+
+def _as_importance(importance: Tensor) -> Tensor:
+    importance = torch.as_tensor(importance).to(torch.float64)
+    if not bool(torch.isfinite(importance).all()) or bool((importance < 0).any()):
+        raise InputError("importances must be finite and ≥ 0.")
+    if importance.numel() == 0 or float(importance.sum()) <= 0:
+        raise InputError("every importance is zero, so there is nothing to sample by; use the 'uniform' selector.")
+    return importance
+
+
+def _numpy_generator(generator: torch.Generator) -> np.random.Generator:
+    """A numpy generator seeded from a torch one: numpy has exact geometric and multinomial draws of any size."""
+    if not isinstance(generator, torch.Generator):
+        raise InputError("pass an explicit torch.Generator, e.g. torch.Generator().manual_seed(0).")
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+    return np.random.default_rng(int(seed))

@@ -1,0 +1,213 @@
+"""How much a channel can matter to the next layer, over every possible input.
+
+Notation of docs/theory.md: channel i responds a_i(x) = φ⟨p_i, x⟩, its largest outgoing weight is c_i, and
+a_i = c_i p_i are the rows of A, r = rank A. Two kinds of value, never mixed:
+
+relative:  s_i = sup_x f⟨a_i, x⟩ / Σ_k f⟨a_k, x⟩        (f = |·|, or relu when one-sided)
+absolute:  sup_{‖x‖ ≤ β} c_i |φ⟨p_i, x⟩|                 (the importances of T6 and of Mussay et al. 2020)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from coreprune._shapes import Float, Tensor
+from coreprune._validate import as_points
+from coreprune.coreset.linf import Variant, linf_coreset
+from coreprune.errors import InputError
+from coreprune.geometry import lewis_weights, span
+
+Method = Literal["peeling", "lewis", "norm", "mussay", "exact"]
+METHODS: tuple[Method, ...] = ("peeling", "lewis", "norm", "mussay", "exact")
+
+
+@dataclass(frozen=True)
+class Sensitivities:
+    """Upper bounds (or exact values) of the channels' sensitivities.
+
+    bounds: (n,) float64, non-negative; zero rows have 0.
+    total: their sum; a sample of about total²/ε² (absolute) or total/ε² (relative) draws is what the theory asks for.
+    method: the method that ran.
+    kind: "relative" (at most 1 each) or "absolute" (units of the response).
+    vacuous: T7: every bound of a non-zero channel is 1, so it does not tell one channel from another. Absolute values
+        are never vacuous in this sense.
+    rank: r, the dimension of the span of the weighted points.
+    rounds: peeling rounds; 0 for other methods.
+    ridge: λ of the ridge form of peeling; 0.0 when it did not run.
+    """
+
+    bounds: Float[Tensor, " n"]
+    total: float
+    method: Method
+    kind: Literal["relative", "absolute"]
+    vacuous: bool
+    rank: int
+    rounds: int = 0
+    ridge: float = 0.0
+
+
+def sensitivities(
+    points: Float[Tensor, "n d"],
+    weights: Float[Tensor, " n"] | None = None,
+    method: Method = "peeling",
+    *,
+    one_sided: bool = False,
+    variant: Variant = "contact",
+    tight: bool = True,
+    ridge: float = 0.0,
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    radius: float = 1.0,
+) -> Sensitivities:
+    """Bound the sensitivity of every channel.
+
+    points: (n, d), row i is p_i (incoming weights with the bias appended).
+    weights: (n,) c_i = max_j |V_ji| ≥ 0; ones when absent.
+    method:
+        "peeling"  T4: remove L-infinity coresets S_1, S_2, … with factors α_1, α_2, … in turn.
+        "lewis"    T5: ℓ1 Lewis weights τ_i, Σ τ_i = r; two-sided only.
+        "norm"     absolute: ‖a_i‖, the supremum of |⟨a_i, x⟩| over ‖x‖ ≤ 1.
+        "mussay"   absolute: c_i |φ(β‖p_i‖)| (Mussay et al. 2020), β = `radius`, φ = `activation`.
+        "exact"    relative, by n linear programs with n variables each; an oracle for small n.
+    one_sided: f = relu instead of |·|. Relative methods only.
+    variant, tight, ridge: for peeling, see `peel`.
+
+    Raises InputError for an unknown method, bad points or weights, and for one_sided with "lewis" (T5 is two-sided).
+    """
+    points = as_points(points)
+    n = points.shape[0]
+    c = points.new_ones(n) if weights is None else _as_weights(weights, points)
+    weighted = c[:, None] * points
+    if method == "norm":
+        return _absolute(weighted.norm(dim=1), method, weighted)
+    if method == "mussay":
+        if not radius > 0:
+            raise InputError(f"radius must be positive (it bounds the norm of the inputs), but it is {radius}.")
+        return _absolute(c * activation(radius * points.norm(dim=1)).abs(), method, weighted)
+    if method == "peeling":
+        return peel(weighted, one_sided=one_sided, variant=variant, tight=tight, ridge=ridge)
+    if method == "lewis":
+        if one_sided:
+            raise InputError("Lewis weights bound two-sided sensitivities only (T5). Use method='peeling' or 'exact'.")
+        return _relative(lewis_weights(weighted).clamp(0.0, 1.0), method, weighted)
+    if method == "exact":
+        return _relative(_exact(weighted, one_sided), method, weighted)
+    raise InputError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
+
+
+def peel(
+    weighted: Float[Tensor, "n d"],
+    *,
+    one_sided: bool = False,
+    variant: Variant = "contact",
+    tight: bool = True,
+    ridge: float = 0.0,
+) -> Sensitivities:
+    """Bound relative sensitivities by peeling (T4; Tukan et al. 2022, after Varadarajan & Xiao 2012).
+
+    T4: remove L-infinity coresets S_1, S_2, … with factor α in turn; a point removed in round l has s_i ≤ min(1, α/l).
+    tight=True uses each point's own factor α_it of every round (T4′, docs/theory.md):
+        s_i ≤ 1 / (1 + Σ_{t<l} 1/α_it),  because Σ_k f⟨a_k,x⟩ ≥ Σ_{t≤l} max_{S_t} f⟨·,x⟩ and the sets are disjoint.
+    tight=False is the paper's α/l with the worst factor of the rounds so far.
+
+    ridge: λ ≥ 0. With λ > 0 the points ±√λ e_j (an orthonormal basis) join every round, which bounds
+        sup_x |⟨a_i,x⟩| / (Σ_k |⟨a_k,x⟩| + L√λ‖x‖) instead, L the number of rounds. This tells channels apart where
+        the plain bound is constant (n ≤ r, T7). Two-sided only.
+    """
+    if ridge < 0:
+        raise InputError(f"ridge must be ≥ 0, but it is {ridge}.")
+    if ridge > 0 and one_sided:
+        raise InputError("the ridge form is two-sided; use one_sided=False or ridge=0.")
+    n, d = weighted.shape
+    # An isometry, so that √λ keeps its meaning, and no wider than the number of points.
+    points = torch.linalg.qr(weighted.mT).R.mT if n < d else weighted
+    extra = ridge**0.5 * torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
+    if ridge == 0:
+        extra = extra[:0]
+
+    bounds = points.new_zeros(n)
+    gained = points.new_zeros(n)  # Σ_{t<l} 1/α_it, or Σ 1/α_t when not tight
+    left = torch.nonzero(points.abs().amax(dim=1) > 0).flatten()
+    worst = 1.0
+    rounds = 0
+    while left.numel():
+        rounds += 1
+        found = linf_coreset(torch.cat([points[left], extra]), variant=variant, one_sided=one_sided)
+        real = found.indices[found.indices < left.numel()]
+        worst = max(worst, found.factor)
+        out = torch.zeros(left.numel(), dtype=torch.bool, device=points.device)
+        out[real] = True
+        last = found.factor == float("inf") or real.numel() == 0
+        if last:  # Nothing more can be certified: the others keep what the rounds so far have shown.
+            out[:] = True
+        leaving = left[out]
+        if tight:
+            # A removed point answers for itself (factor 1), one that merely stops here with its own factor.
+            step = 1.0 / found.factors[: left.numel()]
+            bounds[leaving] = 1.0 / (gained[leaving] + step[out])
+            gained[left] += step
+        else:
+            bounds[leaving] = worst / rounds
+        left = left[~out]
+    bounds = bounds.clamp(max=1.0)
+    return replace(_relative(bounds, "peeling", points), rounds=rounds, ridge=float(ridge))
+
+
+def spectral_ridge(weighted: Float[Tensor, "n d"]) -> float:
+    """λ for the ridge form: the mean eigenvalue of the Gram matrix A Aᵀ, i.e. the mean squared norm of the points.
+
+    Then about half of the points lie inside the ball of the added points, and peeling orders the rest.
+    """
+    return float(weighted.to(torch.float64).square().sum(dim=1).mean())
+
+
+def _as_weights(weights: Tensor, points: Tensor) -> Tensor:
+    n = points.shape[0]
+    c = torch.as_tensor(weights, dtype=torch.float64, device=points.device)
+    if c.shape != (n,):
+        raise InputError(f"weights must have one entry per point ({n}), but the shape is {tuple(c.shape)}.")
+    if not bool(torch.isfinite(c).all()) or bool((c < 0).any()):
+        raise InputError("weights must be finite and ≥ 0: they are c_i = max_j |V_ji|.")
+    return c
+
+
+def _relative(bounds: Tensor, method: Method, weighted: Tensor) -> Sensitivities:
+    nonzero = weighted.abs().amax(dim=1) > 0
+    bounds = torch.where(nonzero, bounds, 0.0)
+    vacuous = bool((bounds[nonzero] >= 1.0 - 1e-9).all())
+    return Sensitivities(bounds, float(bounds.sum()), method, "relative", vacuous, span(weighted).rank)
+
+
+def _absolute(bounds: Tensor, method: Method, weighted: Tensor) -> Sensitivities:
+    return Sensitivities(bounds, float(bounds.sum()), method, "absolute", False, span(weighted).rank)
+
+
+def _exact(weighted: Tensor, one_sided: bool) -> Tensor:
+    """s_i = min{‖v‖∞ : Aᵀv = a_i} (v ≥ 0 when one-sided), the dual of the supremum, by HiGHS."""
+    import numpy as np
+    from scipy.optimize import linprog
+
+    rows = (weighted @ span(weighted).basis).cpu().numpy()
+    n, r = rows.shape
+    values = np.zeros(n)
+    # Variables v_1..v_n and t; minimise t subject to |v_k| ≤ t (v_k ≤ t and v ≥ 0 when one-sided).
+    objective = np.r_[np.zeros(n), 1.0]
+    upper = np.c_[np.eye(n), -np.ones(n)]
+    inequality = upper if one_sided else np.r_[upper, np.c_[-np.eye(n), -np.ones(n)]]
+    equality = np.c_[rows.T, np.zeros(r)]
+    bounds = [(0.0 if one_sided else None, None)] * n + [(0.0, None)]
+    scale = max(float(np.abs(rows).max()), 1e-300)
+    for i in range(n):
+        if not np.any(rows[i]):
+            continue
+        solved = linprog(
+            objective, A_ub=inequality, b_ub=np.zeros(len(inequality)), A_eq=equality / scale, b_eq=rows[i] / scale,
+            bounds=bounds, method="highs",
+        )  # fmt: skip
+        if not solved.success:
+            raise InputError(f"the linear program of channel {i} did not solve: {solved.message}")
+        values[i] = min(1.0, solved.fun)
+    return torch.as_tensor(values, dtype=weighted.dtype, device=weighted.device)
