@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 install_import_hook(["coreprune.geometry", "coreprune.coreset", "coreprune.pruning"], "beartype.beartype")
 
@@ -37,3 +37,11 @@ def data_dir() -> Path:
 def gen() -> torch.Generator:
     """A fresh, seeded generator per test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def unchecked():
+    """Turn the shape checks off: what a user sees who passes the wrong thing, instead of what the tests would see."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

@@ -1,1 +1,37 @@
-"""Coresets of a layer's channels, and the certificates that come with them."""
+"""Coresets of a layer's channels, and the certificates that come with them. Tensors in, tensors out."""
+
+from coreprune.coreset.bounds import (
+    Certificate,
+    RelativeLimit,
+    importance,
+    merge,
+    merge_bound,
+    merged_outgoing,
+    relative_limit,
+    sampling_bound,
+)
+from coreprune.coreset.linf import LinfCoreset, linf_coreset
+from coreprune.coreset.sampling import Coreset, DrawStream, draw_stream, from_stream, sample
+from coreprune.coreset.sensitivity import Sensitivities, peel, sensitivities, spectral_ridge
+
+__all__ = [
+    "Certificate",
+    "Coreset",
+    "DrawStream",
+    "LinfCoreset",
+    "RelativeLimit",
+    "Sensitivities",
+    "draw_stream",
+    "from_stream",
+    "importance",
+    "linf_coreset",
+    "merge",
+    "merge_bound",
+    "merged_outgoing",
+    "peel",
+    "relative_limit",
+    "sample",
+    "sampling_bound",
+    "sensitivities",
+    "spectral_ridge",
+]

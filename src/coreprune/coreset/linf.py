@@ -26,15 +26,15 @@ class LinfCoreset:
 
     indices: (k,) int64, rows of the points, ascending.
     factor: max_P f⟨p, x⟩ ≤ factor · max_S f⟨p, x⟩ for every x; `math.inf` where nothing can be certified.
-    factors: (n,) float64, the same for one point at a time: f⟨p_i, x⟩ ≤ factors[i] · max_S f⟨p, x⟩. Points in S have 1,
-        zero rows have 0, and `factor` is the largest.
+    gauge: (n,) float64, the same for one point at a time: f⟨p_i, x⟩ ≤ gauge[i] · max_S f⟨p, x⟩, from the ellipsoid.
+        A point of S also answers for itself, with factor 1. Zero rows have 0.
     variant, one_sided: how it was asked for.
     rank: dimension of the span of the points.
     """
 
     indices: Int[Tensor, " k"]
     factor: float
-    factors: Float[Tensor, " n"]
+    gauge: Float[Tensor, " n"]
     variant: Variant
     one_sided: bool
     rank: int
@@ -68,36 +68,63 @@ def linf_coreset(
     nonzero = torch.nonzero(points.abs().amax(dim=1) > 0).flatten()
     if nonzero.numel() == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=points.device)
-        return LinfCoreset(empty, 0.0, points.new_zeros(n), variant, one_sided, 0)
+        return LinfCoreset(empty, 1.0, points.new_zeros(n), variant, one_sided, 0)
 
     coordinates = span(points[nonzero]).coordinates
     rank = coordinates.shape[1]
     build = _one_sided if one_sided else _symmetric
-    local, local_factors = build(coordinates, variant, tol)
-
-    # A point of S answers for itself, whatever the ellipsoid says.
-    local_factors = local_factors.clamp(min=0.0)
-    local_factors[local] = 1.0
-    factors = points.new_zeros(n)
-    factors[nonzero] = local_factors
-    factor = float(local_factors.max())
-    return LinfCoreset(nonzero[local], factor, factors, variant, one_sided, rank)
+    local, local_gauge = build(coordinates, variant, tol)
+    # A point far shorter than the others' rounding errors has no coordinates in their span: nothing is known of it.
+    lost = coordinates.abs().amax(dim=1) == 0
+    gauge = points.new_zeros(n)
+    gauge[nonzero] = torch.where(lost, math.inf, local_gauge)
+    answered = torch.ones_like(local_gauge, dtype=torch.bool)
+    answered[local] = False
+    others = gauge[nonzero][answered]
+    factor = max(1.0, float(others.max())) if others.numel() else 1.0
+    return LinfCoreset(nonzero[local], factor, gauge, variant, one_sided, rank)
 
 
 def _symmetric(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Tensor]:
     """T1 or T2 in coordinates of full column rank: (indices, factor of each point)."""
     rank = points.shape[1]
-    ellipsoid = mvee(points, symmetric=True, tol=tol)
-    # Per point: |⟨p, x⟩| ≤ √ω_p · √(xᵀMx), and √(xᵀMx) ≤ max_S|⟨·, x⟩| because the weights on S sum to one.
-    gauge = ellipsoid.distances.clamp(min=0.0).sqrt()
+    ellipsoid = mvee(points, symmetric=True, tol=min(tol, _CONTACT_TOL))
     if variant == "contact":
-        return ellipsoid.support, gauge
+        support = _contact_points(ellipsoid)
+        shape = _moment(points, ellipsoid.weights, support)
+        # Per point: |⟨p, x⟩| ≤ √ω_p · √(xᵀMx), and √(xᵀMx) ≤ max_S|⟨·, x⟩| because the weights on S sum to one.
+        return support, _gauge(points, shape)
+    gauge = ellipsoid.distances.clamp(min=0.0).sqrt()
     eigenvalues, axes = torch.linalg.eigh(ellipsoid.shape)
-    # A hair inside, so that rounding cannot push an endpoint out of the hull; the factor pays for it.
-    inside = 1.0 - 1e-9
-    endpoints = (axes * eigenvalues.clamp(min=0.0).sqrt()).mT * inside
-    chosen = _caratheodory_union(points, endpoints, ellipsoid, symmetric=True)
-    return chosen, gauge * (math.sqrt(rank) / inside)
+    endpoints = (axes * eigenvalues.clamp(min=0.0).sqrt()).mT * _INSIDE
+    # These endpoints lie in the hull of the ellipsoid's own support, so the other points need not be searched.
+    chosen = _caratheodory_union(points, endpoints, ellipsoid.support, symmetric=True)
+    return chosen, gauge * (math.sqrt(rank) / _INSIDE)
+
+
+# Interior iterates keep a little weight on every point. At this gap the contact points stand out by orders of magnitude,
+# and the ones below this share of the mean weight can go; the factor is recomputed without them.
+_CONTACT_TOL, _NEGLIGIBLE = 1e-5, 1e-2
+
+# Endpoints are drawn in by a hair, so that rounding cannot push one out of the hull; the factor pays for it.
+_INSIDE = 1.0 - 1e-9
+
+
+def _contact_points(ellipsoid: Ellipsoid) -> Tensor:
+    weights = ellipsoid.weights
+    return torch.nonzero(weights > _NEGLIGIBLE / weights.numel()).flatten()
+
+
+def _moment(points: Tensor, weights: Tensor, support: Tensor) -> Tensor:
+    """Σ_S u_i p_i p_iᵀ with the weights on S scaled to sum to one."""
+    u = weights[support] / weights[support].sum()
+    return points[support].mT @ (u[:, None] * points[support])
+
+
+def _gauge(points: Tensor, shape: Tensor) -> Tensor:
+    """√(pᵀ shape⁻¹ p) of every point."""
+    factor = torch.linalg.cholesky(shape)
+    return torch.linalg.solve_triangular(factor, points.mT, upper=False).norm(dim=0)
 
 
 def _one_sided(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Tensor]:
@@ -106,30 +133,31 @@ def _one_sided(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
     if n <= rank:
         # Independent points: for each of them some x is positive on it alone, so only all of them will do (T7).
         return torch.arange(n, device=points.device), points.new_ones(n)
-    ellipsoid = mvee(points, symmetric=False, tol=tol)
-    radius = math.sqrt(ellipsoid.radius_squared)
-    eigenvalues, axes = torch.linalg.eigh(ellipsoid.shape)
+    ellipsoid = mvee(points, symmetric=False, tol=min(tol, _CONTACT_TOL))
+    support = _contact_points(ellipsoid)
+    u = ellipsoid.weights[support] / ellipsoid.weights[support].sum()
+    center = u @ points[support]
+    centred = points - center
+    eigenvalues, axes = torch.linalg.eigh(_moment(centred, ellipsoid.weights, support))
     if float(eigenvalues[0]) <= 1e-12 * float(eigenvalues[-1]):
         # The affine hull misses the origin: τ is infinite.
-        return ellipsoid.support, points.new_full((n,), math.inf)
-    tau = float((axes.mT @ ellipsoid.center / eigenvalues.sqrt()).norm())
-    # Lower side: max_S⟨p, x⟩ ≥ (inner − τ)·s with s² = xᵀΣx; upper side: ⟨p, x⟩ ≤ (√dist_p + τ)·s.
-    inner = 1.0 / radius if variant == "contact" else (1.0 - 1e-9) / (radius * math.sqrt(rank))
-    gauge = ellipsoid.distances.clamp(min=0.0).sqrt() + tau
+        return support, points.new_full((n,), math.inf)
+    whitening = axes / eigenvalues.sqrt()
+    distances = (centred @ whitening).norm(dim=1)
+    radius, tau = float(distances.max()), float((center @ whitening).norm())
+    # With s² = xᵀΣx:  ⟨p, x⟩ ≤ (dist_p + τ)·s,  and  max_S⟨p, x⟩ ≥ (inner − τ)·s.
+    inner = 1.0 / radius if variant == "contact" else _INSIDE / (radius * math.sqrt(rank))
     if tau >= inner:
-        return ellipsoid.support, torch.full_like(gauge, math.inf)
+        return support, points.new_full((n,), math.inf)
+    factors = (distances + tau) / (inner - tau)
     if variant == "contact":
-        return ellipsoid.support, gauge / (inner - tau)
-    half = (axes * eigenvalues.sqrt()).mT * ((1.0 - 1e-9) / radius)
-    endpoints = ellipsoid.center + torch.cat([half, -half])
-    chosen = _caratheodory_union(points, endpoints, ellipsoid, symmetric=False)
-    return chosen, gauge / (inner - tau)
+        return support, factors
+    half = (axes * eigenvalues.sqrt()).mT * (_INSIDE / radius)
+    return _caratheodory_union(points, center + torch.cat([half, -half]), support, symmetric=False), factors
 
 
-def _caratheodory_union(points: Tensor, endpoints: Tensor, ellipsoid: Ellipsoid, symmetric: bool) -> Tensor:
+def _caratheodory_union(points: Tensor, endpoints: Tensor, support: Tensor, symmetric: bool) -> Tensor:
     """Rows of `points` that some endpoint needs in its Carathéodory combination, ascending."""
-    # The ellipsoid lies in the hull of its own support, so the others need not be searched.
-    support = ellipsoid.support
     used = torch.zeros(points.shape[0], dtype=torch.bool, device=points.device)
     for endpoint in endpoints:
         used[support[caratheodory(points[support], endpoint, symmetric=symmetric).indices]] = True

@@ -9,6 +9,7 @@ absolute:  sup_{‖x‖ ≤ β} c_i |φ⟨p_i, x⟩|                 (the import
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -30,6 +31,8 @@ class Sensitivities:
     """Upper bounds (or exact values) of the channels' sensitivities.
 
     bounds: (n,) float64, non-negative; zero rows have 0.
+    importance: (n,) float64, what to sample by. The bounds, but for peeling before they are cut off at 1: like the
+        paper's α/l, these still tell early rounds from late ones where all of them exceed 1.
     total: their sum; a sample of about total²/ε² (absolute) or total/ε² (relative) draws is what the theory asks for.
     method: the method that ran.
     kind: "relative" (at most 1 each) or "absolute" (units of the response).
@@ -41,6 +44,7 @@ class Sensitivities:
     """
 
     bounds: Float[Tensor, " n"]
+    importance: Float[Tensor, " n"]
     total: float
     method: Method
     kind: Literal["relative", "absolute"]
@@ -128,32 +132,35 @@ def peel(
     if ridge == 0:
         extra = extra[:0]
 
-    bounds = points.new_zeros(n)
-    gained = points.new_zeros(n)  # Σ_{t<l} 1/α_it, or Σ 1/α_t when not tight
+    bounds, importance = points.new_zeros(n), points.new_zeros(n)
+    gained = points.new_zeros(n)  # Σ_{t<l} 1/α_it
     left = torch.nonzero(points.abs().amax(dim=1) > 0).flatten()
-    worst = 1.0
-    rounds = 0
+    worst, rounds = 1.0, 0
     while left.numel():
         rounds += 1
         found = linf_coreset(torch.cat([points[left], extra]), variant=variant, one_sided=one_sided)
-        real = found.indices[found.indices < left.numel()]
-        worst = max(worst, found.factor)
+        gauge = found.gauge[: left.numel()]
+        chosen = found.indices[found.indices < left.numel()]
+        own = gauge.clone()
+        own[chosen] = own[chosen].clamp(max=1.0)  # a point of S_l answers for itself
         out = torch.zeros(left.numel(), dtype=torch.bool, device=points.device)
-        out[real] = True
-        last = found.factor == float("inf") or real.numel() == 0
-        if last:  # Nothing more can be certified: the others keep what the rounds so far have shown.
-            out[:] = True
+        out[chosen] = True
+        if chosen.numel() == 0 or found.factor == math.inf:
+            out[:] = True  # Nothing more can be certified: the others keep what the rounds so far have shown.
         leaving = left[out]
         if tight:
-            # A removed point answers for itself (factor 1), one that merely stops here with its own factor.
-            step = 1.0 / found.factors[: left.numel()]
-            bounds[leaving] = 1.0 / (gained[leaving] + step[out])
-            gained[left] += step
+            bounds[leaving] = 1.0 / (gained[leaving] + 1.0 / own[out])
+            importance[leaving] = 1.0 / (gained[leaving] + 1.0 / gauge[out].clamp(min=1.0))
+            gained[left] += 1.0 / gauge
         else:
-            bounds[leaving] = worst / rounds
+            worst = max(worst, found.factor)
+            bounds[leaving] = importance[leaving] = worst / rounds
         left = left[~out]
     bounds = bounds.clamp(max=1.0)
-    return replace(_relative(bounds, "peeling", points), rounds=rounds, ridge=float(ridge))
+    if not bool(torch.isfinite(importance).all()):
+        importance = bounds
+    found = _relative(bounds, "peeling", points)
+    return replace(found, importance=importance, rounds=rounds, ridge=float(ridge))
 
 
 def spectral_ridge(weighted: Float[Tensor, "n d"]) -> float:
@@ -178,11 +185,11 @@ def _relative(bounds: Tensor, method: Method, weighted: Tensor) -> Sensitivities
     nonzero = weighted.abs().amax(dim=1) > 0
     bounds = torch.where(nonzero, bounds, 0.0)
     vacuous = bool((bounds[nonzero] >= 1.0 - 1e-9).all())
-    return Sensitivities(bounds, float(bounds.sum()), method, "relative", vacuous, span(weighted).rank)
+    return Sensitivities(bounds, bounds, float(bounds.sum()), method, "relative", vacuous, span(weighted).rank)
 
 
 def _absolute(bounds: Tensor, method: Method, weighted: Tensor) -> Sensitivities:
-    return Sensitivities(bounds, float(bounds.sum()), method, "absolute", False, span(weighted).rank)
+    return Sensitivities(bounds, bounds, float(bounds.sum()), method, "absolute", False, span(weighted).rank)
 
 
 def _exact(weighted: Tensor, one_sided: bool) -> Tensor:

@@ -1,0 +1,238 @@
+"""Selectors: rules that rank or sample the channels of one layer. All share one signature.
+
+    ranking = selector(layer, generator)     # LayerWeights, torch.Generator -> Ranking
+    coreset = ranking.coreset(k)             # which k channels stay, and the factors of their outgoing weights
+
+A selector is a small frozen dataclass whose fields are its options. `prune(method=...)` takes one, or its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+
+from coreprune._shapes import Float, Int, Tensor
+from coreprune.coreset import Coreset, DrawStream, draw_stream, from_stream, sensitivities, spectral_ridge
+from coreprune.coreset.linf import Variant
+from coreprune.errors import InputError
+from coreprune.pruning.activations import Activation
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer between two linear maps, as the theory sees it.
+
+    incoming: (n, d) float64, row i is p_i: the weights that make channel i, bias appended.
+    outgoing: (J, n) float64, V: the weights that read the channels.
+    activation: φ between the two.
+    """
+
+    incoming: Float[Tensor, "n d"]
+    outgoing: Float[Tensor, "J n"]
+    activation: Activation
+
+    @property
+    def outgoing_sizes(self) -> Float[Tensor, " n"]:
+        """c_i = max_j |V_ji|, shape (n,)."""
+        return self.outgoing.abs().amax(dim=0)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a selector says about a layer.
+
+    method: its name. scores: (n,) float64, larger stays first. order: (n,) int64, all channels, the first k are the
+    choice of size k. note: which form ran and what limits it, in words. stream: the draws of a sampling selector, or
+    None for a deterministic one; with sign_split its items are 2n.
+    """
+
+    method: str
+    scores: Float[Tensor, " n"]
+    order: Int[Tensor, " n"]
+    note: str = ""
+    stream: DrawStream | None = None
+
+    def coreset(self, k: int) -> Coreset:
+        """Return the coreset of k channels. Sampled channels are re-weighted, ranked ones keep their weights."""
+        n = self.scores.numel()
+        if not 1 <= k <= n:
+            raise InputError(f"a coreset of this layer has between 1 and {n} channels, not {k}.")
+        if self.stream is not None:
+            return from_stream(self.stream, k, n)
+        indices = self.order[:k].sort().values
+        return Coreset(indices, torch.ones(k, dtype=torch.float64, device=indices.device))
+
+
+class Selector(Protocol):
+    """The one signature."""
+
+    name: ClassVar[str]
+
+    def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
+        """Rank the channels of one layer."""
+        ...
+
+
+def _ranked(name: str, scores: Tensor, note: str = "") -> Ranking:
+    return Ranking(name, scores, torch.argsort(scores, descending=True, stable=True), note)
+
+
+def _sampled(name: str, importance: Tensor, generator: torch.Generator, note: str = "") -> Ranking:
+    """Sampling with re-weighting; `importance` is (n,), or (2, n) when the two signs are sampled apart."""
+    n = importance.shape[-1]
+    if float(importance.sum()) == 0:  # No channel matters to the next layer, so any choice is as good.
+        return _ranked(name, importance.reshape(-1, n).sum(dim=0), "every channel is dead; the first ones stay")
+    stream = draw_stream(importance.reshape(-1), generator)
+    first, seen = [], set()
+    for item in stream.order.tolist():
+        if item % n not in seen:
+            seen.add(item % n)
+            first.append(item % n)
+    order = torch.tensor(first + [i for i in range(n) if i not in seen], device=importance.device)
+    return Ranking(name, importance.reshape(-1, n).sum(dim=0), order, note, stream)
+
+
+@dataclass(frozen=True)
+class Loewner:
+    """The paper: Löwner ellipsoid → Carathéodory → L∞ coreset → peeling → sensitivities → sampling → re-weighting.
+
+    Tukan, Mualem & Maalouf, NeurIPS 2022.
+
+    ridge: "auto" runs the plain bound where it tells channels apart, and the ridge form (λ = mean squared norm of the
+        points, `peel`) where the points are independent (n ≤ r, T7) and one round takes them all; None or 0 always
+        runs the plain bound; a number is λ as a multiple of that mean. The ranking's note says which one ran.
+    variant: "axes" is the paper's construction, "contact" the smaller sets with the smaller factor (T1).
+    tight: True sharpens the bound with every point's own factor (T4′); False is the paper's α/l.
+    """
+
+    ridge: float | Literal["auto"] | None = "auto"
+    variant: Variant = "axes"
+    tight: bool = True
+    name: ClassVar[str] = "loewner"
+
+    def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
+        """Rank the channels of one layer."""
+        c = layer.outgoing_sizes
+        if self.ridge != "auto" and self.ridge:
+            return self._with_ridge(layer, c, self.ridge, generator)
+        plain = sensitivities(layer.incoming, c, "peeling", variant=self.variant, tight=self.tight)
+        if plain.rounds <= 1 and self.ridge == "auto":
+            return self._with_ridge(layer, c, 1.0, generator)
+        note = f"plain bound, {plain.rounds} rounds, rank {plain.rank} of {c.numel()} channels"
+        if plain.rounds <= 1:
+            note += "; the bound is constant, so this is uniform sampling (T7)"
+        return _sampled(self.name, plain.importance, generator, note)
+
+    def _with_ridge(self, layer: LayerWeights, c: Tensor, share: float, generator: torch.Generator) -> Ranking:
+        ridge = share * spectral_ridge(c[:, None] * layer.incoming)
+        bound = sensitivities(layer.incoming, c, "peeling", variant=self.variant, tight=self.tight, ridge=ridge)
+        note = f"ridge form, λ = {ridge:.3g}, {bound.rounds} rounds, rank {bound.rank} of {c.numel()} channels"
+        return _sampled(self.name, bound.importance, generator, note)
+
+
+@dataclass(frozen=True)
+class Lewis:
+    """Sampling by ℓ1 Lewis weights (T5, T6 in the Lewis metric). In the n ≤ r regime they are all 1: uniform."""
+
+    name: ClassVar[str] = "lewis"
+
+    def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
+        """Rank the channels of one layer."""
+        found = sensitivities(layer.incoming, layer.outgoing_sizes, "lewis")
+        note = "every weight is 1, so this is uniform sampling (T7)" if found.vacuous else f"rank {found.rank}"
+        return _sampled(self.name, found.bounds, generator, note)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Sampling by c_i‖p_i‖ (T6, Euclidean): the dimension-free bound.
+
+    sign_split: sample positive and negative outgoing weights apart.
+    """
+
+    sign_split: bool = False
+    name: ClassVar[str] = "norm"
+
+    def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
+        """Rank the channels of one layer."""
+        lengths = layer.incoming.norm(dim=1)
+        return _sampled(self.name, _sizes(layer, self.sign_split) * lengths, generator)
+
+
+@dataclass(frozen=True)
+class Mussay:
+    """Sampling by max_j |V_ji| · |φ(β‖p_i‖)| (Mussay, Osadchy, Braverman, Zhou & Feldman, ICLR 2020).
+
+    beta: bound on the norm of the inputs. For a homogeneous φ it cancels, and the rule equals `Norm`.
+    sign_split: sample positive and negative outgoing weights apart, as their paper does for weights of both signs.
+    """
+
+    beta: float = 1.0
+    sign_split: bool = False
+    name: ClassVar[str] = "mussay"
+
+    def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
+        """Rank the channels of one layer."""
+        response = sensitivities(
+            layer.incoming, method="mussay", activation=layer.activation.function, radius=self.beta
+        ).bounds
+        note = "equals 'norm': the activation is homogeneous" if layer.activation.homogeneous else f"β = {self.beta:g}"
+        return _sampled(self.name, _sizes(layer, self.sign_split) * response, generator, note)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform sampling with re-weighting: what the others have to beat."""
+
+    name: ClassVar[str] = "uniform"
+
+    def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
+        """Rank the channels of one layer."""
+        return _sampled(self.name, torch.ones_like(layer.outgoing_sizes), generator)
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Keep the channels whose incoming weights have the largest Lp norm (Li et al., ICLR 2017: p = 1). No sampling.
+
+    bias: whether the bias counts as a weight.
+    """
+
+    p: float = 2.0
+    bias: bool = False
+    name: ClassVar[str] = "magnitude"
+
+    def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002 (one signature)
+        """Rank the channels of one layer."""
+        weights = layer.incoming if self.bias else layer.incoming[:, :-1]
+        return _ranked(self.name, torch.linalg.vector_norm(weights, ord=self.p, dim=1))
+
+
+def _sizes(layer: LayerWeights, sign_split: bool) -> Tensor:
+    """c_i, or (2, n) the largest positive and the largest negative outgoing weight."""
+    if not sign_split:
+        return layer.outgoing_sizes
+    return torch.stack([layer.outgoing.clamp(min=0).amax(dim=0), (-layer.outgoing).clamp(min=0).amax(dim=0)])
+
+
+SELECTORS: Mapping[str, Callable[[], Selector]] = {
+    selector.name: selector for selector in (Loewner, Lewis, Norm, Mussay, Uniform, Magnitude)
+}
+
+
+def resolve(method: str | Selector) -> Selector:
+    """Return the selector of that name with its default options, or the selector itself.
+
+    Raises InputError for an unknown name, and lists the known ones.
+    """
+    if callable(method) and hasattr(method, "name"):
+        return method
+    if isinstance(method, str) and method in SELECTORS:
+        return SELECTORS[method]()
+    raise InputError(
+        f"unknown selector {method!r}; known: {', '.join(sorted(SELECTORS))}. "
+        "Pass one of these names, or an object such as Loewner(ridge=None)."
+    )
