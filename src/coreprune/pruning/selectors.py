@@ -26,6 +26,7 @@ class LayerWeights:
     """One layer between two linear maps, as the theory sees it.
 
     incoming: (n, d) float64, row i is p_i: the weights that make channel i, bias appended.
+    bias_columns: how many of the last columns are biases (0 or 1 for a single channel).
     outgoing: (J, n) float64, V: the weights that read the channels.
     activation: φ between the two.
     """
@@ -33,6 +34,7 @@ class LayerWeights:
     incoming: Float[Tensor, "n d"]
     outgoing: Float[Tensor, "J n"]
     activation: Activation
+    bias_columns: int = 1
 
     @property
     def outgoing_sizes(self) -> Float[Tensor, " n"]:
@@ -207,7 +209,7 @@ class Magnitude:
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002 (one signature)
         """Rank the channels of one layer."""
-        weights = layer.incoming if self.bias else layer.incoming[:, :-1]
+        weights = layer.incoming if self.bias else layer.incoming[:, : layer.incoming.shape[1] - layer.bias_columns]
         return _ranked(self.name, torch.linalg.vector_norm(weights, ord=self.p, dim=1))
 
 

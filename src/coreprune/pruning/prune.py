@@ -1,0 +1,217 @@
+"""prune(): model in, physically smaller model, plan and report out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from coreprune.coreset import relative_limit
+from coreprune.errors import BudgetError, InputError
+from coreprune.graph import Captured, Group, capture, cost, find_groups, normalise_example, remove
+from coreprune.pruning.budget import Budget
+from coreprune.pruning.certify import certificates
+from coreprune.pruning.layers import plain_linear, read_layer, tensors_of
+from coreprune.pruning.plan import GroupPlan, Plan, fingerprint
+from coreprune.pruning.report import GroupReport, Report, versions
+from coreprune.pruning.reweight import reweight_
+from coreprune.pruning.select import choose
+from coreprune.pruning.selectors import Ranking, Selector, resolve
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `prune` returns. rankings: scores and order of every free group, by name."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    rankings: dict[str, Ranking]
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    budget: Budget | None = None,
+    method: str | Selector = "loewner",
+    *,
+    seed: int = 0,
+    delta: float = 0.01,
+    inplace: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Make a model physically smaller without data.
+
+    model: any module that torch.export can trace. It is not changed, unless `inplace`; a failure never changes it.
+    example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
+    budget: what may stay; half of every group when absent.
+    method: a selector or its name: loewner (the paper), lewis, norm, mussay, uniform (sampling with re-weighting),
+        magnitude (ranking).
+    seed: of all sampling; the same seed on the same machine gives the same plan and weights.
+    delta: δ of the sampled certificates.
+    progress: called as progress(phase, done, total) while it works.
+
+    Raises InputError (arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be met);
+    all are CoreprunErrors.
+    """
+    budget = _checked_budget(budget)
+    selector = resolve(method)
+    if not 0 < delta < 1:
+        raise InputError(f"delta must lie between 0 and 1, but it is {delta}.")
+    check_model(model, example_inputs)
+    tell = progress or (lambda phase, done, total: None)
+    tell("capture", 0, 1)
+    captured, groups = _trace(model, example_inputs)
+    free = [g for g in groups if g.locked_because is None]
+    if not free and budget.keep < 1:
+        raise BudgetError(_nothing_free(groups))
+
+    tensors = tensors_of(model)
+    generator = torch.Generator().manual_seed(seed)
+    plans: dict[str, GroupPlan] = {}
+    rankings: dict[str, Ranking] = {}
+    rows: dict[str, GroupReport] = {}
+    for i, group in enumerate(free):
+        tell("select", i, len(free))
+        layer = read_layer(tensors, captured, group)
+        ranking = rankings[group.name] = selector(layer, generator)
+        plans[group.name], coreset = choose(group, ranking, budget)
+        applies = plain_linear(captured, group)
+        rows[group.name] = GroupReport(
+            name=group.name,
+            channels=group.size,
+            kept=len(plans[group.name].kept),
+            unit=group.unit,
+            note=ranking.note,
+            certificates=certificates(layer, ranking, coreset, delta) if applies else (),
+            rank=relative_limit(layer.incoming).rank if applies else None,
+        )
+    made = Plan(plans, fingerprint(model), selector.name, seed, asdict(budget))
+
+    tell("surgery", 0, 1)
+    smaller, put_back = _cut(model, captured, groups, made, inplace)
+    widths = {g.name: g.size if g.name in put_back else len(plans[g.name].kept) for g in free}
+    for g in groups:
+        reason = put_back.get(g.name, g.locked_because)
+        if reason is not None:
+            rows[g.name] = GroupReport(g.name, g.size, g.size, g.unit, locked_because=reason)
+    before, after = cost(captured, groups, {}), cost(captured, groups, widths)
+    settings = {
+        "method": selector.name,
+        "options": _options(selector),
+        "budget": asdict(budget),
+        "seed": seed,
+        "delta": delta,
+        "versions": versions(),
+    }
+    report = Report(
+        groups=tuple(rows[g.name] for g in groups),
+        parameters=(before.params, after.params),
+        macs=(before.macs, after.macs),
+        bytes=(before.bytes, after.bytes),
+        settings=settings,
+    )
+    if put_back:
+        made = Plan({n: p for n, p in plans.items() if n not in put_back}, *_rest(made))
+    return Result(smaller, made, report, rankings)
+
+
+def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, inplace: bool = False) -> nn.Module:
+    """Carry out a plan on a checkpoint of the architecture that it was made for.
+
+    Raises InputError if the architecture is another one, and what `prune` raises.
+    """
+    check_model(model, example_inputs)
+    found = fingerprint(model)
+    if found != plan.fingerprint:
+        raise InputError(
+            f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
+            "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
+        )
+    captured, groups = _trace(model, example_inputs)
+    sizes = {g.name: g.size for g in groups}
+    for name, entry in plan.groups.items():
+        if sizes.get(name) != entry.size:
+            raise InputError(
+                f"the plan prunes {name!r} with {entry.size} channels, but this model has "
+                f"{sizes.get(name, 'no such group')}. Make a plan for this model."
+            )
+    smaller, put_back = _cut(model, captured, groups, plan, inplace)
+    if put_back:
+        name, reason = next(iter(put_back.items()))
+        raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
+    return smaller
+
+
+def check_model(model: object, example_inputs: Any) -> None:
+    """Refuse models that no method here can read: nothing trainable, non-float weights, several devices."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    devices = set()
+    for name, tensor in model.named_parameters():
+        if not tensor.is_floating_point():
+            raise InputError(
+                f"parameter {name!r} has dtype {tensor.dtype}; only real floating-point weights can be pruned. "
+                "Prune the model before it is quantised."
+            )
+        if tensor.is_meta:
+            raise InputError(f"parameter {name!r} is on the meta device and has no values. Load the weights first.")
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"parameter {name!r} has a NaN or infinite entry. Prune a checkpoint that is finite.")
+        devices.add(tensor.device)
+    if not devices:
+        raise InputError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")
+    args, kwargs = normalise_example(example_inputs)
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.device not in devices:
+            place = ", ".join(sorted(map(str, devices)))
+            raise InputError(
+                f"the model is on {place}, but an example input is on {leaf.device}. Move the example to the model's device."
+            )
+
+
+def _trace(model: nn.Module, example_inputs: Any) -> tuple[Captured, list[Group]]:
+    captured = capture(model, *normalise_example(example_inputs))
+    return captured, find_groups(captured)
+
+
+def _cut(
+    model: nn.Module, captured: Captured, groups: list[Group], plan: Plan, inplace: bool
+) -> tuple[nn.Module, dict[str, str]]:
+    """Surgery, then re-weighting of the consumers. Returns the model and the groups that had to be put back."""
+    keep = {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
+    removed = remove(model, captured, groups, keep, inplace=inplace)
+    by_name = {g.name: g for g in groups}
+    for name, entry in plan.groups.items():
+        if name not in removed.locked:
+            reweight_(removed.model, by_name[name], entry)
+    return removed.model, dict(removed.locked)
+
+
+def _checked_budget(budget: object) -> Budget:
+    if budget is None:
+        return Budget()
+    if not isinstance(budget, Budget):
+        raise InputError(f"budget must be a Budget, e.g. Budget(keep=0.5), not {budget!r}.")
+    return budget
+
+
+def _nothing_free(groups: list[Group]) -> str:
+    if not groups:
+        return "this model has no channels between two layers, so nothing can be removed. Use Budget(keep=1.0)."
+    reasons = "; ".join(f"{g.name}: {g.locked_because}" for g in groups[:5])
+    return f"no group of channels is free to leave ({reasons}), so the budget cannot be met."
+
+
+def _options(selector: Selector) -> dict[str, Any]:
+    return {k: v for k, v in vars(selector).items() if isinstance(v, (int, float, str, bool, type(None)))}
+
+
+def _rest(plan: Plan) -> tuple[Any, ...]:
+    return plan.fingerprint, plan.method, plan.seed, plan.budget

@@ -1,0 +1,102 @@
+"""Report: what pruning did to a model, as plain values."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from coreprune.coreset import Certificate
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """One group of channels.
+
+    name: of the first layer that makes the channels. channels, kept: before and after. unit: channels that only leave
+    together. note: which form of the selector ran. locked_because: why it stayed whole, or None. certificates: what is
+    known of the error at its consumers. rank: r of the incoming rows (T7), or None where no theorem applies.
+    """
+
+    name: str
+    channels: int
+    kept: int
+    unit: int = 1
+    note: str = ""
+    locked_because: str | None = None
+    certificates: tuple[Certificate, ...] = ()
+    rank: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        out = {**self.__dict__, "certificates": [c.as_dict() for c in self.certificates]}
+        if self.rank is not None:
+            out["channels_per_rank"] = self.channels / max(self.rank, 1)
+        return out
+
+
+@dataclass(frozen=True)
+class Report:
+    """Sizes before and after, group by group, with certificates and the settings to do it again.
+
+    parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one sample.
+    """
+
+    groups: tuple[GroupReport, ...]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    bytes: tuple[int, int]
+    settings: dict[str, Any]
+
+    @property
+    def locked(self) -> dict[str, str]:
+        """Groups that stayed whole, and why."""
+        return {g.name: g.locked_because for g in self.groups if g.locked_because}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        sizes = {
+            name: dict(zip(("before", "after"), getattr(self, name), strict=True))
+            for name in ("parameters", "macs", "bytes")
+        }
+        return {"schema": 1, **sizes, "groups": [g.as_dict() for g in self.groups], "settings": self.settings}
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.as_dict(), indent=1)
+
+    def __str__(self) -> str:
+        """A short plain-text summary."""
+        lines = [
+            f"{name:<10} {before:>14,} → {after:>14,}  ({after / max(before, 1):.1%})"
+            for name, (before, after) in (
+                ("parameters", self.parameters), ("MACs", self.macs), ("bytes", self.bytes))
+        ]  # fmt: skip
+        width = max((len(g.name) for g in self.groups), default=0)
+        for g in self.groups:
+            line = f"{g.name:<{width}}  {g.channels:>6} → {g.kept:>6}"
+            if g.locked_because:
+                line += f"  locked: {g.locked_because}"
+            for c in g.certificates:
+                line += f"  {c.theorem} {c.kind} ≤ {c.bound:.3g}·‖x‖" + (" (vacuous)" if c.vacuous else "")
+            lines.append(line)
+        return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Versions and hardware that a result depends on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("coreprune")
+    except PackageNotFoundError:  # used from a source tree that was never installed
+        own = "source tree"
+    return {
+        "coreprune": own,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
