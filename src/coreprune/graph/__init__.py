@@ -1,1 +1,37 @@
-"""Which channels of which parameters leave together, what they cost, and their removal. No numerics of ours."""
+"""Which channels of which parameters leave together, what they cost, and how to remove them.
+
+    captured = capture(model, args, kwargs)          # one torch.export trace, the model is left as it was
+    groups = find_groups(captured)                   # every group, free or locked with the reason
+    groups = probe(model, captured, groups)          # lock what the forward does not survive (literal sizes)
+    model_cost = CostModel(captured, groups)         # model_cost({"layer1.0.conv1": 32}) -> Cost(macs, params, bytes)
+    result = remove(model, captured, groups, {"layer1.0.conv1": kept_channels})
+    result.model, result.kept, result.locked
+
+A `Group` has `size` channels in units of `unit` that leave as a whole (`group.units()`), maybe in `blocks` that all have
+to keep the same number; `group.legal(keep)` says whether a choice is possible. `group.consumers` says where its
+channels are read: parameter axes, graph node, module, and the channel at every position of that input.
+"""
+
+from __future__ import annotations
+
+from coreprune.graph.capture import Captured, capture, normalise_example
+from coreprune.graph.cost import Cost, CostModel, cost
+from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, find_groups
+from coreprune.graph.surgery import Removed, probe, remove
+
+__all__ = [
+    "Captured",
+    "Consumer",
+    "Cost",
+    "CostModel",
+    "Group",
+    "ParamSlice",
+    "Removed",
+    "capture",
+    "cost",
+    "describe",
+    "find_groups",
+    "normalise_example",
+    "probe",
+    "remove",
+]

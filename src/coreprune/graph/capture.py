@@ -1,0 +1,177 @@
+"""Trace a model once with torch.export, at batch size 1, without leaving a mark on it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from coreprune.errors import InputError, ModelError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """One traced model.
+
+    Attributes:
+        graph: the exported ATen graph.
+        sources: placeholder name -> (kind, dotted name); kind is "parameter", "buffer", "constant" or "input".
+        tensors: canonical dotted name -> (shape, dtype) of every parameter and buffer.
+        aliases: dotted name -> canonical dotted name (tied parameters share one canonical name).
+        parameters: canonical names that are parameters (the others are buffers).
+        module_types: dotted module name -> class name.
+        args, kwargs: the example that was traced, at batch size 1.
+        seconds: how long tracing took.
+    """
+
+    graph: torch.fx.GraphModule
+    sources: dict[str, tuple[str, str]]
+    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    aliases: dict[str, str]
+    parameters: frozenset[str]
+    module_types: dict[str, str]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    seconds: float = 0.0
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def normalise_example(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn what users pass as `example_inputs` into (args, kwargs).
+
+    A tensor is the only positional argument, a tuple or list holds the positional ones, a mapping the keyword ones.
+
+    Raises:
+        InputError: anything else.
+    """
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise InputError(
+        f"example_inputs is a {type(example_inputs).__name__}; pass a tensor, a tuple of positional arguments, "
+        "or a dict of keyword arguments"
+    )
+
+
+def batch_of_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Cut the batch axis (axis 0 of the first tensor, and of every tensor of that length) down to one sample."""
+    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim() > 0]
+    if not leaves:
+        return args, kwargs
+    batch = leaves[0].shape[0]
+
+    def cut(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch:
+            return x[:1].detach()
+        return x
+
+    return pytree.tree_map(cut, (args, kwargs))
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, no key/value cache; everything is put back afterwards, also after an error."""
+    training = {m: m.training for m in model.modules()}
+    configs = {}
+    for m in model.modules():
+        config = getattr(m, "config", None)
+        if getattr(config, "use_cache", None) is not None:
+            configs[id(config)] = (config, config.use_cache)
+    try:
+        model.eval()
+        for config, _ in configs.values():
+            config.use_cache = False
+        with torch.no_grad():
+            yield
+    finally:
+        for m, was in training.items():
+            m.training = was
+        for config, was in configs.values():
+            config.use_cache = was
+
+
+def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Captured:
+    """Trace `model(*args, **kwargs)` at batch size 1 into a graph of ATen operations.
+
+    The model is traced in evaluation mode; its mode and its configuration are as before when this returns or raises.
+
+    Args:
+        model: any module that torch.export (non-strict) can trace.
+        args: positional arguments: a tuple, or one tensor; a dict is taken as keyword arguments.
+        kwargs: keyword arguments.
+
+    Raises:
+        ModelError: the model does not run on the example, or cannot be exported; the message names the line.
+    """
+    args, more = normalise_example(args)
+    args, kwargs = batch_of_one(args, {**more, **(kwargs or {})})
+    start = time.perf_counter()
+    with quiet(model):
+        try:
+            program = torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            raise ModelError(_explain(model, error)) from error
+    names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    canonical: dict[int, str] = {}
+    aliases = {name: canonical.setdefault(id(t), name) for name, t in names}
+    tensors = {n: (tuple(t.shape), t.dtype) for n, t in names if aliases[n] == n}
+    parameters = frozenset(n for n, _ in model.named_parameters(remove_duplicate=False) if aliases[n] == n)
+    sources = {}
+    for spec in program.graph_signature.input_specs:
+        name = getattr(spec.arg, "name", "")
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in aliases:
+            kind = "parameter" if spec.kind is InputKind.PARAMETER else "buffer"
+            sources[name] = (kind, aliases[spec.target])
+        elif spec.kind is InputKind.USER_INPUT:
+            sources[name] = ("input", name)
+        else:
+            sources[name] = ("constant", str(spec.target))
+    seconds = time.perf_counter() - start
+    log.debug("captured %s: %d nodes in %.2f s", type(model).__name__, len(program.graph.nodes), seconds)
+    return Captured(
+        graph=program.graph_module,
+        sources=sources,
+        tensors=tensors,
+        aliases=aliases,
+        parameters=parameters,
+        module_types={n: type(m).__name__ for n, m in model.named_modules()},
+        args=args,
+        kwargs=kwargs,
+        seconds=seconds,
+    )
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    """One message that says what failed, at which line, and what to try."""
+    where = ""
+    tb = error.__traceback__
+    while tb is not None:  # the innermost frame of the user's own code is the line that they can change
+        code = tb.tb_frame.f_code
+        if "/torch/" not in code.co_filename.replace("\\", "/") and "coreprune/graph" not in code.co_filename:
+            where = f" at {code.co_filename}:{tb.tb_lineno} in {code.co_name}"
+        tb = tb.tb_next
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    what = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    advice = "check that the example inputs are what the model's forward expects"
+    text = str(error).lower()
+    if "data-dependent" in text or "guardondatadependent" in type(error).__name__.lower():
+        advice = "the forward branches on values; make that branch a configuration choice, or wrap it in torch.cond"
+    elif "cache" in text:
+        advice = "ask the model not to return a cache (use_cache=False)"
+    return (
+        f"cannot capture {type(model).__name__}{where}: {what}. Try this: {advice}; "
+        "torch.export.export(model, args, kwargs, strict=False) has to work on its own"
+    )

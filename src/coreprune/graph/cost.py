@@ -1,0 +1,132 @@
+"""What a model costs as an exact function of the widths of its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coreprune.graph.capture import Captured
+from coreprune.graph.groups import Group, trace
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates for one sample, parameters, and bytes of parameters and buffers."""
+
+    macs: int
+    params: int
+    bytes: int
+
+
+class CostModel:
+    """Cost of a captured model for any widths; made once, evaluated in microseconds.
+
+    Every term is factor * prod (kept elements along an axis) / divisor, and the number of kept elements along an axis is a
+    constant plus, per group, its channels that stay times elements per channel. MACs are those of convolutions, linear
+    layers and attention products, as in `torch.utils.flop_counter` (which counts two flops per MAC).
+    """
+
+    def __init__(self, captured: Captured, groups: list[Group]) -> None:
+        self.groups = groups
+        self.names = [g.name for g in groups]
+        self._sizes = np.array([g.size for g in groups], dtype=np.float64)
+        self._axes: list[tuple[int, dict[int, float]]] = [(1, {})]  # factor 0 is the constant 1
+        tracer = trace(captured)
+        owner = torch.full((max(tracer.count, 1),), -1)
+        unit = captured.cache["unit"]
+        for i, g in enumerate(groups):
+            owner[torch.isin(unit, torch.tensor(g.key))] = i
+        terms = {"macs": [], "params": [], "bytes": []}
+        for w in tracer.work:
+            terms["macs"].append((w.factor / w.divisor, [self._axis(layer, owner) for layer in w.layers]))
+        slots = {(s.param, s.dim): s for s in [*tracer.slots.values(), *tracer.blocked]}
+        for name, (shape, dtype) in captured.tensors.items():
+            factor, kept = 1.0, []
+            for dim, n in enumerate(shape):
+                slot = slots.get((name, dim))
+                if slot is None:
+                    factor *= n
+                else:
+                    kept.append(self._axis(slot.ids, owner))
+                    factor /= slot.ids.shape[0] if slot.ids.dim() == 2 else 1
+            if name in captured.parameters:
+                terms["params"].append((factor, kept))
+            terms["bytes"].append((factor * dtype.itemsize, kept))
+        self._constant = np.array([c for c, _ in self._axes], dtype=np.float64)
+        self._slope = np.zeros((len(self._axes), len(groups)))
+        for row, (_, slope) in enumerate(self._axes):
+            for g, s in slope.items():
+                self._slope[row, g] = s
+        self._terms = {kind: _table(t) for kind, t in terms.items()}
+
+    def _axis(self, ids: Tensor, owner: Tensor) -> int:
+        """Register an axis; its length is constant + sum over groups of slope * width."""
+        flat = ids.reshape(-1)
+        real = flat >= 0
+        owners = torch.where(real, owner[flat.clamp(min=0)], -1)
+        slope = {}
+        for g, n in zip(*[t.tolist() for t in owners[owners >= 0].unique(return_counts=True)], strict=True):
+            slope[g] = n / self.groups[g].size
+        self._axes.append((int((owners < 0).sum()), slope))
+        return len(self._axes) - 1
+
+    def widths(self, widths: Mapping[str, int] | None = None) -> Array:
+        """The vector of widths, in channels, with full size for groups that are not named."""
+        vector = self._sizes.copy()
+        for i, name in enumerate(self.names):
+            if widths and name in widths:
+                vector[i] = widths[name]
+        return vector
+
+    def __call__(self, widths: Mapping[str, int] | Array | None = None) -> Cost:
+        """Cost at these widths: a mapping from group name to the number of channels that stay, or `widths()`'s vector."""
+        vector = widths if isinstance(widths, np.ndarray) else self.widths(widths)
+        kept = self._constant + self._slope @ vector
+        macs, params, size = (self._total(kind, kept) for kind in ("macs", "params", "bytes"))
+        return Cost(macs, params, size)
+
+    def _total(self, kind: str, kept: Array) -> int:
+        factor, index = self._terms[kind]
+        return int(round(float((factor * kept[index].prod(1)).sum())))
+
+    def shares(self, kind: str = "macs") -> dict[str, float]:
+        """Per group the share of the cost that goes away when all but its last unit leave."""
+        full = getattr(self(), kind)
+        out = {}
+        for g in self.groups:
+            low = getattr(self({g.name: g.unit}), kind)
+            out[g.name] = (full - low) / full if full else 0.0
+        return out
+
+    def free_share(self, kind: str = "macs") -> float:
+        """The share of the cost that goes away when every free group shrinks to one unit (one per block)."""
+        least = {g.name: _least(g) for g in self.groups if g.locked_because is None}
+        full = getattr(self(), kind)
+        return 1 - getattr(self(least), kind) / full if full else 0.0
+
+
+def _least(g: Group) -> int:
+    return g.unit * (1 if g.blocks is None else int(g.blocks.max()) + 1)
+
+
+def _table(terms: list[tuple[float, list[int]]]) -> tuple[Array, Array]:
+    most = max((len(a) for _, a in terms), default=0) or 1
+    factor = np.array([f for f, _ in terms], dtype=np.float64)
+    index = np.zeros((len(terms), most), dtype=np.int64)
+    for row, (_, kept) in enumerate(terms):
+        index[row, : len(kept)] = kept
+    return factor, index
+
+
+def cost(captured: Captured, groups: list[Group], widths: Mapping[str, int] | None = None) -> Cost:
+    """Cost at the given widths (channels that stay, by group name; all of them by default).
+
+    To evaluate many widths make a `CostModel` once.
+    """
+    return CostModel(captured, groups)(widths)

@@ -1,0 +1,158 @@
+"""Settle what could only be recorded while the graph was running.
+
+Removing channels commutes with every data movement as long as, in every tensor, the removed positions are whole slabs
+along one axis. `settle` makes sure of that: where ids vary along several axes (a split into heads, a channel shuffle) and
+no axis alone decides what leaves, the ids are tied until one does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coreprune.graph.channels import Tracer
+from coreprune.graph.unionfind import Partition
+from coreprune.graph.values import FIXED, axes
+
+
+@dataclass(eq=False)
+class Settled:
+    """The outcome: per id its channel class, its unit (what leaves as a whole), and per unit why it is locked."""
+
+    channel: Tensor
+    unit: Tensor
+    locked: dict[int, str]
+    flags: dict[int, set[str]]
+    blocks: list[tuple[Tensor, str]]
+
+
+def settle(tracer: Tracer, norm_statistics: bool = False) -> Settled:
+    """Resolve shapes, deferred meetings, statistics and locks of a finished run.
+
+    Args:
+        tracer: a tracer after `run()`.
+        norm_statistics: let channels leave that enter the statistics of a LayerNorm, RMSNorm or GroupNorm; flagged.
+    """
+    n = max(tracer.count, 1)
+    locks = list(tracer.locks)
+    flags: list[tuple[Tensor, str]] = []
+    same, tied = tracer.same.copy(), tracer.tied.copy()
+    partial = list(tracer.partial)
+    while True:
+        unit, locked = _classes(same, tied, locks, n)
+        changed = False
+        pending = []
+        for big, small in partial:
+            if _decided_without(big, axes(small), unit, locked):
+                locks.append((_real(small), "is shared by blocks that leave as a whole"))
+            else:
+                pending.append((big, small))
+        if len(pending) < len(partial):
+            partial = pending
+            changed = True
+        elif pending:
+            for big, small in pending:
+                tied.unite(big, small.expand(big.shape))
+                if bool((small.expand(big.shape) == FIXED).any()):
+                    locks.append((_real(big), "meets positions of a fixed size"))
+            partial, changed = [], True
+        if not changed:
+            changed = any([_make_slabs(layer, unit, locked, tied, locks) for layer in tracer.seen.values()])
+        if not changed:
+            break
+    for layer, along, reason in tracer.fixed:
+        if not _decided_without(layer, along, unit, locked):
+            locks.append((_real(layer), reason))
+    for s in tracer.statistics:
+        if not _uniform(s.ids, s.axes, unit):
+            if s.flag and norm_statistics:
+                flags.append((_real(s.ids), s.flag))
+            else:
+                locks.append((_real(s.ids), s.reason))
+    unit, locked = _classes(same, tied, locks, n)
+    flagged: dict[int, set[str]] = {}
+    for ids, flag in flags:
+        for u in unit[ids].unique().tolist():
+            flagged.setdefault(u, set()).add(flag)
+    for ids in tracer.heads:
+        for u in unit[_real(ids)].unique().tolist():
+            flagged.setdefault(u, set()).add("heads")
+    return Settled(same.labels(n), unit, locked, flagged, list(tracer.balanced))
+
+
+def _real(layer: Tensor) -> Tensor:
+    return layer[layer >= 0].reshape(-1)
+
+
+def _classes(
+    same: Partition, tied: Partition, locks: list[tuple[Tensor, str]], n: int
+) -> tuple[Tensor, dict[int, str]]:
+    both = same.copy()
+    both._pairs += tied._pairs
+    unit = both.labels(n)
+    locked: dict[int, str] = {}
+    for ids, reason in locks:
+        for u in unit[ids].unique().tolist():
+            locked.setdefault(u, reason)
+    return unit, locked
+
+
+def _names(layer: Tensor, unit: Tensor, locked: dict[int, str]) -> Tensor:
+    """The unit of every position; -1 for positions that stay."""
+    names = torch.where(layer >= 0, unit[layer.clamp(min=0)], FIXED)
+    if locked:
+        stay = torch.zeros(int(unit.max()) + 2, dtype=torch.bool)
+        stay[list(locked)] = True
+        names = torch.where(stay[names.clamp(min=0)] & (names >= 0), FIXED, names)
+    return names
+
+
+def _constant_along(names: Tensor, along: frozenset[int]) -> bool:
+    first = names
+    for a in along:
+        first = first.narrow(a, 0, 1)
+    return bool((names == first).all())
+
+
+def _decided_without(layer: Tensor, along: frozenset[int], unit: Tensor, locked: dict[int, str]) -> bool:
+    """Whether what leaves does not depend on the position along these axes, nor consists of slabs along them alone."""
+    names = _names(layer, unit, locked)
+    if bool((names == FIXED).all()):
+        return True
+    rest = axes(layer) - along
+    return bool(rest) and _constant_along(names, along)
+
+
+def _uniform(layer: Tensor, along: frozenset[int], unit: Tensor) -> bool:
+    """Whether all ids on every line along these axes leave together, and other lines can leave without them."""
+    return bool(axes(layer) - along) and _constant_along(_names(layer, unit, {}), along)
+
+
+def _make_slabs(
+    layer: Tensor, unit: Tensor, locked: dict[int, str], tied: Partition, locks: list[tuple[Tensor, str]]
+) -> bool:
+    """Tie ids until one axis alone decides what leaves; returns whether anything had to be tied."""
+    names = _names(layer, unit, locked)
+    vary = axes(layer)
+    if any(_constant_along(names, vary - {a}) for a in vary):
+        return False
+    # The axis that leaves the most freedom; on equal terms the last one: blocks written into the forward stay.
+    best, count = max(vary), 0
+    for a in sorted(vary):
+        lines = names.movedim(a, 0).reshape(names.shape[a], -1)
+        trial = Partition()
+        whole = lines >= 0
+        trial.unite(torch.where(whole, lines, -1), lines.max(1, keepdim=True).values)
+        classes = trial.labels(int(names.max()) + 1)
+        free = len(classes[lines[whole]].unique())
+        if free >= count:
+            best, count = a, free
+    lines = layer.movedim(best, 0).reshape(layer.shape[best], -1)
+    stays = names.movedim(best, 0).reshape(layer.shape[best], -1) == FIXED
+    tied.unite(lines, lines.max(1, keepdim=True).values)
+    mixed = stays.any(1) & ~stays.all(1)
+    if bool(mixed.any()):
+        locks.append((_real(lines[mixed]), "leaves together with positions of a fixed size"))
+    return True

@@ -1,0 +1,192 @@
+"""Norms, reductions, softmax, pooling and resampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from coreprune.graph.channels import Tracer, op_name, out_shape, rule, values_in
+from coreprune.graph.rules_compute import _arg
+from coreprune.graph.values import Value, axes
+
+NORM_FLAG = "norm-statistics"
+SPATIAL = (
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices "
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d lp_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "_upsample_nearest_exact2d upsample_bilinear2d _upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa "
+    "upsample_linear1d upsample_trilinear3d grid_sampler grid_sampler_2d reflection_pad1d reflection_pad2d "
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d affine_grid_generator"
+)
+
+
+@rule("pointwise", "masked_fill", "where", "prelu", "rrelu", "hardtanh", "clamp", "silu", "gelu", "isin", "fill")
+def _pointwise(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    values = values_in(args, kwargs)
+    if op_name(node) == "prelu" and len(args[1].layers):
+        weight = args[1]
+        shape = [1] * len(args[0].shape)
+        shape[1] = weight.shape[0]
+        values = [args[0], Value(tuple(shape), tuple(x.reshape(shape) for x in weight.layers), weight=True)]
+    return tracer.pointwise(node, values)
+
+
+@rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
+def _channel_norm(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One set of numbers per channel; nothing is shared between channels."""
+    x = args[0]
+    shape = [1] * len(x.shape)
+    shape[1] = x.shape[1]
+    values = [x]
+    for p in args[1:5]:
+        if isinstance(p, Value):
+            values.append(Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=p.weight))
+    return tracer.pointwise(node, values, x.shape)
+
+
+@rule("layer_norm", "rms_norm", "native_layer_norm")
+def _layer_norm(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, n = args[0], len(args[1])
+    over = list(range(len(x.shape) - n, len(x.shape)))
+    tracer.statistic(node, x, over, "its channels enter the statistics of a norm", NORM_FLAG)
+    params = [p for p in (_arg(args, kwargs, 2, "weight"), _arg(args, kwargs, 3, "bias")) if isinstance(p, Value)]
+    return tracer.pointwise(node, [x, *params], x.shape)
+
+
+@rule("group_norm")
+def _group_norm(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, groups = args[0], args[1]
+    params = [p for p in (_arg(args, kwargs, 2, "weight"), _arg(args, kwargs, 3, "bias")) if isinstance(p, Value)]
+    if groups < x.shape[1]:
+        tracer.statistic(node, x, [1], "its channels enter the statistics of a norm", NORM_FLAG)
+        for layer in x.layers:
+            if axes(layer) == {1} and groups > 1:
+                tracer.balanced.append((layer.reshape(groups, -1), f"{node.name} has {groups} groups of channels"))
+    else:
+        tracer.lock_all([x], f"one group per channel in {node.name}; an InstanceNorm can be pruned")
+    shape = [1] * len(x.shape)
+    shape[1] = x.shape[1]
+    scales = [Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=True) for p in params]
+    return tracer.pointwise(node, [x, *scales], x.shape)
+
+
+def _reduced_axes(args: tuple[Any, ...], kwargs: dict[str, Any], ndim: int, at: int = 1) -> tuple[list[int], bool]:
+    dims = _arg(args, kwargs, at, "dim")
+    keep = bool(_arg(args, kwargs, at + 1, "keepdim", False))
+    if dims is None or dims == []:
+        return list(range(ndim)), keep
+    return [d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])], keep
+
+
+def _is_norm_statistic(node: fx.Node) -> bool:
+    """Whether a mean over channels is the statistic of a norm: it is subtracted, or ends in a root, within few steps."""
+    frontier = [node]
+    for _ in range(4):
+        frontier = [user for n in frontier for user in n.users if user.op == "call_function"]
+        for n in frontier:
+            name = op_name(n)
+            if name in ("rsqrt", "sqrt", "sub") or (name == "pow" and n.args[1] in (-0.5, 0.5)):
+                return True
+    return False
+
+
+@rule(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "norm",
+    "linalg_vector_norm",
+    "logsumexp",
+    "prod",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+    "median",
+    "nansum",
+    "count_nonzero",
+)
+def _reduce(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A reduction. A plain sum of activations, and a Euclidean norm, do not notice channels that are zero."""
+    x, name = args[0], op_name(node)
+    if len(values_in(args)) == 2:
+        return tracer.pointwise(node, values_in(args))
+    at = 2 if name in ("norm", "linalg_vector_norm") else 1
+    over, keep = _reduced_axes(args, kwargs, len(x.shape), at)
+    additive = name in ("sum", "nansum") or (
+        at == 2 and _arg(args, kwargs, 1, "p", _arg(args, kwargs, 1, "ord", 2)) == 2
+    )
+    flag = NORM_FLAG if name in ("mean", "var", "std", "var_mean", "std_mean") and _is_norm_statistic(node) else None
+    if name in ("var", "std", "var_mean", "std_mean") and not x.weight:
+        flag = NORM_FLAG
+    reason = "its channels enter the statistics of a norm" if flag else f"{name} over channels"
+    layers = []
+    for layer in x.layers:
+        along = sorted(axes(layer) & set(over))
+        current = layer
+        if along and axes(layer) - set(over):
+            current = tracer.tie(layer, along)
+        elif along:
+            if not (additive and not x.weight and len(along) == 1):
+                tracer.statistic(node, Value(x.shape, (layer,)), along, reason, flag)
+            else:
+                tracer.read(node, 0, along[0], layer.reshape(-1), set())
+            continue
+        layers.append(current if keep else _squeeze(current, over))
+    values = node.meta["val"]
+    if isinstance(values, (tuple, list)):
+        return [Value(tuple(v.shape), weight=x.weight).with_layers(layers) for v in values]
+    return Value(tuple(values.shape), weight=x.weight).with_layers(layers)
+
+
+def _squeeze(layer: Tensor, over: list[int]) -> Tensor:
+    return layer.reshape([n for a, n in enumerate(layer.shape) if a not in over])
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "argsort")
+def _along(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Mixes positions along one axis."""
+    x = args[0]
+    axis = _arg(args, kwargs, 1, "dim", -1)
+    tracer.statistic(node, x, [axis], f"{op_name(node)} over channels")
+    if isinstance(node.meta["val"], (tuple, list)):
+        return [x, Value(x.shape)]
+    return x
+
+
+@rule("glu")
+def _glu(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """First half times sigmoid of the second half."""
+    x, axis = args[0], _arg(args, kwargs, 1, "dim", -1) % len(args[0].shape)
+    from coreprune.graph.rules_movement import move
+
+    halves = move(x, lambda ids: list(ids.chunk(2, axis)))
+    return tracer.pointwise(node, halves)
+
+
+@rule(*SPATIAL.split())
+def _spatial(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Works on each channel's picture alone; the channel axis is where the sizes of input and output agree."""
+    x = args[0]
+    values = node.meta["val"]
+    first = values[0] if isinstance(values, (tuple, list)) else values
+    shape = tuple(first.shape)
+    dims = {"1": 1, "2": 2, "3": 3}
+    number = next((dims[c] for c in reversed(op_name(node)) if c in dims), 2)
+    space = set(range(len(shape) - number, len(shape)))
+    layers = []
+    for layer in x.layers:
+        if axes(layer) & space:
+            tracer.lock(layer, f"channels on a spatial axis of {node.name}")
+        else:
+            layers.append(layer)
+    result = Value(shape, weight=x.weight).with_layers(layers)
+    return [result, *[Value(tuple(v.shape)) for v in values[1:]]] if isinstance(values, (tuple, list)) else result

@@ -1,0 +1,253 @@
+"""Remove channels from a model: slice its parameters, adjust the numbers that modules remember, check the result."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from coreprune.errors import CoreprunError, ModelError
+from coreprune.graph.attributes import follow_depthwise, follow_weights, scale_numbers
+from coreprune.graph.capture import Captured
+from coreprune.graph.groups import Group, check_keep, lock, trace
+from coreprune.graph.verify import difference
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Removed:
+    """What `remove` did.
+
+    Attributes:
+        model: the smaller model.
+        kept: per group that shrank, the channels that stayed.
+        locked: groups that were put back, with the reason.
+        runs: how many times a pruned model was tried.
+    """
+
+    model: nn.Module
+    kept: dict[str, Tensor]
+    locked: dict[str, str]
+    runs: int
+
+
+def remove(
+    model: nn.Module,
+    captured: Captured,
+    groups: list[Group],
+    keep: Mapping[str, Tensor],
+    *,
+    inplace: bool = False,
+    check: bool = True,
+) -> Removed:
+    """Make a physically smaller model in which only the given channels are left.
+
+    The result is run on the captured example and compared with the original whose consumers' weights for the removed
+    channels are zero. Groups that break the run or the equality are found by bisection, put back, and reported. The
+    model that was passed in is not touched, unless `inplace`, and then only after everything has succeeded.
+
+    Args:
+        model: the model that was captured; its weights may have changed since, its shapes may not.
+        captured: from `capture`.
+        groups: from `find_groups`.
+        keep: group name -> sorted int64 channels that stay; groups that are not named stay whole.
+        inplace: shrink `model` itself. Parameters keep their identity; their gradients are dropped.
+        check: run and compare. Without it the caller vouches that nothing in the forward depends on the sizes.
+
+    Raises:
+        InputError: `keep` names an unknown group or a choice that the group does not allow.
+        ModelError: the model is not the one that was captured, or cannot be copied.
+    """
+    check_keep(groups, dict(keep))
+    _same_shapes(model, captured)
+    cuts = {g.name: (g, keep[g.name]) for g in groups if g.name in keep and len(keep[g.name]) < g.size}
+    locked: dict[str, str] = {}
+    runs = 0
+
+    def attempt(names: list[str]) -> tuple[nn.Module | None, str]:
+        nonlocal runs
+        runs += 1
+        chosen = [cuts[n] for n in names]
+        try:
+            small = _smaller(model, captured, chosen)
+        except CoreprunError:
+            raise
+        except Exception as error:
+            return None, f"its weights cannot be cut: {_first_line(error)}"
+        problem = difference(model, small, captured, chosen) if check else None
+        return (None, problem) if problem else (small, "")
+
+    def grow(good: list[str], names: list[str], known: str | None) -> list[str]:
+        """The largest prefix-greedy extension of `good` that works; O(log n) attempts per group at fault."""
+        problem = known
+        if problem is None:
+            small, problem = attempt(good + names)
+            if small is not None:
+                best[0] = small
+                return good + names
+        if len(names) == 1:
+            locked[names[0]] = problem
+            log.info("group %s is put back: %s", names[0], problem)
+            return good
+        half = len(names) // 2
+        good = grow(good, names[:half], None)
+        return grow(good, names[half:], None)
+
+    best: list[nn.Module | None] = [None]
+    names = list(cuts)
+    good = grow([], names, None) if names else []
+    small = best[0] if best[0] is not None else _smaller(model, captured, [cuts[n] for n in good])
+    if inplace:
+        _transfer(small, model)
+        small = model
+    return Removed(small, {n: cuts[n][1] for n in good}, locked, runs)
+
+
+def probe(model: nn.Module, captured: Captured, groups: list[Group]) -> list[Group]:
+    """Try to remove half of every free group, and lock those that the forward does not survive.
+
+    Run this before choosing widths, so that a budget is only spent on channels that can really leave.
+    """
+    keep = {g.name: _half(g) for g in groups if g.locked_because is None}
+    locked = remove(model, captured, groups, keep).locked
+    return [lock(g, locked[g.name]) if g.name in locked else g for g in groups]
+
+
+def _half(g: Group) -> Tensor:
+    """The first half of the units, per block."""
+    units = g.units()
+    blocks = torch.zeros(len(units), dtype=torch.int64) if g.blocks is None else g.blocks
+    stay = torch.cat([(w := (blocks == b).nonzero()[:, 0])[: max(1, len(w) // 2)] for b in blocks.unique()])
+    return units[stay].reshape(-1).sort().values
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _same_shapes(model: nn.Module, captured: Captured) -> None:
+    have = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, (shape, _) in captured.tensors.items():
+        if name not in have or tuple(have[name].shape) != shape:
+            found = tuple(have[name].shape) if name in have else "absent"
+            raise ModelError(
+                f"{name} had shape {shape} when the model was captured and is {found} now; capture it again"
+            )
+
+
+def kept_positions(captured: Captured, chosen: list[tuple[Group, Tensor]]) -> dict[tuple[str, int], Tensor]:
+    """Per parameter axis, which positions stay: bool [n], or [g, n] for blocked axes."""
+    masks: dict[tuple[str, int], Tensor] = {}
+    for group, keep in chosen:
+        stays = torch.zeros(group.size + 1, dtype=torch.bool)
+        stays[keep] = True
+        stays[-1] = True  # index -1: not a channel of this group
+        for s in group.slices:
+            mask = stays[s.index]
+            masks[s.param, s.dim] = masks[s.param, s.dim] & mask if (s.param, s.dim) in masks else mask
+    return masks
+
+
+def cut(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:
+    """Keep the positions that stay, on every axis; blocked axes first, while the blocks still have their first size."""
+    out = tensor.detach()
+    for dim, mask in sorted(masks.items(), key=lambda item: -item[1].dim()):
+        if mask.dim() == 2:
+            blocks = out.chunk(mask.shape[0], 0)
+            out = torch.cat([_select(b, dim, m) for b, m in zip(blocks, mask, strict=True)], 0)
+        else:
+            out = _select(out, dim, mask)
+    return out.clone() if out.data_ptr() == tensor.data_ptr() else out
+
+
+def _select(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
+    return tensor.index_select(dim, mask.nonzero()[:, 0].to(tensor.device))
+
+
+def _smaller(model: nn.Module, captured: Captured, chosen: list[tuple[Group, Tensor]]) -> nn.Module:
+    """A copy in which only the kept part of every parameter has ever been allocated."""
+    masks = kept_positions(captured, chosen)
+    named = dict([*model.named_parameters(), *model.named_buffers()])
+    memo: dict[int, object] = {}
+    touched = {name for name, _ in masks}
+    for name in touched:
+        old = named[name]
+        new = cut(old, {dim: m for (n, dim), m in masks.items() if n == name})
+        memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    try:
+        small = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
+    _update_modules(small, captured, chosen, touched, named)
+    return small
+
+
+def _update_modules(
+    small: nn.Module,
+    captured: Captured,
+    chosen: list[tuple[Group, Tensor]],
+    touched: set[str],
+    named: dict[str, Tensor],
+) -> None:
+    modules = dict(small.named_modules())
+    depthwise = trace(captured).depthwise
+    for alias, name in captured.aliases.items():
+        owner = modules.get(alias.rpartition(".")[0])
+        if name in touched and owner is not None:
+            if name in depthwise and alias.endswith("weight"):
+                follow_depthwise(owner, named[name].shape[0])
+            else:
+                follow_weights(owner)
+    for group, keep in chosen:
+        total, kept = group.size // group.unit, len(keep) // group.unit
+        for path in _containers(group, modules):
+            changes = _width_changes(group, keep, path)
+            scale_numbers(modules[path], changes, kept, total if "heads" in group.flags else 1 << 60)
+
+
+def _containers(group: Group, modules: dict[str, nn.Module]) -> list[str]:
+    """Modules that own a layer which makes channels of the group, and those one level up within the same block."""
+    paths: dict[str, None] = {}
+    for s in group.producers:
+        layer = s.param.rpartition(".")[0]
+        paths.setdefault(layer)
+        paths.setdefault(layer.rpartition(".")[0])
+    return [p for p in paths if p in modules and not isinstance(modules[p], (nn.Linear, nn.modules.conv._ConvNd))]
+
+
+def _width_changes(group: Group, keep: Tensor, path: str) -> dict[int, int]:
+    """Old width -> new width of the layers inside `path` that make channels of the group."""
+    stays = torch.zeros(group.size + 1, dtype=torch.bool)
+    stays[keep] = True
+    changes = {}
+    for s in group.producers:
+        if s.param.startswith(path):
+            mask = stays.clone()
+            mask[-1] = True
+            changes[s.index.shape[-1]] = int(mask[s.index].sum())
+    return changes
+
+
+def _transfer(small: nn.Module, model: nn.Module) -> None:
+    """Move the smaller tensors and the numbers into the original, keeping its modules, parameters and hooks."""
+    theirs = dict(small.named_modules())
+    done: set[int] = set()
+    for name, module in model.named_modules():
+        other = theirs[name]
+        for store in ("_parameters", "_buffers"):
+            for key, old in getattr(module, store).items():
+                new = getattr(other, store)[key]
+                if old is None or old.shape == new.shape or id(old) in done:
+                    continue
+                done.add(id(old))
+                old.grad = None
+                old.data = new.data
+        for key, value in vars(other).items():
+            if isinstance(value, (int, tuple)) and not isinstance(value, bool) and key in vars(module):
+                vars(module)[key] = value if key != "training" else vars(module)[key]

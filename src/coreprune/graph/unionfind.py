@@ -1,0 +1,45 @@
+"""A partition of integer ids that is only ever coarsened; classes are computed in bulk."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+
+class Partition:
+    """Union-find over 0..n-1, written as connected components, because unions come as whole tensors of pairs."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._labels: Tensor | None = None
+
+    def unite(self, a: Tensor, b: Tensor) -> None:
+        """Put a[i] and b[i] into one class, for every i. Shapes broadcast; negative ids are skipped."""
+        a, b = torch.broadcast_tensors(a, b)
+        a, b = a.reshape(-1), b.reshape(-1)
+        real = (a >= 0) & (b >= 0) & (a != b)
+        if bool(real.any()):
+            self._pairs.append((a[real], b[real]))
+            self._labels = None
+
+    def labels(self, n: int) -> Tensor:
+        """The class of every id: shape [n], int64, numbered from 0."""
+        if self._labels is None or len(self._labels) != n:
+            if self._pairs:
+                a = torch.cat([p[0] for p in self._pairs]).numpy()
+                b = torch.cat([p[1] for p in self._pairs]).numpy()
+                graph = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(n, n))
+                _, labels = connected_components(graph, directed=False)
+                self._labels = torch.from_numpy(labels.astype(np.int64))
+            else:
+                self._labels = torch.arange(n)
+        return self._labels
+
+    def copy(self) -> Partition:
+        """An independent partition with the same classes."""
+        other = Partition()
+        other._pairs = list(self._pairs)
+        return other
