@@ -10,10 +10,18 @@ import torch
 from coreprune._shapes import Float, Int, Tensor
 from coreprune._validate import as_points
 from coreprune.errors import InputError
-from coreprune.geometry._solvers import Solution, interior_point
-from coreprune.geometry.span import column_scale, span
+from coreprune.geometry._solvers import Solution, Solver, fixed_point, interior_point, wolfe_atwood, working_set
+from coreprune.geometry.span import column_scale, coordinates
 
-METHODS = ("auto", "interior-point", "wolfe-atwood", "fixed-point")
+EPS = 2.0**-52
+LARGEST_NEWTON = 16384  # the interior point's matrices take 2·n²·8 bytes: 4 GiB here
+
+# Solver, and its default iteration limit.
+METHODS: dict[str, tuple[Solver, int]] = {
+    "interior-point": (interior_point, 500),
+    "wolfe-atwood": (wolfe_atwood, 1_000_000),
+    "fixed-point": (fixed_point, 20_000),
+}
 
 
 @dataclass(frozen=True)
@@ -29,16 +37,20 @@ class Status:
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """{y : (y−c)ᵀ shape⁺ (y−c) ≤ radius_squared} contains all points (Todd & Yıldırım 2007).
+    """{y in the affine span : (y−c)ᵀ shape⁺ (y−c) ≤ radius_squared} contains all points. All float64.
 
     center (d,): c = 0 in the symmetric case, Σ u_i p_i otherwise.
-    shape (d, d): Σ u_i (p_i−c)(p_i−c)ᵀ. whitening (d, r): (y−c)ᵀ shape⁺ (y−c) = ‖whiteningᵀ(y−c)‖² on the span;
-    use it rather than a pseudo-inverse of `shape`, whose condition number is the square of the points' one.
-    weights (n,): u ≥ 0, Σu = 1 (all zero if every point is the origin). support (k,): the indices with u_i > 0.
-    distances (n,): (p_i−c)ᵀ shape⁺ (p_i−c).
-    gap: ε with distances ≤ (1+ε) r (symmetric) or ≤ r + ε(r+1) (general), rounding included; the volume is then
-    within (1+ε)^{r/2} (general: (1+ε)^{(r+1)/2}) of the smallest.
-    rank: r, the dimension of the (affine) span. iterations, status: how the solver ended.
+    shape (d, d): Σ u_i (p_i−c)(p_i−c)ᵀ.
+    whitening (d, r): (y−c)ᵀ shape⁺ (y−c) = ‖whiteningᵀ(y−c)‖² on the span. Use it rather than a pseudo-inverse of
+        `shape`, whose condition number is the square of that of the points.
+    weights (n,): u ≥ 0, Σu = 1; all zero if symmetric and every point is the origin.
+    support (k,): int64, the indices with u_i > 0.
+    distances (n,): (p_i−c)ᵀ shape⁺ (p_i−c) of every given point.
+    gap: ε with distances ≤ (1+ε) r (symmetric) or ≤ r + ε(r+1) (general), rounding included. The ellipsoid's volume
+        is then within (1+ε)^{r/2} (general: (1+ε)^{(r+1)/2}) of the smallest.
+    radius_squared: that right-hand side.
+    rank: r, the dimension of the span (general: of the affine span).
+    iterations, status: how the solver ended.
     """
 
     center: Float[Tensor, " d"]
@@ -61,65 +73,159 @@ def mvee(
     max_iter: int | None = None,
     method: str = "auto",
 ) -> Ellipsoid:
-    """The smallest ellipsoid around ±points (centred at 0) or, with symmetric=False, around the points."""
+    """The smallest ellipsoid around ±points, centred at 0, or around the points (symmetric=False).
+
+    Solves the dual, the D-optimal design max log det Σ u_i p_i p_iᵀ over the simplex (Todd & Yıldırım 2007), until
+    the gap max_i p_iᵀ M(u)⁻¹ p_i / r − 1 is at most `tol`; general clouds are lifted to [p, 1]. The gap is then
+    recomputed from `points` with a bound on its own rounding error.
+
+    method: "interior-point", "wolfe-atwood", "fixed-point", each on a working set that grows until no point outside it
+    matters. "auto" is the interior point, which was the fastest at every shape and both tolerances of
+    benchmarks/mvee.py, or the fixed point where the Newton matrix could take more than 4 GiB.
+    max_iter: iterations of the solver, all rounds together.
+
+    Runs on the device of `points`, in float64. Never fails to converge silently: see `status`. Raises InputError for
+    points that are no finite real matrix or whose squares overflow, an unknown method, or tol ≤ 0.
+    """
     points = as_points(points)
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}. Known methods: {', '.join(METHODS)}.")
-    if not 0 < tol < math.inf:
-        raise InputError(f"tol must be positive, but is {tol}.")
-    n, d = points.shape
-    center = points.new_zeros(d) if symmetric else points[0] + (points - points[0]).mean(dim=0)
-    # Differences to one of the points are rounded relative to the spread, not to the offset of the cloud.
-    origin = points.new_zeros(d) if symmetric else points[0]
+    name = _choose(method, points.shape, tol)
+    solver, limit = METHODS[name]
+    if max_iter is not None:
+        if max_iter < 1:
+            raise InputError(f"max_iter must be at least 1, but is {max_iter}.")
+        limit = max_iter
+    column_scale(points)  # raises where float64 cannot hold the squares, shifted or not
+    # Differences to one of the points are rounded relative to the spread of the cloud, not to its offset.
+    origin = torch.zeros_like(points[0]) if symmetric else points[0]
     local = points - origin
-    moved = local if symmetric else local - local.mean(dim=0)
-    alive = torch.nonzero((moved != 0).any(dim=1) if symmetric else torch.ones(n, dtype=torch.bool))[:, 0]
-    sp = span(moved[alive]) if len(alive) else None
-    rank = sp.rank if sp is not None else 0
-    weights = points.new_zeros(n)
-    limit = 100 if max_iter is None else max_iter
-    solution = Solution(points.new_zeros(len(alive)), 0, True)
-    if sp is not None and (rank > 0 or not symmetric):
-        u = sp.coordinates
-        if not symmetric:
-            u = torch.cat([u, u.new_full((len(alive), 1), len(alive) ** -0.5)], dim=1)
-        if u.shape[0] == u.shape[1] or rank == 0:
-            solution = Solution(points.new_full((len(alive),), 1.0 / len(alive)), 0, True)
-        else:
-            solution = interior_point(u, 0.9 * tol, limit)
-    w = solution.weights
-    w = torch.where(w < 1e-5 / n, 0.0, w)
-    weights[alive] = w / w.sum().clamp_min(1e-300)
-    # ---- certificate
-    scale = column_scale(moved)
-    if not symmetric:
-        shift = weights @ local
-        center, moved = origin + shift, local - shift
-    shape = _gram(moved / scale, weights) * scale[:, None] * scale
-    gap, distances = 0.0, points.new_zeros(n)
-    whitening = points.new_zeros(d, rank)
-    if rank and sp is not None:
-        base = sp.basis / sp.singular_values
-        y = (moved / scale) @ base
-        chol = torch.linalg.cholesky(_gram(y, weights))
-        h = torch.linalg.solve_triangular(chol, base.T, upper=False).T
-        y = (moved / scale) @ h
-        error = _gram(y, weights)
-        eta = float(torch.linalg.matrix_norm(error - torch.eye(rank, dtype=y.dtype, device=y.device)))
-        distances = (y * y).sum(dim=1)
-        whitening = h / scale[:, None]
-        lift = 0 if symmetric else 1
-        gap = max(0.0, (float(distances.max()) + lift) / ((rank + lift) * max(1 - eta, 1e-300)) - 1)
-    radius = (1 + gap) * rank if symmetric else rank + gap * (rank + 1)
-    if gap <= tol:
-        status = Status(True, f"converged: the gap {gap:.1e} is at most {tol:.1e}")
-    else:
-        status = Status(False, f"not converged: the gap is {gap:.1e}, not {tol:.1e}; raise max_iter above {limit}")
-    support = torch.nonzero(weights > 0)[:, 0]
+    middle = torch.zeros_like(origin) if symmetric else local.mean(dim=0)
+    scale = column_scale(local - middle)
+    # What rounding the offset points to float64 may have added to their singular values.
+    offset = 0.0 if symmetric else float(torch.linalg.vector_norm(points.abs().amax(dim=0) / scale))
+    u, base = coordinates((local - middle) / scale, EPS * offset * len(points) ** 0.5)
+    frame = _Frame(origin, local, scale, base)
+    solution = _solve(u, symmetric, tol, solver, limit)
+    # A tiny weight is rounding, or what a solver had not finished: it leaves the support if the gap allows it.
+    for cut in (tol**0.5, 1e-3 * tol / points.shape[1], 0.0):
+        weights = torch.where(solution.weights < cut / len(points), 0.0, solution.weights)
+        weights = weights / weights.sum().clamp_min(1e-300)
+        center, shape, whitening, distances, gap = _certify(frame, weights, symmetric)
+        if gap <= tol:
+            break
+    rank = base.shape[1]
     return Ellipsoid(
-        center, shape, whitening, weights, support, distances, gap, radius, rank, solution.iterations, status
+        center=center,
+        shape=shape,
+        whitening=whitening,
+        weights=weights,
+        support=torch.nonzero(weights)[:, 0],
+        distances=distances,
+        gap=gap,
+        radius_squared=(1 + gap) * rank if symmetric else rank + gap * (rank + 1),
+        rank=rank,
+        iterations=solution.iterations,
+        status=_status(name, gap, tol, solution, limit),
     )
 
 
-def _gram(points: Float[Tensor, "n d"], weights: Float[Tensor, " n"]) -> Tensor:
-    return points.T @ (weights[:, None] * points)
+def _choose(method: str, shape: torch.Size, tol: float) -> str:
+    """The name of the solver."""
+    if not (isinstance(tol, int | float) and 0 < tol < math.inf):
+        raise InputError(f"tol must be a positive number, but is {tol!r}.")
+    if method == "auto":
+        # A working set grows by 8 r points at a time and rarely needs more than two rounds.
+        if min(shape[0], 16 * shape[1]) <= LARGEST_NEWTON:
+            return "interior-point"
+        return "fixed-point" if tol >= 1e-3 else "wolfe-atwood"
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}. Known methods: {', '.join(('auto', *METHODS))}.")
+    return method
+
+
+def _solve(u: Float[Tensor, "n r"], symmetric: bool, tol: float, solver: Solver, limit: int) -> Solution:
+    """Weights of all points; the cases that need no solver are exact."""
+    n = len(u)
+    if not symmetric:
+        u = torch.cat([u, torch.full_like(u[:, :1] if u.shape[1] else u.new_empty(n, 1), n**-0.5)], dim=1)
+    alive = torch.nonzero((u != 0).any(dim=1))[:, 0]  # the origin carries no weight
+    k, r = len(alive), u.shape[1]
+    weights = torch.zeros_like(u[:, 0]) if r else u.new_zeros(n)
+    gap, iterations = 0.0, 0
+    if r == 1:
+        # On a line the longest point decides; in a lifted cloud of rank 0 all points are the same.
+        weights[u[:, 0].abs().argmax()] = 1.0
+    elif k == r:
+        weights[alive] = 1.0 / r  # independent points: every ω is r
+    elif r:
+        part = u if k == n else u[alive]
+        # The certificate adds its rounding and the pruned weights.
+        found = working_set(part, 0.9 * tol, limit, torch.full_like(part[:, 0], 1.0 / k), solver)
+        weights[alive] = found.weights
+        gap, iterations = found.gap, found.iterations
+    return Solution(weights, weights, gap, iterations)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where the numbers live: points = origin + local; (local / scale) @ base are nearly orthonormal coordinates."""
+
+    origin: Float[Tensor, " d"]
+    local: Float[Tensor, "n d"]
+    scale: Float[Tensor, " d"]
+    base: Float[Tensor, "d r"]
+
+
+def _certify(
+    frame: _Frame, weights: Float[Tensor, " n"], symmetric: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """Center, shape, whitening, distances and the gap of `weights`, whatever solver they come from.
+
+    With H the whitening and y_i = Hᵀ(p_i−c) (lifted: [y_i, 1]), H is any injective map, so ω_i = y_iᵀ(I+E)⁻¹y_i ≤
+    ‖y_i‖²/(1−‖E‖) with E = Σu_i y_i y_iᵀ − I. Nothing here assumes that H was computed well: a bad H has a large E.
+    What remains is the rounding of the products y and E themselves, which is bounded and added.
+    """
+    origin, local, scale, base = frame.origin, frame.local, frame.scale, frame.base
+    (d, rank), lift = base.shape, 0 if symmetric else 1
+    support = torch.nonzero(weights)[:, 0]
+    mass = weights[support][:, None]
+    shift = torch.zeros_like(origin) if symmetric else (mass * local[support]).sum(dim=0)
+    center = origin + shift
+    moved = (local - shift) / scale
+    carrier = moved[support]
+    shape = (carrier.T @ (mass * carrier)) * scale[:, None] * scale
+    if rank == 0:
+        return center, shape, torch.zeros_like(base), torch.zeros_like(weights), 0.0
+    part = carrier @ base
+    factor, failed = torch.linalg.cholesky_ex(part.T @ (mass * part))
+    if int(failed):  # the support does not span the points
+        return center, shape, torch.zeros_like(base), torch.full_like(weights, math.inf), math.inf
+    whitening = torch.linalg.solve_triangular(factor, base.T, upper=False).T
+    y = moved @ whitening
+    distances = y.square().sum(dim=1)
+    part = y[support] if symmetric else torch.cat([y[support], torch.ones_like(mass)], dim=1)
+    moment = part.T @ (mass * part)
+    moment.diagonal().sub_(1.0)
+    length = float(torch.linalg.vector_norm(moved, dim=1).max())
+    slip = (d + 2) * EPS * length * float(torch.linalg.matrix_norm(whitening))  # ≥ the error of any y_i
+    error = float(torch.linalg.matrix_norm(moment)) + 2 * slip + slip**2 + len(support) * EPS * (rank + lift)
+    if not error < 1:
+        return center, shape, whitening / scale[:, None], distances, math.inf
+    worst = (float(distances.max()) ** 0.5 + slip) ** 2 + lift
+    gap = max(0.0, worst / ((rank + lift) * (1 - error)) - 1)
+    return center, shape, whitening / scale[:, None], distances, gap
+
+
+def _status(name: str, gap: float, tol: float, solution: Solution, limit: int) -> Status:
+    """What happened, and what to do about it."""
+    if gap <= tol:
+        return Status(True, f"converged: the gap is {gap:.1e}, at most the {tol:.1e} asked for")
+    text = f"not converged: the gap is {gap:.1e}, not the {tol:.1e} asked for, after {solution.iterations} iterations; "
+    if solution.iterations >= limit:
+        advice = f"raise max_iter above {limit}"
+        if name == "fixed-point" and tol < 1e-3:
+            advice += ", or use method='interior-point', which reaches small gaps in few iterations"
+    elif solution.gap <= tol:
+        advice = "the rounding of these points in float64 allows no smaller certificate; raise tol"
+    else:
+        advice = f"{name} stalled at the limits of float64; raise tol or try method='wolfe-atwood'"
+    return Status(False, text + advice)
