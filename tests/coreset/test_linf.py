@@ -51,9 +51,11 @@ def test_factor_has_the_size_that_the_theorem_gives(variant, power):
 @pytest.mark.parametrize("variant", ["contact", "axes"])
 def test_symmetric_factor_survives_badly_scaled_columns(variant):
     points = cloud(80, 4, 2, scale=8)
-    plain = linf_coreset(cloud(80, 4, 2), variant)
-    scaled = linf_coreset(points, variant)
-    assert scaled.factor == pytest.approx(plain.factor, rel=1e-3)
+    found = linf_coreset(points, variant)
+    assert found.factor <= {"contact": 2.0, "axes": 4.0}[variant] * 1.01
+    # The exact programs are solved in unscaled columns: the worst case over x does not depend on them.
+    exact = exact_factors(cloud(80, 4, 2), found.indices, one_sided=False)
+    assert float(exact.max()) <= found.factor * (1 + 1e-6)
 
 
 def test_one_sided_needs_the_origin_inside():

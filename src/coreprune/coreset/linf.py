@@ -15,7 +15,7 @@ import torch
 from coreprune._shapes import Float, Int, Tensor
 from coreprune._validate import as_points
 from coreprune.errors import InputError
-from coreprune.geometry import Ellipsoid, caratheodory, mvee, span
+from coreprune.geometry import Ellipsoid, mvee, recombine, span
 
 Variant = Literal["axes", "contact"]
 
@@ -96,17 +96,19 @@ def _symmetric(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
         return support, _gauge(points, shape)
     gauge = ellipsoid.distances.clamp(min=0.0).sqrt()
     eigenvalues, axes = torch.linalg.eigh(ellipsoid.shape)
-    endpoints = (axes * eigenvalues.clamp(min=0.0).sqrt()).mT * _INSIDE
-    # These endpoints lie in the hull of the ellipsoid's own support, so the other points need not be searched.
-    chosen = _caratheodory_union(points, endpoints, ellipsoid.support, symmetric=True)
-    return chosen, gauge * (math.sqrt(rank) / _INSIDE)
+    endpoints = (axes * eigenvalues.sqrt()).mT
+    # math.md 1: y = Σ a_i p_i with a_i = u_i⟨p_i, M⁻¹y⟩ and Σ|a_i| ≤ √(yᵀM⁻¹y) ≤ 1.
+    support = ellipsoid.support
+    dual = endpoints @ axes / eigenvalues @ axes.mT
+    start = (points[support] @ dual.mT).mT * ellipsoid.weights[support]
+    return support[_used(points[support], start, symmetric=True)], gauge * math.sqrt(rank)
 
 
 # Interior iterates keep a little weight on every point. At this gap the contact points stand out by orders of magnitude,
 # and the ones below this share of the mean weight can go; the factor is recomputed without them.
 _CONTACT_TOL, _NEGLIGIBLE = 1e-5, 1e-2
 
-# Endpoints are drawn in by a hair, so that rounding cannot push one out of the hull; the factor pays for it.
+# The one-sided endpoints are drawn in by a hair, so that rounding makes no weight negative; the factor pays for it.
 _INSIDE = 1.0 - 1e-9
 
 
@@ -152,13 +154,12 @@ def _one_sided(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
     factors = (distances + tau) / (inner - tau)
     if variant == "contact":
         return support, factors
-    half = (axes * eigenvalues.sqrt()).mT * (_INSIDE / radius)
-    return _caratheodory_union(points, center + torch.cat([half, -half]), support, symmetric=False), factors
+    # c ± e = Σ u_i (1 ± (p_i−c)ᵀΣ⁻¹e) p_i, with weights ≥ 0 because |(p_i−c)ᵀΣ⁻¹e| ≤ radius · ‖Σ^{-1/2}e‖ < 1.
+    half = (centred[support] @ whitening) * (_INSIDE / radius)
+    start = torch.cat([1.0 + half.mT, 1.0 - half.mT]) * u
+    return support[_used(points[support], start, symmetric=False)], factors
 
 
-def _caratheodory_union(points: Tensor, endpoints: Tensor, support: Tensor, symmetric: bool) -> Tensor:
-    """Rows of `points` that some endpoint needs in its Carathéodory combination, ascending."""
-    used = torch.zeros(points.shape[0], dtype=torch.bool, device=points.device)
-    for endpoint in endpoints:
-        used[support[caratheodory(points[support], endpoint, symmetric=symmetric).indices]] = True
-    return torch.nonzero(used).flatten()
+def _used(points: Tensor, start: Tensor, symmetric: bool) -> Tensor:
+    """Rows of `points` that some of the combinations still need after recombination, ascending."""
+    return torch.nonzero((recombine(points, start, symmetric) != 0).any(dim=0)).flatten()

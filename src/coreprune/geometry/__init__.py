@@ -3,6 +3,7 @@
 from coreprune.geometry.caratheodory import Combination, caratheodory
 from coreprune.geometry.ellipsoid import Ellipsoid, Status, mvee
 from coreprune.geometry.lewis import leverage_scores, lewis_weights
+from coreprune.geometry.recombination import recombine
 from coreprune.geometry.span import Span, span
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "leverage_scores",
     "lewis_weights",
     "mvee",
+    "recombine",
     "span",
 ]

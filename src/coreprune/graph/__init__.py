@@ -17,7 +17,7 @@ from __future__ import annotations
 from coreprune.graph.capture import Captured, capture, normalise_example
 from coreprune.graph.cost import Cost, CostModel, cost
 from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, find_groups
-from coreprune.graph.surgery import Removed, probe, remove
+from coreprune.graph.surgery import Removed, adopt, probe, remove
 
 __all__ = [
     "Captured",
@@ -27,6 +27,7 @@ __all__ = [
     "Group",
     "ParamSlice",
     "Removed",
+    "adopt",
     "capture",
     "cost",
     "describe",

@@ -103,7 +103,7 @@ def remove(
     good = grow([], names, None) if names else []
     small = best[0] if best[0] is not None else _smaller(model, captured, [cuts[n] for n in good])
     if inplace:
-        _transfer(small, model)
+        adopt(model, small)
         small = model
     return Removed(small, {n: cuts[n][1] for n in good}, locked, runs)
 
@@ -234,7 +234,7 @@ def _width_changes(group: Group, keep: Tensor, path: str) -> dict[int, int]:
     return changes
 
 
-def _transfer(small: nn.Module, model: nn.Module) -> None:
+def adopt(model: nn.Module, small: nn.Module) -> None:
     """Move the smaller tensors and the numbers into the original, keeping its modules, parameters and hooks."""
     theirs = dict(small.named_modules())
     done: set[int] = set()

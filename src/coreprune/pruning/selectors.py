@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -68,6 +68,7 @@ class Ranking:
         return Coreset(indices, torch.ones(k, dtype=torch.float64, device=indices.device))
 
 
+@runtime_checkable
 class Selector(Protocol):
     """The one signature."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from torch.utils import _pytree as pytree
 
 from coreprune.coreset import relative_limit
 from coreprune.errors import BudgetError, InputError
-from coreprune.graph import Captured, Group, capture, cost, find_groups, normalise_example, remove
+from coreprune.graph import Captured, Group, adopt, capture, cost, find_groups, normalise_example, probe, remove
 from coreprune.pruning.budget import Budget
 from coreprune.pruning.certify import certificates
 from coreprune.pruning.layers import plain_linear, read_layer, tensors_of
-from coreprune.pruning.plan import GroupPlan, Plan, fingerprint
+from coreprune.pruning.plan import Plan, fingerprint
 from coreprune.pruning.report import GroupReport, Report, versions
 from coreprune.pruning.reweight import reweight_
 from coreprune.pruning.select import choose
@@ -60,66 +60,47 @@ def prune(
     Raises InputError (arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be met);
     all are CoreprunErrors.
     """
-    budget = _checked_budget(budget)
-    selector = resolve(method)
-    if not 0 < delta < 1:
-        raise InputError(f"delta must lie between 0 and 1, but it is {delta}.")
-    check_model(model, example_inputs)
-    tell = progress or (lambda phase, done, total: None)
-    tell("capture", 0, 1)
-    captured, groups = _trace(model, example_inputs)
-    free = [g for g in groups if g.locked_because is None]
-    if not free and budget.keep < 1:
-        raise BudgetError(_nothing_free(groups))
-
-    tensors = tensors_of(model)
-    generator = torch.Generator().manual_seed(seed)
-    plans: dict[str, GroupPlan] = {}
-    rankings: dict[str, Ranking] = {}
-    rows: dict[str, GroupReport] = {}
-    for i, group in enumerate(free):
-        tell("select", i, len(free))
-        layer = read_layer(tensors, captured, group)
-        ranking = rankings[group.name] = selector(layer, generator)
-        plans[group.name], coreset = choose(group, ranking, budget)
-        applies = plain_linear(captured, group)
-        rows[group.name] = GroupReport(
-            name=group.name,
-            channels=group.size,
-            kept=len(plans[group.name].kept),
-            unit=group.unit,
-            note=ranking.note,
-            certificates=certificates(layer, ranking, coreset, delta) if applies else (),
-            rank=relative_limit(layer.incoming).rank if applies else None,
-        )
-    made = Plan(plans, fingerprint(model), selector.name, seed, asdict(budget))
-
+    tell = progress or _silent
+    captured, groups = _trace(model, example_inputs, tell)
+    choice = _choose(model, captured, groups, budget, method, seed, delta, tell)
     tell("surgery", 0, 1)
-    smaller, put_back = _cut(model, captured, groups, made, inplace)
-    widths = {g.name: g.size if g.name in put_back else len(plans[g.name].kept) for g in free}
+    smaller, put_back = _cut(model, captured, groups, choice.plan, inplace)
+
+    kept = {name: entry for name, entry in choice.plan.groups.items() if name not in put_back}
+    widths = {name: len(entry.kept) for name, entry in kept.items()}
+    rows = []
     for g in groups:
         reason = put_back.get(g.name, g.locked_because)
-        if reason is not None:
-            rows[g.name] = GroupReport(g.name, g.size, g.size, g.unit, locked_because=reason)
+        rows.append(GroupReport(g.name, g.size, g.size, g.unit, locked_because=reason) if reason else choice.rows[g.name])
     before, after = cost(captured, groups, {}), cost(captured, groups, widths)
-    settings = {
-        "method": selector.name,
-        "options": _options(selector),
-        "budget": asdict(budget),
-        "seed": seed,
-        "delta": delta,
-        "versions": versions(),
-    }
     report = Report(
-        groups=tuple(rows[g.name] for g in groups),
+        groups=tuple(rows),
         parameters=(before.params, after.params),
         macs=(before.macs, after.macs),
         bytes=(before.bytes, after.bytes),
-        settings=settings,
+        settings={
+            "method": choice.plan.method,
+            "options": choice.options,
+            "budget": dict(choice.plan.budget),
+            "seed": seed,
+            "delta": delta,
+            "versions": versions(),
+        },
     )
-    if put_back:
-        made = Plan({n: p for n, p in plans.items() if n not in put_back}, *_rest(made))
-    return Result(smaller, made, report, rankings)
+    return Result(smaller, replace(choice.plan, groups=kept), report, choice.rankings)
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: Any,
+    budget: Budget | None = None,
+    method: str | Selector = "loewner",
+    *,
+    seed: int = 0,
+) -> Plan:
+    """Decide which channels stay, and touch no weight. Arguments and errors as in `prune`."""
+    captured, groups = _trace(model, example_inputs, _silent)
+    return _choose(model, captured, groups, budget, method, seed, 0.01, _silent).plan
 
 
 def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, inplace: bool = False) -> nn.Module:
@@ -127,6 +108,8 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, inplace: bool = 
 
     Raises InputError if the architecture is another one, and what `prune` raises.
     """
+    if not isinstance(plan, Plan):
+        raise InputError(f"plan must be a Plan (from plan() or Plan.from_json), not {type(plan).__name__}.")
     check_model(model, example_inputs)
     found = fingerprint(model)
     if found != plan.fingerprint:
@@ -134,7 +117,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, inplace: bool = 
             f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
             "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
         )
-    captured, groups = _trace(model, example_inputs)
+    captured, groups = _trace(model, example_inputs, _silent)
     sizes = {g.name: g.size for g in groups}
     for name, entry in plan.groups.items():
         if sizes.get(name) != entry.size:
@@ -176,9 +159,65 @@ def check_model(model: object, example_inputs: Any) -> None:
             )
 
 
-def _trace(model: nn.Module, example_inputs: Any) -> tuple[Captured, list[Group]]:
+@dataclass(frozen=True)
+class _Choice:
+    plan: Plan
+    rankings: dict[str, Ranking]
+    rows: dict[str, GroupReport]
+    options: dict[str, Any]
+
+
+def _choose(
+    model: nn.Module,
+    captured: Captured,
+    groups: list[Group],
+    budget: Budget | None,
+    method: str | Selector,
+    seed: int,
+    delta: float,
+    tell: Progress,
+) -> _Choice:
+    """Rank every free group, cut it to its width, and certify what the theorems cover."""
+    budget = _checked_budget(budget)
+    selector = resolve(method)
+    if not 0 < delta < 1:
+        raise InputError(f"delta must lie between 0 and 1, but it is {delta}.")
+    free = [g for g in groups if g.locked_because is None]
+    if not free and budget.keep < 1:
+        raise BudgetError(_nothing_free(groups))
+    tensors = tensors_of(model)
+    generator = torch.Generator().manual_seed(seed)
+    plans, rankings, rows = {}, {}, {}
+    for i, group in enumerate(free):
+        tell("select", i, len(free))
+        layer = read_layer(tensors, captured, group)
+        ranking = rankings[group.name] = selector(layer, generator)
+        plans[group.name], coreset = choose(group, ranking, budget)
+        applies = plain_linear(captured, group)
+        rows[group.name] = GroupReport(
+            name=group.name,
+            channels=group.size,
+            kept=len(plans[group.name].kept),
+            unit=group.unit,
+            note=ranking.note,
+            certificates=certificates(layer, ranking, coreset, delta) if applies else (),
+            rank=relative_limit(layer.incoming).rank if applies else None,
+        )
+    options = {k: v for k, v in vars(selector).items() if isinstance(v, (int, float, str, bool, type(None)))}
+    made = Plan(plans, fingerprint(model), selector.name, seed, asdict(budget))
+    return _Choice(made, rankings, rows, options)
+
+
+def _trace(model: nn.Module, example_inputs: Any, tell: Progress) -> tuple[Captured, list[Group]]:
+    """Groups, with those locked that the forward does not survive, so that no budget is spent on them."""
+    check_model(model, example_inputs)
+    tell("capture", 0, 1)
     captured = capture(model, *normalise_example(example_inputs))
-    return captured, find_groups(captured)
+    return captured, probe(model, captured, find_groups(captured))
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    """No progress."""
 
 
 def _cut(
@@ -186,12 +225,15 @@ def _cut(
 ) -> tuple[nn.Module, dict[str, str]]:
     """Surgery, then re-weighting of the consumers. Returns the model and the groups that had to be put back."""
     keep = {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
-    removed = remove(model, captured, groups, keep, inplace=inplace)
+    removed = remove(model, captured, groups, keep)
     by_name = {g.name: g for g in groups}
     for name, entry in plan.groups.items():
         if name not in removed.locked:
             reweight_(removed.model, by_name[name], entry)
-    return removed.model, dict(removed.locked)
+    if not inplace:
+        return removed.model, dict(removed.locked)
+    adopt(model, removed.model)  # the last step, so that a failure before it leaves the given model as it was
+    return model, dict(removed.locked)
 
 
 def _checked_budget(budget: object) -> Budget:
@@ -203,15 +245,7 @@ def _checked_budget(budget: object) -> Budget:
 
 
 def _nothing_free(groups: list[Group]) -> str:
-    if not groups:
+    if all(g.locked_because == "model output" for g in groups):
         return "this model has no channels between two layers, so nothing can be removed. Use Budget(keep=1.0)."
     reasons = "; ".join(f"{g.name}: {g.locked_because}" for g in groups[:5])
     return f"no group of channels is free to leave ({reasons}), so the budget cannot be met."
-
-
-def _options(selector: Selector) -> dict[str, Any]:
-    return {k: v for k, v in vars(selector).items() if isinstance(v, (int, float, str, bool, type(None)))}
-
-
-def _rest(plan: Plan) -> tuple[Any, ...]:
-    return plan.fingerprint, plan.method, plan.seed, plan.budget

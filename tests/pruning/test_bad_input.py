@@ -1,0 +1,131 @@
+"""Wrong input: a CoreprunError child that says what to do, and a model that is bit-identical afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_prune_mlp import EXAMPLE, bits, mlp
+from torch import nn
+
+import coreprune
+from coreprune import Budget, BudgetError, CoreprunError, InputError, ModelError, Plan, apply, prune
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def refuse(error: type[CoreprunError], match: str, model: nn.Module, example: object = EXAMPLE, **kwargs: object) -> None:
+    before = bits(model) if not any(p.is_meta for p in model.parameters()) else None
+    with pytest.raises(error, match=match) as caught:
+        prune(model, example, **kwargs)  # type: ignore[arg-type]
+    assert isinstance(caught.value, CoreprunError)
+    if before is not None:
+        assert bits(model) == before
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"keep": 0}, "remove every channel"),
+        ({"keep": -0.1}, "remove every channel"),
+        ({"keep": 1.5}, "more than everything"),
+        ({"keep": 50}, "keep=0.5 keeps half"),
+        ({"keep": float("nan")}, "number in"),
+        ({"keep": "half"}, "number in"),
+        ({"keep": True}, "number in"),
+        ({"min_width": 0}, "min_width"),
+        ({"round_to": 2.5}, "round_to"),
+    ],
+)
+def test_budgets_that_contradict_themselves(kwargs, match):
+    with pytest.raises(BudgetError, match=match):
+        Budget(**kwargs)
+
+
+def test_budgets_that_the_model_cannot_meet():
+    refuse(BudgetError, "12 units, fewer than min_width=20", mlp(), budget=Budget(min_width=20))
+    refuse(BudgetError, "no channels between two layers", nn.Sequential(nn.Linear(8, 3)))
+    refuse(InputError, r"Budget\(keep=0.5\)", mlp(), budget=0.5)
+
+
+def test_an_unknown_selector_lists_the_known_ones():
+    refuse(InputError, "known: lewis, loewner, magnitude, mussay, norm, uniform", mlp(), method="lowner")
+    refuse(InputError, "known: lewis", mlp(), method=None)
+
+
+def test_wrong_example_inputs():
+    refuse(ModelError, "cannot capture Sequential", mlp(), torch.zeros(1, 9))
+    refuse(InputError, "example_inputs is a str", mlp(), "cat.png")
+    refuse(InputError, "model is on cpu, but an example input is on meta", mlp(), EXAMPLE.to("meta"))
+
+
+def test_weights_that_cannot_be_read():
+    refuse(InputError, "meta device", mlp().to("meta"))
+    broken = mlp()
+    with torch.no_grad():
+        broken[2].weight[0, 0] = float("nan")
+    refuse(InputError, r"parameter '2.weight' has a NaN", broken)
+    integers = mlp()
+    integers[0].weight = nn.Parameter(torch.ones(24, 8, dtype=torch.int8), requires_grad=False)
+    refuse(InputError, r"'0.weight' has dtype torch.int8", integers)
+    refuse(InputError, "nothing to prune", nn.ReLU())
+    with pytest.raises(InputError, match=r"torch\.nn\.Module, not dict"):
+        prune({}, EXAMPLE)  # type: ignore[arg-type]
+
+
+def test_other_arguments():
+    refuse(InputError, "delta", mlp(), delta=0.0)
+    with pytest.raises(InputError, match="must be a Plan"):
+        apply(mlp(), {"groups": {}}, EXAMPLE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema": 99}', "[" * 100_000])
+def test_plans_that_are_none(text):
+    with pytest.raises(InputError):
+        Plan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"kept": [0, 0, 1]}, "distinct, ascending"),
+        ({"kept": [0, 99]}, "below 24"),
+        ({"kept": []}, "whole numbers"),
+        ({"kept": [0, 1.5]}, "whole numbers"),
+        ({"factors": [1.0]}, "1 factors for"),
+    ],
+)
+def test_plans_that_were_tampered_with(change, match):
+    import json
+
+    raw = json.loads(coreprune.plan(mlp(), EXAMPLE, method="norm").to_json())
+    raw["groups"]["0"].update(change)
+    with pytest.raises(InputError, match=match):
+        Plan.from_json(json.dumps(raw))
+
+
+def test_a_failure_inside_surgery_leaves_the_model_bit_identical(monkeypatch):
+    """inplace=True, and the very last step fails: the model must be as before."""
+    import coreprune.pruning.pipeline as module
+
+    model = mlp()
+    before = bits(model)
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(module, "reweight_", fail)
+    with pytest.raises(RuntimeError):
+        prune(model, EXAMPLE, method="norm", inplace=True)
+    assert bits(model) == before
+
+
+def test_a_model_that_raises_is_left_alone():
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("no such luck")
+
+    refuse(ModelError, "no such luck", Broken())

@@ -1,0 +1,206 @@
+"""prune() on MLPs: smaller, right, repeatable, and the user's model never changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from oracles import worst_ratio
+from torch import nn
+
+import coreprune
+from coreprune import Budget, Loewner, Mussay, Norm, Plan, apply, plan, prune
+from coreprune.pruning import SELECTORS
+
+EXAMPLE = torch.zeros(1, 8)
+
+
+def mlp(seed: int = 0, act: type[nn.Module] = nn.ReLU, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(8, 24), act(), nn.Linear(24, 12), act(), nn.Linear(12, 3)).to(dtype)
+
+
+def bits(model: nn.Module) -> dict[str, bytes]:
+    return {k: v.detach().cpu().numpy().tobytes() for k, v in model.state_dict().items()}
+
+
+def widths(model: nn.Module) -> list[int]:
+    return [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+
+
+@pytest.mark.parametrize("method", sorted(SELECTORS))
+@pytest.mark.parametrize("keep", [0.25, 0.5, 1.0])
+def test_every_selector_makes_a_smaller_model_and_leaves_the_given_one_alone(method, keep, gen):
+    model = mlp()
+    before, training = bits(model), model.training
+    result = prune(model, EXAMPLE, Budget(keep=keep), method)
+    assert widths(result.model) == [int(24 * keep), int(12 * keep), 3]
+    assert bits(model) == before
+    assert model.training == training
+    assert result.model(torch.randn(5, 8, generator=gen)).shape == (5, 3)
+    assert result.report.parameters[1] == sum(p.numel() for p in result.model.parameters())
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in result.model.parameters()}
+
+
+@pytest.mark.parametrize("method", sorted(SELECTORS))
+def test_the_pruned_model_is_the_coreset_formula(method, gen):
+    """F'(x) = Σ_{k∈S} factor_k V_k φ⟨p_k, x⟩ + b, computed from the plan alone."""
+    model = mlp().double()
+    result = prune(model, EXAMPLE.double(), Budget(keep=0.5), method, seed=3)
+    x = torch.randn(7, 8, generator=gen, dtype=torch.float64)
+    h = x
+    kept = torch.arange(8)
+    for name, layer in (("0", model[0]), ("2", model[2]), ("4", model[4])):
+        weight = layer.weight[:, kept]
+        if name != "0":
+            weight = weight * factors  # noqa: F821 - from the previous round
+            h = torch.relu(h)
+        entry = result.plan.groups.get(name)
+        bias = layer.bias
+        kept = torch.tensor(entry.kept) if entry else torch.arange(3)
+        factors = torch.tensor(entry.factors or [1.0] * len(entry.kept), dtype=torch.float64) if entry else None
+        h = h @ weight[kept].T + bias[kept]
+    assert torch.allclose(result.model(x), h, atol=1e-10)
+
+
+def test_sampling_selectors_reweight_and_magnitude_does_not():
+    model = mlp()
+    assert prune(model, EXAMPLE, method="norm").plan.groups["0"].factors is not None
+    assert prune(model, EXAMPLE, method="magnitude").plan.groups["0"].factors is None
+    split = prune(model, EXAMPLE, method=Norm(sign_split=True)).plan.groups["0"]
+    assert split.negative_factors is not None
+    assert split.negative_factors != split.factors
+
+
+def test_magnitude_keeps_the_longest_rows():
+    model = mlp()
+    kept = prune(model, EXAMPLE, Budget(keep=0.25), "magnitude").plan.groups["0"].kept
+    longest = model[0].weight.detach().norm(dim=1).topk(6).indices.sort().values
+    assert list(kept) == longest.tolist()
+
+
+def test_scores_and_order_are_visible():
+    ranking = prune(mlp(), EXAMPLE, method="magnitude").rankings["0"]
+    assert ranking.scores.shape == (24,)
+    assert ranking.order.tolist() == ranking.scores.argsort(descending=True).tolist()
+    assert sorted(prune(mlp(), EXAMPLE, method="loewner").rankings["2"].order.tolist()) == list(range(12))
+
+
+def test_mussay_equals_norm_for_relu_and_differs_for_tanh():
+    relu = [prune(mlp(), EXAMPLE, method=m).plan.groups for m in ("mussay", "norm")]
+    assert relu[0] == relu[1]
+    tanh = mlp(act=nn.Tanh)
+    scores = [prune(tanh, EXAMPLE, method=m).rankings["0"].scores for m in (Mussay(beta=3.0), Norm())]
+    assert not torch.allclose(scores[0] / scores[0].sum(), scores[1] / scores[1].sum(), atol=1e-3)
+
+
+def test_loewner_says_which_form_ran_and_the_forms_can_be_compared():
+    wide = mlp()  # 24 channels in 9 dimensions: the plain bound; 12 channels in 25: independent
+    auto = prune(wide, EXAMPLE, method="loewner")
+    notes = {g.name: g.note for g in auto.report.groups}
+    assert "plain bound" in notes["0"]
+    assert "ridge form" in notes["2"]
+    plain = prune(wide, EXAMPLE, method=Loewner(ridge=None))
+    assert "uniform sampling (T7)" in {g.name: g.note for g in plain.report.groups}["2"]
+    spread = auto.rankings["2"].scores
+    assert float(spread.max() / spread.min()) > 1.05
+    assert float(plain.rankings["2"].scores.std()) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["loewner", "lewis", "norm", "uniform", "magnitude"])
+def test_certificates_of_a_layer_hold_against_an_adversary(method, gen):
+    """One hidden layer, so that the layer bound is a bound on the network; x has 1 appended."""
+    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(generator=gen)
+    result = prune(model, torch.zeros(1, 5).double(), Budget(keep=0.5), method)
+    group = result.report.groups[0]
+    kinds = {c.theorem: c for c in group.certificates}
+    assert kinds["T8"].kind == "proved"
+    assert ("T6" in kinds) == (method != "magnitude")
+
+    def error(x):
+        full = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+        difference = result.model(x) - model(x)
+        return difference * (x.norm(dim=1) / full.norm(dim=1))[:, None]
+
+    reached = worst_ratio(error, 5, gen)
+    assert 0 < reached <= kinds["T8"].bound
+    if "T6" in kinds and method != "lewis":
+        assert reached <= kinds["T6"].bound
+
+
+def test_no_certificate_where_no_theorem_applies():
+    report = prune(mlp(act=nn.Sigmoid), EXAMPLE, method="norm").report
+    assert all(g.certificates == () for g in report.groups)
+    tanh = prune(mlp(act=nn.Tanh), EXAMPLE, method="norm").report.groups[0].certificates
+    assert [c.theorem for c in tanh] == ["T6"]
+    assert "ρ" in tanh[0].statement
+
+
+def test_same_seed_same_bits_and_another_seed_another_sample():
+    one, two = (prune(mlp(), EXAMPLE, method="norm", seed=5) for _ in range(2))
+    assert bits(one.model) == bits(two.model)
+    assert one.plan == two.plan
+    assert prune(mlp(), EXAMPLE, method="norm", seed=6).plan != one.plan
+
+
+def test_a_plan_survives_json_and_gives_the_same_model():
+    model = mlp()
+    result = prune(model, EXAMPLE, method=Norm(sign_split=True))
+    again = Plan.from_json(result.plan.to_json())
+    assert again == result.plan
+    assert bits(apply(model, again, EXAMPLE)) == bits(result.model)
+    assert plan(model, EXAMPLE, method=Norm(sign_split=True)) == result.plan
+
+
+def test_a_plan_fits_another_checkpoint_but_not_another_architecture():
+    made = plan(mlp(0), EXAMPLE, method="magnitude")
+    assert widths(apply(mlp(1), made, EXAMPLE)) == [12, 6, 3]
+    other = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 3))
+    with pytest.raises(coreprune.InputError, match="another architecture"):
+        apply(other, made, EXAMPLE)
+
+
+def test_inplace_shrinks_the_given_model():
+    model = mlp()
+    result = prune(model, EXAMPLE, Budget(keep=0.5), "magnitude", inplace=True)
+    assert result.model is model
+    assert widths(model) == [12, 6, 3]
+
+
+def test_half_precision_training_mode_and_frozen_parameters_survive():
+    model = mlp(dtype=torch.bfloat16).train()
+    model[0].weight.requires_grad_(False)
+    pruned = prune(model, EXAMPLE.bfloat16(), method="norm").model
+    assert pruned[0].weight.dtype == torch.bfloat16
+    assert not pruned[0].weight.requires_grad
+    assert pruned[2].weight.requires_grad
+    assert pruned.training
+
+
+def test_dead_channels_leave_first():
+    model = mlp()
+    with torch.no_grad():
+        model[2].weight[:, :10] = 0  # ten channels that nothing reads
+    for method in ("norm", "loewner", "lewis"):
+        kept = prune(model, EXAMPLE, Budget(keep=0.5), method).plan.groups["0"].kept
+        assert not set(kept) & set(range(10))
+
+
+def test_keep_counts_are_rounded_and_rounded_up_to_multiples():
+    assert widths(prune(mlp(), EXAMPLE, Budget(keep=0.3), "magnitude").model) == [7, 4, 3]
+    assert widths(prune(mlp(), EXAMPLE, Budget(keep=0.3, round_to=8), "magnitude").model) == [8, 8, 3]
+    assert widths(prune(mlp(), EXAMPLE, Budget(keep=0.01), "magnitude").model) == [1, 1, 3]
+    assert widths(prune(mlp(), EXAMPLE, Budget(keep=0.01, min_width=4), "magnitude").model) == [4, 4, 3]
+
+
+def test_progress_is_told():
+    seen = []
+    prune(mlp(), EXAMPLE, method="magnitude", progress=lambda phase, done, total: seen.append(phase))
+    assert seen[0] == "capture"
+    assert "select" in seen
+    assert seen[-1] == "surgery"
