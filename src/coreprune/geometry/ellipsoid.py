@@ -94,15 +94,17 @@ def mvee(
         if max_iter < 1:
             raise InputError(f"max_iter must be at least 1, but is {max_iter}.")
         limit = max_iter
-    column_scale(points)  # raises where float64 cannot hold the squares, shifted or not
-    # Differences to one of the points are rounded relative to the spread of the cloud, not to its offset.
-    origin = torch.zeros_like(points[0]) if symmetric else points[0]
-    local = points - origin
-    middle = torch.zeros_like(origin) if symmetric else local.mean(dim=0)
-    scale = column_scale(local - middle)
-    # What rounding the offset points to float64 may have added to their singular values.
-    offset = 0.0 if symmetric else float(torch.linalg.vector_norm(points.abs().amax(dim=0) / scale))
-    u, base = coordinates((local - middle) / scale, EPS * offset * len(points) ** 0.5)
+    scale = column_scale(points)  # raises where float64 cannot hold the squares
+    noise, origin, local, centred = 0.0, torch.zeros_like(points[0]), points, points
+    if not symmetric:
+        # Differences to one of the points are rounded relative to the spread of the cloud, not to its offset. What
+        # rounding the offset points to float64 may have added to their singular values is noise.
+        origin = points[0]
+        local = points - origin
+        centred = local - local.mean(dim=0)
+        scale = column_scale(centred)
+        noise = EPS * float(torch.linalg.vector_norm(points.abs().amax(dim=0) / scale)) * len(points) ** 0.5
+    u, base = coordinates(centred / scale, noise)
     frame = _Frame(origin, local, scale, base)
     solution = _solve(u, symmetric, tol, solver, limit)
     # A tiny weight is rounding, or what a solver had not finished: it leaves the support if the gap allows it.
@@ -205,7 +207,7 @@ def _certify(
     part = y[support] if symmetric else torch.cat([y[support], torch.ones_like(mass)], dim=1)
     moment = part.T @ (mass * part)
     moment.diagonal().sub_(1.0)
-    length = float(torch.linalg.vector_norm(moved, dim=1).max())
+    length = 2 * d**0.5  # scaled coordinates are below 1, and after the shift below 2
     slip = (d + 2) * EPS * length * float(torch.linalg.matrix_norm(whitening))  # ≥ the error of any y_i
     error = float(torch.linalg.matrix_norm(moment)) + 2 * slip + slip**2 + len(support) * EPS * (rank + lift)
     if not error < 1:
