@@ -30,13 +30,13 @@ class Combination:
 
 
 def caratheodory(
-    points: Float[Tensor, "n d"],
-    target: Float[Tensor, " d"],
-    weights: Float[Tensor, " n"] | None = None,
+    points: Tensor,
+    target: Tensor,
+    weights: Tensor | None = None,
     symmetric: bool = False,
     tol: float = 1e-9,
 ) -> Combination:
-    """At most r+1 points whose convex combination is `target`, r the dimension of the affine span.
+    """At most r+1 of the points (n, d) that combine to `target` (d,), r the dimension of the affine span.
 
     symmetric=True: the target lies in conv(±points); the weights are signed, Σ|w| ≤ 1, and r is the dimension of the
     linear span. Solved as non-negative least squares [Uᵀ; 1ᵀ] w = [y; 1] (Lawson & Hanson 1974), in orthonormal
@@ -55,14 +55,15 @@ def caratheodory(
 
 
 def caratheodory_many(
-    points: Float[Tensor, "n d"],
-    targets: Float[Tensor, "t d"],
-    weights: Float[Tensor, "t n"] | None = None,
+    points: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
     symmetric: bool = False,
     tol: float = 1e-9,
 ) -> list[Combination]:
-    """`caratheodory` for every row of `targets`, with the coordinates of the points computed once.
+    """`caratheodory` for every row of `targets` (t, d) and `weights` (t, n).
 
+    The coordinates of the points are computed once, which is most of the work for few points.
     The order of the results is that of the targets; an error names the target's row.
     """
     from scipy.optimize import nnls
@@ -99,7 +100,8 @@ def caratheodory_many(
             raise GeometryError(
                 f"the least-squares search for target {row} did not end. Pass an explicit start in `weights`."
             ) from error
-        if not symmetric and w.sum() > 0:
+        w[w < 1e-14 * w.max(initial=0.0)] = 0.0  # rounding
+        if not symmetric and w.any():
             w = w / w.sum()
         used = w.nonzero()[0]
         miss = abs(scaled_np[columns[used]].T @ (w[used] * signs[used]) - goals_np[row]).max()

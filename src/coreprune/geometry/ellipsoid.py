@@ -67,13 +67,13 @@ class Ellipsoid:
 
 
 def mvee(
-    points: Float[Tensor, "n d"],
+    points: Tensor,
     symmetric: bool = True,
     tol: float = 1e-2,
     max_iter: int | None = None,
     method: str = "auto",
 ) -> Ellipsoid:
-    """The smallest ellipsoid around ±points, centred at 0, or around the points (symmetric=False).
+    """The smallest ellipsoid around ±points, centred at 0, or around the points (symmetric=False); points (n, d).
 
     Solves the dual, the D-optimal design max log det Σ u_i p_i p_iᵀ over the simplex (Todd & Yıldırım 2007), until
     the gap max_i p_iᵀ M(u)⁻¹ p_i / r − 1 is at most `tol`; general clouds are lifted to [p, 1]. The gap is then
@@ -148,20 +148,20 @@ def _solve(u: Float[Tensor, "n r"], symmetric: bool, tol: float, solver: Solver,
     """Weights of all points; the cases that need no solver are exact."""
     n = len(u)
     if not symmetric:
-        u = torch.cat([u, torch.full_like(u[:, :1] if u.shape[1] else u.new_empty(n, 1), n**-0.5)], dim=1)
+        u = torch.cat([u, u.new_full((n, 1), n**-0.5)], dim=1)
     alive = torch.nonzero((u != 0).any(dim=1))[:, 0]  # the origin carries no weight
     k, r = len(alive), u.shape[1]
-    weights = torch.zeros_like(u[:, 0]) if r else u.new_zeros(n)
+    weights = u.new_zeros(n)
     gap, iterations = 0.0, 0
     if r == 1:
         # On a line the longest point decides; in a lifted cloud of rank 0 all points are the same.
         weights[u[:, 0].abs().argmax()] = 1.0
     elif k == r:
-        weights[alive] = 1.0 / r  # independent points: every ω is r
-    elif r:
+        weights[alive] = 1.0 / max(r, 1)  # independent points: every ω is r
+    else:
         part = u if k == n else u[alive]
         # The certificate adds its rounding and the pruned weights.
-        found = working_set(part, 0.9 * tol, limit, torch.full_like(part[:, 0], 1.0 / k), solver)
+        found = working_set(part, 0.9 * tol, limit, part.new_full((k,), 1.0 / k), solver)
         weights[alive] = found.weights
         gap, iterations = found.gap, found.iterations
     return Solution(weights, weights, gap, iterations)

@@ -15,11 +15,13 @@ SHRINK = 8  # a wider cloud is first narrowed by this factor, by the same proced
 
 
 def support_threshold(gap: float, r: int) -> float:
-    """Points with ω below this many r are in no optimal support (Harman & Pronzato 2007).
+    """Points with ω below this many r are in no optimal support (Harman & Pronzato 2007), e = r·gap = max ω − r.
 
-    With e = max ω − r: r·[1 + e/2 − √(e(4 + e − 4/r))/2] in their normalisation of e by r.
+    The eigenvalues λ of M^{-1/2} M* M^{-1/2} have Σλ ≤ r(1 + gap) and Σ1/λ ≤ r, and a support point has ω ≥ r·min λ.
+    The smallest min λ that both allow (all others equal) is 1 + e/2 − √(e(4 + e − 4/r))/2.
     """
-    return 1 + gap / 2 - (gap * (4 + gap - 4 / r)) ** 0.5 / 2
+    e = gap * r
+    return 1 + e / 2 - (e * (4 + e - 4 / r)) ** 0.5 / 2
 
 
 def working_set(
