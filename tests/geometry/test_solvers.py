@@ -120,8 +120,7 @@ def test_wrong_guesses_come_back(monkeypatch):
     # The package exports the function under the module's name.
     module = importlib.import_module("coreprune.geometry._solvers.working_set")
     monkeypatch.setattr(module, "WARM_UP", 0)
-    monkeypatch.setattr(module, "WIDEST", 2)
-    monkeypatch.setattr(module, "SHRINK", 100)
+    monkeypatch.setattr(module, "WIDEST", 1)
     found = module.working_set(u, 1e-6, 10_000, uniform(300), interior_point)
     assert found.gap <= 1e-6
 

@@ -149,19 +149,20 @@ def _solve(u: Float[Tensor, "n r"], symmetric: bool, tol: float, solver: Solver,
     n = len(u)
     if not symmetric:
         u = torch.cat([u, u.new_full((n, 1), n**-0.5)], dim=1)
-    alive = torch.nonzero((u != 0).any(dim=1))[:, 0]  # the origin carries no weight
+    length = u.square().sum(dim=1)
+    alive = torch.nonzero(length)[:, 0]  # the origin carries no weight
     k, r = len(alive), u.shape[1]
     weights = u.new_zeros(n)
     gap, iterations = 0.0, 0
     if r == 1:
         # On a line the longest point decides; in a lifted cloud of rank 0 all points are the same.
-        weights[u[:, 0].abs().argmax()] = 1.0
+        weights[length.argmax()] = 1.0
     elif k == r:
         weights[alive] = 1.0 / max(r, 1)  # independent points: every ω is r
     else:
-        part = u if k == n else u[alive]
-        # The certificate adds its rounding and the pruned weights.
-        found = working_set(part, 0.9 * tol, limit, part.new_full((k,), 1.0 / k), solver)
+        # The certificate adds its rounding and the pruned weights. Orthonormal columns: the first ω are at hand.
+        part, omega = (u, k * length) if k == n else (u[alive], k * length[alive])
+        found = working_set(part, 0.9 * tol, limit, part.new_full((k,), 1.0 / k), solver, omega=omega)
         weights[alive] = found.weights
         gap, iterations = found.gap, found.iterations
     return Solution(weights, weights, gap, iterations)
@@ -192,8 +193,8 @@ def _certify(
     mass = weights[support][:, None]
     shift = torch.zeros_like(origin) if symmetric else (mass * local[support]).sum(dim=0)
     center = origin + shift
-    moved = (local - shift) / scale
-    carrier = moved[support]
+    moved = local if symmetric else local - shift
+    carrier = moved[support] / scale
     shape = (carrier.T @ (mass * carrier)) * scale[:, None] * scale
     if rank == 0:
         return center, shape, torch.zeros_like(base), torch.zeros_like(weights), 0.0
@@ -202,19 +203,21 @@ def _certify(
     if int(failed):  # the support does not span the points
         return center, shape, torch.zeros_like(base), torch.full_like(weights, math.inf), math.inf
     whitening = torch.linalg.solve_triangular(factor, base.T, upper=False).T
+    size = float(torch.linalg.matrix_norm(whitening))
+    whitening = whitening / scale[:, None]  # exact, the scale is powers of two
     y = moved @ whitening
     distances = y.square().sum(dim=1)
     part = y[support] if symmetric else torch.cat([y[support], torch.ones_like(mass)], dim=1)
     moment = part.T @ (mass * part)
     moment.diagonal().sub_(1.0)
     length = 2 * d**0.5  # scaled coordinates are below 1, and after the shift below 2
-    slip = (d + 2) * EPS * length * float(torch.linalg.matrix_norm(whitening))  # ≥ the error of any y_i
+    slip = (d + 2) * EPS * length * size  # ≥ the error of any y_i
     error = float(torch.linalg.matrix_norm(moment)) + 2 * slip + slip**2 + len(support) * EPS * (rank + lift)
     if not error < 1:
-        return center, shape, whitening / scale[:, None], distances, math.inf
+        return center, shape, whitening, distances, math.inf
     worst = (float(distances.max()) ** 0.5 + slip) ** 2 + lift
     gap = max(0.0, worst / ((rank + lift) * (1 - error)) - 1)
-    return center, shape, whitening / scale[:, None], distances, gap
+    return center, shape, whitening, distances, gap
 
 
 def _status(name: str, gap: float, tol: float, solution: Solution, limit: int) -> Status:
