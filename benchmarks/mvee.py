@@ -8,11 +8,13 @@ Every run is a process of its own: contenders take turns, none sees the other's 
 QR decomposition of the weighted points, and `gap` in the table is that number.
 
 - coreprune: `mvee(points, tol=tol)`, including validation, rank decision and its own certificate.
-- WATY: accbpg 0.2 has it as `D_opt_FW_away`. Run from the uniform start and from its Kumar-Yildirim start (timed with the
-  start), each stopped at the first iterate with max ω/r − 1 ≤ tol by its own clock: its own stopping rule also waits
-  for the away gap. The table shows the faster start.
+- WATY: accbpg 0.2 has it as `D_opt_FW_away`. Run from the uniform start and from its Kumar-Yildirim start (timed with
+  the start). It only stops when the away gap is small too; what counts here is its own clock at the first iterate with
+  max ω/r − 1 ≤ tol, which is generous, because a caller cannot stop there (`to_its_stop` is the time that callers
+  see). The table shows the faster start.
 - cvxpy: the dual, max log det Σ u_i p_i p_iᵀ over the simplex, and the primal, max log det A with ‖A p_i‖ ≤ 1, with
-  Clarabel's tolerances set to tol; canonicalisation included, as every user pays it. The table shows the faster.
+  Clarabel's tolerances set to tol; canonicalisation included, as every user pays it. The table shows the faster, even
+  where its certified gap is larger than tol.
 
 Threads are one by default: with more, the small shapes measure the thread pools and whatever else the machine does.
 """
@@ -112,7 +114,8 @@ def run_waty(points: np.ndarray, tol: float, start: str) -> Callable[[], dict]:
         prepared = time.perf_counter() - begin
         x, _, gaps, _, clock = D_opt_FW_away(columns, x0, tol, 400_000, verbose=False)
         first = int(np.argmax(gaps <= tol)) if (gaps <= tol).any() else len(gaps) - 1
-        return {"seconds": prepared + float(clock[first]), "iterations": first, "weights": x}
+        whole = time.perf_counter() - begin
+        return {"seconds": prepared + float(clock[first]), "to_its_stop": whole, "iterations": first, "weights": x}
 
     return run
 
@@ -212,7 +215,7 @@ def experiment(base: dict, args: argparse.Namespace, hopeless: set) -> list[dict
 
 
 def best(rows: list[dict], solver: str) -> dict | None:
-    """The fastest finished variant of a solver that reached the tolerance (with a factor 2 for cvxpy's own measure)."""
+    """The fastest finished variant of a solver."""
     done = [row for row in rows if row["contender"].startswith(solver) and "failed" not in row]
     return min(done, key=lambda row: row["seconds"], default=None)
 

@@ -15,7 +15,7 @@ WARM_UP = 4  # fixed-point steps; then 99 to 100 % of the optimal support had ω
 CUT = 0.9
 WIDEST = 8  # points per dimension that the innermost working set takes up at a time
 DIRECT = 2 * WIDEST  # up to this many points per dimension the solver runs without another working set
-TALL = 4 * DIRECT  # beyond, a step on all points costs more than the guess that it improves: take the longest quarter
+TALL = 4 * DIRECT  # beyond, a step on all points costs more than the guess that it improves
 MANY = 4096  # a working set of nearly all of more points than this would cost an n×n matrix for nothing
 
 
@@ -51,7 +51,7 @@ def working_set(
     if best.gap == math.inf:  # the points do not span the space
         return best
     spent = best.iterations
-    most = n // 4 if tall else max(WIDEST * r, n // 8)
+    most = max(WIDEST * r, n // 8)
     cut = 0.0 if tall else max(CUT, support_threshold(max(best.gap, 0.0), r))
     inside = _largest(best.leverages, best.leverages >= cut * r, most)
     start = best.weights
