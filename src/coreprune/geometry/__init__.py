@@ -1,6 +1,6 @@
 """Convex geometry on point clouds: tensors in, tensors out, float64 inside, no nn.Module."""
 
-from coreprune.geometry.caratheodory import Combination, caratheodory
+from coreprune.geometry.caratheodory import Combination, caratheodory, caratheodory_many
 from coreprune.geometry.ellipsoid import Ellipsoid, Status, mvee
 from coreprune.geometry.lewis import leverage_scores, lewis_weights
 from coreprune.geometry.recombination import recombine
@@ -12,6 +12,7 @@ __all__ = [
     "Span",
     "Status",
     "caratheodory",
+    "caratheodory_many",
     "leverage_scores",
     "lewis_weights",
     "mvee",

@@ -67,13 +67,13 @@ class Ellipsoid:
 
 
 def mvee(
-    points: Float[Tensor, "n d"],
+    points: Tensor,
     symmetric: bool = True,
     tol: float = 1e-2,
     max_iter: int | None = None,
     method: str = "auto",
 ) -> Ellipsoid:
-    """The smallest ellipsoid around ±points, centred at 0, or around the points (symmetric=False).
+    """The smallest ellipsoid around ±points, centred at 0, or around the points (symmetric=False); points (n, d).
 
     Solves the dual, the D-optimal design max log det Σ u_i p_i p_iᵀ over the simplex (Todd & Yıldırım 2007), until
     the gap max_i p_iᵀ M(u)⁻¹ p_i / r − 1 is at most `tol`; general clouds are lifted to [p, 1]. The gap is then
@@ -94,15 +94,17 @@ def mvee(
         if max_iter < 1:
             raise InputError(f"max_iter must be at least 1, but is {max_iter}.")
         limit = max_iter
-    column_scale(points)  # raises where float64 cannot hold the squares, shifted or not
-    # Differences to one of the points are rounded relative to the spread of the cloud, not to its offset.
-    origin = torch.zeros_like(points[0]) if symmetric else points[0]
-    local = points - origin
-    middle = torch.zeros_like(origin) if symmetric else local.mean(dim=0)
-    scale = column_scale(local - middle)
-    # What rounding the offset points to float64 may have added to their singular values.
-    offset = 0.0 if symmetric else float(torch.linalg.vector_norm(points.abs().amax(dim=0) / scale))
-    u, base = coordinates((local - middle) / scale, EPS * offset * len(points) ** 0.5)
+    scale = column_scale(points)  # raises where float64 cannot hold the squares
+    noise, origin, local, centred = 0.0, torch.zeros_like(points[0]), points, points
+    if not symmetric:
+        # Differences to one of the points are rounded relative to the spread of the cloud, not to its offset. What
+        # rounding the offset points to float64 may have added to their singular values is noise.
+        origin = points[0]
+        local = points - origin
+        centred = local - local.mean(dim=0)
+        scale = column_scale(centred)
+        noise = EPS * float(torch.linalg.vector_norm(points.abs().amax(dim=0) / scale)) * len(points) ** 0.5
+    u, base = coordinates(centred / scale, noise)
     frame = _Frame(origin, local, scale, base)
     solution = _solve(u, symmetric, tol, solver, limit)
     # A tiny weight is rounding, or what a solver had not finished: it leaves the support if the gap allows it.
@@ -146,20 +148,21 @@ def _solve(u: Float[Tensor, "n r"], symmetric: bool, tol: float, solver: Solver,
     """Weights of all points; the cases that need no solver are exact."""
     n = len(u)
     if not symmetric:
-        u = torch.cat([u, torch.full_like(u[:, :1] if u.shape[1] else u.new_empty(n, 1), n**-0.5)], dim=1)
-    alive = torch.nonzero((u != 0).any(dim=1))[:, 0]  # the origin carries no weight
+        u = torch.cat([u, u.new_full((n, 1), n**-0.5)], dim=1)
+    length = u.square().sum(dim=1)
+    alive = torch.nonzero(length)[:, 0]  # the origin carries no weight
     k, r = len(alive), u.shape[1]
-    weights = torch.zeros_like(u[:, 0]) if r else u.new_zeros(n)
+    weights = u.new_zeros(n)
     gap, iterations = 0.0, 0
     if r == 1:
         # On a line the longest point decides; in a lifted cloud of rank 0 all points are the same.
-        weights[u[:, 0].abs().argmax()] = 1.0
+        weights[length.argmax()] = 1.0
     elif k == r:
-        weights[alive] = 1.0 / r  # independent points: every ω is r
-    elif r:
-        part = u if k == n else u[alive]
-        # The certificate adds its rounding and the pruned weights.
-        found = working_set(part, 0.9 * tol, limit, torch.full_like(part[:, 0], 1.0 / k), solver)
+        weights[alive] = 1.0 / max(r, 1)  # independent points: every ω is r
+    else:
+        # The certificate adds its rounding and the pruned weights. Orthonormal columns: the first ω are at hand.
+        part, omega = (u, k * length) if k == n else (u[alive], k * length[alive])
+        found = working_set(part, 0.9 * tol, limit, part.new_full((k,), 1.0 / k), solver, omega=omega)
         weights[alive] = found.weights
         gap, iterations = found.gap, found.iterations
     return Solution(weights, weights, gap, iterations)
@@ -190,8 +193,8 @@ def _certify(
     mass = weights[support][:, None]
     shift = torch.zeros_like(origin) if symmetric else (mass * local[support]).sum(dim=0)
     center = origin + shift
-    moved = (local - shift) / scale
-    carrier = moved[support]
+    moved = local if symmetric else local - shift
+    carrier = moved[support] / scale
     shape = (carrier.T @ (mass * carrier)) * scale[:, None] * scale
     if rank == 0:
         return center, shape, torch.zeros_like(base), torch.zeros_like(weights), 0.0
@@ -200,19 +203,21 @@ def _certify(
     if int(failed):  # the support does not span the points
         return center, shape, torch.zeros_like(base), torch.full_like(weights, math.inf), math.inf
     whitening = torch.linalg.solve_triangular(factor, base.T, upper=False).T
+    size = float(torch.linalg.matrix_norm(whitening))
+    whitening = whitening / scale[:, None]  # exact, the scale is powers of two
     y = moved @ whitening
     distances = y.square().sum(dim=1)
     part = y[support] if symmetric else torch.cat([y[support], torch.ones_like(mass)], dim=1)
     moment = part.T @ (mass * part)
     moment.diagonal().sub_(1.0)
-    length = float(torch.linalg.vector_norm(moved, dim=1).max())
-    slip = (d + 2) * EPS * length * float(torch.linalg.matrix_norm(whitening))  # ≥ the error of any y_i
+    length = 2 * d**0.5  # scaled coordinates are below 1, and after the shift below 2
+    slip = (d + 2) * EPS * length * size  # ≥ the error of any y_i
     error = float(torch.linalg.matrix_norm(moment)) + 2 * slip + slip**2 + len(support) * EPS * (rank + lift)
     if not error < 1:
-        return center, shape, whitening / scale[:, None], distances, math.inf
+        return center, shape, whitening, distances, math.inf
     worst = (float(distances.max()) ** 0.5 + slip) ** 2 + lift
     gap = max(0.0, worst / ((rank + lift) * (1 - error)) - 1)
-    return center, shape, whitening / scale[:, None], distances, gap
+    return center, shape, whitening, distances, gap
 
 
 def _status(name: str, gap: float, tol: float, solution: Solution, limit: int) -> Status:

@@ -9,20 +9,20 @@ from coreprune.errors import GeometryError, InputError
 from coreprune.geometry.span import span
 
 
-def leverage_scores(points: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """ℓ2 leverage scores p_iᵀ(PᵀP)⁺p_i = ‖U_i‖², (n,) float64; their sum is the rank, zero rows have 0.
+def leverage_scores(points: Tensor) -> Float[Tensor, " n"]:
+    """ℓ2 leverage scores of points (n, d): p_iᵀ(PᵀP)⁺p_i = ‖U_i‖², (n,) float64.
 
-    They are the exact sensitivities sup_x ⟨p_i,x⟩² / Σ_k ⟨p_k,x⟩². Raises InputError as `span` does.
+    Their sum is the rank, zero rows have 0. They are the exact sensitivities sup_x ⟨p_i,x⟩² / Σ_k ⟨p_k,x⟩².
+
+    Raises InputError as `span` does.
     """
     return span(points).coordinates.square().sum(dim=1)
 
 
-def lewis_weights(
-    points: Float[Tensor, "n d"], p: float = 1.0, iterations: int = 100, tol: float = 1e-9
-) -> Float[Tensor, " n"]:
-    """ℓp Lewis weights, the fixed point of τ_i = (p_iᵀ (Pᵀ diag(τ)^{1−2/p} P)⁺ p_i)^{p/2}, for 0 < p < 4.
+def lewis_weights(points: Tensor, p: float = 1.0, iterations: int = 100, tol: float = 1e-9) -> Float[Tensor, " n"]:
+    """ℓp Lewis weights of points (n, d), 0 < p < 4: the fixed point of τ_i = (p_iᵀ (Pᵀ diag(τ)^{1−2/p} P)⁺ p_i)^{p/2}.
 
-    (n,) float64, Στ = rank; zero rows have 0. For p = 1: τ_i = √(p_iᵀ(Pᵀdiag(τ)⁻¹P)⁺p_i), and τ_i bounds the
+    Returns (n,) float64, Στ = rank; zero rows have 0. For p = 1: τ_i = √(p_iᵀ(Pᵀdiag(τ)⁻¹P)⁺p_i), and τ_i bounds the
     sensitivity sup_x |⟨p_i,x⟩| / Σ_k |⟨p_k,x⟩| (T5). The iteration contracts log τ by |1 − p/2| a round (Cohen &
     Peng 2015), so 30 rounds reach 1e-9 at p = 1; it stops when no weight moves by more than tol, relatively.
 

@@ -52,8 +52,8 @@ def column_scale(points: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
 
 
-def span(points: Float[Tensor, "n d"]) -> Span:
-    """Orthonormal coordinates of `points` in their span, in float64.
+def span(points: Tensor) -> Span:
+    """Orthonormal coordinates of `points` (n, d) in their span, in float64.
 
     With D = diag(scale) and P D⁻¹ = U S Wᵀ, the directions with σ > max(n, d)·2⁻⁵²·σ₁ are kept. The columns are
     equilibrated before the cut: the ellipsoid and the leverage scores are affine invariant, so a feature measured
@@ -72,7 +72,9 @@ def singular(a: Float[Tensor, "n d"], noise: float = 0.0) -> tuple[Tensor, Tenso
     """U (n, r), σ (r,), W (d, r) of `a` with the rank cut; singular values up to `noise` are cut as well."""
     u, s, wt = torch.linalg.svd(a, full_matrices=False)
     rank = int((s > max(max(a.shape) * 2.0**-52 * float(s[0]), noise)).sum())
-    return u[:, :rank], s[:rank], wt[:rank].T
+    # The decomposition leaves rounding in the rows of zero points; weights and scores rely on exact zeros there.
+    u = torch.where((a != 0).any(dim=1)[:, None], u[:, :rank], 0.0)
+    return u, s[:rank], wt[:rank].T
 
 
 def coordinates(a: Float[Tensor, "n d"], noise: float = 0.0) -> tuple[Float[Tensor, "n r"], Float[Tensor, "d r"]]:
