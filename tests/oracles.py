@@ -37,7 +37,9 @@ def linf_lp(points: Tensor, kept: Tensor, i: int, one_sided: bool) -> float:
     return max(0.0, -solved.fun)
 
 
-def worst_ratio(error: Callable[[Tensor], Tensor], dimension: int, generator: torch.Generator, starts: int = 64) -> float:
+def worst_ratio(
+    error: Callable[[Tensor], Tensor], dimension: int, generator: torch.Generator, starts: int = 64
+) -> float:
     """sup_x |error(x)| / ‖x‖ by gradient ascent from many starts. `error` maps (batch, d) to (batch, J)."""
     x = torch.randn(starts, dimension, generator=generator, dtype=torch.float64)
     best = 0.0

@@ -1,8 +1,8 @@
 """coreprune: make trained PyTorch networks physically smaller without their training data, with certificates.
 
-    from coreprune import Budget, prune
-    result = prune(model, example_inputs, Budget(keep=0.5))
-    result.model, result.plan, result.report
+from coreprune import Budget, prune
+result = prune(model, example_inputs, Budget(keep=0.5))
+result.model, result.plan, result.report
 """
 
 from coreprune.errors import BudgetError, CoreprunError, GeometryError, InputError, ModelError

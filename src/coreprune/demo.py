@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from coreprune.errors import InputError
 from coreprune.pruning import SELECTORS, Budget, prune
 from coreprune.pruning.finetune import Batches, accuracy, fine_tune_
+from coreprune.pruning.pipeline import silent
 from coreprune.pruning.report import versions
 
 WIDTHS = (0.5, 0.25, 0.1)
@@ -69,7 +70,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def run(seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> Demo:
     """Train, prune with every selector at every width, fine-tune each briefly. About half a minute on two cores."""
-    tell = progress or (lambda phase, done, total: None)
+    tell = progress or silent
     images, labels, test_images, test_labels = digits()
     generator = torch.Generator().manual_seed(seed)
     dense = network(generator)
@@ -134,7 +135,7 @@ def _plot(demo: Demo, path: Path) -> None:
         (axes[0], "accuracy", "right after pruning"),
         (axes[1], "accuracy_fine_tuned", "after 3 epochs of fine-tuning"),
     ):
-        for (method, marker) in zip(SELECTORS, "osD^vX", strict=False):
+        for method, marker in zip(SELECTORS, "osD^vX", strict=False):
             rows = [row for row in demo.rows if row.method == method]
             shares = [100 * row.keep for row in rows]
             axis.plot(shares, [100 * getattr(row, field) for row in rows], marker=marker, label=method, alpha=0.85)

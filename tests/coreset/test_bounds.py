@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import worst_ratio
 
 from coreprune.coreset import Coreset, importance, merge_bound, merged_outgoing, sample, sampling_bound
 from coreprune.errors import InputError
+from oracles import worst_ratio
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -99,7 +99,9 @@ def test_t6_for_tanh_holds_on_a_ball_and_says_so():
             assert float(error(x).abs().max()) <= certificate.bound * rho
 
 
-@given(n=st.integers(2, 24), d=st.integers(1, 5), k=st.integers(1, 24), seed=st.integers(0, 10**6), clones=st.booleans())
+@given(
+    n=st.integers(2, 24), d=st.integers(1, 5), k=st.integers(1, 24), seed=st.integers(0, 10**6), clones=st.booleans()
+)
 @settings(max_examples=25)
 def test_t8_is_never_exceeded_by_an_adversary(n, d, k, seed, clones):
     points, outgoing = layer(n, d, 3, seed)
@@ -166,7 +168,10 @@ def test_certificates_are_plain_values_and_flag_the_vacuous():
         (lambda p, v: sampling_bound(p, v, 5, metric="queries"), "second_moment"),
         (lambda p, v: sampling_bound(p, v.T, 5), "one column per point"),
         (lambda p, v: merge_bound(p, v, torch.tensor([0, 1])), "pass new_outgoing"),
-        (lambda p, v: merge_bound(p, v, Coreset(torch.tensor([0]), torch.ones(1)), torch.ones(2, 2)), "new_outgoing must"),
+        (
+            lambda p, v: merge_bound(p, v, Coreset(torch.tensor([0]), torch.ones(1)), torch.ones(2, 2)),
+            "new_outgoing must",
+        ),
     ],
 )
 def test_wrong_input_is_explained(unchecked, call, message):

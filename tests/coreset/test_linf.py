@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import linf_lp
 
 from coreprune.coreset import linf_coreset
 from coreprune.errors import InputError
+from oracles import linf_lp
 
 
 def cloud(n: int, d: int, seed: int, scale: float = 0.0, offset: float = 0.0) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_symmetric_factor_survives_badly_scaled_columns(variant):
 
 
 def test_one_sided_needs_the_origin_inside():
-    """Points on one side of a hyperplane: some x makes S vanish where a left-out point does not, or no bound is known."""
+    """Points on one side of a hyperplane: no finite factor; a cloud around the origin has one."""
     found = linf_coreset(cloud(50, 3, 3, offset=20.0), one_sided=True)
     assert math.isinf(found.factor)
     finite = linf_coreset(cloud(400, 3, 4), one_sided=True)

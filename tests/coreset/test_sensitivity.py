@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import sensitivity_lp
 
 from coreprune.coreset import peel, relative_limit, sensitivities, spectral_ridge
 from coreprune.errors import InputError
+from oracles import sensitivity_lp
 
 
 def cloud(n: int, d: int, seed: int) -> torch.Tensor:
@@ -110,7 +110,9 @@ def test_ridge_bounds_its_own_denominator_and_orders_independent_points(gen):
     points = cloud(12, 20, 6) * torch.logspace(-1, 1, 12, dtype=torch.float64)[:, None]
     ridge = spectral_ridge(points)
     found = peel(points, ridge=ridge)
-    x = torch.cat([torch.randn(20, 4000, generator=gen, dtype=torch.float64), points.T, torch.linalg.pinv(points)], dim=1)
+    x = torch.cat(
+        [torch.randn(20, 4000, generator=gen, dtype=torch.float64), points.T, torch.linalg.pinv(points)], dim=1
+    )
     response = (points @ x).abs()
     ratio = response / (response.sum(dim=0) + found.rounds * ridge**0.5 * x.norm(dim=0))
     assert bool((ratio.amax(dim=1) <= found.bounds + 1e-9).all())

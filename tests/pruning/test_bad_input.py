@@ -13,7 +13,9 @@ from coreprune import Budget, BudgetError, CoreprunError, InputError, ModelError
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
-def refuse(error: type[CoreprunError], match: str, model: nn.Module, example: object = EXAMPLE, **kwargs: object) -> None:
+def refuse(
+    error: type[CoreprunError], match: str, model: nn.Module, example: object = EXAMPLE, **kwargs: object
+) -> None:
     before = bits(model) if not any(p.is_meta for p in model.parameters()) else None
     with pytest.raises(error, match=match) as caught:
         prune(model, example, **kwargs)  # type: ignore[arg-type]

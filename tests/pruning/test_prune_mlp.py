@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from oracles import worst_ratio
 from torch import nn
 
 import coreprune
 from coreprune import Budget, Loewner, Mussay, Norm, Plan, apply, plan, prune
 from coreprune.pruning import SELECTORS
+from oracles import worst_ratio
 
 EXAMPLE = torch.zeros(1, 8)
 
@@ -50,18 +48,14 @@ def test_the_pruned_model_is_the_coreset_formula(method, gen):
     model = mlp().double()
     result = prune(model, EXAMPLE.double(), Budget(keep=0.5), method, seed=3)
     x = torch.randn(7, 8, generator=gen, dtype=torch.float64)
-    h = x
-    kept = torch.arange(8)
+    read, factors, h = torch.arange(8), torch.ones(8, dtype=torch.float64), x
     for name, layer in (("0", model[0]), ("2", model[2]), ("4", model[4])):
-        weight = layer.weight[:, kept]
-        if name != "0":
-            weight = weight * factors  # noqa: F821 - from the previous round
-            h = torch.relu(h)
         entry = result.plan.groups.get(name)
-        bias = layer.bias
-        kept = torch.tensor(entry.kept) if entry else torch.arange(3)
-        factors = torch.tensor(entry.factors or [1.0] * len(entry.kept), dtype=torch.float64) if entry else None
-        h = h @ weight[kept].T + bias[kept]
+        made = torch.tensor(entry.kept) if entry else torch.arange(3)
+        h = h @ (layer.weight[made][:, read] * factors).T + layer.bias[made]
+        if entry:
+            read, h = made, torch.relu(h)
+            factors = torch.tensor(entry.factors or [1.0] * len(made), dtype=torch.float64)
     assert torch.allclose(result.model(x), h, atol=1e-10)
 
 

@@ -61,11 +61,14 @@ def demo_notes(demo: Demo) -> str:
     trivial = next((c["trivial"] for row in demo.rows for c in row.certificates if c["theorem"] == "T8"), None)
     notes = (
         "kept: share of the neurons of both hidden layers. tuned: accuracy after 3 epochs of fine-tuning.\n"
-        "T6, T8: how far the next layer's outputs can move at most, per unit of ‖x‖, for every input x, when only the first\n"
-        "hidden layer is pruned. T8 is proved; T6 holds with probability 99 % over the sampling (for lewis, in its own norm)."
+        "T6, T8: how far the next layer's outputs can move at most, per unit of ‖x‖, for every input x, when only\n"
+        "the first hidden layer is pruned. T8 is proved; T6 holds with probability 99 % over the sampling."
     )
     if trivial is not None:
-        notes += f"\nA bound above {trivial:.1f} (lewis T6: above its rank) is vacuous, marked ·: a constant answer satisfies it too."
+        notes += (
+            f"\n· marks a vacuous bound: above {trivial:.1f} a constant answer satisfies it too. "
+            "The T6 of lewis is in its own norm."
+        )
     return notes
 
 

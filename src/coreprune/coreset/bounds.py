@@ -200,7 +200,9 @@ def merge_bound(
         new_outgoing = coreset.outgoing(outgoing)
     if kept.numel() == 0 or new_outgoing.shape != (outgoing.shape[0], kept.numel()):
         expected = (outgoing.shape[0], kept.numel())
-        raise InputError(f"new_outgoing must be {expected} with at least one kept channel, not {tuple(new_outgoing.shape)}.")
+        raise InputError(
+            f"new_outgoing must be {expected} with at least one kept channel, not {tuple(new_outgoing.shape)}."
+        )
     _, _, residual = merge(points, kept)
     moved = outgoing.abs() @ residual
     reweighted = (new_outgoing.to(outgoing) - merged_outgoing(points, outgoing, kept)).abs() @ points[kept].norm(dim=1)

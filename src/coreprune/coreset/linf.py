@@ -154,7 +154,7 @@ def _one_sided(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
     factors = (distances + tau) / (inner - tau)
     if variant == "contact":
         return support, factors
-    # c ± e = Σ u_i (1 ± (p_i−c)ᵀΣ⁻¹e) p_i, with weights ≥ 0 because |(p_i−c)ᵀΣ⁻¹e| ≤ radius · ‖Σ^{-1/2}e‖ < 1.
+    # c ± e = Σ u_i (1 ± (p_i−c)ᵀΣ⁻¹e) p_i; weights ≥ 0, because |(p_i−c)ᵀΣ⁻¹e| ≤ radius · ‖Σ^{-1/2}e‖ < 1.
     half = (centred[support] @ whitening) * (_INSIDE / radius)
     start = torch.cat([1.0 + half.mT, 1.0 - half.mT]) * u
     return support[_used(points[support], start, symmetric=False)], factors

@@ -35,7 +35,9 @@ def recombine(
         raise InputError(f"weights must have one column per point ({n}), but the shape is {tuple(start.shape)}.")
     if not symmetric and bool((start < 0).any()):
         raise InputError("weights must not be negative. Pass symmetric=True for signed combinations.")
-    lifted = points if symmetric else torch.cat([points, points.new_full((n, 1), float(points.abs().max()) or 1.0)], dim=1)
+    lifted = (
+        points if symmetric else torch.cat([points, points.new_full((n, 1), float(points.abs().max()) or 1.0)], dim=1)
+    )
     system = lifted.cpu().numpy()
     null = _null_space(system)
     goals = start.cpu().numpy() @ system
@@ -43,7 +45,9 @@ def recombine(
 
     out = np.zeros(start.shape)
     for row, first in enumerate(start.cpu().numpy()):
-        out[row] = _eliminate(np.abs(first), null * np.where(first < 0, -1.0, 1.0)[:, None]) * np.where(first < 0, -1.0, 1.0)
+        out[row] = _eliminate(np.abs(first), null * np.where(first < 0, -1.0, 1.0)[:, None]) * np.where(
+            first < 0, -1.0, 1.0
+        )
         scale = size * max(float(np.abs(first).sum()), 1e-300)
         if np.abs(out[row] @ system - goals[row]).max() > tol * scale:
             total = np.abs(first).sum()
@@ -54,7 +58,7 @@ def recombine(
     return torch.as_tensor(out, device=points.device)
 
 
-def _null_space(system):  # noqa: ANN001, ANN202 - numpy arrays
+def _null_space(system):
     """Orthonormal basis (n, n−r) of {z : zᵀ system = 0}."""
     import numpy as np
 
@@ -63,7 +67,7 @@ def _null_space(system):  # noqa: ANN001, ANN202 - numpy arrays
     return u[:, rank:]
 
 
-def _eliminate(weights, null):  # noqa: ANN001, ANN202 - numpy arrays
+def _eliminate(weights, null):
     """One non-negative combination. weights (n,) and null (n, m) are consumed."""
     import numpy as np
 
@@ -92,7 +96,7 @@ def _eliminate(weights, null):  # noqa: ANN001, ANN202 - numpy arrays
     return out
 
 
-def _restricted(null, alive):  # noqa: ANN001, ANN202 - numpy arrays
+def _restricted(null, alive):
     """Null vectors that vanish off `alive`, restricted to it: null · ker(null[~alive])."""
     import numpy as np
 

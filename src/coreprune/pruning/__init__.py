@@ -1,8 +1,8 @@
 """Where models meet numerics: selectors, budgets, plans, and prune()."""
 
 from coreprune.pruning.budget import Budget
-from coreprune.pruning.plan import GroupPlan, Plan
 from coreprune.pruning.pipeline import Result, apply, plan, prune
+from coreprune.pruning.plan import GroupPlan, Plan
 from coreprune.pruning.report import GroupReport, Report
 from coreprune.pruning.selectors import (
     SELECTORS,

@@ -60,7 +60,7 @@ def prune(
     Raises InputError (arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be met);
     all are CoreprunErrors.
     """
-    tell = progress or _silent
+    tell = progress or silent
     captured, groups = _trace(model, example_inputs, tell)
     choice = _choose(model, captured, groups, budget, method, seed, delta, tell)
     tell("surgery", 0, 1)
@@ -71,7 +71,9 @@ def prune(
     rows = []
     for g in groups:
         reason = put_back.get(g.name, g.locked_because)
-        rows.append(GroupReport(g.name, g.size, g.size, g.unit, locked_because=reason) if reason else choice.rows[g.name])
+        rows.append(
+            GroupReport(g.name, g.size, g.size, g.unit, locked_because=reason) if reason else choice.rows[g.name]
+        )
     before, after = cost(captured, groups, {}), cost(captured, groups, widths)
     report = Report(
         groups=tuple(rows),
@@ -99,8 +101,8 @@ def plan(
     seed: int = 0,
 ) -> Plan:
     """Decide which channels stay, and touch no weight. Arguments and errors as in `prune`."""
-    captured, groups = _trace(model, example_inputs, _silent)
-    return _choose(model, captured, groups, budget, method, seed, 0.01, _silent).plan
+    captured, groups = _trace(model, example_inputs, silent)
+    return _choose(model, captured, groups, budget, method, seed, 0.01, silent).plan
 
 
 def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, inplace: bool = False) -> nn.Module:
@@ -117,7 +119,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, inplace: bool = 
             f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
             "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
         )
-    captured, groups = _trace(model, example_inputs, _silent)
+    captured, groups = _trace(model, example_inputs, silent)
     sizes = {g.name: g.size for g in groups}
     for name, entry in plan.groups.items():
         if sizes.get(name) != entry.size:
@@ -155,7 +157,8 @@ def check_model(model: object, example_inputs: Any) -> None:
         if isinstance(leaf, Tensor) and leaf.device not in devices:
             place = ", ".join(sorted(map(str, devices)))
             raise InputError(
-                f"the model is on {place}, but an example input is on {leaf.device}. Move the example to the model's device."
+                f"the model is on {place}, but an example input is on {leaf.device}. "
+                "Move the example to the model's device."
             )
 
 
@@ -216,7 +219,7 @@ def _trace(model: nn.Module, example_inputs: Any, tell: Progress) -> tuple[Captu
     return captured, probe(model, captured, find_groups(captured))
 
 
-def _silent(phase: str, done: int, total: int) -> None:
+def silent(phase: str, done: int, total: int) -> None:
     """No progress."""
 
 

@@ -69,7 +69,9 @@ def _group_from(name: str, entry: Mapping[str, Any]) -> GroupPlan:
     if type(size) is not int or not kept or any(type(i) is not int for i in kept):
         raise InputError(f"group {name!r} of the plan must list the whole numbers of the channels it keeps.")
     if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size:
-        raise InputError(f"group {name!r} of the plan keeps channels that are not distinct, ascending and below {size}.")
+        raise InputError(
+            f"group {name!r} of the plan keeps channels that are not distinct, ascending and below {size}."
+        )
     scales = []
     for key in ("factors", "negative_factors"):
         values = entry[key]
