@@ -131,6 +131,7 @@ class Tracer:
     balanced: list[tuple[Tensor, str]] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
+    experts: dict[str, int] = field(default_factory=dict)
     heads: list[Tensor] = field(default_factory=list)
     origin: list[tuple[int, int, str, int]] = field(default_factory=list)
 

@@ -41,7 +41,8 @@ class Consumer:
         slices: the parameter axes that multiply the channels; empty when no parameter does (q·k, a sum).
         node, source: the node of the exported graph that reads, and the node whose output it reads.
         axis: the channel axis of that input.
-        index: int64 [n], the channel of the group at every position along the axis, or -1.
+        index: int64 [n], the channel of the group at every position along the axis, or -1. For stacked experts
+            [experts, n]: row e holds for the samples that are routed to expert e.
         module: the innermost module in whose forward this happens; for linear and convolution modules its input is
             exactly what is read.
     """
@@ -233,11 +234,25 @@ class _Builder:
             reasons.append("a weight reads its channels in a way that is not followed")
         if any(not c.slices for c in consumers):
             flags = (*flags, "functional")
+        experts = self._experts(slots) if blocks is None else 0
+        size = len(units) * width
+        if experts:
+            producers, others = ([_per_expert(s, experts, size) for s in x] for x in (producers, others))
+            consumers = tuple(
+                dataclasses.replace(
+                    c,
+                    slices=tuple(_per_expert(s, experts, size) for s in c.slices),
+                    index=_spread(c.index, experts, size),
+                )
+                for c in consumers
+            )
+            blocks = torch.arange(experts).repeat_interleave(len(units))
+            size *= experts
         name = _layer_name(producers[0].param)
         names[name] = names.get(name, 0) + 1
         return Group(
             name=name if names[name] == 1 else f"{name}#{names[name]}",
-            size=len(units) * width,
+            size=size,
             unit=width,
             producers=tuple(producers),
             others=tuple(others),
@@ -247,6 +262,11 @@ class _Builder:
             flags=frozenset(flags),
             key=tuple(order.tolist()),
         )
+
+    def _experts(self, slots: list[Slot]) -> int:
+        """The number of experts if every parameter is a stack of them: each expert then chooses its own channels."""
+        counts = {self.tracer.experts.get(s.param, 0) if s.dim and s.ids.dim() == 1 else 0 for s in slots}
+        return counts.pop() if len(counts) == 1 else 0
 
     def _number(self, slots: list[Slot], mine: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Number channels unit by unit, in the order in which the parameters show them first."""
@@ -324,6 +344,15 @@ class _Builder:
 
 def _layer_name(param: str) -> str:
     return param.rpartition(".")[0] or param
+
+
+def _spread(index: Tensor, experts: int, size: int) -> Tensor:
+    """[n] -> [experts, n]: expert e has channels e * size + index."""
+    return torch.where(index >= 0, index + size * torch.arange(experts)[:, None], -1)
+
+
+def _per_expert(s: ParamSlice, experts: int, size: int) -> ParamSlice:
+    return ParamSlice(s.param, s.dim, _spread(s.index, experts, size))
 
 
 def lock(group: Group, reason: str) -> Group:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from coreprune.graph.channels import Slot, Tracer, Work, out_shape, rule
-from coreprune.graph.rules_movement import move
+from coreprune.graph.rules_movement import channels_only, move
 from coreprune.graph.values import FIXED, Value, align, axes
 
 
@@ -33,6 +33,11 @@ def add_bias(
     for layer in bias.layers:
         tracer.play(bias, layer, role)
     return replace(tracer.pointwise(node, [value, bias], value.shape), weight=value.weight and bias.weight)
+
+
+def data(value: Value) -> Value:
+    """What enters a layer counts as an activation, even if it is a parameter (learned queries)."""
+    return replace(value, weight=False)
 
 
 def product(
@@ -60,7 +65,7 @@ def product(
 
 @rule("linear")
 def _linear(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, weight, bias = args[0], args[1], _arg(args, kwargs, 2, "bias")
+    x, weight, bias = data(args[0]), args[1], _arg(args, kwargs, 2, "bias")
     flipped = move(weight, lambda ids: ids.t())
     return add_bias(tracer, node, product(tracer, node, x, flipped), bias)
 
@@ -72,7 +77,25 @@ def _matmul(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[s
 
 @rule("addmm", "baddbmm")
 def _addmm(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return add_bias(tracer, node, product(tracer, node, args[1], args[2], (1, 2)), args[0])
+    return add_bias(tracer, node, product(tracer, node, data(args[1]), args[2], (1, 2)), args[0])
+
+
+@rule("_grouped_mm", "grouped_mm_fallback")
+def _grouped_mm(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Tokens sorted by expert times stacked expert weights: [S, k] @ [E, k, n] -> [S, n]."""
+    x, weight = data(args[0]), args[1]
+    if len(x.shape) != 2 or len(weight.shape) != 3:
+        return NotImplemented
+    return product(tracer, node, x, one_expert(tracer, node, weight))
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def _recurrent(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Locked; but what it costs is known: every weight matrix once per time step."""
+    weights = [v for v in args[2] if isinstance(v, Value) and len(v.shape) == 2]
+    steps = math.prod(args[0].shape[:-1])
+    tracer.work.append(Work(node.name, steps * sum(math.prod(v.shape) for v in weights), ()))
+    return NotImplemented
 
 
 @rule("einsum")
@@ -114,19 +137,13 @@ def _attention(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dic
 
 
 def _conv_io(tracer: Tracer, node: fx.Node, x: Value) -> list[Tensor]:
-    """The channel layers of the input of a convolution; ids on its spatial axes cannot be followed."""
-    good = []
-    for layer in x.layers:
-        if axes(layer) == {1}:
-            good.append(layer)
-        elif axes(layer):
-            tracer.lock(layer, f"channels on a spatial axis of {node.name}")
-    return good
+    """The channel layers of the input of a convolution, one id per channel."""
+    return [y for layer in x.layers if (y := channels_only(tracer, node, layer, 1)) is not None]
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _conv(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, weight, bias = args[0], args[1], _arg(args, kwargs, 2, "bias")
+    x, weight, bias = data(args[0]), args[1], _arg(args, kwargs, 2, "bias")
     name = str(node.target)
     if "convolution" in name:
         transposed, groups = args[6], args[8]

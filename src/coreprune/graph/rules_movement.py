@@ -15,7 +15,7 @@ from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kin
 MOVES = (
     "view reshape _unsafe_view permute transpose t numpy_T mT swapaxes movedim slice select narrow unsqueeze squeeze expand "
     "expand_as view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll flip rot90 repeat tile "
-    "repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle diagonal unfold alias detach contiguous "
+    "repeat_interleave pixel_unshuffle channel_shuffle diagonal unfold alias detach contiguous "
     "clone lift_fresh_copy lift_fresh"
 ).split()
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
@@ -89,15 +89,19 @@ def _nothing(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[
 def _pad(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Padded positions stay: their number is written in the forward."""
     value, widths = args[0], list(args[1])
+    shape = out_shape(node)
     mode = args[2] if len(args) > 2 and isinstance(args[2], str) else kwargs.get("mode", "constant")
     ndim = len(value.shape)
     if mode == "constant":
-        return move(value, lambda ids: torch.ops.aten.constant_pad_nd(ids, widths, FIXED))
+        layers = []
+        for layer in value.layers:  # an axis without ids stays so: a padded row belongs to its channel like any other
+            own = [n if layer.shape[ndim - 1 - i // 2] > 1 else 0 for i, n in enumerate(widths)]
+            layers.append(torch.ops.aten.constant_pad_nd(layer, own, FIXED))
+        return value.with_layers(layers, shape)
     padded = {ndim - 1 - i // 2 for i, n in enumerate(widths) if n}
     for layer in value.layers:
         if axes(layer) & padded:
             tracer.lock(layer, f"channels are padded by {mode} in {node.name}")
-    shape = out_shape(node)
     return value.with_layers([x for x in value.layers if not axes(x) & padded], shape)
 
 
@@ -135,6 +139,40 @@ def join_along(tracer: Tracer, node: fx.Node, values: list[Value], axis: int) ->
     return Value(shape, weight=weight, created=created).with_layers(layers)
 
 
+def channels_only(tracer: Tracer, node: fx.Node, layer: Tensor, axis: int) -> Tensor | None:
+    """A layer whose ids depend on the channel axis alone: ids of one channel at several places leave together."""
+    if axis not in axes(layer):
+        tracer.lock(layer, f"channels on a spatial axis of {node.name}")
+        return None
+    return tracer.tie(layer, sorted(axes(layer) - {axis}))
+
+
+def one_expert(tracer: Tracer, node: fx.Node, stacked: Value) -> Value:
+    """One of several stacked weights (axis 0), picked by the data: which one is not known, so experts stay."""
+    layers = []
+    for layer in stacked.layers:
+        if 0 in axes(layer):
+            tracer.lock(layer, f"experts are picked by the data in {node.name}")
+            continue
+        for name, _ in tracer.origins(layer):
+            tracer.experts[name] = stacked.shape[0]
+        layers.append(layer[0])
+    return Value(stacked.shape[1:], tuple(layers), stacked.weight)
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """[N, C r^2, H, W] -> [N, C, rH, rW]: r^2 channels make one."""
+    value, r = args[0], args[1]
+    layers = []
+    for layer in value.layers:
+        one = channels_only(tracer, node, layer, 1)
+        if one is not None:
+            blocks = one.reshape(1, -1, r * r, 1)
+            layers.append(tracer.tie(blocks, [2]).reshape(1, -1, 1, 1))
+    return value.with_layers(layers, out_shape(node))
+
+
 @rule("copy", "slice_scatter", "select_scatter", "index_put", "masked_scatter")
 def _write(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Writing into a part of a tensor: ids are not followed through it."""
@@ -169,6 +207,11 @@ def _index(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[st
     if "gather" in node.name or "take" in node.name:
         return NotImplemented
     tracer.lock_all(values_in(args[1:]), f"used as an index in {node.name}")
+    chosen = value.weight and picked == {0} and not all(v.weight for v in values_in(args[1:]))
+    if chosen and len(value.shape) > 1:
+        for layer in value.layers:
+            for name, _ in tracer.origins(layer) if 0 not in axes(layer) else ():
+                tracer.experts[name] = value.shape[0]
     for layer in value.layers:
         if axes(layer) & picked:
             tracer.lock(layer, f"looked up by index in {node.name}")
@@ -178,9 +221,9 @@ def _index(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[st
     for layer in free.layers:
         ids = layer.expand([1 if a in picked else n for a, n in enumerate(value.shape)])
         layers.append(compact(node.target(ids, *rest[0], **rest[1])))  # pyright: ignore[reportCallIssue]
-        if value.weight:
-            tracer.play(value, layer, "out")
-    return Value(shape, weight=value.weight and all(v.weight for v in values_in(args[1:]))).with_layers(layers, shape)
+        if chosen and len(value.shape) == 2:
+            tracer.play(value, layer, "out")  # a look-up table makes its columns, like an embedding
+    return Value(shape, weight=value.weight and not (chosen and len(value.shape) == 2)).with_layers(layers, shape)
 
 
 @rule("im2col")

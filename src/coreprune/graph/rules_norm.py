@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from coreprune.graph.channels import Tracer, op_name, out_shape, rule, values_in
 from coreprune.graph.rules_compute import _arg
+from coreprune.graph.rules_movement import channels_only, move
 from coreprune.graph.values import Value, axes
 
 NORM_FLAG = "norm-statistics"
@@ -166,8 +167,6 @@ def _along(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[st
 def _glu(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """First half times sigmoid of the second half."""
     x, axis = args[0], _arg(args, kwargs, 1, "dim", -1) % len(args[0].shape)
-    from coreprune.graph.rules_movement import move
-
     halves = move(x, lambda ids: list(ids.chunk(2, axis)))
     return tracer.pointwise(node, halves)
 
@@ -184,9 +183,9 @@ def _spatial(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[
     space = set(range(len(shape) - number, len(shape)))
     layers = []
     for layer in x.layers:
-        if axes(layer) & space:
-            tracer.lock(layer, f"channels on a spatial axis of {node.name}")
-        else:
+        if not axes(layer) & space:
             layers.append(layer)
+        elif (one := channels_only(tracer, node, layer, len(shape) - number - 1)) is not None:
+            layers.append(one)
     result = Value(shape, weight=x.weight).with_layers(layers)
     return [result, *[Value(tuple(v.shape)) for v in values[1:]]] if isinstance(values, (tuple, list)) else result
