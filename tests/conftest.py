@@ -16,7 +16,10 @@ from jaxtyping import install_import_hook
 install_import_hook(["coreprune.geometry", "coreprune.coreset", "coreprune.pruning"], "beartype.beartype")
 
 settings.register_profile(
-    "coreprune", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "coreprune",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("coreprune")
 

@@ -40,7 +40,9 @@ class CifarResNet(nn.Module):
         stages, i = [], width
         for k in range(3):
             o = width * 2**k
-            stages.append(nn.Sequential(*[BasicBlockA(i if b == 0 else o, o, 2 if k and b == 0 else 1) for b in range(n)]))
+            stages.append(
+                nn.Sequential(*[BasicBlockA(i if b == 0 else o, o, 2 if k and b == 0 else 1) for b in range(n)])
+            )
             i = o
         self.layer1, self.layer2, self.layer3 = stages
         self.linear = nn.Linear(i, 10)
@@ -55,7 +57,9 @@ class CifarResNet(nn.Module):
 class Bottleneck(nn.Module):
     def __init__(self, i: int, mid: int, o: int, stride: int = 1, groups: int = 1, se: bool = False) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv_bn(i, mid, 1), conv_bn(mid, mid, 3, stride, groups), conv_bn(mid, o, 1, act=False))
+        self.body = nn.Sequential(
+            conv_bn(i, mid, 1), conv_bn(mid, mid, 3, stride, groups), conv_bn(mid, o, 1, act=False)
+        )
         self.se = SqueezeExcite(o, max(2, o // 4)) if se else nn.Identity()
         self.short = conv_bn(i, o, 1, stride, act=False) if i != o or stride > 1 else nn.Identity()
 
@@ -334,7 +338,10 @@ class AutoEncoder(nn.Module):
         super().__init__()
         self.enc = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.SiLU())
         self.dec = nn.Sequential(
-            nn.ConvTranspose2d(12, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, 1, 1, groups=8), nn.ConvTranspose2d(8, 3, 4, 2, 1)
+            nn.ConvTranspose2d(12, 8, 4, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(8, 8, 3, 1, 1, groups=8),
+            nn.ConvTranspose2d(8, 3, 4, 2, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Numbers that modules remember about their weights: in_features, groups, num_heads …
 
-Layers of torch follow their weights' shapes. What other modules read in their forward is recognised by name and value: a
-number of heads or an inner width that was right before the surgery is scaled with the units that stayed. A wrong guess
+Layers of torch follow their weights' shapes. What other modules read in their forward is recognised by name and value:
+a number of heads or an inner width that was right before the surgery is scaled with the units that stayed. A wrong guess
 cannot do harm: the pruned model is compared with the original afterwards (`verify.py`).
 """
 
@@ -65,7 +65,9 @@ def follow_depthwise(module: nn.Module, before: int) -> None:
         module.in_channels, module.out_channels = module.groups, n
 
 
-def scale_numbers(module: nn.Module, widths: dict[int, int], kept: int, total: int | None) -> dict[str, tuple[int, int]]:
+def scale_numbers(
+    module: nn.Module, widths: dict[int, int], kept: int, total: int | None
+) -> dict[str, tuple[int, int]]:
     """Scale the numbers of heads (kept of total units stayed) and the widths (old -> new) that a module remembers.
 
     Args:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from coreprune.errors import CoreprunError, ModelError
 from coreprune.graph.attributes import Numbers, follow_depthwise, follow_weights, scale_numbers
 from coreprune.graph.capture import Captured
-from coreprune.graph.groups import Group, check_keep, lock, trace
+from coreprune.graph.channels import trace
+from coreprune.graph.groups import Group, check_keep, lock
 from coreprune.graph.verify import difference
 
 log = logging.getLogger(__name__)
@@ -190,27 +191,28 @@ def _smaller(
         small = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
-    _update_modules(small, captured, chosen, touched, named, numbers)
+    _follow_weights(small, captured, {n: named[n].shape[0] for n in touched})
+    _follow_groups(small, chosen, numbers)
     return small
 
 
-def _update_modules(
-    small: nn.Module,
-    captured: Captured,
-    chosen: list[tuple[Group, Tensor]],
-    touched: set[str],
-    named: dict[str, Tensor],
-    numbers: Mapping[str, Numbers],
-) -> None:
+def _follow_weights(small: nn.Module, captured: Captured, lengths: dict[str, int]) -> None:
+    """Adjust the layers of torch whose parameters were cut; `lengths` are the former lengths of their first axes."""
     modules = dict(small.named_modules())
     depthwise = trace(captured).depthwise
     for alias, name in captured.aliases.items():
         owner = modules.get(alias.rpartition(".")[0])
-        if name in touched and owner is not None:
-            if name in depthwise and alias.endswith("weight"):
-                follow_depthwise(owner, named[name].shape[0])
-            else:
-                follow_weights(owner)
+        if name not in lengths or owner is None:
+            continue
+        if name in depthwise and alias.endswith("weight"):
+            follow_depthwise(owner, lengths[name])
+        else:
+            follow_weights(owner)
+
+
+def _follow_groups(small: nn.Module, chosen: list[tuple[Group, Tensor]], numbers: Mapping[str, Numbers]) -> None:
+    """Adjust the numbers that the modules around the cut layers remember."""
+    modules = dict(small.named_modules())
     for group, keep in chosen:
         total, kept = group.size // group.unit, len(keep) // group.unit
         style = numbers.get(group.name, Numbers.ALL)
