@@ -104,8 +104,8 @@ def _symmetric(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
     return support[_used(points[support], start, symmetric=True)], gauge * math.sqrt(rank)
 
 
-# Interior iterates keep a little weight on every point. At this gap the contact points stand out by orders of magnitude,
-# and the ones below this share of the mean weight can go; the factor is recomputed without them.
+# Interior iterates keep a little weight on every point. At this gap the contact points stand out by orders of
+# magnitude, and those below this share of the mean weight can go; the factor is recomputed without them.
 _CONTACT_TOL, _NEGLIGIBLE = 1e-5, 1e-2
 
 # The one-sided endpoints are drawn in by a hair, so that rounding makes no weight negative; the factor pays for it.

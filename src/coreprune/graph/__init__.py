@@ -7,8 +7,8 @@
     result = remove(model, captured, groups, {"layer1.0.conv1": kept_channels})
     result.model, result.kept, result.locked
 
-A `Group` has `size` channels in units of `unit` that leave as a whole (`group.units()`), maybe in `blocks` that all have
-to keep the same number; `group.legal(keep)` says whether a choice is possible. `group.consumers` says where its
+A `Group` has `size` channels in units of `unit` that leave as a whole (`group.units()`), maybe in `blocks` that all
+have to keep the same number; `group.legal(keep)` says whether a choice is possible. `group.consumers` says where its
 channels are read: parameter axes, graph node, module, and the channel at every position of that input.
 """
 
@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from coreprune.graph.capture import Captured, capture, normalise_example
 from coreprune.graph.cost import Cost, CostModel, cost
-from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, find_groups
+from coreprune.graph.grouping import find_groups
+from coreprune.graph.groups import Consumer, Group, ParamSlice, describe
 from coreprune.graph.surgery import Removed, adopt, probe, remove
 
 __all__ = [

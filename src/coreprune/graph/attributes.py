@@ -1,14 +1,14 @@
 """Numbers that modules remember about their weights: in_features, groups, num_heads …
 
-Layers of torch follow their weights' shapes. What other modules read in their forward is recognised by name and value: a
-number of heads or an inner width that was right before the surgery is scaled with the units that stayed. A wrong guess
+Layers of torch follow their weights' shapes. What other modules read in their forward is recognised by name and value:
+a number of heads or an inner width that was right before the surgery is scaled with the units that stayed. A wrong guess
 cannot do harm: the pruned model is compared with the original afterwards (`verify.py`).
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from enum import Enum
 
 from torch import nn
 
@@ -17,9 +17,17 @@ HEADS = re.compile(
 )
 WIDTHS = re.compile(
     r"^_?(all_head_size|inner_dim|inner_width|split_size|embed_dim|hidden_size|hidden_dim|dim|d_model|attn_dim|"
-    r"attention_dim|qkv_dim|kv_dim|key_dim|value_dim|q_size|kv_size|inner_size|num_channels|channels|width|intermediate_size|"
+    r"attention_dim|qkv_dim|kv_dim|key_dim|value_dim|q_size|kv_size|inner_size|num_channels|channels|width|intermediate_size|intermediate_dim|"
     r"mlp_dim|d_ff|ffn_dim|hidden_channels|hidden_features)$"
 )
+
+
+class Numbers(Enum):
+    """Which remembered numbers are scaled with a group."""
+
+    ALL = "numbers of heads and widths"
+    HEADS = "numbers of heads"
+    NONE = "none"
 
 
 def follow_weights(module: nn.Module) -> None:
@@ -57,8 +65,16 @@ def follow_depthwise(module: nn.Module, before: int) -> None:
         module.in_channels, module.out_channels = module.groups, n
 
 
-def scale_numbers(module: nn.Module, changes: dict[int, int], kept: int, total: int) -> dict[str, tuple[int, int]]:
+def scale_numbers(
+    module: nn.Module, widths: dict[int, int], kept: int, total: int | None
+) -> dict[str, tuple[int, int]]:
     """Scale the numbers of heads (kept of total units stayed) and the widths (old -> new) that a module remembers.
+
+    Args:
+        module: changed in place.
+        widths: old width -> new width.
+        kept: units that stay.
+        total: units before, or None if the units are not heads.
 
     Returns:
         attribute -> (old, new), for what was changed.
@@ -68,16 +84,11 @@ def scale_numbers(module: nn.Module, changes: dict[int, int], kept: int, total: 
         if not isinstance(value, int) or isinstance(value, bool):
             continue
         new = value
-        if HEADS.match(name) and value % total == 0:
+        if total and HEADS.match(name) and value % total == 0:
             new = value // total * kept
-        elif WIDTHS.match(name) and value in changes:
-            new = changes[value]
+        elif WIDTHS.match(name) and value in widths:
+            new = widths[value]
         if new != value:
             setattr(module, name, new)
             done[name] = (value, new)
     return done
-
-
-def has_number(module: nn.Module, names: Any) -> bool:
-    """Whether a module remembers any of these attributes itself."""
-    return any(n in vars(module) for n in names)

@@ -30,6 +30,7 @@ class Captured:
         aliases: dotted name -> canonical dotted name (tied parameters share one canonical name).
         parameters: canonical names that are parameters (the others are buffers).
         module_types: dotted module name -> class name.
+        constants: placeholder name -> tensor that the forward holds as a literal.
         args, kwargs: the example that was traced, at batch size 1.
         seconds: how long tracing took.
     """
@@ -40,6 +41,7 @@ class Captured:
     aliases: dict[str, str]
     parameters: frozenset[str]
     module_types: dict[str, str]
+    constants: dict[str, Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     seconds: float = 0.0
@@ -87,9 +89,10 @@ def quiet(model: nn.Module) -> Iterator[None]:
     training = {m: m.training for m in model.modules()}
     configs = {}
     for m in model.modules():
-        config = getattr(m, "config", None)
-        if getattr(config, "use_cache", None) is not None:
-            configs[id(config)] = (config, config.use_cache)
+        config: Any = getattr(m, "config", None)
+        was = getattr(config, "use_cache", None)
+        if was is not None:
+            configs[id(config)] = (config, was)
     try:
         model.eval()
         for config, _ in configs.values():
@@ -129,7 +132,8 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
     aliases = {name: canonical.setdefault(id(t), name) for name, t in names}
     tensors = {n: (tuple(t.shape), t.dtype) for n, t in names if aliases[n] == n}
     parameters = frozenset(n for n, _ in model.named_parameters(remove_duplicate=False) if aliases[n] == n)
-    sources = {}
+    sources: dict[str, tuple[str, str]] = {}
+    constants: dict[str, Any] = {}
     for spec in program.graph_signature.input_specs:
         name = getattr(spec.arg, "name", "")
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in aliases:
@@ -139,6 +143,7 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
             sources[name] = ("input", name)
         else:
             sources[name] = ("constant", str(spec.target))
+            constants[name] = program.constants.get(str(spec.target))
     seconds = time.perf_counter() - start
     log.debug("captured %s: %d nodes in %.2f s", type(model).__name__, len(program.graph.nodes), seconds)
     return Captured(
@@ -148,6 +153,7 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
         aliases=aliases,
         parameters=parameters,
         module_types={n: type(m).__name__ for n, m in model.named_modules()},
+        constants=constants,
         args=args,
         kwargs=kwargs,
         seconds=seconds,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from coreprune.graph.capture import Captured
-from coreprune.graph.groups import Group, trace
+from coreprune.graph.channels import trace
+from coreprune.graph.groups import Group
 
 Array = np.ndarray
 
@@ -27,9 +28,9 @@ class Cost:
 class CostModel:
     """Cost of a captured model for any widths; made once, evaluated in microseconds.
 
-    Every term is factor * prod (kept elements along an axis) / divisor, and the number of kept elements along an axis is a
-    constant plus, per group, its channels that stay times elements per channel. MACs are those of convolutions, linear
-    layers and attention products, as in `torch.utils.flop_counter` (which counts two flops per MAC).
+    Every term is factor * prod (kept elements along an axis) / divisor; the number of kept elements along an axis is
+    a constant plus, per group, its channels that stay times elements per channel. MACs are those of convolutions,
+    linear layers and attention products, as in `torch.utils.flop_counter` (which counts two flops per MAC).
     """
 
     def __init__(self, captured: Captured, groups: list[Group]) -> None:
@@ -85,7 +86,7 @@ class CostModel:
         return vector
 
     def __call__(self, widths: Mapping[str, int] | Array | None = None) -> Cost:
-        """Cost at these widths: a mapping from group name to the number of channels that stay, or `widths()`'s vector."""
+        """Cost at these widths: group name -> number of channels that stay, or the vector that `widths` makes."""
         vector = widths if isinstance(widths, np.ndarray) else self.widths(widths)
         kept = self._constant + self._slope @ vector
         macs, params, size = (self._total(kind, kept) for kind in ("macs", "params", "bytes"))
@@ -93,7 +94,7 @@ class CostModel:
 
     def _total(self, kind: str, kept: Array) -> int:
         factor, index = self._terms[kind]
-        return int(round(float((factor * kept[index].prod(1)).sum())))
+        return round(float((factor * kept[index].prod(1)).sum()))
 
     def shares(self, kind: str = "macs") -> dict[str, float]:
         """Per group the share of the cost that goes away when all but its last unit leave."""

@@ -1,9 +1,8 @@
-"""Groups of channels that can be chosen freely, from the settled ids."""
+"""What a group of channels is: who makes it, who reads it, in which units it can shrink."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +10,6 @@ import torch
 from torch import Tensor
 
 from coreprune.errors import InputError
-from coreprune.graph import rules_compute, rules_movement, rules_norm  # noqa: F401 - they register the rules
-from coreprune.graph.capture import Captured
-from coreprune.graph.channels import Read, Slot, Tracer
-from coreprune.graph.resolve import Settled, settle
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +36,8 @@ class Consumer:
         slices: the parameter axes that multiply the channels; empty when no parameter does (q·k, a sum).
         node, source: the node of the exported graph that reads, and the node whose output it reads.
         axis: the channel axis of that input.
-        index: int64 [n], the channel of the group at every position along the axis, or -1.
+        index: int64 [n], the channel of the group at every position along the axis, or -1. For stacked experts
+            [experts, n]: row e holds for the samples that are routed to expert e.
         module: the innermost module in whose forward this happens; for linear and convolution modules its input is
             exactly what is read.
     """
@@ -134,196 +130,6 @@ def check_keep(groups: list[Group], keep: dict[str, Tensor]) -> None:
         reason = known[name].legal(ids)
         if reason:
             raise InputError(f"group {name!r}: {reason}")
-
-
-def find_groups(captured: Captured, norm_statistics: bool = False) -> list[Group]:
-    """Find every group of channels, free or locked, in execution order of the first layer that makes them.
-
-    Args:
-        captured: from `capture`.
-        norm_statistics: free the channels that only enter the statistics of a LayerNorm, RMSNorm or GroupNorm. Their
-            removal is then *not* the same as setting them to zero, because the mean and variance are over fewer
-            channels; such groups carry the flag "norm-statistics". By default they are locked.
-    """
-    tracer = trace(captured)
-    settled = settle(tracer, norm_statistics)
-    captured.cache["unit"] = settled.unit
-    return _Builder(tracer, settled).build()
-
-
-def trace(captured: Captured) -> Tracer:
-    """Run the graph on ids, once per capture."""
-    if "tracer" not in captured.cache:
-        captured.cache["tracer"] = Tracer(captured).run()
-    return captured.cache["tracer"]
-
-
-class _Builder:
-    """Cuts the units into groups of equal profile: the same number of positions on the same parameter axes.
-
-    Equal profiles make the cost of a group an exact function of the number of units that stay.
-    """
-
-    def __init__(self, tracer: Tracer, settled: Settled) -> None:
-        self.tracer, self.settled = tracer, settled
-        self.slots = [*tracer.slots.values(), *tracer.blocked]
-        self.blocks, conflicts = self._blocks()
-        for unit, reason in conflicts.items():
-            settled.locked.setdefault(unit, reason)
-
-    def build(self) -> list[Group]:
-        profile: dict[int, list[tuple[str, int]]] = defaultdict(list)
-        for i, slot in enumerate(self.slots):
-            self._count(profile, slot.ids, ("slot", i))
-        for i, work in enumerate(self.tracer.work):
-            for j, layer in enumerate(work.layers):
-                self._count(profile, layer, ("work", i * 8 + j))
-        made = {i for i, s in enumerate(self.slots) if "out" in self.tracer.roles.get((s.param, s.dim), ())}
-        width = torch.zeros(int(self.settled.unit.max()) + 1, dtype=torch.int64)
-        pairs = torch.stack([self.settled.unit, self.settled.channel]).unique(dim=1)
-        width.index_add_(0, pairs[0], torch.ones_like(pairs[0]))
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for unit, entries in profile.items():
-            if any(kind[0] == "slot" and kind[1] in made for kind, _ in entries):
-                flags = tuple(sorted(self.settled.flags.get(unit, ())))
-                key = (tuple(entries), self.settled.locked.get(unit), int(width[unit]), flags)
-                groups[key].append(unit)
-        order = sorted(groups.items(), key=lambda item: self._first(item[0]))
-        names: dict[str, int] = {}
-        return [self._group(key, units, names) for key, units in order]
-
-    def _count(self, profile: dict[int, list[Any]], ids: Tensor, kind: tuple[str, int]) -> None:
-        units, counts = self.settled.unit[ids[ids >= 0]].unique(return_counts=True)
-        for u, c in zip(units.tolist(), counts.tolist(), strict=True):
-            profile[u].append((kind, c))
-
-    def _first(self, key: Any) -> int:
-        """Position of the first producer in the graph, as far as ids tell: they are handed out in order of the model."""
-        for (kind, i), _ in key[0]:
-            if kind == "slot" and "out" in self.tracer.roles.get((self.slots[i].param, self.slots[i].dim), ()):
-                return i
-        return 0
-
-    def _group(self, key: Any, units: list[int], names: dict[str, int]) -> Group:
-        entries, locked, width, flags = key
-        mine = torch.zeros(int(self.settled.unit.max()) + 1, dtype=torch.bool)
-        mine[units] = True
-        slots = [self.slots[i] for (kind, i), _ in entries if kind == "slot"]
-        number, order = self._number(slots, mine, width)
-        producers, others, read = [], [], {}
-        for slot in slots:
-            roles = self.tracer.roles.get((slot.param, slot.dim), set())
-            piece = ParamSlice(slot.param, slot.dim, self._index(slot.ids, mine, number))
-            if "out" in roles:
-                producers.append(piece)
-            if "in" in roles or slot.ids.dim() == 2:
-                read[slot.param, slot.dim] = piece
-            if not roles & {"in", "out"} and slot.ids.dim() == 1:
-                others.append(piece)
-        consumers = self._consumers(mine, number, read)
-        blocks, problem = self._group_blocks(order)
-        reasons = [
-            locked,
-            problem,
-            None if len(units) > 1 else "all its channels only leave together",
-            None if consumers else "nothing reads its channels through a weight or a sum",
-        ]
-        reached = {(s.param, s.dim) for c in consumers for s in c.slices}
-        if any(k not in reached for k in read):
-            reasons.append("a weight reads its channels in a way that is not followed")
-        if any(not c.slices for c in consumers):
-            flags = (*flags, "functional")
-        name = _layer_name(producers[0].param)
-        names[name] = names.get(name, 0) + 1
-        return Group(
-            name=name if names[name] == 1 else f"{name}#{names[name]}",
-            size=len(units) * width,
-            unit=width,
-            producers=tuple(producers),
-            others=tuple(others),
-            consumers=consumers,
-            blocks=blocks,
-            locked_because=next((r for r in reasons if r), None),
-            flags=frozenset(flags),
-            key=tuple(order.tolist()),
-        )
-
-    def _number(self, slots: list[Slot], mine: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Number channels unit by unit, in the order in which the parameters show them first."""
-        seen = torch.cat([s.ids.reshape(-1) for s in slots])
-        seen = seen[seen >= 0]
-        # every id of these units, also those that only occur in activations
-        seen = torch.cat([seen, torch.arange(len(self.settled.unit))])
-        seen = seen[mine[self.settled.unit[seen]]]
-        channel, unit = self.settled.channel[seen], self.settled.unit[seen]
-        order = list(dict.fromkeys(unit.tolist()))
-        place = {u: i * width for i, u in enumerate(order)}
-        number = torch.full((int(self.settled.channel.max()) + 1,), -1)
-        for c, u in dict(zip(channel.tolist(), unit.tolist(), strict=True)).items():
-            number[c] = place[u]
-            place[u] += 1
-        return number, torch.tensor(order)
-
-    def _index(self, ids: Tensor, mine: Tensor, number: Tensor) -> Tensor:
-        safe = ids.clamp(min=0)
-        belongs = (ids >= 0) & mine[self.settled.unit[safe]]
-        return torch.where(belongs, number[self.settled.channel[safe]], -1)
-
-    def _consumers(self, mine: Tensor, number: Tensor, read: dict[tuple[str, int], ParamSlice]) -> tuple[Consumer, ...]:
-        found = []
-        for r in self.tracer.reads:
-            index = self._index(r.ids, mine, number)
-            if bool((index >= 0).any()):
-                slices = tuple(read[p] for p in r.params if p in read)
-                found.append(Consumer(slices, r.node, r.source, r.axis, index, self._module(r)))
-        return tuple(found)
-
-    def _module(self, r: Read) -> str | None:
-        return r.module
-
-    # --- the same number in every block ----------------------------------------------------------------------------
-    def _blocks(self) -> tuple[dict[int, list[int]], dict[int, str]]:
-        """Per unit its block in every balance constraint that it takes part in; units in several blocks of one
-        constraint equally are balanced by themselves, all others are conflicts."""
-        blocks: dict[int, list[int]] = defaultdict(list)
-        conflicts: dict[int, str] = {}
-        for c, (ids, reason) in enumerate(self.settled.blocks):
-            g = ids.shape[0]
-            unit = torch.where(ids >= 0, self.settled.unit[ids.clamp(min=0)], -1)
-            counts: dict[int, Tensor] = {}
-            for row in range(g):
-                for u, k in zip(*[t.tolist() for t in unit[row].unique(return_counts=True)], strict=True):
-                    counts.setdefault(u, torch.zeros(g, dtype=torch.int64))[row] = k
-            counts.pop(-1, None)
-            uneven = {u: k for u, k in counts.items() if int(k.min()) != int(k.max())}
-            for u, k in uneven.items():
-                if int((k > 0).sum()) > 1:
-                    conflicts[u] = reason
-                else:
-                    blocks[u].append(c * 1_000_000 + int(k.argmax()))
-            # every block needs the same supply of free units of one kind; checked per group in _group_blocks
-        return blocks, conflicts
-
-    def _group_blocks(self, units: Tensor) -> tuple[Tensor | None, str | None]:
-        labels = [tuple(self.blocks.get(u, ())) for u in units.tolist()]
-        if not any(labels):
-            return None, None
-        constraints = {tuple(b // 1_000_000 for b in label) for label in labels}
-        names = {label: i for i, label in enumerate(sorted(set(labels)))}
-        block = torch.tensor([names[label] for label in labels])
-        sizes = torch.bincount(block)
-        wanted = 1
-        reason = ""
-        for c in {x for cs in constraints for x in cs}:
-            wanted = max(wanted, self.settled.blocks[c][0].shape[0])
-            reason = self.settled.blocks[c][1]
-        if len(constraints) > 1 or int(sizes.min()) != int(sizes.max()) or len(names) % wanted:
-            return None, f"{reason}, and its channels are not spread evenly over them"
-        return block, None
-
-
-def _layer_name(param: str) -> str:
-    return param.rpartition(".")[0] or param
 
 
 def lock(group: Group, reason: str) -> Group:

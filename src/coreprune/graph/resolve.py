@@ -1,8 +1,8 @@
 """Settle what could only be recorded while the graph was running.
 
 Removing channels commutes with every data movement as long as, in every tensor, the removed positions are whole slabs
-along one axis. `settle` makes sure of that: where ids vary along several axes (a split into heads, a channel shuffle) and
-no axis alone decides what leaves, the ids are tied until one does.
+along one axis. `settle` makes sure of that: where ids vary along several axes (a split into heads, a channel shuffle)
+and no axis alone decides what leaves, the ids are tied until one does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coreprune.graph.channels import Tracer
+from coreprune.graph.facts import Tracer
 from coreprune.graph.unionfind import Partition
 from coreprune.graph.values import FIXED, axes
 

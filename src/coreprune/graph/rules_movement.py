@@ -1,4 +1,4 @@
-"""Operations that only move numbers: the same operation is run on the ids. Also creation, slicing writes and look-ups."""
+"""Operations that only move numbers: the same operation is run on the ids. Also creation, writes and look-ups."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from coreprune.graph.channels import Tracer, out_shape, rule, values_in
+from coreprune.graph.calls import Call, rule, values_in
+from coreprune.graph.joint import pointwise
 from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind
 
-MOVES = (
-    "view reshape _unsafe_view permute transpose t numpy_T mT swapaxes movedim slice select narrow unsqueeze squeeze expand "
-    "expand_as view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll flip rot90 repeat tile "
-    "repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle diagonal unfold alias detach contiguous "
-    "clone lift_fresh_copy lift_fresh"
-).split()
+MOVES = """
+    view reshape _unsafe_view permute transpose t numpy_T mT swapaxes movedim slice select narrow unsqueeze squeeze expand
+    expand_as view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll flip rot90 repeat tile
+    repeat_interleave pixel_unshuffle channel_shuffle diagonal unfold alias detach contiguous clone lift_fresh_copy
+    lift_fresh
+"""
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 LIKE = "to _to_copy type_as dropout feature_dropout alpha_dropout bernoulli tril triu nan_to_num"
 CREATE = (
@@ -38,90 +39,96 @@ def move(value: Value, function: Callable[[Tensor], Any]) -> Any:
     return [value.with_layers([compact(r[i]) for r in results], results[0][i].shape) for i in range(len(results[0]))]
 
 
-@rule(*MOVES)
-def _move(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    value = args[0]
+@rule(*MOVES.split())
+def _move(call: Call) -> Any:
+    value = call.args[0]
     if not isinstance(value, Value):
         return NotImplemented
-    rest = pytree.tree_map_only(Value, lambda v: torch.empty(v.shape), (args[1:], kwargs))
+    rest = pytree.tree_map_only(Value, lambda v: torch.empty(v.shape), (call.args[1:], call.kwargs))
     target = (
-        torch.reshape if node.target in VIEWS else node.target
+        torch.reshape if call.node.target in VIEWS else call.node.target
     )  # ids are broadcast, so strides differ from the real ones
     result = move(value, lambda ids: target(ids, *rest[0], **rest[1]))  # pyright: ignore[reportCallIssue]
     pieces = [v for v in result if isinstance(v, Value)] if isinstance(result, (list, tuple)) else []
-    if len(pieces) > 1 and "unbind" not in node.name:
-        _equal_pieces(tracer, node, value, pieces)
+    if len(pieces) > 1 and "unbind" not in call.node.name:
+        _equal_pieces(call, value, pieces)
     return result
 
 
-def _equal_pieces(tracer: Tracer, node: fx.Node, value: Value, pieces: list[Value]) -> None:
+def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
     """A channel axis cut into equal pieces: the same number has to stay in each."""
     cut = next((a for a, n in enumerate(value.shape) if pieces[0].shape[a] != n), None)
     if cut is None or any(p.shape != pieces[0].shape for p in pieces):
         return
     for layer in value.layers:
         if axes(layer) == {cut}:
-            tracer.balanced.append((layer.reshape(len(pieces), -1), f"{node.name} cuts the channels into equal pieces"))
+            call.tracer.balanced.append(
+                (layer.reshape(len(pieces), -1), f"{call.node.name} cuts the channels into equal pieces")
+            )
 
 
 @rule(*LIKE.split())
-def _like(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    value = args[0]
+def _like(call: Call) -> Any:
+    value = call.args[0]
     return Value(value.shape, value.layers, value.weight, value.created)
 
 
 @rule(*CREATE.split())
-def _create(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    value = node.meta.get("val")
+def _create(call: Call) -> Any:
+    value = call.node.meta.get("val")
     if not isinstance(value, Tensor):
         return value
-    if "like" in node.name and isinstance(args[0], Value) and args[0].shape == tuple(value.shape):
-        return Value(tuple(value.shape), args[0].layers, created=not args[0].layers)
+    if "like" in call.node.name and isinstance(call.args[0], Value) and call.args[0].shape == tuple(value.shape):
+        return Value(tuple(value.shape), call.args[0].layers, created=not call.args[0].layers)
     return Value(tuple(value.shape), created=True)
 
 
 @rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range", "_check")
-def _nothing(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return None
+def _nothing(_: Call) -> Any:
+    """Checks do not make anything."""
 
 
 @rule("pad", "constant_pad_nd")
-def _pad(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _pad(call: Call) -> Any:
     """Padded positions stay: their number is written in the forward."""
-    value, widths = args[0], list(args[1])
-    mode = args[2] if len(args) > 2 and isinstance(args[2], str) else kwargs.get("mode", "constant")
+    value, widths = call.args[0], list(call.args[1])
+    shape = call.shape
+    mode = call.args[2] if len(call.args) > 2 and isinstance(call.args[2], str) else call.kwargs.get("mode", "constant")
     ndim = len(value.shape)
     if mode == "constant":
-        return move(value, lambda ids: torch.ops.aten.constant_pad_nd(ids, widths, FIXED))
+        layers = []
+        for layer in value.layers:  # an axis without ids stays so: a padded row belongs to its channel like any other
+            own = [n if layer.shape[ndim - 1 - i // 2] > 1 else 0 for i, n in enumerate(widths)]
+            layers.append(torch.ops.aten.constant_pad_nd(layer, own, FIXED))
+        return value.with_layers(layers, shape)
     padded = {ndim - 1 - i // 2 for i, n in enumerate(widths) if n}
     for layer in value.layers:
         if axes(layer) & padded:
-            tracer.lock(layer, f"channels are padded by {mode} in {node.name}")
-    shape = out_shape(node)
+            call.tracer.lock(layer, f"channels are padded by {mode} in {call.node.name}")
     return value.with_layers([x for x in value.layers if not axes(x) & padded], shape)
 
 
 @rule("cat", "concatenate", "concat")
-def _cat(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    values = [v for v in args[0] if len(v.shape) > 1 or v.shape != (0,)]
-    axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % len(values[0].shape)
-    return join_along(tracer, node, values, axis)
+def _cat(call: Call) -> Any:
+    values = [v for v in call.args[0] if len(v.shape) > 1 or v.shape != (0,)]
+    axis = call.arg(1, "dim", 0) % len(values[0].shape)
+    return join_along(call, values, axis)
 
 
 @rule("stack")
-def _stack(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    ndim = len(args[0][0].shape) + 1
-    axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % ndim
-    values = [move(v, lambda ids: ids.unsqueeze(axis)) for v in args[0]]
-    return join_along(tracer, node, values, axis)
+def _stack(call: Call) -> Any:
+    ndim = len(call.args[0][0].shape) + 1
+    axis = call.arg(1, "dim", 0) % ndim
+    values = [move(v, lambda ids: ids.unsqueeze(axis)) for v in call.args[0]]
+    return join_along(call, values, axis)
 
 
-def join_along(tracer: Tracer, node: fx.Node, values: list[Value], axis: int) -> Value:
+def join_along(call: Call, values: list[Value], axis: int) -> Value:
     """Concatenation. Ids along the axis are strung together; ids along the other axes meet."""
     across = [Value(v.shape, tuple(x for x in v.layers if axis not in axes(x)), v.weight, v.created) for v in values]
-    shape = out_shape(node)
+    shape = call.shape
     common = [Value((*v.shape[:axis], 1, *v.shape[axis + 1 :]), v.layers, v.weight, v.created) for v in across]
-    flat = tracer.pointwise(node, common, (*shape[:axis], 1, *shape[axis + 1 :]))
+    flat = pointwise(call, common, (*shape[:axis], 1, *shape[axis + 1 :]))
     weight, created = merge_kind(values)
     layers = list(flat.layers)
     along = [[x for x in v.layers if axis in axes(x)] for v in values]
@@ -135,63 +142,102 @@ def join_along(tracer: Tracer, node: fx.Node, values: list[Value], axis: int) ->
     return Value(shape, weight=weight, created=created).with_layers(layers)
 
 
+def channels_only(call: Call, layer: Tensor, axis: int) -> Tensor | None:
+    """A layer whose ids depend on the channel axis alone: ids of one channel at several places leave together."""
+    if axis not in axes(layer):
+        call.tracer.lock(layer, f"channels on a spatial axis of {call.node.name}")
+        return None
+    return call.tracer.tie(layer, sorted(axes(layer) - {axis}))
+
+
+def one_expert(call: Call, stacked: Value) -> Value:
+    """One of several stacked weights (axis 0), picked by the data: which one is not known, so experts stay."""
+    layers = []
+    for layer in stacked.layers:
+        if 0 in axes(layer):
+            call.tracer.lock(layer, f"experts are picked by the data in {call.node.name}")
+            continue
+        for name, _ in call.tracer.origins(layer):
+            call.tracer.experts[name] = stacked.shape[0]
+        layers.append(layer[0])
+    return Value(stacked.shape[1:], tuple(layers), stacked.weight)
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(call: Call) -> Any:
+    """[N, C r^2, H, W] -> [N, C, rH, rW]: r^2 channels make one."""
+    value, r = call.args[0], call.args[1]
+    layers = []
+    for layer in value.layers:
+        one = channels_only(call, layer, 1)
+        if one is not None:
+            blocks = one.reshape(1, -1, r * r, 1)
+            layers.append(call.tracer.tie(blocks, [2]).reshape(1, -1, 1, 1))
+    return value.with_layers(layers, call.shape)
+
+
 @rule("copy", "slice_scatter", "select_scatter", "index_put", "masked_scatter")
-def _write(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _write(call: Call) -> Any:
     """Writing into a part of a tensor: ids are not followed through it."""
-    tracer.lock_all(values_in(args, kwargs), f"written into a part of a tensor by {node.name}")
-    return Value(out_shape(node))
+    call.tracer.lock_all(call.values(), f"written into a part of a tensor by {call.node.name}")
+    return Value(call.shape)
 
 
 @rule("embedding")
-def _embedding(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    table, where = args[0], args[1]
-    shape = out_shape(node)
-    tracer.lock_all([where], f"used as an index in {node.name}")
+def _embedding(call: Call) -> Any:
+    table, where = call.args[0], call.args[1]
+    shape = call.shape
+    call.tracer.lock_all([where], f"used as an index in {call.node.name}")
     layers = []
     for layer in table.layers:
         if axes(layer) == {1}:
-            tracer.play(table, layer, "out")
+            call.tracer.play(table, layer, "out")
             layers.append(align(layer[0], len(shape)))
         else:
-            tracer.lock(layer, f"rows are looked up by index in {node.name}")
+            call.tracer.lock(layer, f"rows are looked up by index in {call.node.name}")
     return Value(shape).with_layers(layers)
 
 
 @rule("index", "index_select", "gather", "take_along_dim")
-def _index(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _index(call: Call) -> Any:
     """Indexing with computed positions; fine along axes that carry no channels."""
-    value = args[0]
-    rest = pytree.tree_map_only(Value, lambda v: torch.zeros(v.shape, dtype=torch.int64), (args[1:], kwargs))
-    if node.target is torch.ops.aten.index.Tensor:
-        picked = {a for a, i in enumerate(args[1]) if i is not None}
+    value = call.args[0]
+    rest = pytree.tree_map_only(Value, lambda v: torch.zeros(v.shape, dtype=torch.int64), (call.args[1:], call.kwargs))
+    if call.node.target is torch.ops.aten.index.Tensor:
+        picked = {a for a, i in enumerate(call.args[1]) if i is not None}
     else:
-        picked = {args[1] % len(value.shape)}
-    if "gather" in node.name or "take" in node.name:
+        picked = {call.args[1] % len(value.shape)}
+    if "gather" in call.node.name or "take" in call.node.name:
         return NotImplemented
-    tracer.lock_all(values_in(args[1:]), f"used as an index in {node.name}")
+    call.tracer.lock_all(values_in(call.args[1:]), f"used as an index in {call.node.name}")
+    chosen = value.weight and picked == {0} and not all(v.weight for v in values_in(call.args[1:]))
+    if chosen and len(value.shape) > 1:
+        for layer in value.layers:
+            for name, _ in call.tracer.origins(layer) if 0 not in axes(layer) else ():
+                call.tracer.experts[name] = value.shape[0]
     for layer in value.layers:
         if axes(layer) & picked:
-            tracer.lock(layer, f"looked up by index in {node.name}")
+            call.tracer.lock(layer, f"looked up by index in {call.node.name}")
     free = Value(value.shape, tuple(x for x in value.layers if not axes(x) & picked), value.weight)
-    shape = out_shape(node)
+    shape = call.shape
     layers = []
     for layer in free.layers:
         ids = layer.expand([1 if a in picked else n for a, n in enumerate(value.shape)])
-        layers.append(compact(node.target(ids, *rest[0], **rest[1])))  # pyright: ignore[reportCallIssue]
-        if value.weight:
-            tracer.play(value, layer, "out")
-    return Value(shape, weight=value.weight and all(v.weight for v in values_in(args[1:]))).with_layers(layers, shape)
+        layers.append(compact(call.node.target(ids, *rest[0], **rest[1])))  # pyright: ignore[reportCallIssue]
+        if chosen and len(value.shape) == 2:
+            call.tracer.play(value, layer, "out")  # a look-up table makes its columns, like an embedding
+    return Value(shape, weight=value.weight and not (chosen and len(value.shape) == 2)).with_layers(layers, shape)
 
 
 @rule("im2col")
-def _im2col(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _im2col(call: Call) -> Any:
     """Patches [N, C, H, W] -> [N, C*kh*kw, L]: each channel fills a run of kh*kw rows."""
-    value, kernel = args[0], args[1]
-    shape = out_shape(node)
+    value, kernel = call.args[0], call.args[1]
+    shape = call.shape
     layers = []
     for layer in value.layers:
         if axes(layer) == {1}:
             layers.append(layer.reshape(1, -1, 1).repeat_interleave(kernel[0] * kernel[1], 1))
         else:
-            tracer.lock(layer, f"channels on a spatial axis of {node.name}")
+            call.tracer.lock(layer, f"channels on a spatial axis of {call.node.name}")
     return value.with_layers(layers, shape)

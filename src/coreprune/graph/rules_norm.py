@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from coreprune.graph.channels import Tracer, op_name, out_shape, rule, values_in
-from coreprune.graph.rules_compute import _arg
+from coreprune.graph.calls import Call, op_name, rule, values_in
+from coreprune.graph.joint import pointwise, read, statistic
+from coreprune.graph.rules_movement import channels_only, move
 from coreprune.graph.values import Value, axes
 
 NORM_FLAG = "norm-statistics"
@@ -22,65 +23,67 @@ SPATIAL = (
 
 
 @rule("pointwise", "masked_fill", "where", "prelu", "rrelu", "hardtanh", "clamp", "silu", "gelu", "isin", "fill")
-def _pointwise(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    values = values_in(args, kwargs)
-    if op_name(node) == "prelu" and len(args[1].layers):
-        weight = args[1]
-        shape = [1] * len(args[0].shape)
+def _pointwise(call: Call) -> Any:
+    values = call.values()
+    if call.name == "prelu" and len(call.args[1].layers):
+        weight = call.args[1]
+        shape = [1] * len(call.args[0].shape)
         shape[1] = weight.shape[0]
-        values = [args[0], Value(tuple(shape), tuple(x.reshape(shape) for x in weight.layers), weight=True)]
-    return tracer.pointwise(node, values)
+        values = [call.args[0], Value(tuple(shape), tuple(x.reshape(shape) for x in weight.layers), weight=True)]
+    return pointwise(call, values)
 
 
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
-def _channel_norm(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _channel_norm(call: Call) -> Any:
     """One set of numbers per channel; nothing is shared between channels."""
-    x = args[0]
+    x = call.args[0]
     shape = [1] * len(x.shape)
     shape[1] = x.shape[1]
     values = [x]
-    for p in args[1:5]:
+    for p in call.args[1:5]:
         if isinstance(p, Value):
             values.append(Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=p.weight))
-    return tracer.pointwise(node, values, x.shape)
+    return pointwise(call, values, x.shape)
 
 
 @rule("layer_norm", "rms_norm", "native_layer_norm")
-def _layer_norm(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, n = args[0], len(args[1])
+def _layer_norm(call: Call) -> Any:
+    x, n = call.args[0], len(call.args[1])
     over = list(range(len(x.shape) - n, len(x.shape)))
-    tracer.statistic(node, x, over, "its channels enter the statistics of a norm", NORM_FLAG)
-    params = [p for p in (_arg(args, kwargs, 2, "weight"), _arg(args, kwargs, 3, "bias")) if isinstance(p, Value)]
-    return tracer.pointwise(node, [x, *params], x.shape)
+    statistic(call, x, over, "its channels enter the statistics of a norm", NORM_FLAG)
+    params = [p for p in (call.arg(2, "weight"), call.arg(3, "bias")) if isinstance(p, Value)]
+    return pointwise(call, [x, *params], x.shape)
 
 
 @rule("group_norm")
-def _group_norm(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, groups = args[0], args[1]
-    params = [p for p in (_arg(args, kwargs, 2, "weight"), _arg(args, kwargs, 3, "bias")) if isinstance(p, Value)]
+def _group_norm(call: Call) -> Any:
+    x, groups = call.args[0], call.args[1]
+    params = [p for p in (call.arg(2, "weight"), call.arg(3, "bias")) if isinstance(p, Value)]
     if groups < x.shape[1]:
-        tracer.statistic(node, x, [1], "its channels enter the statistics of a norm", NORM_FLAG)
+        statistic(call, x, [1], "its channels enter the statistics of a norm", NORM_FLAG)
         for layer in x.layers:
             if axes(layer) == {1} and groups > 1:
-                tracer.balanced.append((layer.reshape(groups, -1), f"{node.name} has {groups} groups of channels"))
+                call.tracer.balanced.append(
+                    (layer.reshape(groups, -1), f"{call.node.name} has {groups} groups of channels")
+                )
     else:
-        tracer.lock_all([x], f"one group per channel in {node.name}; an InstanceNorm can be pruned")
+        call.tracer.lock_all([x], f"one group per channel in {call.node.name}; an InstanceNorm can be pruned")
     shape = [1] * len(x.shape)
     shape[1] = x.shape[1]
     scales = [Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=True) for p in params]
-    return tracer.pointwise(node, [x, *scales], x.shape)
+    return pointwise(call, [x, *scales], x.shape)
 
 
-def _reduced_axes(args: tuple[Any, ...], kwargs: dict[str, Any], ndim: int, at: int = 1) -> tuple[list[int], bool]:
-    dims = _arg(args, kwargs, at, "dim")
-    keep = bool(_arg(args, kwargs, at + 1, "keepdim", False))
+def _reduced_axes(call: Call, ndim: int, at: int) -> tuple[list[int], bool]:
+    """The axes that a reduction is over, and whether they are kept with size 1."""
+    dims, keep = call.arg(at, "dim"), bool(call.arg(at + 1, "keepdim", False))
     if dims is None or dims == []:
         return list(range(ndim)), keep
     return [d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])], keep
 
 
 def _is_norm_statistic(node: fx.Node) -> bool:
-    """Whether a mean over channels is the statistic of a norm: it is subtracted, or ends in a root, within few steps."""
+    """Whether a mean over channels is the statistic of a norm: it is soon subtracted, or soon ends in a root."""
     frontier = [node]
     for _ in range(4):
         frontier = [user for n in frontier for user in n.users if user.op == "call_function"]
@@ -114,17 +117,17 @@ def _is_norm_statistic(node: fx.Node) -> bool:
     "nansum",
     "count_nonzero",
 )
-def _reduce(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _reduce(call: Call) -> Any:
     """A reduction. A plain sum of activations, and a Euclidean norm, do not notice channels that are zero."""
-    x, name = args[0], op_name(node)
-    if len(values_in(args)) == 2:
-        return tracer.pointwise(node, values_in(args))
+    x, name = call.args[0], call.name
+    if len(values_in(call.args)) == 2:
+        return pointwise(call, values_in(call.args))
     at = 2 if name in ("norm", "linalg_vector_norm") else 1
-    over, keep = _reduced_axes(args, kwargs, len(x.shape), at)
-    additive = name in ("sum", "nansum") or (
-        at == 2 and _arg(args, kwargs, 1, "p", _arg(args, kwargs, 1, "ord", 2)) == 2
+    over, keep = _reduced_axes(call, len(x.shape), at)
+    additive = name in ("sum", "nansum") or (at == 2 and call.arg(1, "p", call.arg(1, "ord", 2)) == 2)
+    flag = (
+        NORM_FLAG if name in ("mean", "var", "std", "var_mean", "std_mean") and _is_norm_statistic(call.node) else None
     )
-    flag = NORM_FLAG if name in ("mean", "var", "std", "var_mean", "std_mean") and _is_norm_statistic(node) else None
     if name in ("var", "std", "var_mean", "std_mean") and not x.weight:
         flag = NORM_FLAG
     reason = "its channels enter the statistics of a norm" if flag else f"{name} over channels"
@@ -133,15 +136,15 @@ def _reduce(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[s
         along = sorted(axes(layer) & set(over))
         current = layer
         if along and axes(layer) - set(over):
-            current = tracer.tie(layer, along)
+            current = call.tracer.tie(layer, along)
         elif along:
             if not (additive and not x.weight and len(along) == 1):
-                tracer.statistic(node, Value(x.shape, (layer,)), along, reason, flag)
+                statistic(call, Value(x.shape, (layer,)), along, reason, flag)
             else:
-                tracer.read(node, 0, along[0], layer.reshape(-1), set())
+                read(call, call.node.args[0], along[0], layer.reshape(-1), set())
             continue
         layers.append(current if keep else _squeeze(current, over))
-    values = node.meta["val"]
+    values = call.node.meta["val"]
     if isinstance(values, (tuple, list)):
         return [Value(tuple(v.shape), weight=x.weight).with_layers(layers) for v in values]
     return Value(tuple(values.shape), weight=x.weight).with_layers(layers)
@@ -152,41 +155,39 @@ def _squeeze(layer: Tensor, over: list[int]) -> Tensor:
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "argsort")
-def _along(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _along(call: Call) -> Any:
     """Mixes positions along one axis."""
-    x = args[0]
-    axis = _arg(args, kwargs, 1, "dim", -1)
-    tracer.statistic(node, x, [axis], f"{op_name(node)} over channels")
-    if isinstance(node.meta["val"], (tuple, list)):
+    x = call.args[0]
+    axis = call.arg(1, "dim", -1)
+    statistic(call, x, [axis], f"{call.name} over channels")
+    if isinstance(call.node.meta["val"], (tuple, list)):
         return [x, Value(x.shape)]
     return x
 
 
 @rule("glu")
-def _glu(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _glu(call: Call) -> Any:
     """First half times sigmoid of the second half."""
-    x, axis = args[0], _arg(args, kwargs, 1, "dim", -1) % len(args[0].shape)
-    from coreprune.graph.rules_movement import move
-
+    x, axis = call.args[0], call.arg(1, "dim", -1) % len(call.args[0].shape)
     halves = move(x, lambda ids: list(ids.chunk(2, axis)))
-    return tracer.pointwise(node, halves)
+    return pointwise(call, halves)
 
 
 @rule(*SPATIAL.split())
-def _spatial(tracer: Tracer, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _spatial(call: Call) -> Any:
     """Works on each channel's picture alone; the channel axis is where the sizes of input and output agree."""
-    x = args[0]
-    values = node.meta["val"]
+    x = call.args[0]
+    values = call.node.meta["val"]
     first = values[0] if isinstance(values, (tuple, list)) else values
     shape = tuple(first.shape)
     dims = {"1": 1, "2": 2, "3": 3}
-    number = next((dims[c] for c in reversed(op_name(node)) if c in dims), 2)
+    number = next((dims[c] for c in reversed(call.name) if c in dims), 2)
     space = set(range(len(shape) - number, len(shape)))
     layers = []
     for layer in x.layers:
-        if axes(layer) & space:
-            tracer.lock(layer, f"channels on a spatial axis of {node.name}")
-        else:
+        if not axes(layer) & space:
             layers.append(layer)
+        elif (one := channels_only(call, layer, len(shape) - number - 1)) is not None:
+            layers.append(one)
     result = Value(shape, weight=x.weight).with_layers(layers)
     return [result, *[Value(tuple(v.shape)) for v in values[1:]]] if isinstance(values, (tuple, list)) else result

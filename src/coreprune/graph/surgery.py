@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.errors import CoreprunError, ModelError
-from coreprune.graph.attributes import follow_depthwise, follow_weights, scale_numbers
+from coreprune.graph.attributes import Numbers, follow_depthwise, follow_weights, scale_numbers
 from coreprune.graph.capture import Captured
-from coreprune.graph.groups import Group, check_keep, lock, trace
+from coreprune.graph.channels import trace
+from coreprune.graph.groups import Group, check_keep, lock
 from coreprune.graph.verify import difference
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def remove(
         runs += 1
         chosen = [cuts[n] for n in names]
         try:
-            small = _smaller(model, captured, chosen)
+            small = _smaller(model, captured, chosen, numbers)
         except CoreprunError:
             raise
         except Exception as error:
@@ -82,26 +83,30 @@ def remove(
         problem = difference(model, small, captured, chosen) if check else None
         return (None, problem) if problem else (small, "")
 
-    def grow(good: list[str], names: list[str], known: str | None) -> list[str]:
-        """The largest prefix-greedy extension of `good` that works; O(log n) attempts per group at fault."""
-        problem = known
-        if problem is None:
-            small, problem = attempt(good + names)
-            if small is not None:
-                best[0] = small
-                return good + names
+    def grow(good: list[str], names: list[str]) -> list[str]:
+        """Extend `good` by as many of `names` as work; O(log n) attempts per group at fault."""
+        small, problem = attempt(good + names)
+        if small is None and len(names) == 1:
+            for style in (Numbers.HEADS, Numbers.NONE):  # the guess which numbers the forward reads may be wrong
+                numbers[names[0]] = style
+                small, _ = attempt(good + names)
+                if small is not None:
+                    break
+        if small is not None:
+            best[0] = small
+            return good + names
         if len(names) == 1:
             locked[names[0]] = problem
             log.info("group %s is put back: %s", names[0], problem)
             return good
         half = len(names) // 2
-        good = grow(good, names[:half], None)
-        return grow(good, names[half:], None)
+        good = grow(good, names[:half])
+        return grow(good, names[half:])
 
+    numbers: dict[str, Numbers] = {}
     best: list[nn.Module | None] = [None]
-    names = list(cuts)
-    good = grow([], names, None) if names else []
-    small = best[0] if best[0] is not None else _smaller(model, captured, [cuts[n] for n in good])
+    good = grow([], list(cuts)) if cuts else []
+    small = best[0] if best[0] is not None else _smaller(model, captured, [], numbers)
     if inplace:
         adopt(model, small)
         small = model
@@ -141,7 +146,7 @@ def _same_shapes(model: nn.Module, captured: Captured) -> None:
             )
 
 
-def kept_positions(captured: Captured, chosen: list[tuple[Group, Tensor]]) -> dict[tuple[str, int], Tensor]:
+def kept_positions(chosen: list[tuple[Group, Tensor]]) -> dict[tuple[str, int], Tensor]:
     """Per parameter axis, which positions stay: bool [n], or [g, n] for blocked axes."""
     masks: dict[tuple[str, int], Tensor] = {}
     for group, keep in chosen:
@@ -170,9 +175,11 @@ def _select(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
     return tensor.index_select(dim, mask.nonzero()[:, 0].to(tensor.device))
 
 
-def _smaller(model: nn.Module, captured: Captured, chosen: list[tuple[Group, Tensor]]) -> nn.Module:
+def _smaller(
+    model: nn.Module, captured: Captured, chosen: list[tuple[Group, Tensor]], numbers: Mapping[str, Numbers]
+) -> nn.Module:
     """A copy in which only the kept part of every parameter has ever been allocated."""
-    masks = kept_positions(captured, chosen)
+    masks = kept_positions(chosen)
     named = dict([*model.named_parameters(), *model.named_buffers()])
     memo: dict[int, object] = {}
     touched = {name for name, _ in masks}
@@ -184,31 +191,34 @@ def _smaller(model: nn.Module, captured: Captured, chosen: list[tuple[Group, Ten
         small = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
-    _update_modules(small, captured, chosen, touched, named)
+    _follow_weights(small, captured, {n: named[n].shape[0] for n in touched})
+    _follow_groups(small, chosen, numbers)
     return small
 
 
-def _update_modules(
-    small: nn.Module,
-    captured: Captured,
-    chosen: list[tuple[Group, Tensor]],
-    touched: set[str],
-    named: dict[str, Tensor],
-) -> None:
+def _follow_weights(small: nn.Module, captured: Captured, lengths: dict[str, int]) -> None:
+    """Adjust the layers of torch whose parameters were cut; `lengths` are the former lengths of their first axes."""
     modules = dict(small.named_modules())
     depthwise = trace(captured).depthwise
     for alias, name in captured.aliases.items():
         owner = modules.get(alias.rpartition(".")[0])
-        if name in touched and owner is not None:
-            if name in depthwise and alias.endswith("weight"):
-                follow_depthwise(owner, named[name].shape[0])
-            else:
-                follow_weights(owner)
+        if name not in lengths or owner is None:
+            continue
+        if name in depthwise and alias.endswith("weight"):
+            follow_depthwise(owner, lengths[name])
+        else:
+            follow_weights(owner)
+
+
+def _follow_groups(small: nn.Module, chosen: list[tuple[Group, Tensor]], numbers: Mapping[str, Numbers]) -> None:
+    """Adjust the numbers that the modules around the cut layers remember."""
+    modules = dict(small.named_modules())
     for group, keep in chosen:
         total, kept = group.size // group.unit, len(keep) // group.unit
-        for path in _containers(group, modules):
-            changes = _width_changes(group, keep, path)
-            scale_numbers(modules[path], changes, kept, total if "heads" in group.flags else 1 << 60)
+        style = numbers.get(group.name, Numbers.ALL)
+        for path in _containers(group, modules) if style is not Numbers.NONE else ():
+            widths = _width_changes(group, keep, path) if style is Numbers.ALL else {}
+            scale_numbers(modules[path], widths, kept, total if "heads" in group.flags else None)
 
 
 def _containers(group: Group, modules: dict[str, nn.Module]) -> list[str]:
@@ -222,15 +232,16 @@ def _containers(group: Group, modules: dict[str, nn.Module]) -> list[str]:
 
 
 def _width_changes(group: Group, keep: Tensor, path: str) -> dict[int, int]:
-    """Old width -> new width of the layers inside `path` that make channels of the group."""
+    """Old width -> new width of the layers inside `path` that make or read channels of the group."""
     stays = torch.zeros(group.size + 1, dtype=torch.bool)
     stays[keep] = True
     changes = {}
-    for s in group.producers:
+    for s in group.slices:
         if s.param.startswith(path):
             mask = stays.clone()
             mask[-1] = True
-            changes[s.index.shape[-1]] = int(mask[s.index].sum())
+            rows = mask[s.index]
+            changes[rows.shape[-1]] = int(rows[0].sum() if rows.dim() == 2 else rows.sum())
     return changes
 
 

@@ -1,7 +1,7 @@
 """What the tracer knows about a tensor: its shape, and which channel every position along an axis belongs to.
 
-A *layer* is an int64 tensor with as many axes as the tensor that it describes; it holds a channel id per position (-1: a
-position that always stays) and has size 1 along every axis on which the id does not depend. A weight [out, in] has
+A *layer* is an int64 tensor with as many axes as the tensor that it describes; it holds a channel id per position (-1:
+a position that always stays) and has size 1 along every axis on which the id does not depend. A weight [out, in] has
 two layers, of shapes [out, 1] and [1, in]; an activation [1, C, H, W] usually has one, of shape [1, C, 1, 1].
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 FIXED = -1
@@ -71,8 +70,3 @@ def merge_kind(values: Sequence[Value]) -> tuple[bool, bool]:
     """(weight, created) of a result computed from several values."""
     solid = [v for v in values if not v.created]
     return bool(solid) and all(v.weight for v in solid), not solid
-
-
-def empty_like(ids: Tensor) -> Tensor:
-    """A layer of the same shape where every position stays."""
-    return torch.full_like(ids, FIXED)

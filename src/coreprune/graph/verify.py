@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.graph.capture import Captured, quiet
 from coreprune.graph.groups import Group
+from coreprune.graph.replay import replay
 
 # Largest difference that rounding explains, relative to the largest output.
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
@@ -27,8 +28,14 @@ def difference(
     except Exception as error:
         text = str(error).strip().splitlines()
         return f"the pruned model does not run: {type(error).__name__}: {text[0] if text else ''}"
+    masks = zero_masks(captured, chosen)
     with quiet(model):
-        want = functional_call(model, zeroed(model, chosen), captured.args, captured.kwargs)
+        weights = zeroed(model, chosen)
+        if masks:
+            want = replay(captured, model, weights, masks)
+            got = [x for x in pytree.tree_leaves(got) if isinstance(x, Tensor)][: len(want)]
+        else:
+            want = functional_call(model, weights, captured.args, captured.kwargs)
     exact = not any("norm-statistics" in g.flags for g, _ in chosen)
     return compare(got, want, exact)
 
@@ -52,6 +59,22 @@ def zeroed(model: nn.Module, chosen: list[tuple[Group, Tensor]]) -> dict[str, Te
                 else:
                     weight.movedim(s.dim, 0)[mask] = 0
     return out
+
+
+def zero_masks(captured: Captured, chosen: list[tuple[Group, Tensor]]) -> dict[str, list[tuple[str, Tensor]]]:
+    """Factors 0 and 1 for the inputs of the nodes that read removed channels without a parameter."""
+    nodes = {n.name: n for n in captured.graph.graph.nodes}
+    masks: dict[str, list[tuple[str, Tensor]]] = {}
+    for group, keep in chosen:
+        stays = torch.zeros(group.size + 1, dtype=torch.bool)
+        stays[keep] = True
+        stays[-1] = True
+        for c in group.consumers:
+            if not c.slices and c.source in nodes:
+                shape = [1] * nodes[c.source].meta["val"].dim()
+                shape[c.axis] = -1
+                masks.setdefault(c.node, []).append((c.source, stays[c.index].reshape(shape)))
+    return masks
 
 
 def compare(got: object, want: object, exact: bool = True) -> str | None:

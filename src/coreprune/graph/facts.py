@@ -1,0 +1,174 @@
+"""What is written down while a graph runs on channel ids.
+
+Every axis of every parameter gets fresh ids. Two ids that meet element by element are the *same channel* (`same`); ids
+that only ever leave together, such as the channels of one attention head, are *tied* (`tied`). What cannot be decided
+before the whole graph has been seen is recorded here and settled in `resolve.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from coreprune.graph.capture import Captured
+from coreprune.graph.unionfind import Partition
+from coreprune.graph.values import FIXED, Value, place
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One axis of one parameter or buffer, with an id per position.
+
+    ids has shape [n], or [g, n] when axis 0 (`blocked`) falls into g equal blocks and each block has its own ids along
+    `dim`: the second axis of a grouped convolution's weight.
+    """
+
+    param: str
+    dim: int
+    ids: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A place where channels are contracted away: `ids` along `axis` of the tensor that enters `node` as `source`."""
+
+    node: str
+    source: str
+    axis: int
+    ids: Tensor
+    module: str | None
+    params: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Multiply-accumulates of one operation: factor * prod over layers (number of kept elements) // divisor."""
+
+    node: str
+    factor: int
+    layers: tuple[Tensor, ...]
+    divisor: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """A reduction over channels; fine when all ids on each line leave together, otherwise locks or is flagged."""
+
+    ids: Tensor
+    axes: frozenset[int]
+    reason: str
+    flag: str | None = None
+
+
+@dataclass(eq=False)
+class Tracer:
+    """Everything that is known after running the graph on ids.
+
+    Attributes:
+        count: how many ids were handed out.
+        same, tied: the two partitions of the ids.
+        slots: parameter axis -> its ids; `blocked` holds the axes whose ids differ between blocks of axis 0.
+        roles: parameter axis -> "out" (makes channels), "in" (reads them), "other" (one number per channel).
+        depthwise, experts: parameters of depthwise convolutions; stacked parameters of experts and their number.
+        locks: ids that stay, with the reason.
+        seen: layers that vary along several axes; `settle` makes sure that one axis alone decides what leaves.
+        partial: pairs of layers of which the smaller is shared by the blocks of the bigger.
+        fixed: layers that meet a size which does not change, along these axes.
+        balanced: ids [g, n]: the same number has to stay in each of the g rows.
+        statistics, reads, work, heads: see the records.
+    """
+
+    captured: Captured
+    count: int = 0
+    same: Partition = field(default_factory=Partition)
+    tied: Partition = field(default_factory=Partition)
+    slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
+    blocked: list[Slot] = field(default_factory=list)
+    roles: dict[tuple[str, int], set[str]] = field(default_factory=dict)
+    depthwise: set[str] = field(default_factory=set)
+    locks: list[tuple[Tensor, str]] = field(default_factory=list)
+    seen: dict[int, Tensor] = field(default_factory=dict)
+    partial: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    fixed: list[tuple[Tensor, frozenset[int], str]] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
+    balanced: list[tuple[Tensor, str]] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    experts: dict[str, int] = field(default_factory=dict)
+    heads: list[Tensor] = field(default_factory=list)
+    origin: list[tuple[int, int, str, int]] = field(default_factory=list)
+
+    # --- ids -------------------------------------------------------------------------------------------------------
+    def parameter(self, name: str) -> Value:
+        """The value of a parameter or buffer: one layer per axis longer than 1."""
+        shape, _ = self.captured.tensors[name]
+        layers = []
+        for dim, n in enumerate(shape):
+            if n < 2:
+                continue
+            if (name, dim) not in self.slots:
+                ids = torch.arange(self.count, self.count + n)
+                self.slots[name, dim] = Slot(name, dim, ids)
+                self.origin.append((self.count, self.count + n, name, dim))
+                self.count += n
+            layers.append(place(self.slots[name, dim].ids, [dim], len(shape)))
+        return Value(shape, tuple(layers), weight=True)
+
+    def origins(self, layer: Tensor) -> set[tuple[str, int]]:
+        """The parameter axes whose ids occur in a layer (as written; ids that were united with them do not count)."""
+        ids = layer[layer >= 0]
+        if not len(ids):
+            return set()
+        low, high = int(ids.min()), int(ids.max())
+        return {
+            (name, dim)
+            for lo, hi, name, dim in self.origin
+            if lo <= high and low < hi and bool(((ids >= lo) & (ids < hi)).any())
+        }
+
+    def play(self, value: Value, layer: Tensor, role: str) -> None:
+        """Note what role the parameter axes behind a layer of a weight play."""
+        if value.weight:
+            for slot in self.origins(layer):
+                self.roles.setdefault(slot, set()).add(role)
+
+    # --- what the rules say ----------------------------------------------------------------------------------------
+    def unify(self, a: Tensor, b: Tensor, reason: str = "meets positions of a fixed size") -> None:
+        """The ids of a and b (broadcast) are the same channels; an id that meets a fixed position stays."""
+        a, b = torch.broadcast_tensors(a, b)
+        self.same.unite(a, b)
+        self.lock(a[(b == FIXED) & (a != FIXED)], reason)
+        self.lock(b[(a == FIXED) & (b != FIXED)], reason)
+
+    def tie_to(self, a: Tensor, b: Tensor, reason: str) -> None:
+        """The ids of a and b (broadcast) leave together, but are different channels."""
+        a, b = torch.broadcast_tensors(a, b)
+        self.tied.unite(a, b)
+        self.lock(a[(b == FIXED) & (a != FIXED)], reason)
+        self.lock(b[(a == FIXED) & (b != FIXED)], reason)
+
+    def tie(self, layer: Tensor, along: Sequence[int]) -> Tensor:
+        """All ids on each line along these axes leave together; returns the layer without these axes' variation."""
+        first = layer
+        for a in along:
+            first = first.narrow(a, 0, 1)
+        self.tied.unite(layer, first)
+        mixed = (layer == FIXED) != (first == FIXED)
+        if bool(mixed.any()):
+            self.lock(layer, "leaves together with positions of a fixed size")
+        return first
+
+    def lock(self, ids: Tensor, reason: str) -> None:
+        """These channels stay."""
+        ids = ids[ids >= 0]
+        if len(ids):
+            self.locks.append((ids.reshape(-1), reason))
+
+    def lock_all(self, values: Sequence[Value], reason: str) -> None:
+        """Every channel of these values stays."""
+        for value in values:
+            for layer in value.layers:
+                self.lock(layer, reason)

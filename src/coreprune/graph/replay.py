@@ -1,0 +1,59 @@
+"""Run the exported graph on numbers, with some channels set to zero right where they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from coreprune.graph.capture import Captured
+
+# node that reads -> (node that it reads, factor per element of that input)
+Masks = Mapping[str, list[tuple[str, Tensor]]]
+
+
+class _Masked(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, masks: Masks) -> None:
+        super().__init__(module)
+        self._masks = masks
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name not in self._masks:
+            return super().run_node(n)
+        factors = dict(self._masks[n.name])
+
+        def fetch(node: fx.Node) -> Any:
+            value = self.env[node]
+            return value * factors[node.name] if node.name in factors else value
+
+        args, kwargs = map_arg((n.args, n.kwargs), fetch)
+        with self._set_current_node(n):
+            return getattr(self, n.op)(n.target, args, kwargs)
+
+
+def replay(captured: Captured, model: nn.Module, replaced: Mapping[str, Tensor], masks: Masks) -> list[Tensor]:
+    """The tensors that the captured graph returns for the example.
+
+    Args:
+        captured: the graph and its example.
+        model: where parameters and buffers come from.
+        replaced: parameters to use instead, by canonical name.
+        masks: inputs to multiply before a node reads them.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **replaced}
+    inputs = iter(pytree.tree_leaves((captured.args, captured.kwargs)))
+    feed = []
+    for node in captured.graph.graph.nodes:
+        if node.op == "placeholder":
+            kind, name = captured.sources.get(node.name, ("input", node.name))
+            if kind == "input":
+                feed.append(next(inputs))
+            else:
+                feed.append(captured.constants[node.name] if kind == "constant" else tensors[name])
+    with torch.no_grad():
+        result = _Masked(captured.graph, masks).run(*feed)
+    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
