@@ -364,3 +364,12 @@ def test_bad_arguments(keywords, message):
 def test_no_matrix_of_numbers(points):
     with pytest.raises(InputError, match="points"):
         mvee(points)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_grid_of_few_directions(method):
+    """Regression: the points with the largest ω were copies of one, and Wolfe-Atwood died on their singular moment."""
+    points = torch.from_numpy(np.random.default_rng(4).integers(-1, 2, (83, 2))).double()
+    e = mvee(points, tol=1e-3, method=method)
+    check(e, points, True, 1e-3)
+    assert torch.allclose(e.shape, torch.eye(2, dtype=torch.float64), atol=1e-2)

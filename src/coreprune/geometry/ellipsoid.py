@@ -210,8 +210,8 @@ def _certify(
     part = y[support] if symmetric else torch.cat([y[support], torch.ones_like(mass)], dim=1)
     moment = part.T @ (mass * part)
     moment.diagonal().sub_(1.0)
-    length = 2 * d**0.5  # scaled coordinates are below 1, and after the shift below 2
-    slip = (d + 2) * EPS * length * size  # ≥ the error of any y_i
+    length = d**0.5 if symmetric else 2 * d**0.5  # scaled coordinates are below 1, and after the shift below 2
+    slip = (d + 4) * EPS / 2 * length * size  # ≥ the error of any y_i
     error = float(torch.linalg.matrix_norm(moment)) + 2 * slip + slip**2 + len(support) * EPS * (rank + lift)
     if not error < 1:
         return center, shape, whitening, distances, math.inf

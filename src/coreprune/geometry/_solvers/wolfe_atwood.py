@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from coreprune._shapes import Float, Tensor
@@ -20,18 +22,18 @@ def wolfe_atwood(u: Float[Tensor, "n r"], tol: float, max_iter: int, weights: Fl
     r = u.shape[1]
     weights = weights.clone()
     omega, inverse = _refresh(u, weights)
-    best = Solution(weights.clone(), omega, float(omega.max()) / r - 1, 0)
+    best = Solution(weights.clone(), omega, math.inf, 0)
     for iteration in range(max_iter + 1):
         i = int(omega.argmax())
         gap = float(omega[i]) / r - 1
-        if gap <= tol or iteration % REFRESH == REFRESH - 1 or iteration == max_iter:
+        if not gap > tol or iteration % REFRESH == 0 or iteration == max_iter:
             # Only a fresh ω may end the loop.
             omega, inverse = _refresh(u, weights)
             i = int(omega.argmax())
             gap = float(omega[i]) / r - 1
             if gap < best.gap:
                 best = Solution(weights.clone(), omega, gap, iteration)
-            if gap <= tol or iteration == max_iter:
+            if not tol < gap < math.inf or iteration == max_iter:  # done, or M(w) is numerically singular
                 return Solution(best.weights, best.leverages, best.gap, iteration)
         j = int(torch.where(weights > 0, omega, torch.inf).argmin())
         top, low, mass = float(omega[i]), float(omega[j]), float(weights[j])
@@ -54,6 +56,8 @@ def wolfe_atwood(u: Float[Tensor, "n r"], tol: float, max_iter: int, weights: Fl
 
 
 def _refresh(u: Float[Tensor, "n r"], weights: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+    """ω and M⁻¹ from scratch; NaN where M is numerically singular."""
     weights /= weights.sum()
-    omega = leverages(u, weights)
-    return omega, torch.cholesky_inverse(torch.linalg.cholesky(u.T @ (weights[:, None] * u)))
+    factor, failed = torch.linalg.cholesky_ex(u.T @ (weights[:, None] * u))
+    inverse = torch.cholesky_inverse(factor)
+    return leverages(u, weights), torch.full_like(inverse, torch.nan) if int(failed) else inverse
