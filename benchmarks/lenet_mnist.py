@@ -3,7 +3,8 @@
     python benchmarks/lenet_mnist.py --data DIR [--seeds 5] [--workers 2] [--out benchmarks/results]
     python benchmarks/lenet_mnist.py --plot benchmarks/results/lenet_mnist.json
 
-DIR holds mnist.npz and lenet300_mnist.safetensors. Pruning uses no data. Fine-tuning is three epochs of `lenet_recipe.py`.
+DIR holds mnist.npz and lenet300_mnist.safetensors. Pruning uses no data. Fine-tuning is three epochs of
+`lenet_recipe.py`.
 Two methods that give the same pruned network are fine-tuned once. Writes lenet_mnist.json and lenet_mnist.png; a file
 of finished runs beside them lets an interrupted benchmark go on.
 """
@@ -21,8 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import environment
-from lenet_recipe import Recipe, fine_tune
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -31,6 +30,8 @@ from torch import Tensor, nn
 
 from coreprune import Budget, Lewis, Loewner, Magnitude, Mussay, Norm, Uniform, prune
 from coreprune.pruning.finetune import accuracy
+from environment import environment
+from lenet_recipe import Recipe, fine_tune
 
 METHODS = {
     "loewner": Loewner(),

@@ -47,7 +47,7 @@ def worst_ratio(
     optimizer = torch.optim.Adam([x], lr=0.05)
     for _ in range(60):
         value = error(x).abs().amax(dim=1) / x.norm(dim=1)
-        best = max(best, float(value.max()))
+        best = max(best, value.max().item())
         optimizer.zero_grad()
         (-value.sum()).backward()
         optimizer.step()

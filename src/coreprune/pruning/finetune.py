@@ -76,7 +76,7 @@ def fine_tune_(
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                     loss = _loss(model(inputs), labels, inputs, teacher, temperature)
                 if not bool(torch.isfinite(loss)):
-                    raise InputError(f"the loss is {float(loss)} in step {step}. Lower lr ({lr:g}) or check the data.")
+                    raise InputError(f"the loss is {loss.item()} in step {step}. Lower lr ({lr:g}) or check the data.")
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
