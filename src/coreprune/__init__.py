@@ -8,6 +8,7 @@ result.model, result.plan, result.report
 from coreprune.errors import BudgetError, CoreprunError, GeometryError, InputError, ModelError
 from coreprune.pruning import (
     Budget,
+    Inspection,
     Lewis,
     Loewner,
     Magnitude,
@@ -19,6 +20,7 @@ from coreprune.pruning import (
     Result,
     Uniform,
     apply,
+    inspect,
     plan,
     prune,
 )
@@ -29,6 +31,7 @@ __all__ = [
     "CoreprunError",
     "GeometryError",
     "InputError",
+    "Inspection",
     "Lewis",
     "Loewner",
     "Magnitude",
@@ -41,6 +44,7 @@ __all__ = [
     "Result",
     "Uniform",
     "apply",
+    "inspect",
     "plan",
     "prune",
 ]

@@ -41,7 +41,7 @@ def test_the_demo_covers_every_selector_at_three_widths(found):
     assert found.accuracy > 0.95
     for row in found.rows:
         assert row.parameters < found.parameters
-        assert row.widths == tuple(round(row.keep * n) for n in (300, 100)) + (10,)
+        assert row.widths == (*(round(row.keep * n) for n in (300, 100)), 10)
         assert {c["theorem"] for c in row.certificates} == ({"T8"} if row.method == "magnitude" else {"T6", "T8"})
     half = [r.accuracy_fine_tuned for r in found.rows if r.keep == 0.5]
     assert min(half) > 0.9, "three epochs recover half a network"
@@ -95,8 +95,8 @@ def test_import_needs_nothing_but_the_runtime_dependencies():
     """jaxtyping, scikit-learn, matplotlib and the like are not imported, and neither are heavy parts of our own."""
     code = (
         "import sys, coreprune; "
-        "print([m for m in ('jaxtyping', 'beartype', 'sklearn', 'matplotlib', 'cvxpy', 'transformers', 'rich', 'typer', "
-        "'scipy.optimize') if m in sys.modules])"
+        "print([m for m in ('jaxtyping', 'beartype', 'sklearn', 'matplotlib', 'cvxpy', 'transformers', 'rich', "
+        "'typer', 'scipy.optimize') if m in sys.modules])"
     )
     shown = python(code)
     assert shown.stdout.strip() == "[]", shown.stderr

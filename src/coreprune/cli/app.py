@@ -24,11 +24,6 @@ console = Console()
 errors = Console(stderr=True)
 
 
-@app.callback()
-def coreprune() -> None:
-    """Keep `demo` a command of its own, though it is the only one so far."""
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for report.json and accuracy.png.")] = Path("demo-report"),
@@ -51,6 +46,32 @@ def demo(
     console.print(show.demo_table(found))
     console.print(show.demo_notes(found))
     console.print(f"report  {report.resolve()}\nplot    {plot.resolve()}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="package.module:factory; it returns a model or (model, example).")],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Example input, e.g. 1,3,224,224 or input_ids=1,16:int. Repeat for more inputs."),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="A .safetensors file to load into the model.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List which channels of a model can leave, what they cost, and what is locked and why.
+
+    Example: coreprune inspect mypackage.models:resnet --shape 1,3,224,224
+    """
+    from coreprune.cli import source as sources
+    from coreprune.pruning import inspect as look
+
+    model, example = sources.load(source, weights, shape or [])
+    with show.progress(errors) as tell:
+        found = look(model, example, progress=tell)
+    if json:
+        sys.stdout.write(found.to_json() + "\n")
+        return
+    console.print(show.inspection_table(found))
 
 
 def main() -> None:

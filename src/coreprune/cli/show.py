@@ -12,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from coreprune.demo import Demo
+    from coreprune.pruning import Inspection
 
 
 @contextmanager
@@ -70,6 +71,25 @@ def demo_notes(demo: Demo) -> str:
             "The T6 of lewis is in its own norm."
         )
     return notes
+
+
+def inspection_table(found: Inspection) -> Table:
+    """Groups of channels with their share of the cost."""
+    table = Table(
+        title=f"{found.model}: {found.parameters:,} parameters, {found.macs:,} MACs a sample, "
+        f"{found.free_macs_share:.0%} of the MACs in free groups",
+        title_justify="left",
+    )
+    table.add_column("group", overflow="fold")
+    for name in ("channels", "unit", "MACs"):
+        table.add_column(name, justify="right")
+    table.add_column("locked, or what to know", overflow="fold")
+    for g in found.groups:
+        unit = f"{g.unit}" + (f" × {g.blocks}" if g.blocks > 1 else "")
+        told = f"locked: {g.locked_because}" if g.locked_because else ", ".join(g.flags)
+        style = "dim" if g.locked_because else None
+        table.add_row(g.name, f"{g.channels:,}", unit, f"{g.macs_share:.1%}", told, style=style)
+    return table
 
 
 def _bound(certificate: dict[str, object] | None) -> str:

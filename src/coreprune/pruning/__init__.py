@@ -1,6 +1,7 @@
 """Where models meet numerics: selectors, budgets, plans, and prune()."""
 
 from coreprune.pruning.budget import Budget
+from coreprune.pruning.inspection import GroupRow, Inspection, inspect
 from coreprune.pruning.pipeline import Result, apply, plan, prune
 from coreprune.pruning.plan import GroupPlan, Plan
 from coreprune.pruning.report import GroupReport, Report
@@ -22,6 +23,8 @@ __all__ = [
     "Budget",
     "GroupPlan",
     "GroupReport",
+    "GroupRow",
+    "Inspection",
     "LayerWeights",
     "Lewis",
     "Loewner",
@@ -35,6 +38,7 @@ __all__ = [
     "Selector",
     "Uniform",
     "apply",
+    "inspect",
     "plan",
     "prune",
 ]

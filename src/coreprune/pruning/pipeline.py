@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.coreset import relative_limit
 from coreprune.errors import BudgetError, InputError
-from coreprune.graph import Captured, Group, adopt, capture, cost, find_groups, normalise_example, probe, remove
+from coreprune.graph import Captured, CostModel, Group, adopt, capture, find_groups, normalise_example, probe, remove
 from coreprune.pruning.budget import Budget
 from coreprune.pruning.certify import certificates
 from coreprune.pruning.layers import plain_linear, read_layer, tensors_of
@@ -61,7 +61,7 @@ def prune(
     all are CoreprunErrors.
     """
     tell = progress or silent
-    captured, groups = _trace(model, example_inputs, tell)
+    captured, groups = trace(model, example_inputs, tell)
     choice = _choose(model, captured, groups, budget, method, seed, delta, tell)
     tell("surgery", 0, 1)
     smaller, put_back = _cut(model, captured, groups, choice.plan, inplace)
@@ -74,7 +74,8 @@ def prune(
         rows.append(
             GroupReport(g.name, g.size, g.size, g.unit, locked_because=reason) if reason else choice.rows[g.name]
         )
-    before, after = cost(captured, groups, {}), cost(captured, groups, widths)
+    model_cost = CostModel(captured, groups)
+    before, after = model_cost(), model_cost(widths)
     report = Report(
         groups=tuple(rows),
         parameters=(before.params, after.params),
@@ -101,7 +102,7 @@ def plan(
     seed: int = 0,
 ) -> Plan:
     """Decide which channels stay, and touch no weight. Arguments and errors as in `prune`."""
-    captured, groups = _trace(model, example_inputs, silent)
+    captured, groups = trace(model, example_inputs, silent)
     return _choose(model, captured, groups, budget, method, seed, 0.01, silent).plan
 
 
@@ -119,7 +120,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, inplace: bool = 
             f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
             "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
         )
-    captured, groups = _trace(model, example_inputs, silent)
+    captured, groups = trace(model, example_inputs, silent)
     sizes = {g.name: g.size for g in groups}
     for name, entry in plan.groups.items():
         if sizes.get(name) != entry.size:
@@ -211,7 +212,7 @@ def _choose(
     return _Choice(made, rankings, rows, options)
 
 
-def _trace(model: nn.Module, example_inputs: Any, tell: Progress) -> tuple[Captured, list[Group]]:
+def trace(model: nn.Module, example_inputs: Any, tell: Progress) -> tuple[Captured, list[Group]]:
     """Groups, with those locked that the forward does not survive, so that no budget is spent on them."""
     check_model(model, example_inputs)
     tell("capture", 0, 1)
