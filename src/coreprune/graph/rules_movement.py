@@ -14,9 +14,9 @@ from coreprune.graph.joint import pointwise
 from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind
 
 MOVES = """
-    view reshape _unsafe_view permute transpose t numpy_T mT swapaxes movedim slice select narrow unsqueeze squeeze expand
-    expand_as view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll flip rot90 repeat tile
-    repeat_interleave pixel_unshuffle channel_shuffle diagonal unfold alias detach contiguous clone lift_fresh_copy
+    view reshape _unsafe_view permute transpose t numpy_T mT swapaxes movedim slice select narrow unsqueeze squeeze
+    expand expand_as view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll flip rot90 repeat
+    tile repeat_interleave pixel_unshuffle channel_shuffle diagonal unfold alias detach contiguous clone lift_fresh_copy
     lift_fresh
 """
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
