@@ -1,8 +1,8 @@
 """Numbers that modules remember about their weights: in_features, groups, num_heads …
 
 Layers of torch follow their weights' shapes. What other modules read in their forward is recognised by name and value:
-a number of heads or an inner width that was right before the surgery is scaled with the units that stayed. A wrong guess
-cannot do harm: the pruned model is compared with the original afterwards (`verify.py`).
+a number of heads or an inner width that was right before the surgery is scaled with the units that stayed. A wrong
+guess cannot do harm: the pruned model is compared with the original afterwards (`verify.py`).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ The rules per operation are in `rules_*.py`; an operation without a rule locks e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from coreprune.graph.calls import RULES, Call, values_in
 from coreprune.graph.capture import Captured
 from coreprune.graph.facts import Tracer
 from coreprune.graph.values import Value, axes
+
+log = logging.getLogger(__name__)
 
 
 def trace(captured: Captured) -> Tracer:
@@ -70,9 +73,16 @@ def _apply(call: Call) -> Any:
     function = RULES.get(name)
     if function is None and isinstance(node.target, torch._ops.OpOverload):
         function = RULES["pointwise"] if torch.Tag.pointwise in node.target.tags else None
-    result = function(call) if function else NotImplemented
+    reason = f"no rule for {name}"
+    result = NotImplemented
+    if function is not None:
+        try:
+            result = function(call)
+        except Exception as error:  # an argument that the rule does not expect: not followed, so locked
+            log.debug("rule for %s failed at %s: %s", name, node.name, error)
+            reason = f"unusual arguments of {name}"
     if result is NotImplemented:
-        call.lock(f"no rule for {name}")
+        call.lock(reason)
         result = pytree.tree_map(_opaque, node.meta.get("val"))
     for value in values_in(result):
         for layer in value.layers:

@@ -171,42 +171,40 @@ class _Builder:
         return tuple(found)
 
     # --- the same number in every block ----------------------------------------------------------------------------
-    def _blocks(self) -> tuple[dict[int, list[int]], dict[int, str]]:
-        """Per unit its block in every balance constraint that it takes part in; units in several blocks of one
-        constraint equally are balanced by themselves, all others are conflicts."""
-        blocks: dict[int, list[int]] = defaultdict(list)
+    def _blocks(self) -> tuple[dict[int, list[tuple[int, int]]], dict[int, str]]:
+        """Per unit its (constraint, block) for every balance constraint that it takes part in, and the conflicts.
+
+        A unit that has as many positions in every block is balanced by itself; one that has positions in some blocks
+        but not equally in all of them can never leave.
+        """
+        blocks: dict[int, list[tuple[int, int]]] = defaultdict(list)
         conflicts: dict[int, str] = {}
         for c, (ids, reason) in enumerate(self.settled.blocks):
-            g = ids.shape[0]
-            unit = torch.where(ids >= 0, self.settled.unit[ids.clamp(min=0)], -1)
-            counts: dict[int, Tensor] = {}
-            for row in range(g):
-                for u, k in zip(*[t.tolist() for t in unit[row].unique(return_counts=True)], strict=True):
-                    counts.setdefault(u, torch.zeros(g, dtype=torch.int64))[row] = k
-            counts.pop(-1, None)
-            uneven = {u: k for u, k in counts.items() if int(k.min()) != int(k.max())}
-            for u, k in uneven.items():
-                if int((k > 0).sum()) > 1:
-                    conflicts[u] = reason
-                else:
-                    blocks[u].append(c * 1_000_000 + int(k.argmax()))
-            # every block needs the same supply of free units of one kind; checked per group in _group_blocks
+            row = torch.arange(ids.shape[0])[:, None].expand_as(ids)[ids >= 0]
+            units, where = self.settled.unit[ids[ids >= 0]].unique(return_inverse=True)
+            counts = torch.zeros(len(units), ids.shape[0], dtype=torch.int64)
+            counts.index_put_((where, row), torch.ones_like(row), accumulate=True)
+            uneven = counts.min(1).values != counts.max(1).values
+            single = (counts > 0).sum(1) == 1
+            for u in units[uneven & ~single].tolist():
+                conflicts[u] = reason
+            chosen = uneven & single
+            for u, b in zip(units[chosen].tolist(), counts[chosen].argmax(1).tolist(), strict=True):
+                blocks[u].append((c, b))
         return blocks, conflicts
 
     def _group_blocks(self, units: Tensor) -> tuple[Tensor | None, str | None]:
+        """The block of every unit of a group, or why its channels cannot be balanced among themselves."""
         labels = [tuple(self.blocks.get(u, ())) for u in units.tolist()]
-        if not any(labels):
+        constraints = {c for label in labels for c, _ in label}
+        if not constraints:
             return None, None
-        constraints = {tuple(b // 1_000_000 for b in label) for label in labels}
         names = {label: i for i, label in enumerate(sorted(set(labels)))}
         block = torch.tensor([names[label] for label in labels])
         sizes = torch.bincount(block)
-        wanted = 1
-        reason = ""
-        for c in {x for cs in constraints for x in cs}:
-            wanted = max(wanted, self.settled.blocks[c][0].shape[0])
-            reason = self.settled.blocks[c][1]
-        if len(constraints) > 1 or int(sizes.min()) != int(sizes.max()) or len(names) % wanted:
+        ids, reason = max((self.settled.blocks[c] for c in constraints), key=lambda b: b[0].shape[0])
+        alike = len({tuple(c for c, _ in label) for label in labels}) == 1
+        if not alike or int(sizes.min()) != int(sizes.max()) or len(names) % ids.shape[0]:
             return None, f"{reason}, and its channels are not spread evenly over them"
         return block, None
 

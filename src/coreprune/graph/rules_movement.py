@@ -14,10 +14,10 @@ from coreprune.graph.joint import pointwise
 from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind
 
 MOVES = """
-    view reshape _unsafe_view permute transpose t numpy_T mT swapaxes movedim slice select narrow unsqueeze squeeze expand
-    expand_as view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll flip rot90 repeat tile
-    repeat_interleave pixel_unshuffle channel_shuffle diagonal unfold alias detach contiguous clone lift_fresh_copy
-    lift_fresh
+    view reshape _unsafe_view permute transpose t numpy_T mT reshape_as swapaxes movedim slice select narrow
+    unsqueeze squeeze expand expand_as view_as flatten unflatten unbind split split_with_sizes tensor_split
+    chunk roll flip rot90 repeat tile repeat_interleave pixel_unshuffle channel_shuffle diagonal unfold alias
+    detach contiguous clone lift_fresh_copy lift_fresh unsafe_split unsafe_chunk
 """
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 LIKE = "to _to_copy type_as dropout feature_dropout alpha_dropout bernoulli tril triu nan_to_num"
@@ -125,19 +125,29 @@ def _stack(call: Call) -> Any:
 
 def join_along(call: Call, values: list[Value], axis: int) -> Value:
     """Concatenation. Ids along the axis are strung together; ids along the other axes meet."""
-    across = [Value(v.shape, tuple(x for x in v.layers if axis not in axes(x)), v.weight, v.created) for v in values]
     shape = call.shape
-    common = [Value((*v.shape[:axis], 1, *v.shape[axis + 1 :]), v.layers, v.weight, v.created) for v in across]
-    flat = pointwise(call, common, (*shape[:axis], 1, *shape[axis + 1 :]))
+    flat = (*shape[:axis], 1, *shape[axis + 1 :])
     weight, created = merge_kind(values)
-    layers = list(flat.layers)
-    along = [[x for x in v.layers if axis in axes(x)] for v in values]
-    # A tensor with one position along the axis has no id there although other layers may still be on other axes.
-    for i in range(max(len(x) for x in along)):
-        parts = [
-            (x[i] if i < len(x) else torch.full((1,) * len(shape), FIXED)).expand(v.shape)
-            for v, x in zip(values, along, strict=True)
-        ]
+    # Layers of different operands belong together when they vary along the same other axes.
+    strung = {axes(x) - {axis} for v in values for x in v.layers if axis in axes(x)}
+    across = [
+        Value(
+            (*v.shape[:axis], 1, *v.shape[axis + 1 :]),
+            tuple(x for x in v.layers if axes(x) - {axis} not in strung),
+            v.weight,
+            v.created,
+        )
+        for v in values
+    ]
+    layers = list(pointwise(call, across, flat).layers) if any(v.layers for v in across) else []
+    for key in strung:
+        parts = []
+        for v in values:
+            mine = [x for x in v.layers if axes(x) - {axis} == key]
+            for extra in mine[1:]:
+                call.tracer.lock(extra, f"two kinds of channels on one axis ({call.node.name})")
+            layer = mine[0] if mine else torch.full((1,) * len(shape), FIXED)
+            parts.append(layer.expand([n if a in key | {axis} else 1 for a, n in enumerate(v.shape)]))
         layers.append(compact(torch.cat(parts, axis)))
     return Value(shape, weight=weight, created=created).with_layers(layers)
 

@@ -22,7 +22,16 @@ SPATIAL = (
 )
 
 
-@rule("pointwise", "masked_fill", "where", "prelu", "rrelu", "hardtanh", "clamp", "silu", "gelu", "isin", "fill")
+# Element-wise, but without torch's tag for it in every version.
+POINTWISE = """
+    pointwise masked_fill where prelu rrelu hardtanh clamp silu gelu isin fill relu relu6 hardswish
+    hardsigmoid mish selu celu elu leaky_relu softplus softsign softshrink hardshrink tanhshrink log_sigmoid
+    threshold sigmoid tanh square __and__ __or__ __xor__ logical_and logical_or logical_not logical_xor lerp
+    addcmul addcdiv
+"""
+
+
+@rule(*POINTWISE.split())
 def _pointwise(call: Call) -> Any:
     values = call.values()
     if call.name == "prelu" and len(call.args[1].layers):
@@ -40,6 +49,8 @@ def _channel_norm(call: Call) -> Any:
     shape = [1] * len(x.shape)
     shape[1] = x.shape[1]
     values = [x]
+    if call.args[5] is True:  # statistics of the batch; weights are standardised like this
+        statistic(call, x, [a for a in range(len(shape)) if a != 1], "statistics over channels")
     for p in call.args[1:5]:
         if isinstance(p, Value):
             values.append(Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=p.weight))
