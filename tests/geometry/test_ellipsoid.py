@@ -373,3 +373,14 @@ def test_a_grid_of_few_directions(method):
     e = mvee(points, tol=1e-3, method=method)
     check(e, points, True, 1e-3)
     assert torch.allclose(e.shape, torch.eye(2, dtype=torch.float64), atol=1e-2)
+
+
+def test_a_column_of_rounding_takes_no_other_column_with_it():
+    """Regression: with one noise level for all, a jitter in the last bit of one column cut the cloud to a point."""
+    points = cloud(40, 3)
+    points[:, 2] = 1 + 2.0**-52 * torch.randint(0, 2, (40,), generator=torch.Generator().manual_seed(0))
+    e = mvee(points, symmetric=False, tol=1e-6)
+    flat = mvee(points[:, :2], symmetric=False, tol=1e-6)
+    assert e.rank >= 2
+    assert float(e.distances.max()) <= e.radius_squared
+    assert torch.allclose(e.shape[:2, :2], flat.shape, rtol=0.5)

@@ -95,7 +95,8 @@ def mvee(
             raise InputError(f"max_iter must be at least 1, but is {max_iter}.")
         limit = max_iter
     scale = column_scale(points)  # raises where float64 cannot hold the squares
-    noise, origin, local, centred = 0.0, torch.zeros_like(points[0]), points, points
+    noise: Tensor | None = None
+    origin, local, centred = torch.zeros_like(points[0]), points, points
     if not symmetric:
         # Differences to one of the points are rounded relative to the spread of the cloud, not to its offset. What
         # rounding the offset points to float64 may have added to their singular values is noise.
@@ -103,7 +104,7 @@ def mvee(
         local = points - origin
         centred = local - local.mean(dim=0)
         scale = column_scale(centred)
-        noise = EPS * float(torch.linalg.vector_norm(points.abs().amax(dim=0) / scale)) * len(points) ** 0.5
+        noise = EPS * points.abs().amax(dim=0) / scale
     u, base = coordinates(centred / scale, noise)
     frame = _Frame(origin, local, scale, base)
     solution = _solve(u, symmetric, tol, solver, limit)
@@ -224,7 +225,7 @@ def _status(name: str, gap: float, tol: float, solution: Solution, limit: int) -
     """What happened, and what to do about it."""
     if gap <= tol:
         return Status(True, f"converged: the gap is {gap:.1e}, at most the {tol:.1e} asked for")
-    text = f"not converged: the gap is {gap:.1e}, not the {tol:.1e} asked for, after {solution.iterations} iterations; "
+    text = f"not converged: the gap is {gap:.2e}, not the {tol:.2e} asked for, after {solution.iterations} iterations; "
     if solution.iterations >= limit:
         advice = f"raise max_iter above {limit}"
         if name == "fixed-point" and tol < 1e-3:

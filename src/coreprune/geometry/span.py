@@ -68,16 +68,25 @@ def span(points: Tensor) -> Span:
     return Span(u, basis, s, scale, len(s))
 
 
-def singular(a: Float[Tensor, "n d"], noise: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """U (n, r), σ (r,), W (d, r) of `a` with the rank cut; singular values up to `noise` are cut as well."""
+def singular(a: Float[Tensor, "n d"], noise: Float[Tensor, " d"] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """U (n, r), σ (r,), W (d, r) of `a` with the rank cut.
+
+    noise: a bound on the rounding error of the entries of each column; a direction w is cut as well when that alone
+    explains its singular value, σ ≤ √n ‖noise∘w‖.
+    """
+    n = len(a)
     u, s, wt = torch.linalg.svd(a, full_matrices=False)
-    rank = int((s > max(max(a.shape) * 2.0**-52 * float(s[0]), noise)).sum())
+    keep = s > max(a.shape) * 2.0**-52 * s[0]
+    if noise is not None:
+        keep &= s > n**0.5 * torch.linalg.vector_norm(wt * noise, dim=1)
     # The decomposition leaves rounding in the rows of zero points; weights and scores rely on exact zeros there.
-    u = torch.where((a != 0).any(dim=1)[:, None], u[:, :rank], 0.0)
-    return u, s[:rank], wt[:rank].T
+    u = torch.where((a != 0).any(dim=1)[:, None], u[:, keep], 0.0)
+    return u, s[keep], wt[keep].T
 
 
-def coordinates(a: Float[Tensor, "n d"], noise: float = 0.0) -> tuple[Float[Tensor, "n r"], Float[Tensor, "d r"]]:
+def coordinates(
+    a: Float[Tensor, "n d"], noise: Float[Tensor, " d"] | None = None
+) -> tuple[Float[Tensor, "n r"], Float[Tensor, "d r"]]:
     """U = a @ B (n, r) with nearly orthonormal columns, and B (d, r). The rank decision is that of `singular`.
 
     Cholesky-QR where the Gram matrix proves the columns to be well conditioned (several times faster than the
@@ -90,7 +99,8 @@ def coordinates(a: Float[Tensor, "n d"], noise: float = 0.0) -> tuple[Float[Tens
             eye = torch.eye(d, dtype=a.dtype, device=a.device)
             inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
             smallest = 1 / float(torch.linalg.matrix_norm(inverse))
-            if smallest > 1e-5 * float(torch.linalg.matrix_norm(factor)) and smallest > 10 * noise:
+            floor = 0.0 if noise is None else 10 * n**0.5 * float(noise.max())
+            if smallest > 1e-5 * float(torch.linalg.matrix_norm(factor)) and smallest > floor:
                 return a @ inverse.T, inverse.T
     u, s, basis = singular(a, noise)
     return u, basis / s
