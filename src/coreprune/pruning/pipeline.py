@@ -230,10 +230,7 @@ def _cut(
     """Surgery, then re-weighting of the consumers. Returns the model and the groups that had to be put back."""
     keep = {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
     removed = remove(model, captured, groups, keep)
-    by_name = {g.name: g for g in groups}
-    for name, entry in plan.groups.items():
-        if name not in removed.locked:
-            reweight_(removed.model, by_name[name], entry)
+    reweight_(removed.model, groups, {n: p for n, p in plan.groups.items() if n not in removed.locked})
     if not inplace:
         return removed.model, dict(removed.locked)
     adopt(model, removed.model)  # the last step, so that a failure before it leaves the given model as it was

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -9,40 +11,53 @@ from coreprune.graph import Group, ParamSlice
 from coreprune.pruning.plan import GroupPlan
 
 
-def reweight_(model: nn.Module, group: Group, plan: GroupPlan) -> None:
-    """V'_jk = factor_k · V_jk for every parameter that reads the group's channels, in place.
+def reweight_(model: nn.Module, groups: Iterable[Group], plans: Mapping[str, GroupPlan]) -> None:
+    """V'_jk = factor_k · V_jk for every parameter axis that reads planned channels, in place.
 
-    model: after surgery; its axes hold the kept positions in their old order.
+    model: after surgery; its axes hold the kept positions in their old order. groups: of the model before. plans: what
+    was really cut, by group name. One axis may read several groups (after a concatenation), so they are seen together.
     """
-    if plan.factors is None and plan.negative_factors is None:
-        return
-    ones = (1.0,) * len(plan.kept)
-    positive = torch.ones(group.size, dtype=torch.float64)
-    negative = positive.clone()
-    positive[list(plan.kept)] = torch.tensor(plan.factors or ones, dtype=torch.float64)
-    negative[list(plan.kept)] = torch.tensor(plan.negative_factors or plan.factors or ones, dtype=torch.float64)
-    kept = torch.zeros(group.size, dtype=torch.bool)
-    kept[list(plan.kept)] = True
+    axes: dict[tuple[str, int], list[tuple[ParamSlice, GroupPlan]]] = {}
+    for group in groups:
+        if group.name in plans:
+            for piece in {(s.param, s.dim): s for c in group.consumers for s in c.slices}.values():
+                axes.setdefault((piece.param, piece.dim), []).append((piece, plans[group.name]))
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    slices = {(s.param, s.dim): s for consumer in group.consumers for s in consumer.slices}
     with torch.no_grad():
-        for piece in slices.values():
-            weight = parameters[piece.param]
-            up, down = (_along(piece, factors, kept, weight) for factors in (positive, negative))
-            weight.copy_(torch.where(weight >= 0, weight * up, weight * down))
+        for (name, dim), readers in axes.items():
+            if any(plan.factors or plan.negative_factors for _, plan in readers):
+                weight = parameters[name]
+                up, down = _factors(readers, weight, dim)
+                weight.copy_(torch.where(weight >= 0, weight * up, weight * down))
 
 
-def _along(piece: ParamSlice, factors: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
-    """The factor at every remaining position of the axis, shaped to broadcast over the weight."""
-    index = piece.index
-    stays = torch.where(index >= 0, kept[index.clamp(min=0)], torch.tensor(True))
-    values = torch.where(index >= 0, factors[index.clamp(min=0)], 1.0)
-    if index.ndim == 2:  # a grouped convolution: each block of axis 0 has its own positions
-        rows = torch.stack([v[s] for v, s in zip(values, stays, strict=True)])
-        rows = rows.repeat_interleave(weight.shape[0] // rows.shape[0], dim=0)
-        shape = [rows.shape[0]] + [1] * (weight.ndim - 1)
-        shape[piece.dim] = rows.shape[1]
-        return rows.reshape(shape).to(weight)
+def _factors(readers: list[tuple[ParamSlice, GroupPlan]], weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Factors of non-negative and of negative weights at every remaining position, shaped to broadcast over `weight`."""
+    shape = readers[0][0].index.shape
+    stays = torch.ones(shape, dtype=torch.bool)
+    up, down = torch.ones(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
+    for piece, plan in readers:
+        kept = list(plan.kept)
+        ones = (1.0,) * len(kept)
+        table = torch.zeros(2, plan.size, dtype=torch.float64)
+        table[0, kept] = torch.tensor(plan.factors or ones, dtype=torch.float64)
+        table[1, kept] = torch.tensor(plan.negative_factors or plan.factors or ones, dtype=torch.float64)
+        alive = torch.zeros(plan.size, dtype=torch.bool)
+        alive[kept] = True
+        mine, channel = piece.index >= 0, piece.index.clamp(min=0)
+        stays &= ~mine | alive[channel]
+        up = torch.where(mine, table[0, channel], up)
+        down = torch.where(mine, table[1, channel], down)
+    return _shaped(up, stays, weight, dim), _shaped(down, stays, weight, dim)
+
+
+def _shaped(values: Tensor, stays: Tensor, weight: Tensor, dim: int) -> Tensor:
     shape = [1] * weight.ndim
-    shape[piece.dim] = -1
-    return values[stays].reshape(shape).to(weight)
+    if values.ndim == 1:
+        shape[dim] = -1
+        return values[stays].reshape(shape).to(weight)
+    # A grouped convolution: each block of axis 0 reads its own positions, the same number in every block.
+    rows = torch.stack([v[s] for v, s in zip(values, stays, strict=True)])
+    rows = rows.repeat_interleave(weight.shape[0] // rows.shape[0], dim=0)
+    shape[0], shape[dim] = rows.shape
+    return rows.reshape(shape).to(weight)

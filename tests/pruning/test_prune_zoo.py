@@ -1,0 +1,109 @@
+"""prune() on every architecture of the zoo: same signature, smaller model, given model untouched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from graph.zoo import ZOO
+from test_prune_mlp import bits
+
+from coreprune import Budget, Norm, inspect, prune
+
+# Architectures whose consumers are dense, grouped or flattened, of several kinds; sampling re-weights all of them.
+REWEIGHTED = ("vgg", "densenet", "resnext", "hf-resnet", "mobilenet-v2", "bert", "llama-gqa", "unet")
+
+
+def call(model, inputs):
+    """The first tensor that the model returns."""
+    with torch.no_grad():
+        found = model(inputs["x"]) if set(inputs) == {"x"} else model(**inputs)
+    while not isinstance(found, torch.Tensor):
+        found = next(iter(found.values())) if isinstance(found, dict) else found[0]
+    return found
+
+
+def example(inputs):
+    return inputs["x"] if set(inputs) == {"x"} else inputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_half_of_every_free_group_leaves(name):
+    entry = ZOO[name]
+    model = entry.build().double().eval()
+    before = bits(model)
+    result = prune(model, example(entry.inputs(1)), Budget(keep=0.5), "magnitude")
+    assert bits(model) == before
+    free = [g for g in result.report.groups if g.locked_because is None]
+    assert free or entry.free == 0
+    assert all(g.kept < g.channels for g in free)
+    assert all(g.locked_because for g in result.report.groups if g not in free)
+    assert result.report.parameters[1] == sum(p.numel() for p in result.model.parameters())
+    assert result.report.parameters[1] < result.report.parameters[0]
+    for batch in (1, 3):
+        wanted, found = (call(m, entry.inputs(batch)) for m in (model, result.model))
+        assert found.shape == wanted.shape
+        assert bool(torch.isfinite(found).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REWEIGHTED)
+@pytest.mark.parametrize("sign_split", [False, True])
+def test_sampled_networks_equal_the_original_with_scaled_consumers(name, sign_split):
+    """The oracle scales the consumers' weights of the original, by zero for channels that left."""
+    entry = ZOO[name]
+    model = entry.build().double().eval()
+    result = prune(model, example(entry.inputs(1)), Budget(keep=0.6), Norm(sign_split=sign_split))
+    assert any(p.factors for p in result.plan.groups.values())
+
+    from coreprune.graph import capture, find_groups, normalise_example
+
+    reference = entry.build().double().eval()
+    reference.load_state_dict(model.state_dict())
+    captured = capture(reference, *normalise_example(example(entry.inputs(1))))
+    parameters = dict(reference.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for group in find_groups(captured):
+            plan = result.plan.groups.get(group.name)
+            if plan is None:
+                continue
+            factors = torch.zeros(2, group.size, dtype=torch.float64)
+            factors[0, list(plan.kept)] = torch.tensor(plan.factors or [1.0] * len(plan.kept), dtype=torch.float64)
+            factors[1] = factors[0]
+            if plan.negative_factors:
+                factors[1, list(plan.kept)] = torch.tensor(plan.negative_factors, dtype=torch.float64)
+            for piece in {(s.param, s.dim): s for c in group.consumers for s in c.slices}.values():
+                weight = parameters[piece.param]
+                rows = piece.index if piece.index.ndim == 2 else piece.index[None]
+                for block, index in zip(weight.chunk(len(rows), dim=0), rows, strict=True):
+                    for position, channel in enumerate(index.tolist()):
+                        if channel >= 0:
+                            part = block.select(piece.dim, position)
+                            part.copy_(part * torch.where(part >= 0, factors[0, channel], factors[1, channel]))
+    wanted, found = (call(m, entry.inputs(3)) for m in (reference, result.model))
+    assert torch.allclose(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+def test_inspect_names_every_group_and_changes_nothing():
+    entry = ZOO["llama-gqa"]
+    model = entry.build()
+    before = bits(model)
+    found = inspect(model, entry.inputs(1))
+    assert bits(model) == before
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert 0 < found.free_macs_share < 1
+    assert any(g.locked_because for g in found.groups)
+    heads = [g for g in found.groups if "heads" in g.flags]
+    assert heads
+    assert all(g.unit > 1 for g in heads)
+    assert "locked" in str(found)
+
+
+def test_positional_tuple_and_keyword_examples_give_the_same_plan():
+    entry = ZOO["bert"]
+    model = entry.build()
+    inputs = entry.inputs(1)
+    assert list(inputs)[0] == "input_ids"
+    one = prune(model, inputs, method="magnitude").plan
+    two = prune(model, (inputs["input_ids"],), method="magnitude").plan
+    assert one.groups == two.groups
