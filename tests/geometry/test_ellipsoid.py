@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from coreprune.errors import InputError
 from coreprune.geometry import Ellipsoid, mvee
+from coreprune.geometry.ellipsoid import _certify, _Frame
+from coreprune.geometry.span import column_scale, coordinates
 
 METHODS = ("interior-point", "wolfe-atwood", "fixed-point")
 
@@ -384,3 +386,28 @@ def test_a_column_of_rounding_takes_no_other_column_with_it():
     assert e.rank >= 2
     assert float(e.distances.max()) <= e.radius_squared
     assert torch.allclose(e.shape[:2, :2], flat.shape, rtol=0.5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("condition", "careless"), [(1e3, True), (1e7, True), (1e7, False), (1e11, False), (1e13, False)]
+)
+def test_the_certificate_bounds_its_own_rounding(condition, careless, symmetric):
+    """Any weights, any basis: a badly chosen one may cost sharpness, never truth.
+
+    Uniform weights have one largest ω, so that rounding pushes it down as often as up.
+    """
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        left, right = (np.linalg.qr(rng.standard_normal((3, 3)))[0] for _ in range(2))
+        points = torch.from_numpy(rng.standard_normal((10, 3)) @ (left * np.geomspace(1 / condition, 1, 3)) @ right)
+        origin = torch.zeros(3, dtype=torch.float64) if symmetric else points[0]
+        local = points - origin
+        scale = column_scale(local)
+        base = torch.eye(3, dtype=torch.float64) if careless else coordinates(local / scale)[1]
+        weights = torch.full((10,), 0.1, dtype=torch.float64)
+        gap = _certify(_Frame(origin, local, scale, base), weights, symmetric)[-1]
+        truth = exact_gap(points, weights, symmetric)
+        assert truth <= gap
+        if condition <= 1e7 and not careless:
+            assert gap == pytest.approx(truth, abs=1e-5)  # and it is still worth something

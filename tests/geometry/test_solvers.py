@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -114,15 +112,13 @@ def test_a_working_set_that_does_not_span_grows():
     assert found.gap <= 1e-6
 
 
-def test_wrong_guesses_come_back(monkeypatch):
-    """Even a working set of the worst points ends at the right answer."""
-    u = orthonormal(300, 5)
-    # The package exports the function under the module's name.
-    module = importlib.import_module("coreprune.geometry._solvers.working_set")
-    monkeypatch.setattr(module, "WARM_UP", 0)
-    monkeypatch.setattr(module, "WIDEST", 1)
-    found = module.working_set(u, 1e-6, 10_000, uniform(300), interior_point)
+def test_wrong_guesses_come_back():
+    """Even a working set of the least likely points ends at the right answer."""
+    u = orthonormal(3000, 5)
+    lies = 5 + 1 / u.square().sum(dim=1)  # the shortest points first
+    found = working_set(u, 1e-6, 10_000, uniform(3000), interior_point, omega=lies)
     assert found.gap <= 1e-6
+    assert float(leverages(u, found.weights).max()) <= 5 * (1 + 1.1e-6)
 
 
 def test_auto_leaves_the_newton_matrix_when_it_would_not_fit(monkeypatch):
