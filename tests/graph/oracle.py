@@ -1,12 +1,14 @@
 """What a pruned model has to be: the original in which consumers read zeros for the removed channels.
 
-This is written against torch alone. It uses no code of coreprune beyond the description of the groups: it hooks the
-consumers of the *original* and zeroes the columns of their weights.
+This is written against torch alone. It uses no code of coreprune beyond the description of the groups, and says zero in
+two ways: in the columns of the consumers' weights, and in the inputs of the modules that read.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,33 @@ def zeroed_original(model: nn.Module, groups: list[Group], kept: dict[str, Tenso
                             part = weight[block * rows : (block + 1) * rows] if len(index) > 1 else weight
                             part.select(s.dim, position).zero_()
     return original
+
+
+@contextmanager
+def masked_activations(model: nn.Module, groups: list[Group], kept: dict[str, Tensor]) -> Iterator[None]:
+    """Zero the removed channels in the inputs of the modules that read them, by hooks on the original model."""
+    modules = dict(model.named_modules())
+    handles = []
+    for group in groups:
+        if group.name not in kept:
+            continue
+        stays = torch.zeros(group.size + 1, dtype=torch.float64)
+        stays[kept[group.name]] = 1
+        stays[-1] = 1  # index -1: not a channel of the group
+        for point in group.activation_points:
+            module = modules[point.module]
+
+            def zero(module: nn.Module, inputs: tuple[Tensor, ...], mask=stays[point.index], axis=point.axis):
+                shape = [1] * inputs[0].dim()
+                shape[axis] = -1
+                return (inputs[0] * mask.reshape(shape), *inputs[1:])
+
+            handles.append(module.register_forward_pre_hook(zero))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def outputs(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:

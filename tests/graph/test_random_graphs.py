@@ -13,10 +13,11 @@ from coreprune.graph import CostModel, capture, find_groups, remove
 from graph.oracle import assert_same, random_halves, zeroed_original
 from graph.zoo import gen, randomise
 
-KINDS = (
-    "conv act norm add branch_cat split_add split_cat shuffle depthwise grouped gate pool glu pad instance transposed tokens "
-    "shared multiply_const slice_half double"
-).split()
+WORDS = """
+    conv act norm add branch_cat split_add split_cat shuffle depthwise grouped gate pool glu pad instance transposed
+    tokens shared multiply_const slice_half double
+"""
+KINDS = WORDS.split()
 
 
 class Block(nn.Module):

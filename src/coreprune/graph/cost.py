@@ -12,6 +12,7 @@ from torch import Tensor
 from coreprune.graph.capture import Captured
 from coreprune.graph.channels import trace
 from coreprune.graph.groups import Group
+from coreprune.graph.unionfind import one_thread
 
 Array = np.ndarray
 
@@ -34,15 +35,20 @@ class CostModel:
     """
 
     def __init__(self, captured: Captured, groups: list[Group]) -> None:
+        with one_thread():
+            self._collect(captured, groups)
+
+    def _collect(self, captured: Captured, groups: list[Group]) -> None:
         self.groups = groups
         self.names = [g.name for g in groups]
         self._sizes = np.array([g.size for g in groups], dtype=np.float64)
         self._axes: list[tuple[int, dict[int, float]]] = [(1, {})]  # factor 0 is the constant 1
         tracer = trace(captured)
-        owner = torch.full((max(tracer.count, 1),), -1)
         unit = captured.cache["unit"]
+        group_of_unit = torch.full((int(unit.max()) + 1,), -1)
         for i, g in enumerate(groups):
-            owner[torch.isin(unit, torch.tensor(g.key))] = i
+            group_of_unit[list(g.key)] = i
+        owner = group_of_unit[unit]
         terms = {"macs": [], "params": [], "bytes": []}
         for w in tracer.work:
             terms["macs"].append((w.factor / w.divisor, [self._axis(layer, owner) for layer in w.layers]))

@@ -6,6 +6,7 @@ import dataclasses
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from coreprune.graph.channels import trace
 from coreprune.graph.facts import Slot, Tracer
 from coreprune.graph.groups import Consumer, Group, ParamSlice
 from coreprune.graph.resolve import Settled, settle
+from coreprune.graph.unionfind import one_thread
 
 
 def find_groups(captured: Captured, norm_statistics: bool = False) -> list[Group]:
@@ -25,10 +27,11 @@ def find_groups(captured: Captured, norm_statistics: bool = False) -> list[Group
             removal is then *not* the same as setting them to zero, because the mean and variance are over fewer
             channels; such groups carry the flag "norm-statistics". By default they are locked.
     """
-    tracer = trace(captured)
-    settled = settle(tracer, norm_statistics)
-    captured.cache["unit"] = settled.unit
-    return _Builder(tracer, settled).build()
+    with one_thread():
+        tracer = trace(captured)
+        settled = settle(tracer, norm_statistics)
+        captured.cache["unit"] = settled.unit
+        return _Builder(tracer, settled).build()
 
 
 class _Builder:
@@ -40,52 +43,49 @@ class _Builder:
     def __init__(self, tracer: Tracer, settled: Settled) -> None:
         self.tracer, self.settled = tracer, settled
         self.slots = [*tracer.slots.values(), *tracer.blocked]
+        self.roles = [tracer.roles.get((s.param, s.dim), set()) for s in self.slots]
+        self.n_units, self.n_channels = int(settled.unit.max()) + 1, int(settled.channel.max()) + 1
+        unit_of_channel = torch.zeros(self.n_channels, dtype=torch.int64)
+        unit_of_channel[settled.channel] = settled.unit
+        self.width = torch.bincount(unit_of_channel, minlength=self.n_units)
         self.blocks, conflicts = self._blocks()
         for unit, reason in conflicts.items():
             settled.locked.setdefault(unit, reason)
 
     def build(self) -> list[Group]:
-        profile: dict[int, list[tuple[str, int]]] = defaultdict(list)
-        for i, slot in enumerate(self.slots):
-            self._count(profile, slot.ids, ("slot", i))
-        for i, work in enumerate(self.tracer.work):
-            for j, layer in enumerate(work.layers):
-                self._count(profile, layer, ("work", i * 8 + j))
-        made = {i for i, s in enumerate(self.slots) if "out" in self.tracer.roles.get((s.param, s.dim), ())}
-        width = torch.zeros(int(self.settled.unit.max()) + 1, dtype=torch.int64)
-        pairs = torch.stack([self.settled.unit, self.settled.channel]).unique(dim=1)
-        width.index_add_(0, pairs[0], torch.ones_like(pairs[0]))
+        """One group per profile that some layer makes, in the order in which the model holds these layers."""
+        layers = [s.ids for s in self.slots] + [x for w in self.tracer.work for x in w.layers]
+        counted = [self.settled.unit[x[x >= 0]].unique(return_counts=True) for x in layers]
+        which = torch.cat([torch.full_like(u, i) for i, (u, _) in enumerate(counted)])
+        units, order = torch.cat([u for u, _ in counted]).sort(stable=True)
+        entries = torch.stack([which, torch.cat([c for _, c in counted])], 1)[order].numpy()
+        present, ends = units.unique_consecutive(return_counts=True)
         groups: dict[Any, list[int]] = defaultdict(list)
-        for unit, entries in profile.items():
-            if any(kind[0] == "slot" and kind[1] in made for kind, _ in entries):
-                flags = tuple(sorted(self.settled.flags.get(unit, ())))
-                key = (tuple(entries), self.settled.locked.get(unit), int(width[unit]), flags)
-                groups[key].append(unit)
-        order = sorted(groups.items(), key=lambda item: self._first(item[0]))
+        start = 0
+        for unit, n, width in zip(present.tolist(), ends.tolist(), self.width[present].tolist(), strict=True):
+            mine, start = entries[start : start + n], start + n
+            flags = tuple(sorted(self.settled.flags.get(unit, ())))
+            groups[mine.tobytes(), self.settled.locked.get(unit), width, flags].append(unit)
+        found = []
+        for (profile, locked, width, flags), members in groups.items():
+            used = np.frombuffer(profile, dtype=np.int64).reshape(-1, 2)[:, 0]
+            slots = [int(i) for i in used if i < len(self.slots)]
+            first = next((i for i in slots if "out" in self.roles[i]), None)
+            if first is not None:
+                found.append((first, slots, members, locked, width, flags))
         names: dict[str, int] = {}
-        return [self._group(key, units, names) for key, units in order]
+        return [self._group(g[1], g[2], names, g[3:]) for g in sorted(found, key=lambda g: g[0])]
 
-    def _count(self, profile: dict[int, list[Any]], ids: Tensor, kind: tuple[str, int]) -> None:
-        units, counts = self.settled.unit[ids[ids >= 0]].unique(return_counts=True)
-        for u, c in zip(units.tolist(), counts.tolist(), strict=True):
-            profile[u].append((kind, c))
-
-    def _first(self, key: Any) -> int:
-        """Position of the first producer: ids are handed out in the order in which the model holds its parameters."""
-        for (kind, i), _ in key[0]:
-            if kind == "slot" and "out" in self.tracer.roles.get((self.slots[i].param, self.slots[i].dim), ()):
-                return i
-        return 0
-
-    def _group(self, key: Any, units: list[int], names: dict[str, int]) -> Group:
-        entries, locked, width, flags = key
-        mine = torch.zeros(int(self.settled.unit.max()) + 1, dtype=torch.bool)
+    def _group(
+        self, used: list[int], units: list[int], names: dict[str, int], rest: tuple[str | None, int, tuple[str, ...]]
+    ) -> Group:
+        locked, width, flags = rest
+        mine = torch.zeros(self.n_units, dtype=torch.bool)
         mine[units] = True
-        slots = [self.slots[i] for (kind, i), _ in entries if kind == "slot"]
-        number, order = self._number(slots, mine, width)
+        slots = [self.slots[i] for i in used]
+        number, order = self._number(slots, mine)
         producers, others, read = [], [], {}
-        for slot in slots:
-            roles = self.tracer.roles.get((slot.param, slot.dim), set())
+        for slot, roles in zip(slots, (self.roles[i] for i in used), strict=True):
             piece = ParamSlice(slot.param, slot.dim, self._index(slot.ids, mine, number))
             if "out" in roles:
                 producers.append(piece)
@@ -140,21 +140,22 @@ class _Builder:
         counts = {self.tracer.experts.get(s.param, 0) if s.dim and s.ids.dim() == 1 else 0 for s in slots}
         return counts.pop() if len(counts) == 1 else 0
 
-    def _number(self, slots: list[Slot], mine: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Number channels unit by unit, in the order in which the parameters show them first."""
-        seen = torch.cat([s.ids.reshape(-1) for s in slots])
-        seen = seen[seen >= 0]
-        # every id of these units, also those that only occur in activations
-        seen = torch.cat([seen, torch.arange(len(self.settled.unit))])
+    def _number(self, slots: list[Slot], mine: Tensor) -> tuple[Tensor, Tensor]:
+        """Number the channels unit by unit, in the order in which the parameters show them first.
+
+        Returns:
+            the number of every channel class (-1: not of this group), and the units in order.
+        """
+        seen = torch.cat([s.ids[s.ids >= 0].reshape(-1) for s in slots])
         seen = seen[mine[self.settled.unit[seen]]]
-        channel, unit = self.settled.channel[seen], self.settled.unit[seen]
-        order = list(dict.fromkeys(unit.tolist()))
-        place = {u: i * width for i, u in enumerate(order)}
-        number = torch.full((int(self.settled.channel.max()) + 1,), -1)
-        for c, u in dict(zip(channel.tolist(), unit.tolist(), strict=True)).items():
-            number[c] = place[u]
-            place[u] += 1
-        return number, torch.tensor(order)
+        channels, at = np.unique(self.settled.channel[seen].numpy(), return_index=True)
+        units, unit_of = np.unique(self.settled.unit[seen].numpy()[at], return_inverse=True)
+        first = np.full(len(units), len(seen))
+        np.minimum.at(first, unit_of, at)
+        order = np.lexsort((at, first[unit_of]))
+        number = torch.full((self.n_channels,), -1)
+        number[torch.from_numpy(channels[order])] = torch.arange(len(order))
+        return number, torch.from_numpy(units[np.argsort(first)])
 
     def _index(self, ids: Tensor, mine: Tensor, number: Tensor) -> Tensor:
         safe = ids.clamp(min=0)
@@ -164,9 +165,9 @@ class _Builder:
     def _consumers(self, mine: Tensor, number: Tensor, read: dict[tuple[str, int], ParamSlice]) -> tuple[Consumer, ...]:
         found = []
         for r in self.tracer.reads:
-            index = self._index(r.ids, mine, number)
-            if bool((index >= 0).any()):
+            if bool((mine[self.settled.unit[r.ids.clamp(min=0)]] & (r.ids >= 0)).any()):
                 slices = tuple(read[p] for p in r.params if p in read)
+                index = self._index(r.ids, mine, number)
                 found.append(Consumer(slices, r.node, r.source, r.axis, index, r.module))
         return tuple(found)
 

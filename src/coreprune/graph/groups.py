@@ -35,7 +35,7 @@ class Consumer:
     Attributes:
         slices: the parameter axes that multiply the channels; empty when no parameter does (q·k, a sum).
         node, source: the node of the exported graph that reads, and the node whose output it reads.
-        axis: the channel axis of that input.
+        axis: the channel axis of that input: -1 for linear layers, 1 for convolutions.
         index: int64 [n], the channel of the group at every position along the axis, or -1. For stacked experts
             [experts, n]: row e holds for the samples that are routed to expert e.
         module: the innermost module in whose forward this happens; for linear and convolution modules its input is

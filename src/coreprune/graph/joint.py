@@ -114,7 +114,11 @@ def _note_reads(
 
 def read(call: Call, source: object, axis: int, ids: Tensor, params: set[tuple[str, int]]) -> None:
     """Record that `ids` along `axis` of an argument (a node of the graph) are summed over, weighted by `params`."""
-    name = source.name if isinstance(source, fx.Node) else ""
+    name = ""
+    if isinstance(source, fx.Node):
+        name = source.name
+        if axis == source.meta["val"].dim() - 1:
+            axis = -1  # so that it also holds for the module's input, where the graph has flattened the other axes
     module = owner(call.node, call.tracer.captured)
     call.tracer.reads.append(Read(call.node.name, name, axis, ids, module, tuple(sorted(params))))
 

@@ -1,0 +1,71 @@
+"""Costs are exact polynomials of the widths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from coreprune.graph import CostModel, capture, cost, describe, find_groups
+from graph.zoo import ZOO, gen
+
+
+def test_an_mlp_by_hand() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3, bias=False))
+    captured = capture(model, torch.randn(4, 6, generator=gen(0)))
+    groups = find_groups(captured)
+    for a, b in ((16, 12), (5, 12), (16, 1), (3, 2)):
+        got = cost(captured, groups, {"0": a, "2": b})
+        assert got.macs == 6 * a + a * b + b * 3
+        assert got.params == 7 * a + (a + 1) * b + b * 3
+        assert got.bytes == 4 * got.params
+
+
+def test_a_grouped_and_a_depthwise_convolution_by_hand() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 12, 3, padding=1, groups=4),
+        nn.Conv2d(12, 2, 1),
+    )
+    captured = capture(model, torch.randn(1, 3, 5, 5, generator=gen(0)))
+    groups = find_groups(captured)
+    for a, b in ((8, 12), (4, 12), (8, 4), (4, 8)):
+        got = cost(captured, groups, {"0": a, "2": b})
+        assert got.macs == 25 * (3 * a + 9 * a + 9 * a * b // 4 + 2 * b)
+        assert got.params == (3 * a + a) + (9 * a + a) + (9 * a * b // 4 + b) + (2 * b + 2)
+
+
+def test_heads_make_attention_cheaper() -> None:
+    entry = ZOO["timm-style-vit"]
+    captured = capture(entry.build(), entry.inputs(1)["x"].float())
+    groups = find_groups(captured)
+    heads = next(g for g in groups if "heads" in g.flags)
+    costs = CostModel(captured, groups)
+    # one of four heads of width 4 at 17 tokens of width 16: q, k, v, output, scores and their product with v
+    fewer = costs().macs - costs({heads.name: heads.size - heads.unit}).macs
+    assert fewer == 4 * 17 * 16 * 4 + 2 * 17 * 17 * 4
+
+
+def test_shares_and_table() -> None:
+    entry = ZOO["mlp"]
+    captured = capture(entry.build(), entry.inputs(1)["x"].float())
+    groups = find_groups(captured)
+    costs = CostModel(captured, groups)
+    shares = costs.shares()
+    assert shares["0"] == pytest.approx(1 - costs({"0": 1}).macs / costs().macs)
+    assert 0.9 < costs.free_share() < 1
+    rows = describe(groups, shares)
+    assert [r["group"] for r in rows] == ["0", "2", "4"]
+    assert rows[2]["locked_because"] == "model output"
+    assert rows[0]["macs_share"] == shares["0"]
+
+
+def test_a_vector_of_widths_is_as_good_as_a_mapping() -> None:
+    entry = ZOO["vgg"]
+    captured = capture(entry.build(), entry.inputs(1)["x"].float())
+    groups = find_groups(captured)
+    costs = CostModel(captured, groups)
+    vector = costs.widths({"0": 3})
+    assert costs(vector) == costs({"0": 3})
+    assert costs.names[0] == "0"
