@@ -1,7 +1,7 @@
 """Three epochs of fine-tuning for a pruned LeNet-300-100: the recipe of `lenet_mnist.py`.
 
-Settings were chosen on 5,000 held-out training images (with a dense model trained on the other 55,000, because the given
-one has memorised all of them). Each epoch shows 60,000 images once, slightly warped; labels and the dense model's
+Settings were chosen on 5,000 held-out training images (with a dense model trained on the other 55,000, because the
+given one has memorised all of them). Each epoch shows 60,000 images once, slightly warped; labels and the dense model's
 softened answers count the same; in the first 70 % of the steps a throw-away linear head also has to recover the dense
 model's second pre-activation from the pruned first layer (FitNets, Romero et al. 2015).
 The optimiser is Adam in the eigenbasis of Shampoo's statistics (SOAP, Vyas et al. 2024); the weights are averaged.

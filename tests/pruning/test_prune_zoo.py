@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph.zoo import ZOO
 from test_prune_mlp import bits
 
 from coreprune import Budget, Norm, inspect, prune
+from graph.zoo import ZOO
 
 # Architectures whose consumers are dense, grouped or flattened, of several kinds; sampling re-weights all of them.
 REWEIGHTED = ("vgg", "densenet", "resnext", "hf-resnet", "mobilenet-v2", "bert", "llama-gqa", "unet")

@@ -90,23 +90,28 @@ def _symmetric(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
     rank = points.shape[1]
     ellipsoid = mvee(points, symmetric=True, tol=min(tol, _CONTACT_TOL))
     if variant == "contact":
-        support = _contact_points(ellipsoid)
-        shape = _moment(points, ellipsoid.weights, support)
         # Per point: |⟨p, x⟩| ≤ √ω_p · √(xᵀMx), and √(xᵀMx) ≤ max_S|⟨·, x⟩| because the weights on S sum to one.
-        return support, _gauge(points, shape)
+        for support in (_contact_points(ellipsoid), ellipsoid.support):
+            factor, failed = torch.linalg.cholesky_ex(_moment(points, ellipsoid.weights, support))
+            if not int(failed):  # it does fail where the points with a weight worth naming no longer span
+                return support, torch.linalg.solve_triangular(factor, points.mT, upper=False).norm(dim=0)
+        return torch.arange(len(points), device=points.device), points.new_ones(len(points))
     gauge = ellipsoid.distances.clamp(min=0.0).sqrt()
     eigenvalues, axes = torch.linalg.eigh(ellipsoid.shape)
     endpoints = (axes * eigenvalues.sqrt()).mT
-    # math.md 1: y = Σ a_i p_i with a_i = u_i⟨p_i, M⁻¹y⟩ and Σ|a_i| ≤ √(yᵀM⁻¹y) ≤ 1.
+    # T2: y = Σ a_i p_i with a_i = u_i⟨p_i, M⁻¹y⟩ and Σ|a_i| ≤ √(yᵀM⁻¹y) ≤ 1.
     support = ellipsoid.support
     dual = endpoints @ axes / eigenvalues @ axes.mT
     start = (points[support] @ dual.mT).mT * ellipsoid.weights[support]
-    return support[_used(points[support], start, symmetric=True)], gauge * math.sqrt(rank)
+    return support[_used(points[support], start, symmetric=True)], gauge * math.sqrt(rank) * _ROUNDING
 
 
 # Interior iterates keep a little weight on every point. At this gap the contact points stand out by orders of
 # magnitude, and those below this share of the mean weight can go; the factor is recomputed without them.
 _CONTACT_TOL, _NEGLIGIBLE = 1e-5, 1e-2
+
+# Recombination is checked to 1e-9 of its points; the factor pays for that.
+_ROUNDING = 1.0 + 1e-8
 
 # The one-sided endpoints are drawn in by a hair, so that rounding makes no weight negative; the factor pays for it.
 _INSIDE = 1.0 - 1e-9
@@ -121,12 +126,6 @@ def _moment(points: Tensor, weights: Tensor, support: Tensor) -> Tensor:
     """Σ_S u_i p_i p_iᵀ with the weights on S scaled to sum to one."""
     u = weights[support] / weights[support].sum()
     return points[support].mT @ (u[:, None] * points[support])
-
-
-def _gauge(points: Tensor, shape: Tensor) -> Tensor:
-    """√(pᵀ shape⁻¹ p) of every point."""
-    factor = torch.linalg.cholesky(shape)
-    return torch.linalg.solve_triangular(factor, points.mT, upper=False).norm(dim=0)
 
 
 def _one_sided(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Tensor]:

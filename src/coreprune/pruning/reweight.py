@@ -32,7 +32,7 @@ def reweight_(model: nn.Module, groups: Iterable[Group], plans: Mapping[str, Gro
 
 
 def _factors(readers: list[tuple[ParamSlice, GroupPlan]], weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Factors of non-negative and of negative weights at every remaining position, shaped to broadcast over `weight`."""
+    """Factors of weights ≥ 0 and of those < 0 at every remaining position, shaped to broadcast over `weight`."""
     shape = readers[0][0].index.shape
     stays = torch.ones(shape, dtype=torch.bool)
     up, down = torch.ones(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
