@@ -25,18 +25,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+
+from environment import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = [(256, 128), (512, 64), (1500, 32), (1600, 400), (5000, 20), (4096, 512)]
@@ -263,14 +262,6 @@ def show(summary: list[dict]) -> None:
     Console(width=180).print(table)
 
 
-def hardware() -> dict:
-    """What it ran on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "machine": platform.machine()}
-
-
 def main() -> None:
     """Run everything, write one JSON, print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -294,14 +285,11 @@ def main() -> None:
         for tol in TOLS:
             rows += experiment({"kind": kind, "n": n, "r": r, "tol": tol}, args, hopeless)
     summary = summarise(rows)
-    packages = ("torch", "numpy", "scipy", "accbpg", "cvxpy", "clarabel")
     report = {
         "benchmark": "mvee",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment("accbpg", "cvxpy", "clarabel"),
         "config": {key: getattr(args, key) for key in ("limit", "rounds", "threads", "seed", "only")},
         "layers": bool(args.data),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "hardware": hardware(),
         "seconds": time.time() - begin,
         "rows": rows,
         "summary": summary,

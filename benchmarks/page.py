@@ -36,8 +36,8 @@ def lenet(record: dict[str, Any]) -> str:
     reached = cells[best, 0.1]["after"]
     return f"""## LeNet-300-100 on MNIST
 
-Test accuracy in % against the share of neurons kept in both hidden layers; dense {record['dense']:.2f} %. Mean and standard deviation
-over {cells[best, 0.1]['seeds']} seeds (sampling, data order and augmentation; `magnitude` selects without chance). Pruning uses no data. Fine-tuning is three
+Test accuracy in % against the share of neurons kept in both hidden layers; dense {record["dense"]:.2f} %. Mean and standard deviation
+over {cells[best, 0.1]["seeds"]} seeds (sampling, data order and augmentation; `magnitude` selects without chance). Pruning uses no data. Fine-tuning is three
 epochs of `benchmarks/lenet_recipe.py`: 60,000 slightly warped images an epoch, labels and the dense model's answers.
 
 ![LeNet-300-100: accuracy against neurons kept](lenet_mnist.png)
@@ -46,15 +46,15 @@ epochs of `benchmarks/lenet_recipe.py`: 60,000 slightly warped images an epoch, 
 
 {chr(10).join(parts[1:])}
 
-Wanted: at 10 % at least {record['target']['after_at_least']:.2f} % after fine-tuning. Best selector: {best} with {reached['mean']:.2f} %
-({reached['least']:.2f} to {reached['most']:.2f}). The others stay below it, see the table.
+Wanted: at 10 % at least {record["target"]["after_at_least"]:.2f} % after fine-tuning. Best selector: {best} with {reached["mean"]:.2f} %
+({reached["least"]:.2f} to {reached["most"]:.2f}). The others stay below it, see the table.
 
 - In both layers of this network n ≤ r (300 neurons in 785 dimensions, 100 in 301). The plain bound of the paper and the Lewis weights
   are then the same for every neuron: `loewner, plain bound` and `lewis` are uniform sampling. For ReLU `mussay` is `norm`.
 - The ridge form of `loewner` tells neurons apart; it is no better than the norms here.
 - What limits the 10 % point is three epochs, not the size of the network: the same start reaches about 98.1 % in 50 epochs.
 
-Ran on {ran_on(record['environment'])}
+Ran on {ran_on(record["environment"])}
 """
 
 
@@ -73,17 +73,16 @@ def mvee(record: dict[str, Any]) -> str:
         ratios = [entry.get(f"times_faster_than_{solver}") for solver in ("waty", "cvxpy")]
         name = f"{entry['kind'].split(':')[-1]} {entry['n']}×{entry['r']}"
         rows.append([name, f"{entry['tol']:.0e}", *cells, *(f"{r:.1f}" if r else "–" for r in ratios)])
-    environment = {**record["hardware"], "python": record["versions"]["python"]}
-    environment["versions"] = {k: v for k, v in record["versions"].items() if k != "python"}
+
     header = ["points", "tol", "coreprune", "WATY (accbpg)", "cvxpy + Clarabel", "× WATY", "× cvxpy"]
     return f"""## Löwner ellipsoids
 
-Time; gap certified by the same code for everyone; iterations; peak memory. One thread, best of {record['config']['rounds']} turns, {record['config']['limit']:g} s at
+Time; gap certified by the same code for everyone; iterations; peak memory. One thread, best of {record["config"]["rounds"]} turns, {record["config"]["limit"]:g} s at
 most per process ("did not finish" otherwise, out of memory included). How the contenders were started and stopped: `benchmarks/mvee.py`.
 
 {table(header, rows)}
 
-Ran on {ran_on(environment)}
+Ran on {ran_on(record["environment"])}
 """
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING or os.environ.get("COREPRUNE_CHECK_SHAPES") == "1":
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float, Int, Num
 else:
 
     class _Plain:
@@ -21,6 +21,6 @@ else:
         def __class_getitem__(cls, item: object) -> object:
             return item[0] if isinstance(item, tuple) else item
 
-    Bool = Float = Int = _Plain
+    Bool = Float = Int = Num = _Plain
 
-__all__ = ["Bool", "Float", "Int", "Tensor"]
+__all__ = ["Bool", "Float", "Int", "Num", "Tensor"]

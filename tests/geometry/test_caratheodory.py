@@ -152,7 +152,7 @@ def test_other_dtypes(dtype):
     check(c, points.double(), points[3].double(), False, 4)
 
 
-def test_bad_input():
+def test_bad_input(unchecked):
     points = cloud(10, 3)
     broken = points.clone()
     broken[7, 0] = torch.inf

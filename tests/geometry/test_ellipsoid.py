@@ -363,7 +363,7 @@ def test_bad_arguments(keywords, message):
 
 
 @pytest.mark.parametrize("points", [torch.zeros(3), torch.zeros(0, 3), torch.zeros(3, 0), torch.eye(2).bool()])
-def test_no_matrix_of_numbers(points):
+def test_no_matrix_of_numbers(unchecked, points):
     with pytest.raises(InputError, match="points"):
         mvee(points)
 

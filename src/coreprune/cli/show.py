@@ -62,7 +62,7 @@ def demo_notes(demo: Demo) -> str:
     trivial = next((c["trivial"] for row in demo.rows for c in row.certificates if c["theorem"] == "T8"), None)
     notes = (
         "kept: share of the neurons of both hidden layers. tuned: accuracy after 3 epochs of fine-tuning.\n"
-        "T6, T8: how far the next layer's outputs can move at most, per unit of ‖x‖, for every input x, when only\n"
+        "T6, T8: how far the next layer's outputs can move at most, per unit of ‖x‖, for every input x, when only "
         "the first hidden layer is pruned. T8 is proved; T6 holds with probability 99 % over the sampling."
     )
     if trivial is not None:

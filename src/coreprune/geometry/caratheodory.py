@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from coreprune._shapes import Float, Int, Tensor
+from coreprune._shapes import Float, Int, Num, Tensor
 from coreprune._validate import as_points
 from coreprune.errors import GeometryError, InputError
 from coreprune.geometry.span import column_scale, coordinates
@@ -30,9 +30,9 @@ class Combination:
 
 
 def caratheodory(
-    points: Tensor,
-    target: Tensor,
-    weights: Tensor | None = None,
+    points: Num[Tensor, "n d"],
+    target: Num[Tensor, " d"],
+    weights: Num[Tensor, " n"] | None = None,
     symmetric: bool = False,
     tol: float = 1e-9,
 ) -> Combination:
@@ -55,9 +55,9 @@ def caratheodory(
 
 
 def caratheodory_many(
-    points: Tensor,
-    targets: Tensor,
-    weights: Tensor | None = None,
+    points: Num[Tensor, "n d"],
+    targets: Num[Tensor, "t d"],
+    weights: Num[Tensor, "t n"] | None = None,
     symmetric: bool = False,
     tol: float = 1e-9,
 ) -> list[Combination]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from coreprune._shapes import Float, Int, Tensor
+from coreprune._shapes import Float, Int, Num, Tensor
 from coreprune._validate import as_points
 from coreprune.errors import InputError
 from coreprune.geometry._solvers import Solution, Solver, fixed_point, interior_point, wolfe_atwood, working_set
@@ -67,7 +67,7 @@ class Ellipsoid:
 
 
 def mvee(
-    points: Tensor,
+    points: Num[Tensor, "n d"],
     symmetric: bool = True,
     tol: float = 1e-2,
     max_iter: int | None = None,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from coreprune._shapes import Float, Tensor
+from coreprune._shapes import Float, Num, Tensor
 from coreprune.errors import GeometryError, InputError
 from coreprune.geometry.span import span
 
 
-def leverage_scores(points: Tensor) -> Float[Tensor, " n"]:
+def leverage_scores(points: Num[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """ℓ2 leverage scores of points (n, d): p_iᵀ(PᵀP)⁺p_i = ‖U_i‖², (n,) float64.
 
     Their sum is the rank, zero rows have 0. They are the exact sensitivities sup_x ⟨p_i,x⟩² / Σ_k ⟨p_k,x⟩².
@@ -19,7 +19,9 @@ def leverage_scores(points: Tensor) -> Float[Tensor, " n"]:
     return span(points).coordinates.square().sum(dim=1)
 
 
-def lewis_weights(points: Tensor, p: float = 1.0, iterations: int = 100, tol: float = 1e-9) -> Float[Tensor, " n"]:
+def lewis_weights(
+    points: Num[Tensor, "n d"], p: float = 1.0, iterations: int = 100, tol: float = 1e-9
+) -> Float[Tensor, " n"]:
     """ℓp Lewis weights of points (n, d), 0 < p < 4: the fixed point of τ_i = (p_iᵀ (Pᵀ diag(τ)^{1−2/p} P)⁺ p_i)^{p/2}.
 
     Returns (n,) float64, Στ = rank; zero rows have 0. For p = 1: τ_i = √(p_iᵀ(Pᵀdiag(τ)⁻¹P)⁺p_i), and τ_i bounds the

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from coreprune._shapes import Float, Tensor
+from coreprune._shapes import Float, Num, Tensor
 from coreprune._validate import as_points
 from coreprune.errors import InputError
 
@@ -52,7 +52,7 @@ def column_scale(points: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
 
 
-def span(points: Tensor) -> Span:
+def span(points: Num[Tensor, "n d"]) -> Span:
     """Orthonormal coordinates of `points` (n, d) in their span, in float64.
 
     With D = diag(scale) and P D⁻¹ = U S Wᵀ, the directions with σ > max(n, d)·2⁻⁵²·σ₁ are kept. The columns are
