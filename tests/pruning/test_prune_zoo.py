@@ -103,7 +103,7 @@ def test_positional_tuple_and_keyword_examples_give_the_same_plan():
     entry = ZOO["bert"]
     model = entry.build()
     inputs = entry.inputs(1)
-    assert list(inputs)[0] == "input_ids"
+    assert next(iter(inputs)) == "input_ids"
     one = prune(model, inputs, method="magnitude").plan
     two = prune(model, (inputs["input_ids"],), method="magnitude").plan
     assert one.groups == two.groups
