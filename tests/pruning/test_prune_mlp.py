@@ -103,6 +103,17 @@ def test_loewner_says_which_form_ran_and_the_forms_can_be_compared():
     assert float(plain.rankings["2"].scores.std()) < 1e-6
 
 
+def test_wide_layers_use_contact_points_and_say_so(monkeypatch):
+    from coreprune.pruning import selectors
+
+    def notes():
+        return [g.note for g in prune(mlp(), EXAMPLE, method="loewner").report.groups if g.note]
+
+    assert all("axes" in note for note in notes())
+    monkeypatch.setattr(selectors, "_WIDEST_AXES", 9)
+    assert ["contact" in note for note in notes()] == [False, True]  # 24 channels in 9 dimensions, 12 in 25
+
+
 @pytest.mark.parametrize("method", ["loewner", "lewis", "norm", "uniform", "magnitude"])
 def test_certificates_of_a_layer_hold_against_an_adversary(method, gen):
     """One hidden layer, so that the layer bound is a bound on the network; x has 1 appended."""

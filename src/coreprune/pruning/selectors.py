@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
-from coreprune.coreset import Coreset, DrawStream, draw_stream, from_stream, sensitivities, spectral_ridge
+from coreprune.coreset import Coreset, DrawStream, draw_stream, from_stream, peel, sensitivities, spectral_ridge
 from coreprune.coreset.linf import Variant
 from coreprune.errors import InputError
 from coreprune.pruning.activations import Activation
@@ -98,6 +98,10 @@ def _sampled(name: str, importance: Tensor, generator: torch.Generator, note: st
     return Ranking(name, importance.reshape(-1, n).sum(dim=0), order, note, stream)
 
 
+# Recombination costs r·(k−r)²·k for k contact points in r dimensions: seconds at this rank, minutes at twice it.
+_WIDEST_AXES = 320
+
+
 @dataclass(frozen=True)
 class Loewner:
     """The paper: Löwner ellipsoid → Carathéodory → L∞ coreset → peeling → sensitivities → sampling → re-weighting.
@@ -107,33 +111,36 @@ class Loewner:
     ridge: "auto" runs the plain bound where it tells channels apart, and the ridge form (λ = mean squared norm of the
         points, `peel`) where the points are independent (n ≤ r, T7) and one round takes them all; None or 0 always
         runs the plain bound; a number is λ as a multiple of that mean. The ranking's note says which one ran.
-    variant: "axes" is the paper's construction, "contact" the smaller sets with the smaller factor (T1).
+    variant: "axes" is the paper's construction, "contact" the smaller sets with the smaller factor (T1). "auto" is the
+        paper's up to 320 dimensions, where recombining all the axes takes seconds, and contact points beyond.
     tight: True sharpens the bound with every point's own factor (T4′); False is the paper's α/l.
     """
 
     ridge: float | Literal["auto"] | None = "auto"
-    variant: Variant = "axes"
+    variant: Variant | Literal["auto"] = "auto"
     tight: bool = True
     name: ClassVar[str] = "loewner"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
         """Rank the channels of one layer."""
-        c = layer.outgoing_sizes
-        if self.ridge != "auto" and self.ridge:
-            return self._with_ridge(layer, c, self.ridge, generator)
-        plain = sensitivities(layer.incoming, c, "peeling", variant=self.variant, tight=self.tight)
-        if plain.rounds <= 1 and self.ridge == "auto":
-            return self._with_ridge(layer, c, 1.0, generator)
-        note = f"plain bound, {plain.rounds} rounds, rank {plain.rank} of {c.numel()} channels"
-        if plain.rounds <= 1:
-            note += "; the bound is constant, so this is uniform sampling (T7)"
-        return _sampled(self.name, plain.importance, generator, note)
+        weighted = layer.outgoing_sizes[:, None] * layer.incoming
+        if self.ridge == "auto":
+            ranking, rounds = self._peeled(weighted, 0.0, generator)
+            return ranking if rounds > 1 else self._peeled(weighted, 1.0, generator)[0]
+        return self._peeled(weighted, self.ridge or 0.0, generator)[0]
 
-    def _with_ridge(self, layer: LayerWeights, c: Tensor, share: float, generator: torch.Generator) -> Ranking:
-        ridge = share * spectral_ridge(c[:, None] * layer.incoming)
-        bound = sensitivities(layer.incoming, c, "peeling", variant=self.variant, tight=self.tight, ridge=ridge)
-        note = f"ridge form, λ = {ridge:.3g}, {bound.rounds} rounds, rank {bound.rank} of {c.numel()} channels"
-        return _sampled(self.name, bound.importance, generator, note)
+    def _peeled(self, weighted: Tensor, share: float, generator: torch.Generator) -> tuple[Ranking, int]:
+        """One form of the bound; share is λ as a multiple of the mean squared norm."""
+        variant = self.variant
+        if variant == "auto":
+            variant = "axes" if min(weighted.shape) <= _WIDEST_AXES else "contact"
+        ridge = share * spectral_ridge(weighted)
+        bound = peel(weighted, variant=variant, tight=self.tight, ridge=ridge)
+        form = f"ridge form, λ = {ridge:.3g}" if ridge else "plain bound"
+        note = f"{form}, {variant}, {bound.rounds} rounds, rank {bound.rank} of {len(weighted)} channels"
+        if bound.rounds <= 1:
+            note += "; the bound is constant, so this is uniform sampling (T7)"
+        return _sampled(self.name, bound.importance, generator, note), bound.rounds
 
 
 @dataclass(frozen=True)
