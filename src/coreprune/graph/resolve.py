@@ -7,6 +7,7 @@ and no axis alone decides what leaves, the ids are tied until one does.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -28,17 +29,23 @@ class Settled:
     blocks: list[tuple[Tensor, str]]
 
 
-def settle(tracer: Tracer, norm_statistics: bool = False) -> Settled:
+def settle(tracer: Tracer, norm_statistics: bool = False, columns: Collection[int] = ()) -> Settled:
     """Resolve shapes, deferred meetings, statistics and locks of a finished run.
 
     Args:
         tracer: a tracer after `run()`.
+        columns: balance constraints (positions in `tracer.balanced`) to satisfy by tying the k-th ids of all blocks.
         norm_statistics: let channels leave that enter the statistics of a LayerNorm, RMSNorm or GroupNorm; flagged.
     """
     n = max(tracer.count, 1)
     locks = list(tracer.locks)
     flags: list[tuple[Tensor, str]] = []
     same, tied = tracer.same.copy(), tracer.tied.copy()
+    for c in columns:
+        ids = tracer.balanced[c][0]
+        tied.unite(ids, ids.max(0, keepdim=True).values)
+        mixed = (ids == FIXED).any(0)
+        locks.append((_real(ids[:, mixed]), tracer.balanced[c][1]))
     partial = list(tracer.partial)
     while True:
         unit, locked = _classes(same, tied, locks, n)

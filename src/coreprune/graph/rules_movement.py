@@ -63,7 +63,10 @@ def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
     for layer in value.layers:
         if axes(layer) == {cut}:
             call.tracer.balanced.append(
-                (layer.reshape(len(pieces), -1), f"{call.node.name} cuts the channels into equal pieces")
+                (
+                    layer.reshape(len(pieces), -1),
+                    f"the same number has to stay in each of {len(pieces)} pieces ({call.node.name})",
+                )
             )
 
 
