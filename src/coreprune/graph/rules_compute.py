@@ -180,7 +180,7 @@ def _depthwise(call: Call, x: Value, weight: Value, n_out: int, factor: int) -> 
         call.tracer.unify(ids_out, spread)
     else:
         call.tracer.tied.unite(ids_out, spread)
-        call.tracer.lock(ids_out[spread == FIXED], f"filters an input of a fixed size in {call.node.name}")
+        call.tracer.lock(ids_out[spread == FIXED], f"filters an input of a fixed size ({call.node.name})")
     layer = ids_out.reshape(1, -1)
     call.tracer.work.append(Work(call.node.name, factor, (layer,)))
     return (layer,)

@@ -107,7 +107,7 @@ def _pad(call: Call) -> Any:
     padded = {ndim - 1 - i // 2 for i, n in enumerate(widths) if n}
     for layer in value.layers:
         if axes(layer) & padded:
-            call.tracer.lock(layer, f"channels are padded by {mode} in {call.node.name}")
+            call.tracer.lock(layer, f"channels are padded by {mode} ({call.node.name})")
     return value.with_layers([x for x in value.layers if not axes(x) & padded], shape)
 
 
@@ -158,7 +158,7 @@ def join_along(call: Call, values: list[Value], axis: int) -> Value:
 def channels_only(call: Call, layer: Tensor, axis: int) -> Tensor | None:
     """A layer whose ids depend on the channel axis alone: ids of one channel at several places leave together."""
     if axis not in axes(layer):
-        call.tracer.lock(layer, f"channels on a spatial axis of {call.node.name}")
+        call.tracer.lock(layer, f"channels on a spatial axis ({call.node.name})")
         return None
     return call.tracer.tie(layer, sorted(axes(layer) - {axis}))
 
@@ -168,7 +168,7 @@ def one_expert(call: Call, stacked: Value) -> Value:
     layers = []
     for layer in stacked.layers:
         if 0 in axes(layer):
-            call.tracer.lock(layer, f"experts are picked by the data in {call.node.name}")
+            call.tracer.lock(layer, f"experts are picked by the data ({call.node.name})")
             continue
         for name, _ in call.tracer.origins(layer):
             call.tracer.experts[name] = stacked.shape[0]
@@ -192,7 +192,7 @@ def _pixel_shuffle(call: Call) -> Any:
 @rule("copy", "slice_scatter", "select_scatter", "index_put", "masked_scatter")
 def _write(call: Call) -> Any:
     """Writing into a part of a tensor: ids are not followed through it."""
-    call.tracer.lock_all(call.values(), f"written into a part of a tensor by {call.node.name}")
+    call.tracer.lock_all(call.values(), f"written into a part of a tensor ({call.node.name})")
     return Value(call.shape)
 
 
@@ -200,14 +200,14 @@ def _write(call: Call) -> Any:
 def _embedding(call: Call) -> Any:
     table, where = call.args[0], call.args[1]
     shape = call.shape
-    call.tracer.lock_all([where], f"used as an index in {call.node.name}")
+    call.tracer.lock_all([where], f"used as an index ({call.node.name})")
     layers = []
     for layer in table.layers:
         if axes(layer) == {1}:
             call.tracer.play(table, layer, "out")
             layers.append(align(layer[0], len(shape)))
         else:
-            call.tracer.lock(layer, f"rows are looked up by index in {call.node.name}")
+            call.tracer.lock(layer, f"rows are looked up by index ({call.node.name})")
     return Value(shape).with_layers(layers)
 
 
@@ -222,7 +222,7 @@ def _index(call: Call) -> Any:
         picked = {call.args[1] % len(value.shape)}
     if "gather" in call.node.name or "take" in call.node.name:
         return NotImplemented
-    call.tracer.lock_all(values_in(call.args[1:]), f"used as an index in {call.node.name}")
+    call.tracer.lock_all(values_in(call.args[1:]), f"used as an index ({call.node.name})")
     chosen = value.weight and picked == {0} and not all(v.weight for v in values_in(call.args[1:]))
     if chosen and len(value.shape) > 1:
         for layer in value.layers:
@@ -230,7 +230,7 @@ def _index(call: Call) -> Any:
                 call.tracer.experts[name] = value.shape[0]
     for layer in value.layers:
         if axes(layer) & picked:
-            call.tracer.lock(layer, f"looked up by index in {call.node.name}")
+            call.tracer.lock(layer, f"looked up by index ({call.node.name})")
     free = Value(value.shape, tuple(x for x in value.layers if not axes(x) & picked), value.weight)
     shape = call.shape
     layers = []
@@ -252,5 +252,5 @@ def _im2col(call: Call) -> Any:
         if axes(layer) == {1}:
             layers.append(layer.reshape(1, -1, 1).repeat_interleave(kernel[0] * kernel[1], 1))
         else:
-            call.tracer.lock(layer, f"channels on a spatial axis of {call.node.name}")
+            call.tracer.lock(layer, f"channels on a spatial axis ({call.node.name})")
     return value.with_layers(layers, shape)

@@ -81,7 +81,9 @@ def _group_norm(call: Call) -> Any:
                     )
                 )
     else:
-        call.tracer.lock_all([x], f"one group per channel in {call.node.name}; an InstanceNorm can be pruned")
+        call.tracer.lock_all(
+            [x], f"a GroupNorm with one group per channel ({call.node.name}); an InstanceNorm can be pruned"
+        )
     shape = [1] * len(x.shape)
     shape[1] = x.shape[1]
     scales = [Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=True) for p in params]
