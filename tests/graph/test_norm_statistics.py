@@ -83,7 +83,4 @@ def test_a_later_group_does_not_switch_off_the_comparison() -> None:
     assert "b" in keep
     result = remove(model, captured, groups, keep)
     assert "b" in result.kept
-    x = torch.randn(3, 4, dtype=torch.float64, generator=gen(1))
-    y = F.relu(model.a(x)[:, :6] * model.a(x)[:, 3:9])
-    if any(n.startswith("a") for n in result.kept):
-        pytest.fail(f"the boundaries are literals, so nothing of a can leave: {result.kept} {y.shape}")
+    assert not any(n.startswith("a") for n in result.kept), "the boundaries are literals: nothing of a can leave"

@@ -30,7 +30,14 @@ def measured_macs(model, captured) -> int:
     return counter.get_total_flops() // 2
 
 
-@pytest.mark.parametrize("name", ZOO)
+# More than about two seconds each.
+SLOW = (
+    "cifar-resnet56-a inception bert llama-gqa qwen3 mixtral t5 whisper clip swin mobilenet-v1 mobilenet-v2 "
+    "efficientnet segformer detr"
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW.split() else ()) for n in ZOO])
 def test_halves_of_every_free_group_leave(name: str) -> None:
     entry = ZOO[name]
     model, captured, groups = traced(entry)

@@ -12,7 +12,7 @@ from torch import Tensor
 from coreprune.graph.calls import Call, rule
 from coreprune.graph.facts import Slot, Work
 from coreprune.graph.joint import contract, pointwise, read, statistic
-from coreprune.graph.rules_movement import channels_only, move
+from coreprune.graph.rules_movement import channels_only, move, one_expert
 from coreprune.graph.values import FIXED, Value, axes
 
 
