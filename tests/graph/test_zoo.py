@@ -46,6 +46,7 @@ def test_halves_of_every_free_group_leave(name: str) -> None:
     result = remove(model, captured, groups, keep)
     small = result.model
     assert len(result.kept) >= entry.free, result.locked
+    assert not any("unusual arguments" in (g.locked_because or "") for g in groups)
     assert set(result.kept) | set(result.locked) == set(keep)
 
     # equal to the original with zeros, at two batch sizes, one of them not the traced one
