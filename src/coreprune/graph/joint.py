@@ -76,6 +76,10 @@ def contract(
                 tracer.play(value, layer, "out" if axes(layer) <= set(out) else "in")
     met = _meet(call, operands)
     summed = set(range(ndim)) - set(out)
+    if all(v.weight for v in values):
+        for layer in met:
+            if axes(layer) & summed:
+                tracer.lock(layer, f"weights are summed over ({call.node.name})")
     kept = []
     for layer in met:
         over = axes(layer) & summed

@@ -15,9 +15,9 @@ from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kin
 
 MOVES = """
     view reshape _unsafe_view permute transpose t numpy_T mT reshape_as swapaxes movedim slice select narrow
-    unsqueeze squeeze expand expand_as view_as flatten unflatten unbind split split_with_sizes tensor_split
-    chunk roll flip rot90 repeat tile repeat_interleave pixel_unshuffle channel_shuffle diagonal unfold alias
-    detach contiguous clone lift_fresh_copy lift_fresh unsafe_split unsafe_chunk
+    unsqueeze squeeze expand view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll
+    flip rot90 repeat tile repeat_interleave pixel_unshuffle diagonal unfold alias detach contiguous clone
+    lift_fresh_copy lift_fresh unsafe_split unsafe_chunk
 """
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 LIKE = "to _to_copy type_as dropout feature_dropout alpha_dropout bernoulli tril triu nan_to_num"
@@ -44,6 +44,7 @@ def _move(call: Call) -> Any:
     value = call.args[0]
     if not isinstance(value, Value):
         return NotImplemented
+    _lock_literals(call, value)
     rest = pytree.tree_map_only(Value, lambda v: torch.empty(v.shape), (call.args[1:], call.kwargs))
     target = (
         torch.reshape if call.node.target in VIEWS else call.node.target
@@ -53,6 +54,20 @@ def _move(call: Call) -> Any:
     if len(pieces) > 1 and "unbind" not in call.node.name:
         _equal_pieces(call, value, pieces)
     return result
+
+
+def _lock_literals(call: Call, value: Value) -> None:
+    """Every second channel, or channels shifted by a fixed number: other channels once some have left."""
+    ndim = len(value.shape)
+    touched: set[int] = set()
+    if call.name == "slice" and call.arg(4, "step", 1) != 1:
+        touched = {call.arg(1, "dim", 0) % ndim}
+    elif call.name == "roll":
+        dims = call.arg(2, "dims", ())
+        touched = {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])} or set(range(ndim))
+    for layer in value.layers:
+        if axes(layer) & touched:
+            call.tracer.lock(layer, f"{call.name} with a fixed step along the channels ({call.node.name})")
 
 
 def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
@@ -174,6 +189,30 @@ def one_expert(call: Call, stacked: Value) -> Value:
             call.tracer.experts[name] = stacked.shape[0]
         layers.append(layer[0])
     return Value(stacked.shape[1:], tuple(layers), stacked.weight)
+
+
+@rule("expand_as")
+def _expand_as(call: Call) -> Any:
+    """Axes of size 1 grow to the size of another tensor, and shrink with it."""
+    value, other = call.args[0], call.args[1]
+    ndim = len(other.shape)
+    own = [align(x, ndim) for x in value.layers]
+    grown = {a for a, n in enumerate(other.shape) if n > 1 and ((1,) * ndim + value.shape)[-ndim:][a] == 1}
+    return value.with_layers([*own, *(x for x in other.layers if axes(x) <= grown)], other.shape)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(call: Call) -> Any:
+    """[N, g k, ...] seen as [g, k] and transposed: the k-th channels of all groups leave together."""
+    value, groups = call.args[0], call.args[1]
+    layers = []
+    for layer in value.layers:
+        one = channels_only(call, layer, 1)
+        if one is not None:
+            blocks = one.reshape(groups, -1)
+            call.tracer.tie(blocks, [0])
+            layers.append(blocks.t().reshape(one.shape))
+    return value.with_layers(layers)
 
 
 @rule("pixel_shuffle")
