@@ -15,7 +15,7 @@ from graph.zoo import gen, randomise
 
 WORDS = """
     conv act norm add branch_cat split_add split_cat shuffle depthwise grouped gate pool glu pad instance transposed
-    tokens shared multiply_const slice_half double
+    tokens shared multiply_const slice_half double attention grouped_query rotary
 """
 KINDS = WORDS.split()
 
@@ -58,6 +58,15 @@ class Block(nn.Module):
             self.a = nn.Conv2d(c, c, 1)
         elif kind == "double":
             self.out = 2 * c
+        elif kind in ("attention", "grouped_query", "rotary"):
+            self.d, kv = 4, 2 if kind == "grouped_query" else 4
+            self.q, self.k, self.v, self.o = (
+                nn.Linear(c, 16),
+                nn.Linear(c, 4 * kv),
+                nn.Linear(c, 4 * kv),
+                nn.Linear(16, c),
+            )
+            self.register_buffer("angle", torch.arange(2.0))
 
     def forward(self, x: Tensor) -> Tensor:
         kind = self.kind
@@ -96,6 +105,21 @@ class Block(nn.Module):
             n, c, h, w = x.shape
             y = x.flatten(2).transpose(1, 2)
             y = y + self.scale * self.b(F.gelu(self.a(y)))
+            return y.transpose(1, 2).reshape(n, c, h, w)
+        if kind in ("attention", "grouped_query", "rotary"):
+            n, c, h, w = x.shape
+            y = x.flatten(2).transpose(1, 2)
+            q, k, v = (f(y).view(n, h * w, -1, self.d).transpose(1, 2) for f in (self.q, self.k, self.v))
+            if kind == "rotary":
+                turn = torch.arange(h * w, dtype=x.dtype)[:, None] * torch.cat([self.angle, self.angle])
+                q, k = (t * turn.cos() + torch.cat([-t[..., 2:], t[..., :2]], -1) * turn.sin() for t in (q, k))
+            if kind == "grouped_query":
+                k, v = (t[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1, 2) for t in (k, v))
+            if kind == "attention":
+                z = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+            else:
+                z = F.scaled_dot_product_attention(q, k, v)
+            y = y + self.o(z.transpose(1, 2).reshape(n, h * w, -1))
             return y.transpose(1, 2).reshape(n, c, h, w)
         if kind == "shared":
             return self.a(F.relu(self.a(x)))

@@ -174,7 +174,10 @@ def _explain(model: nn.Module, error: Exception) -> str:
     advice = "check that the example inputs are what the model's forward expects"
     text = str(error).lower()
     if "data-dependent" in text or "guardondatadependent" in type(error).__name__.lower():
-        advice = "the forward branches on values; make that branch a configuration choice, or wrap it in torch.cond"
+        advice = (
+            "the forward branches on values; make that branch a configuration choice, wrap it in torch.cond, or ask "
+            "for an implementation without it (experts_implementation='grouped_mm' for transformers' experts)"
+        )
     elif "cache" in text:
         advice = "ask the model not to return a cache (use_cache=False)"
     return (

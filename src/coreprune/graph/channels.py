@@ -78,7 +78,8 @@ def _apply(call: Call) -> Any:
     if function is not None:
         try:
             result = function(call)
-        except Exception as error:  # an argument that the rule does not expect: not followed, so locked
+        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
+            # An argument that the rule does not expect: not followed, so locked.
             log.debug("rule for %s failed at %s: %s", name, node.name, error)
             reason = f"unusual arguments of {name}"
     if result is NotImplemented:

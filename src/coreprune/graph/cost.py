@@ -44,11 +44,9 @@ class CostModel:
         self._sizes = np.array([g.size for g in groups], dtype=np.float64)
         self._axes: list[tuple[int, dict[int, float]]] = [(1, {})]  # factor 0 is the constant 1
         tracer = trace(captured)
-        unit = captured.cache["unit"]
-        group_of_unit = torch.full((int(unit.max()) + 1,), -1)
+        owner = torch.full((max(tracer.count, 1),), -1)
         for i, g in enumerate(groups):
-            group_of_unit[list(g.key)] = i
-        owner = group_of_unit[unit]
+            owner[g.ids] = i
         terms = {"macs": [], "params": [], "bytes": []}
         for w in tracer.work:
             terms["macs"].append((w.factor / w.divisor, [self._axis(layer, owner) for layer in w.layers]))

@@ -29,9 +29,16 @@ def find_groups(captured: Captured, norm_statistics: bool = False) -> list[Group
     """
     with one_thread():
         tracer = trace(captured)
-        settled = settle(tracer, norm_statistics)
-        captured.cache["unit"] = settled.unit
-        return _Builder(tracer, settled).build()
+        columns: set[int] = set()
+        while True:
+            settled = settle(tracer, norm_statistics, columns)
+            builder = _Builder(tracer, settled)
+            groups = builder.build()
+            if builder.unbalanced <= columns:
+                break
+            # Blocks that lie in different groups: their k-th channels leave together instead.
+            columns |= builder.unbalanced
+        return groups
 
 
 class _Builder:
@@ -48,6 +55,7 @@ class _Builder:
         unit_of_channel = torch.zeros(self.n_channels, dtype=torch.int64)
         unit_of_channel[settled.channel] = settled.unit
         self.width = torch.bincount(unit_of_channel, minlength=self.n_units)
+        self.unbalanced: set[int] = set()
         self.blocks, conflicts = self._blocks()
         for unit, reason in conflicts.items():
             settled.locked.setdefault(unit, reason)
@@ -132,7 +140,7 @@ class _Builder:
             blocks=blocks,
             locked_because=next((r for r in reasons if r), None),
             flags=frozenset(flags),
-            key=tuple(order.tolist()),
+            ids=mine[self.settled.unit].nonzero()[:, 0],
         )
 
     def _experts(self, slots: list[Slot]) -> int:
@@ -187,6 +195,8 @@ class _Builder:
             counts.index_put_((where, row), torch.ones_like(row), accumulate=True)
             uneven = counts.min(1).values != counts.max(1).values
             single = (counts > 0).sum(1) == 1
+            if bool((uneven & ~single).any()):
+                self.unbalanced.add(c)
             for u in units[uneven & ~single].tolist():
                 conflicts[u] = reason
             chosen = uneven & single
@@ -206,7 +216,8 @@ class _Builder:
         ids, reason = max((self.settled.blocks[c] for c in constraints), key=lambda b: b[0].shape[0])
         alike = len({tuple(c for c, _ in label) for label in labels}) == 1
         if not alike or int(sizes.min()) != int(sizes.max()) or len(names) % ids.shape[0]:
-            return None, f"{reason}, and its channels are not spread evenly over them"
+            self.unbalanced |= constraints
+            return None, f"{reason}, but they belong to different groups"
         return block, None
 
 

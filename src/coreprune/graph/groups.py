@@ -63,6 +63,7 @@ class Group:
         consumers: where the channels are read: the group's activation points.
         blocks: int64 [units], the block of every unit, when the same number has to stay in every block.
         locked_because: None, or why the group cannot be pruned.
+        ids: the tracer's ids of all positions of the group, for the cost model.
         flags: "heads"; "norm-statistics" (removal changes the mean or variance in a norm); "functional" (read without a
             parameter).
     """
@@ -76,7 +77,7 @@ class Group:
     blocks: Tensor | None = None
     locked_because: str | None = None
     flags: frozenset[str] = frozenset()
-    key: tuple[Any, ...] = field(default=(), repr=False)
+    ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64), repr=False)
 
     @property
     def activation_points(self) -> tuple[Consumer, ...]:

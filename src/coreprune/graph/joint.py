@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from coreprune.graph.calls import Call
 from coreprune.graph.capture import Captured
 from coreprune.graph.facts import Read, Statistic, Tracer, Work
-from coreprune.graph.values import Value, align, axes, merge_kind, place
+from coreprune.graph.values import FIXED, Value, align, axes, merge_kind, place
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +76,10 @@ def contract(
                 tracer.play(value, layer, "out" if axes(layer) <= set(out) else "in")
     met = _meet(call, operands)
     summed = set(range(ndim)) - set(out)
+    if all(v.weight for v in values):
+        for layer in met:
+            if axes(layer) & summed:
+                tracer.lock(layer, f"weights are summed over ({call.node.name})")
     kept = []
     for layer in met:
         over = axes(layer) & summed
@@ -178,7 +182,8 @@ def _meet_layers(tracer: Tracer, a: Tensor, b: Tensor, reason: str) -> Tensor:
     inner, outer = axes(small), axes(big)
     if inner == outer:
         tracer.unify(big, small, reason)
-        return big
+        # where one side is fixed the other side's ids live on, so that later meetings find them
+        return torch.where(big == FIXED, small, big)
     if inner < outer and min(outer) not in inner:
         # Rotary tables meet heads like this: no coupling as long as whole heads leave.
         tracer.partial.append((big, small))

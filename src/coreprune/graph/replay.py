@@ -28,7 +28,7 @@ class _Masked(fx.Interpreter):
 
         def fetch(node: fx.Node) -> Any:
             value = self.env[node]
-            return value * factors[node.name] if node.name in factors else value
+            return value * factors[node.name].to(value.device) if node.name in factors else value
 
         args, kwargs = map_arg((n.args, n.kwargs), fetch)
         with self._set_current_node(n):

@@ -7,6 +7,7 @@ and no axis alone decides what leaves, the ids are tied until one does.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -28,24 +29,31 @@ class Settled:
     blocks: list[tuple[Tensor, str]]
 
 
-def settle(tracer: Tracer, norm_statistics: bool = False) -> Settled:
+def settle(tracer: Tracer, norm_statistics: bool = False, columns: Collection[int] = ()) -> Settled:
     """Resolve shapes, deferred meetings, statistics and locks of a finished run.
 
     Args:
         tracer: a tracer after `run()`.
+        columns: balance constraints (positions in `tracer.balanced`) to satisfy by tying the k-th ids of all blocks.
         norm_statistics: let channels leave that enter the statistics of a LayerNorm, RMSNorm or GroupNorm; flagged.
     """
     n = max(tracer.count, 1)
     locks = list(tracer.locks)
     flags: list[tuple[Tensor, str]] = []
     same, tied = tracer.same.copy(), tracer.tied.copy()
+    for c in columns:
+        ids = tracer.balanced[c][0]
+        tied.unite(ids, ids.max(0, keepdim=True).values)
+        mixed = (ids == FIXED).any(0)
+        locks.append((_real(ids[:, mixed]), tracer.balanced[c][1]))
     partial = list(tracer.partial)
     while True:
         unit, locked = _classes(same, tied, locks, n)
+        leaving = _leaving(unit, locked)
         changed = False
         pending = []
         for big, small in partial:
-            if _decided_without(big, axes(small), unit, locked):
+            if _decided_without(big, axes(small), leaving):
                 locks.append((_real(small), "is shared by blocks that leave as a whole"))
             else:
                 pending.append((big, small))
@@ -59,11 +67,11 @@ def settle(tracer: Tracer, norm_statistics: bool = False) -> Settled:
                     locks.append((_real(big), "meets positions of a fixed size"))
             partial, changed = [], True
         if not changed:
-            changed = any([_make_slabs(layer, unit, locked, tied, locks) for layer in tracer.seen.values()])
+            changed = any([_make_slabs(layer, leaving, tied, locks) for layer in tracer.seen.values()])
         if not changed:
             break
     for layer, along, reason in tracer.fixed:
-        if not _decided_without(layer, along, unit, locked):
+        if not _decided_without(layer, along, leaving):
             locks.append((_real(layer), reason))
     for s in tracer.statistics:
         if not _uniform(s.ids, s.axes, unit):
@@ -99,14 +107,16 @@ def _classes(
     return unit, locked
 
 
-def _names(layer: Tensor, unit: Tensor, locked: dict[int, str]) -> Tensor:
-    """The unit of every position; -1 for positions that stay."""
-    names = torch.where(layer >= 0, unit[layer.clamp(min=0)], FIXED)
-    if locked:
-        stay = torch.zeros(int(unit.max()) + 2, dtype=torch.bool)
-        stay[list(locked)] = True
-        names = torch.where(stay[names.clamp(min=0)] & (names >= 0), FIXED, names)
-    return names
+def _leaving(unit: Tensor, locked: dict[int, str]) -> Tensor:
+    """Per id its unit, or -1 if it stays."""
+    stays = torch.zeros(int(unit.max()) + 1, dtype=torch.bool)
+    stays[list(locked)] = True
+    return torch.where(stays[unit], FIXED, unit)
+
+
+def _names(layer: Tensor, unit: Tensor) -> Tensor:
+    """The unit of every position of a layer; -1 for positions that stay."""
+    return torch.where(layer >= 0, unit[layer.clamp(min=0)], FIXED)
 
 
 def _constant_along(names: Tensor, along: frozenset[int]) -> bool:
@@ -116,9 +126,9 @@ def _constant_along(names: Tensor, along: frozenset[int]) -> bool:
     return bool((names == first).all())
 
 
-def _decided_without(layer: Tensor, along: frozenset[int], unit: Tensor, locked: dict[int, str]) -> bool:
+def _decided_without(layer: Tensor, along: frozenset[int], leaving: Tensor) -> bool:
     """Whether what leaves does not depend on the position along these axes, nor consists of slabs along them alone."""
-    names = _names(layer, unit, locked)
+    names = _names(layer, leaving)
     if bool((names == FIXED).all()):
         return True
     rest = axes(layer) - along
@@ -127,14 +137,12 @@ def _decided_without(layer: Tensor, along: frozenset[int], unit: Tensor, locked:
 
 def _uniform(layer: Tensor, along: frozenset[int], unit: Tensor) -> bool:
     """Whether all ids on every line along these axes leave together, and other lines can leave without them."""
-    return bool(axes(layer) - along) and _constant_along(_names(layer, unit, {}), along)
+    return bool(axes(layer) - along) and _constant_along(_names(layer, unit), along)
 
 
-def _make_slabs(
-    layer: Tensor, unit: Tensor, locked: dict[int, str], tied: Partition, locks: list[tuple[Tensor, str]]
-) -> bool:
+def _make_slabs(layer: Tensor, leaving: Tensor, tied: Partition, locks: list[tuple[Tensor, str]]) -> bool:
     """Tie ids until one axis alone decides what leaves; returns whether anything had to be tied."""
-    names = _names(layer, unit, locked)
+    names = _names(layer, leaving)
     vary = axes(layer)
     if any(_constant_along(names, vary - {a}) for a in vary):
         return False

@@ -12,7 +12,7 @@ from torch import Tensor
 from coreprune.graph.calls import Call, rule
 from coreprune.graph.facts import Slot, Work
 from coreprune.graph.joint import contract, pointwise, read, statistic
-from coreprune.graph.rules_movement import channels_only, move
+from coreprune.graph.rules_movement import channels_only, move, one_expert
 from coreprune.graph.values import FIXED, Value, axes
 
 
@@ -93,7 +93,8 @@ def _recurrent(call: Call) -> Any:
     weights = [v for v in call.args[2] if isinstance(v, Value) and len(v.shape) == 2]
     steps = math.prod(call.args[0].shape[:-1])
     call.tracer.work.append(Work(call.node.name, steps * sum(math.prod(v.shape) for v in weights), ()))
-    return NotImplemented
+    call.lock("recurrent layers stay whole")
+    return [Value(tuple(v.shape)) for v in call.node.meta["val"]]
 
 
 @rule("einsum")
@@ -179,7 +180,7 @@ def _depthwise(call: Call, x: Value, weight: Value, n_out: int, factor: int) -> 
         call.tracer.unify(ids_out, spread)
     else:
         call.tracer.tied.unite(ids_out, spread)
-        call.tracer.lock(ids_out[spread == FIXED], f"filters an input of a fixed size in {call.node.name}")
+        call.tracer.lock(ids_out[spread == FIXED], f"filters an input of a fixed size ({call.node.name})")
     layer = ids_out.reshape(1, -1)
     call.tracer.work.append(Work(call.node.name, factor, (layer,)))
     return (layer,)
@@ -195,7 +196,7 @@ def _grouped(call: Call, x: Value, weight: Value, groups: int, factor: int) -> t
         tracer.work.append(Work(node.name, factor * math.prod(weight.shape), ()))
         return ()
     assert param is not None
-    reason = f"{node.name} has {groups} groups of channels"
+    reason = f"the same number has to stay in each of {groups} groups ({node.name})"
     ids_in = x.layers[0].reshape(-1) if x.layers else torch.full((x.shape[1],), FIXED)
     ids_out = next((w.reshape(-1) for w in weight.layers if axes(w) == {0}), torch.full((weight.shape[0],), FIXED))
     for layer in weight.layers:

@@ -15,9 +15,9 @@ from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kin
 
 MOVES = """
     view reshape _unsafe_view permute transpose t numpy_T mT reshape_as swapaxes movedim slice select narrow
-    unsqueeze squeeze expand expand_as view_as flatten unflatten unbind split split_with_sizes tensor_split
-    chunk roll flip rot90 repeat tile repeat_interleave pixel_unshuffle channel_shuffle diagonal unfold alias
-    detach contiguous clone lift_fresh_copy lift_fresh unsafe_split unsafe_chunk
+    unsqueeze squeeze expand view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll
+    flip rot90 repeat tile repeat_interleave pixel_unshuffle diagonal unfold alias detach contiguous clone
+    lift_fresh_copy lift_fresh unsafe_split unsafe_chunk
 """
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 LIKE = "to _to_copy type_as dropout feature_dropout alpha_dropout bernoulli tril triu nan_to_num"
@@ -44,6 +44,7 @@ def _move(call: Call) -> Any:
     value = call.args[0]
     if not isinstance(value, Value):
         return NotImplemented
+    _lock_literals(call, value)
     rest = pytree.tree_map_only(Value, lambda v: torch.empty(v.shape), (call.args[1:], call.kwargs))
     target = (
         torch.reshape if call.node.target in VIEWS else call.node.target
@@ -55,6 +56,20 @@ def _move(call: Call) -> Any:
     return result
 
 
+def _lock_literals(call: Call, value: Value) -> None:
+    """Every second channel, or channels shifted by a fixed number: other channels once some have left."""
+    ndim = len(value.shape)
+    touched: set[int] = set()
+    if call.name == "slice" and call.arg(4, "step", 1) != 1:
+        touched = {call.arg(1, "dim", 0) % ndim}
+    elif call.name == "roll":
+        dims = call.arg(2, "dims", ())
+        touched = {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])} or set(range(ndim))
+    for layer in value.layers:
+        if axes(layer) & touched:
+            call.tracer.lock(layer, f"{call.name} with a fixed step along the channels ({call.node.name})")
+
+
 def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
     """A channel axis cut into equal pieces: the same number has to stay in each."""
     cut = next((a for a, n in enumerate(value.shape) if pieces[0].shape[a] != n), None)
@@ -63,7 +78,10 @@ def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
     for layer in value.layers:
         if axes(layer) == {cut}:
             call.tracer.balanced.append(
-                (layer.reshape(len(pieces), -1), f"{call.node.name} cuts the channels into equal pieces")
+                (
+                    layer.reshape(len(pieces), -1),
+                    f"the same number has to stay in each of {len(pieces)} pieces ({call.node.name})",
+                )
             )
 
 
@@ -104,7 +122,7 @@ def _pad(call: Call) -> Any:
     padded = {ndim - 1 - i // 2 for i, n in enumerate(widths) if n}
     for layer in value.layers:
         if axes(layer) & padded:
-            call.tracer.lock(layer, f"channels are padded by {mode} in {call.node.name}")
+            call.tracer.lock(layer, f"channels are padded by {mode} ({call.node.name})")
     return value.with_layers([x for x in value.layers if not axes(x) & padded], shape)
 
 
@@ -155,7 +173,7 @@ def join_along(call: Call, values: list[Value], axis: int) -> Value:
 def channels_only(call: Call, layer: Tensor, axis: int) -> Tensor | None:
     """A layer whose ids depend on the channel axis alone: ids of one channel at several places leave together."""
     if axis not in axes(layer):
-        call.tracer.lock(layer, f"channels on a spatial axis of {call.node.name}")
+        call.tracer.lock(layer, f"channels on a spatial axis ({call.node.name})")
         return None
     return call.tracer.tie(layer, sorted(axes(layer) - {axis}))
 
@@ -165,12 +183,36 @@ def one_expert(call: Call, stacked: Value) -> Value:
     layers = []
     for layer in stacked.layers:
         if 0 in axes(layer):
-            call.tracer.lock(layer, f"experts are picked by the data in {call.node.name}")
+            call.tracer.lock(layer, f"experts are picked by the data ({call.node.name})")
             continue
         for name, _ in call.tracer.origins(layer):
             call.tracer.experts[name] = stacked.shape[0]
         layers.append(layer[0])
     return Value(stacked.shape[1:], tuple(layers), stacked.weight)
+
+
+@rule("expand_as")
+def _expand_as(call: Call) -> Any:
+    """Axes of size 1 grow to the size of another tensor, and shrink with it."""
+    value, other = call.args[0], call.args[1]
+    ndim = len(other.shape)
+    own = [align(x, ndim) for x in value.layers]
+    grown = {a for a, n in enumerate(other.shape) if n > 1 and ((1,) * ndim + value.shape)[-ndim:][a] == 1}
+    return value.with_layers([*own, *(x for x in other.layers if axes(x) <= grown)], other.shape)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(call: Call) -> Any:
+    """[N, g k, ...] seen as [g, k] and transposed: the k-th channels of all groups leave together."""
+    value, groups = call.args[0], call.args[1]
+    layers = []
+    for layer in value.layers:
+        one = channels_only(call, layer, 1)
+        if one is not None:
+            blocks = one.reshape(groups, -1)
+            call.tracer.tie(blocks, [0])
+            layers.append(blocks.t().reshape(one.shape))
+    return value.with_layers(layers)
 
 
 @rule("pixel_shuffle")
@@ -189,7 +231,7 @@ def _pixel_shuffle(call: Call) -> Any:
 @rule("copy", "slice_scatter", "select_scatter", "index_put", "masked_scatter")
 def _write(call: Call) -> Any:
     """Writing into a part of a tensor: ids are not followed through it."""
-    call.tracer.lock_all(call.values(), f"written into a part of a tensor by {call.node.name}")
+    call.tracer.lock_all(call.values(), f"written into a part of a tensor ({call.node.name})")
     return Value(call.shape)
 
 
@@ -197,14 +239,14 @@ def _write(call: Call) -> Any:
 def _embedding(call: Call) -> Any:
     table, where = call.args[0], call.args[1]
     shape = call.shape
-    call.tracer.lock_all([where], f"used as an index in {call.node.name}")
+    call.tracer.lock_all([where], f"used as an index ({call.node.name})")
     layers = []
     for layer in table.layers:
         if axes(layer) == {1}:
             call.tracer.play(table, layer, "out")
             layers.append(align(layer[0], len(shape)))
         else:
-            call.tracer.lock(layer, f"rows are looked up by index in {call.node.name}")
+            call.tracer.lock(layer, f"rows are looked up by index ({call.node.name})")
     return Value(shape).with_layers(layers)
 
 
@@ -219,7 +261,7 @@ def _index(call: Call) -> Any:
         picked = {call.args[1] % len(value.shape)}
     if "gather" in call.node.name or "take" in call.node.name:
         return NotImplemented
-    call.tracer.lock_all(values_in(call.args[1:]), f"used as an index in {call.node.name}")
+    call.tracer.lock_all(values_in(call.args[1:]), f"used as an index ({call.node.name})")
     chosen = value.weight and picked == {0} and not all(v.weight for v in values_in(call.args[1:]))
     if chosen and len(value.shape) > 1:
         for layer in value.layers:
@@ -227,7 +269,7 @@ def _index(call: Call) -> Any:
                 call.tracer.experts[name] = value.shape[0]
     for layer in value.layers:
         if axes(layer) & picked:
-            call.tracer.lock(layer, f"looked up by index in {call.node.name}")
+            call.tracer.lock(layer, f"looked up by index ({call.node.name})")
     free = Value(value.shape, tuple(x for x in value.layers if not axes(x) & picked), value.weight)
     shape = call.shape
     layers = []
@@ -249,5 +291,5 @@ def _im2col(call: Call) -> Any:
         if axes(layer) == {1}:
             layers.append(layer.reshape(1, -1, 1).repeat_interleave(kernel[0] * kernel[1], 1))
         else:
-            call.tracer.lock(layer, f"channels on a spatial axis of {call.node.name}")
+            call.tracer.lock(layer, f"channels on a spatial axis ({call.node.name})")
     return value.with_layers(layers, shape)

@@ -75,10 +75,15 @@ def _group_norm(call: Call) -> Any:
         for layer in x.layers:
             if axes(layer) == {1} and groups > 1:
                 call.tracer.balanced.append(
-                    (layer.reshape(groups, -1), f"{call.node.name} has {groups} groups of channels")
+                    (
+                        layer.reshape(groups, -1),
+                        f"the same number has to stay in each of {groups} groups ({call.node.name})",
+                    )
                 )
     else:
-        call.tracer.lock_all([x], f"one group per channel in {call.node.name}; an InstanceNorm can be pruned")
+        call.tracer.lock_all(
+            [x], f"a GroupNorm with one group per channel ({call.node.name}); an InstanceNorm can be pruned"
+        )
     shape = [1] * len(x.shape)
     shape[1] = x.shape[1]
     scales = [Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=True) for p in params]
@@ -174,6 +179,15 @@ def _along(call: Call) -> Any:
     if isinstance(call.node.meta["val"], (tuple, list)):
         return [x, Value(x.shape)]
     return x
+
+
+@rule("topk", "kthvalue")
+def _ranked(call: Call) -> Any:
+    """Positions are picked by their values, as a router picks experts."""
+    x, axis = call.args[0], call.arg(2, "dim", -1)
+    statistic(call, x, [axis], f"{call.name} over channels")
+    kept = [layer for layer in x.layers if axis % len(x.shape) not in axes(layer)]
+    return [Value(tuple(v.shape)).with_layers(kept) for v in call.node.meta["val"]]
 
 
 @rule("glu")

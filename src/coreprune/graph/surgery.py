@@ -105,7 +105,11 @@ def remove(
 
     numbers: dict[str, Numbers] = {}
     best: list[nn.Module | None] = [None]
-    good = grow([], list(cuts)) if cuts else []
+    # Groups that change a norm's statistics can only be run, not compared; so the others are compared without them.
+    exact = [n for n, (g, _) in cuts.items() if "norm-statistics" not in g.flags]
+    good = grow([], exact) if exact else []
+    rest = [n for n in cuts if n not in exact]
+    good = grow(good, rest) if rest else good
     small = best[0] if best[0] is not None else _smaller(model, captured, [], numbers)
     if inplace:
         adopt(model, small)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -23,13 +26,13 @@ def difference(
     Groups whose removal changes the statistics of a norm are only run, not compared: they are not equal by design.
     """
     try:
-        with quiet(small):
+        with quiet(small), _same_noise():
             got = small(*captured.args, **captured.kwargs)
     except Exception as error:
         text = str(error).strip().splitlines()
         return f"the pruned model does not run: {type(error).__name__}: {text[0] if text else ''}"
     masks = zero_masks(captured, chosen)
-    with quiet(model):
+    with quiet(model), _same_noise():
         weights = zeroed(model, chosen)
         if masks:
             want = replay(captured, model, weights, masks)
@@ -38,6 +41,14 @@ def difference(
             want = functional_call(model, weights, captured.args, captured.kwargs)
     exact = not any("norm-statistics" in g.flags for g, _ in chosen)
     return compare(got, want, exact)
+
+
+@contextmanager
+def _same_noise() -> Iterator[None]:
+    """Both runs draw the same random numbers, and the caller's generator does not notice."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def zeroed(model: nn.Module, chosen: list[tuple[Group, Tensor]]) -> dict[str, Tensor]:
