@@ -2,10 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
-# A relative cache would travel with the working directory; pip, pyright and pytest each keep their own.
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test quick lint types zoo bench docs clean
+.PHONY: help demo test quick lint types zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -50,6 +49,14 @@ lint: $(VENV)/.test  ## style and import direction
 
 types: $(VENV)/.test  ## static types
 	$(VENV)/bin/pyright
+
+bench: $(VENV)/.bench  ## the ellipsoid benchmark and the zoo (LeNet needs --data, see docs/benchmarks.md)
+	$(PY) benchmarks/mvee.py
+	$(PY) benchmarks/zoo.py
+	$(PY) benchmarks/page.py
+
+zoo: $(VENV)/.test  ## the zoo with torchvision's and timm's models, where these are installed in .venv
+	$(PY) benchmarks/zoo.py --torchvision --out zoo-torchvision.json
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache demo-report
