@@ -101,6 +101,28 @@ def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -
         assert same(before, state(model))
 
 
+def test_a_failure_half_way_through_in_place_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, captured, groups, keep, x = prepared("resnet-bottleneck")
+    model(x).sum().backward()
+    before = state(model)
+    grads = [p.grad for p in model.parameters()]
+    from coreprune.graph import surgery
+
+    whole, calls = surgery._resize, []
+
+    def fail_at_the_seventh(old: Tensor, new: Tensor) -> None:
+        calls.append(1)
+        if len(calls) == 7:
+            raise RuntimeError("no more memory")
+        whole(old, new)
+
+    monkeypatch.setattr(surgery, "_resize", fail_at_the_seventh)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        remove(model, captured, groups, keep, inplace=True)
+    assert same(before, state(model))
+    assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
+
+
 def test_groups_that_break_are_put_back_and_named() -> None:
     model, captured, groups, keep, x = prepared("literal-sizes")
     before = state(model)

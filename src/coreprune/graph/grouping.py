@@ -176,7 +176,9 @@ class _Builder:
             if bool((mine[self.settled.unit[r.ids.clamp(min=0)]] & (r.ids >= 0)).any()):
                 slices = tuple(read[p] for p in r.params if p in read)
                 index = self._index(r.ids, mine, number)
-                found.append(Consumer(slices, r.node, r.source, r.axis, index, r.module))
+                weight = self.tracer.captured.aliases.get(f"{r.module}.weight")
+                hookable = any(weight == s.param for s in slices)
+                found.append(Consumer(slices, r.node, r.source, r.axis, index, r.module, hookable))
         return tuple(found)
 
     # --- the same number in every block ----------------------------------------------------------------------------

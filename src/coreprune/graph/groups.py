@@ -38,8 +38,9 @@ class Consumer:
         axis: the channel axis of that input: -1 for linear layers, 1 for convolutions.
         index: int64 [n], the channel of the group at every position along the axis, or -1. For stacked experts
             [experts, n]: row e holds for the samples that are routed to expert e.
-        module: the innermost module in whose forward this happens; for linear and convolution modules its input is
-            exactly what is read.
+        module: the innermost module in whose forward this happens.
+        hookable: the module's own `weight` does the reading, as in linear and convolution layers: its input is what is
+            read, so features can be collected with a forward pre-hook. Otherwise replay the graph up to `source`.
     """
 
     slices: tuple[ParamSlice, ...]
@@ -48,6 +49,7 @@ class Consumer:
     axis: int
     index: Tensor
     module: str | None
+    hookable: bool = False
 
 
 @dataclass(frozen=True, eq=False)

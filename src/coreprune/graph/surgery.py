@@ -250,19 +250,38 @@ def _width_changes(group: Group, keep: Tensor, path: str) -> dict[int, int]:
 
 
 def adopt(model: nn.Module, small: nn.Module) -> None:
-    """Move the smaller tensors and the numbers into the original, keeping its modules, parameters and hooks."""
+    """Move the smaller tensors and the numbers into the original, keeping its modules, parameters and hooks.
+
+    Everything is put back if a step fails, for example on a parameter that cannot be resized.
+    """
     theirs = dict(small.named_modules())
+    undo: list[tuple[Tensor, Tensor, Tensor | None] | tuple[dict[str, object], str, object]] = []
     done: set[int] = set()
-    for name, module in model.named_modules():
-        other = theirs[name]
-        for store in ("_parameters", "_buffers"):
-            for key, old in getattr(module, store).items():
-                new = getattr(other, store)[key]
-                if old is None or old.shape == new.shape or id(old) in done:
-                    continue
-                done.add(id(old))
-                old.grad = None
-                old.data = new.data
-        for key, value in vars(other).items():
-            if isinstance(value, (int, tuple)) and not isinstance(value, bool) and key in vars(module):
-                vars(module)[key] = value if key != "training" else vars(module)[key]
+    try:
+        for name, module in model.named_modules():
+            other = theirs[name]
+            for store in ("_parameters", "_buffers"):
+                for key, old in getattr(module, store).items():
+                    new = getattr(other, store)[key]
+                    if old is None or old.shape == new.shape or id(old) in done:
+                        continue
+                    done.add(id(old))
+                    undo.append((old, old.data, old.grad))
+                    _resize(old, new)
+            mine = vars(module)
+            for key, value in vars(other).items():
+                if isinstance(value, (int, tuple)) and key != "training" and key in mine and mine[key] != value:
+                    undo.append((mine, key, mine[key]))
+                    mine[key] = value
+    except Exception:
+        for target, a, b in reversed(undo):
+            if isinstance(target, dict):
+                target[a] = b  # pyright: ignore[reportArgumentType]
+            else:
+                target.data, target.grad = a, b  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+
+
+def _resize(old: Tensor, new: Tensor) -> None:
+    old.grad = None
+    old.data = new.data
