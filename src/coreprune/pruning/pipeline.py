@@ -61,10 +61,11 @@ def prune(
     all are CoreprunErrors.
     """
     tell = progress or silent
+    budget, selector = _checked(budget, method, delta)
     captured, groups = trace(model, example_inputs, tell)
-    choice = _choose(model, captured, groups, budget, method, seed, delta, tell)
+    choice = _choose(model, captured, groups, budget, selector, seed, delta, tell)
     tell("surgery", 0, 1)
-    smaller, put_back = _cut(model, captured, groups, choice.plan, inplace)
+    smaller, put_back = _cut(model, captured, groups, choice.plan)
 
     kept = {name: entry for name, entry in choice.plan.groups.items() if name not in put_back}
     widths = {name: len(entry.kept) for name, entry in kept.items()}
@@ -90,6 +91,9 @@ def prune(
             "versions": versions(),
         },
     )
+    if inplace:  # the last step, so that a failure before it leaves the given model as it was
+        adopt(model, smaller)
+        smaller = model
     return Result(smaller, replace(choice.plan, groups=kept), report, choice.rankings)
 
 
@@ -102,8 +106,9 @@ def plan(
     seed: int = 0,
 ) -> Plan:
     """Decide which channels stay, and touch no weight. Arguments and errors as in `prune`."""
+    budget, selector = _checked(budget, method, 0.01)
     captured, groups = trace(model, example_inputs, silent)
-    return _choose(model, captured, groups, budget, method, seed, 0.01, silent).plan
+    return _choose(model, captured, groups, budget, selector, seed, 0.01, silent).plan
 
 
 def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, inplace: bool = False) -> nn.Module:
@@ -128,10 +133,13 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any, *, inplace: bool = 
                 f"the plan prunes {name!r} with {entry.size} channels, but this model has "
                 f"{sizes.get(name, 'no such group')}. Make a plan for this model."
             )
-    smaller, put_back = _cut(model, captured, groups, plan, inplace)
+    smaller, put_back = _cut(model, captured, groups, plan)
     if put_back:
         name, reason = next(iter(put_back.items()))
         raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
+    if inplace:
+        adopt(model, smaller)
+        smaller = model
     return smaller
 
 
@@ -175,17 +183,13 @@ def _choose(
     model: nn.Module,
     captured: Captured,
     groups: list[Group],
-    budget: Budget | None,
-    method: str | Selector,
+    budget: Budget,
+    selector: Selector,
     seed: int,
     delta: float,
     tell: Progress,
 ) -> _Choice:
     """Rank every free group, cut it to its width, and certify what the theorems cover."""
-    budget = _checked_budget(budget)
-    selector = resolve(method)
-    if not 0 < delta < 1:
-        raise InputError(f"delta must lie between 0 and 1, but it is {delta}.")
     free = [g for g in groups if g.locked_because is None]
     if not free and budget.keep < 1:
         raise BudgetError(_nothing_free(groups))
@@ -224,25 +228,22 @@ def silent(phase: str, done: int, total: int) -> None:
     """No progress."""
 
 
-def _cut(
-    model: nn.Module, captured: Captured, groups: list[Group], plan: Plan, inplace: bool
-) -> tuple[nn.Module, dict[str, str]]:
-    """Surgery, then re-weighting of the consumers. Returns the model and the groups that had to be put back."""
+def _cut(model: nn.Module, captured: Captured, groups: list[Group], plan: Plan) -> tuple[nn.Module, dict[str, str]]:
+    """A smaller copy with re-weighted consumers, and the groups that had to be put back, with the reason."""
     keep = {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
     removed = remove(model, captured, groups, keep)
     reweight_(removed.model, groups, {n: p for n, p in plan.groups.items() if n not in removed.locked})
-    if not inplace:
-        return removed.model, dict(removed.locked)
-    adopt(model, removed.model)  # the last step, so that a failure before it leaves the given model as it was
-    return model, dict(removed.locked)
+    return removed.model, dict(removed.locked)
 
 
-def _checked_budget(budget: object) -> Budget:
-    if budget is None:
-        return Budget()
+def _checked(budget: object, method: str | Selector, delta: float) -> tuple[Budget, Selector]:
+    """The settings, before any work is done on them."""
+    budget = Budget() if budget is None else budget
     if not isinstance(budget, Budget):
         raise InputError(f"budget must be a Budget, e.g. Budget(keep=0.5), not {budget!r}.")
-    return budget
+    if not 0 < delta < 1:
+        raise InputError(f"delta must lie between 0 and 1, but it is {delta}.")
+    return budget, resolve(method)
 
 
 def _nothing_free(groups: list[Group]) -> str:
