@@ -21,3 +21,23 @@ def test_every_link_to_a_file_of_the_project_exists():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_theory_page_names_functions_and_tests_that_exist():
+    import importlib
+
+    text = (ROOT / "docs" / "theory.md").read_text()
+    files = set(re.findall(r"`(tests/[\w/]+\.py)`", text))
+    assert files
+    for file in files:
+        assert (ROOT / file).exists(), file
+    names = set(re.findall(r"`(geometry|coreset)\.(\w+)", text))
+    assert {"mvee", "linf_coreset", "peel", "sampling_bound", "merge_bound", "lewis_weights"} <= {n for _, n in names}
+    for layer, name in names:
+        assert hasattr(importlib.import_module(f"coreprune.{layer}"), name), f"{layer}.{name}"
+
+
+def test_every_theorem_is_in_a_docstring_of_the_code():
+    sources = "".join(p.read_text() for p in (ROOT / "src" / "coreprune").rglob("*.py"))
+    for theorem in ("T1", "T2", "T3", "T4", "T4′", "T5", "T6", "T7", "T8"):
+        assert re.search(rf"\b{theorem}(?![′\d])", sources), theorem
