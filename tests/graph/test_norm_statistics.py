@@ -29,6 +29,7 @@ def norm_masks(model: nn.Module, groups: list[Group], kept: dict[str, Tensor]) -
     return masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_layer_norm_over_the_channels_that_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = ZOO[name]

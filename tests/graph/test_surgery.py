@@ -254,6 +254,7 @@ def test_new_weights_of_the_same_shape_are_used() -> None:
     assert_same([small(x)], [zeroed_original(trained, groups, keep)(x)])
 
 
+@pytest.mark.slow
 def test_pruning_twice() -> None:
     """Narrow, capture again, narrow again: the second round sees a model like any other."""
     for name in ("cifar-resnet56-a", "shufflenet-v2", "timm-style-vit"):
