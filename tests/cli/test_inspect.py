@@ -57,7 +57,7 @@ def test_weights_are_loaded(folder):
     weights |= {"2.weight": torch.zeros(3, 24), "2.bias": torch.zeros(3)}
     save_file(weights, folder / "w.safetensors")
     model, given = load("models_under_test:with_example", folder / "w.safetensors", [])
-    assert float(model[0].weight[0, 0]) == 2.0
+    assert model[0].weight[0, 0].item() == 2.0
     assert given.shape == (1, 8)
 
 
