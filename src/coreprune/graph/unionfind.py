@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 
@@ -41,6 +39,9 @@ class Partition:
 
     def labels(self, n: int) -> Tensor:
         """The class of every id: shape [n], int64, numbered from 0."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         if self._labels is None or len(self._labels) != n:
             if self._pairs:
                 a = torch.cat([p[0] for p in self._pairs]).numpy()
