@@ -55,6 +55,8 @@ def test_an_unknown_selector_lists_the_known_ones():
 
 
 def test_wrong_example_inputs():
+    refuse(InputError, "at least one sample", mlp(), EXAMPLE[:0])
+    refuse(InputError, "example_inputs is a ndarray", mlp(), EXAMPLE.numpy())
     refuse(ModelError, "cannot capture Sequential", mlp(), torch.zeros(1, 9))
     refuse(InputError, "example_inputs is a str", mlp(), "cat.png")
     refuse(InputError, "model is on cpu, but an example input is on meta", mlp(), EXAMPLE.to("meta"))
@@ -70,12 +72,17 @@ def test_weights_that_cannot_be_read():
     integers[0].weight = nn.Parameter(torch.ones(24, 8, dtype=torch.int8), requires_grad=False)
     refuse(InputError, r"'0.weight' has dtype torch.int8", integers)
     refuse(InputError, "nothing to prune", nn.ReLU())
+    refuse(InputError, r"Prune model\.module", nn.DataParallel(mlp()))
+    refuse(InputError, "dtype torch.float8_e4m3fn", mlp(dtype=torch.float8_e4m3fn), EXAMPLE.to(torch.float8_e4m3fn))
     with pytest.raises(InputError, match=r"torch\.nn\.Module, not dict"):
         prune({}, EXAMPLE)  # type: ignore[arg-type]
 
 
 def test_other_arguments():
     refuse(InputError, "delta", mlp(), delta=0.0)
+    refuse(InputError, "delta", mlp(), delta="1 %")
+    refuse(InputError, "seed", mlp(), seed="a")
+    refuse(InputError, r"Norm\(\)", mlp(), method=coreprune.Norm)
     with pytest.raises(InputError, match="must be a Plan"):
         apply(mlp(), {"groups": {}}, EXAMPLE)  # type: ignore[arg-type]
 

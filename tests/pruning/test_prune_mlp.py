@@ -21,7 +21,7 @@ def mlp(seed: int = 0, act: type[nn.Module] = nn.ReLU, dtype: torch.dtype = torc
 
 
 def bits(model: nn.Module) -> dict[str, bytes]:
-    return {k: v.detach().cpu().numpy().tobytes() for k, v in model.state_dict().items()}
+    return {k: v.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for k, v in model.state_dict().items()}
 
 
 def widths(model: nn.Module) -> list[int]:

@@ -194,7 +194,10 @@ def _smaller(
     try:
         small = copy.deepcopy(model, memo)
     except Exception as error:
-        raise ModelError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied: {_first_line(error)}. "
+            "Take what copy.deepcopy refuses (a lock, an open file) off the model before pruning."
+        ) from error
     _follow_weights(small, captured, {n: named[n].shape[0] for n in touched})
     _follow_groups(small, chosen, numbers)
     return small

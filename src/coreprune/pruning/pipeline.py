@@ -61,7 +61,7 @@ def prune(
     all are CoreprunErrors.
     """
     tell = progress or silent
-    budget, selector = _checked(budget, method, delta)
+    budget, selector = _checked(budget, method, seed, delta)
     captured, groups = trace(model, example_inputs, tell)
     choice = _choose(model, captured, groups, budget, selector, seed, delta, tell)
     tell("surgery", 0, 1)
@@ -106,7 +106,7 @@ def plan(
     seed: int = 0,
 ) -> Plan:
     """Decide which channels stay, and touch no weight. Arguments and errors as in `prune`."""
-    budget, selector = _checked(budget, method, 0.01)
+    budget, selector = _checked(budget, method, seed, 0.01)
     captured, groups = trace(model, example_inputs, silent)
     return _choose(model, captured, groups, budget, selector, seed, 0.01, silent).plan
 
@@ -147,9 +147,11 @@ def check_model(model: object, example_inputs: Any) -> None:
     """Refuse models that no method here can read: nothing trainable, non-float weights, several devices."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise InputError(f"the model is wrapped in {type(model).__name__}. Prune model.module, and wrap the result.")
     devices = set()
     for name, tensor in model.named_parameters():
-        if not tensor.is_floating_point():
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise InputError(
                 f"parameter {name!r} has dtype {tensor.dtype}; only real floating-point weights can be pruned. "
                 "Prune the model before it is quantised."
@@ -163,6 +165,8 @@ def check_model(model: object, example_inputs: Any) -> None:
         raise InputError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")
     args, kwargs = normalise_example(example_inputs)
     for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.numel() == 0:
+            raise InputError(f"an example input is empty: its shape is {tuple(leaf.shape)}. Pass at least one sample.")
         if isinstance(leaf, Tensor) and leaf.device not in devices:
             place = ", ".join(sorted(map(str, devices)))
             raise InputError(
@@ -236,13 +240,15 @@ def _cut(model: nn.Module, captured: Captured, groups: list[Group], plan: Plan) 
     return removed.model, dict(removed.locked)
 
 
-def _checked(budget: object, method: str | Selector, delta: float) -> tuple[Budget, Selector]:
+def _checked(budget: object, method: str | Selector, seed: object, delta: object) -> tuple[Budget, Selector]:
     """The settings, before any work is done on them."""
     budget = Budget() if budget is None else budget
     if not isinstance(budget, Budget):
         raise InputError(f"budget must be a Budget, e.g. Budget(keep=0.5), not {budget!r}.")
-    if not 0 < delta < 1:
-        raise InputError(f"delta must lie between 0 and 1, but it is {delta}.")
+    if not isinstance(delta, (int, float)) or not 0 < delta < 1:
+        raise InputError(f"delta must be a number between 0 and 1, but it is {delta!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"seed must be a whole number, but it is {seed!r}.")
     return budget, resolve(method)
 
 

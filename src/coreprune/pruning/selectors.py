@@ -238,6 +238,8 @@ def resolve(method: str | Selector) -> Selector:
 
     Raises InputError for an unknown name, and lists the known ones.
     """
+    if isinstance(method, type):
+        raise InputError(f"method is the class {method.__name__}; pass an object of it: {method.__name__}().")
     if callable(method) and hasattr(method, "name"):
         return method
     if isinstance(method, str) and method in SELECTORS:
