@@ -31,9 +31,11 @@ def refuse(
         ({"keep": -0.1}, "remove every channel"),
         ({"keep": 1.5}, "more than everything"),
         ({"keep": 50}, "keep=0.5 keeps half"),
-        ({"keep": float("nan")}, "number in"),
-        ({"keep": "half"}, "number in"),
-        ({"keep": True}, "number in"),
+        ({"keep": float("nan")}, "must be a number"),
+        ({"keep": "half"}, "must be a number"),
+        ({"keep": True}, "must be a number"),
+        ({"macs": 0}, "remove every channel"),
+        ({"macs": 0.5, "params": 0.5}, "macs and params are given"),
         ({"min_width": 0}, "min_width"),
         ({"round_to": 2.5}, "round_to"),
     ],
@@ -47,6 +49,8 @@ def test_budgets_that_the_model_cannot_meet():
     refuse(BudgetError, "12 units, fewer than min_width=20", mlp(), budget=Budget(min_width=20))
     refuse(BudgetError, "no channels between two layers", nn.Sequential(nn.Linear(8, 3)))
     refuse(InputError, r"Budget\(keep=0.5\)", mlp(), budget=0.5)
+    refuse(BudgetError, r"least width .* are left \(3\.1%\)", mlp(), budget=Budget(params=0.01))
+    refuse(BudgetError, "no channels between two layers", nn.Sequential(nn.Linear(8, 3)), budget=Budget(macs=0.5))
 
 
 def test_an_unknown_selector_lists_the_known_ones():

@@ -17,7 +17,7 @@ from __future__ import annotations
 from coreprune.graph.capture import Captured, capture, normalise_example
 from coreprune.graph.cost import Cost, CostModel, cost
 from coreprune.graph.grouping import find_groups
-from coreprune.graph.groups import Consumer, Group, ParamSlice, describe
+from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, lock
 from coreprune.graph.surgery import Removed, adopt, probe, remove
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "cost",
     "describe",
     "find_groups",
+    "lock",
     "normalise_example",
     "probe",
     "remove",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,8 +12,19 @@ from torch.utils import _pytree as pytree
 
 from coreprune.coreset import relative_limit
 from coreprune.errors import BudgetError, InputError
-from coreprune.graph import Captured, CostModel, Group, adopt, capture, find_groups, normalise_example, probe, remove
-from coreprune.pruning.budget import Budget
+from coreprune.graph import (
+    Captured,
+    CostModel,
+    Group,
+    adopt,
+    capture,
+    find_groups,
+    lock,
+    normalise_example,
+    probe,
+    remove,
+)
+from coreprune.pruning.budget import Budget, allocate
 from coreprune.pruning.certify import certificates
 from coreprune.pruning.layers import plain_linear, read_layer, tensors_of
 from coreprune.pruning.plan import Plan, fingerprint
@@ -63,22 +74,24 @@ def prune(
     tell = progress or silent
     budget, selector = _checked(budget, method, seed, delta)
     captured, groups = trace(model, example_inputs, tell)
-    choice = _choose(model, captured, groups, budget, selector, seed, delta, tell)
-    tell("surgery", 0, 1)
-    smaller, put_back = _cut(model, captured, groups, choice.plan)
+    while True:
+        model_cost = CostModel(captured, groups)
+        choice = _choose(model, captured, groups, budget, selector, seed, delta, tell)
+        tell("surgery", 0, 1)
+        smaller, put_back = _cut(model, captured, groups, choice.plan)
+        if not put_back:
+            break
+        # What the forward does not survive stays whole, and the budget is met by the others. Each round locks more.
+        groups = [lock(g, put_back[g.name]) if g.name in put_back else g for g in groups]
 
-    kept = {name: entry for name, entry in choice.plan.groups.items() if name not in put_back}
-    widths = {name: len(entry.kept) for name, entry in kept.items()}
-    rows = []
-    for g in groups:
-        reason = put_back.get(g.name, g.locked_because)
-        rows.append(
-            GroupReport(g.name, g.size, g.size, g.unit, locked_because=reason) if reason else choice.rows[g.name]
-        )
-    model_cost = CostModel(captured, groups)
-    before, after = model_cost(), model_cost(widths)
+    rows = tuple(
+        choice.rows.get(g.name) or GroupReport(g.name, g.size, g.size, g.unit, locked_because=g.locked_because)
+        for g in groups
+    )
+    before = model_cost()
+    after = model_cost({name: len(entry.kept) for name, entry in choice.plan.groups.items()})
     report = Report(
-        groups=tuple(rows),
+        groups=rows,
         parameters=(before.params, after.params),
         macs=(before.macs, after.macs),
         bytes=(before.bytes, after.bytes),
@@ -94,7 +107,7 @@ def prune(
     if inplace:  # the last step, so that a failure before it leaves the given model as it was
         adopt(model, smaller)
         smaller = model
-    return Result(smaller, replace(choice.plan, groups=kept), report, choice.rankings)
+    return Result(smaller, choice.plan, report, choice.rankings)
 
 
 def plan(
@@ -194,9 +207,8 @@ def _choose(
     tell: Progress,
 ) -> _Choice:
     """Rank every free group, cut it to its width, and certify what the theorems cover."""
+    widths = allocate(budget, groups, CostModel(captured, groups))
     free = [g for g in groups if g.locked_because is None]
-    if not free and budget.keep < 1:
-        raise BudgetError(_nothing_free(groups))
     tensors = tensors_of(model)
     generator = torch.Generator().manual_seed(seed)
     plans, rankings, rows = {}, {}, {}
@@ -204,7 +216,7 @@ def _choose(
         tell("select", i, len(free))
         layer = read_layer(tensors, captured, group)
         ranking = rankings[group.name] = selector(layer, generator)
-        plans[group.name], coreset = choose(group, ranking, budget)
+        plans[group.name], coreset = choose(group, ranking, widths[group.name])
         applies = plain_linear(captured, group)
         rows[group.name] = GroupReport(
             name=group.name,
@@ -250,10 +262,3 @@ def _checked(budget: object, method: str | Selector, seed: object, delta: object
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InputError(f"seed must be a whole number, but it is {seed!r}.")
     return budget, resolve(method)
-
-
-def _nothing_free(groups: list[Group]) -> str:
-    if all(g.locked_because == "model output" for g in groups):
-        return "this model has no channels between two layers, so nothing can be removed. Use Budget(keep=1.0)."
-    reasons = "; ".join(f"{g.name}: {g.locked_because}" for g in groups[:5])
-    return f"no group of channels is free to leave ({reasons}), so the budget cannot be met."

@@ -1,4 +1,4 @@
-"""From rankings and a budget to the channels of one group that stay."""
+"""From a ranking and a width to the channels of one group that stay."""
 
 from __future__ import annotations
 
@@ -6,24 +6,17 @@ import torch
 from torch import Tensor
 
 from coreprune.coreset import Coreset
-from coreprune.errors import BudgetError
 from coreprune.graph import Group
-from coreprune.pruning.budget import Budget
 from coreprune.pruning.plan import GroupPlan
 from coreprune.pruning.selectors import Ranking
 
 
-def choose(group: Group, ranking: Ranking, budget: Budget) -> tuple[GroupPlan, Coreset]:
-    """Cut a ranking of a group's units to the width that the budget gives it.
+def choose(group: Group, ranking: Ranking, width: int) -> tuple[GroupPlan, Coreset]:
+    """Cut a ranking of a group's units to `width` units, in every block where the group has blocks.
 
-    Returns the plan of the group and the coreset of units behind it. Raises BudgetError where min_width exceeds the
-    group.
+    Returns the plan of the group and the coreset of units behind it.
     """
-    units = group.size // group.unit
-    if group.blocks is None:
-        coreset = ranking.coreset(budget.width(units, group.name, group.unit))
-    else:
-        coreset = _balanced(group, ranking, budget)
+    coreset = ranking.coreset(width) if group.blocks is None else _balanced(group.blocks, ranking, width)
     channels = group.units()[coreset.indices.cpu()].reshape(-1)
     order = channels.argsort()
 
@@ -38,15 +31,9 @@ def choose(group: Group, ranking: Ranking, budget: Budget) -> tuple[GroupPlan, C
     return plan, coreset
 
 
-def _balanced(group: Group, ranking: Ranking, budget: Budget) -> Coreset:
+def _balanced(blocks: Tensor, ranking: Ranking, width: int) -> Coreset:
     """The first units of every block, by the ranking's order; kept weights, because T6 has no form for blocks."""
-    assert group.blocks is not None
-    blocks = group.blocks.cpu()
-    sizes = torch.bincount(blocks)
-    width = budget.width(int(sizes[0]), group.name, group.unit)
-    if int(sizes.min()) != int(sizes.max()):
-        raise BudgetError(f"{group.name}: its blocks have different sizes {sizes.tolist()}, so no equal share exists.")
-    order = ranking.order.cpu()
-    kept = [order[blocks[order] == b][:width] for b in range(len(sizes))]
+    order, blocks = ranking.order.cpu(), blocks.cpu()
+    kept = [order[blocks[order] == b][:width] for b in range(int(blocks.max()) + 1)]
     indices = torch.cat(kept).sort().values
     return Coreset(indices, torch.ones(indices.numel(), dtype=torch.float64))
