@@ -10,7 +10,23 @@ from coreprune import Budget, Norm, inspect, prune
 from graph.zoo import ZOO
 
 # Architectures whose consumers are dense, grouped or flattened, of several kinds; sampling re-weights all of them.
-REWEIGHTED = ("vgg", "densenet", "resnext", "hf-resnet", "mobilenet-v2", "bert", "llama-gqa", "unet")
+REWEIGHTED = (
+    "vgg",
+    "densenet",
+    "resnext",
+    "hf-resnet",
+    "mobilenet-v2",
+    "bert",
+    "llama-gqa",
+    "unet",
+    "mixtral",
+    "t5",
+    "shufflenet-v2",
+    "efficientnet",
+    "swin",
+    "clip",
+    "detr",
+)
 
 
 def call(model, inputs):
