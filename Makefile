@@ -50,9 +50,8 @@ lint: $(VENV)/.test  ## style and import direction
 types: $(VENV)/.test  ## static types
 	$(VENV)/bin/pyright
 
-bench: $(VENV)/.bench  ## the ellipsoid benchmark and the zoo (LeNet needs --data, see docs/benchmarks.md)
+bench: $(VENV)/.bench  ## the ellipsoid benchmark (LeNet needs --data, see benchmarks/lenet_mnist.py)
 	$(PY) benchmarks/mvee.py
-	$(PY) benchmarks/zoo.py
 	$(PY) benchmarks/page.py
 
 zoo: $(VENV)/.test  ## the zoo with torchvision's and timm's models, where these are installed in .venv
