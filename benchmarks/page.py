@@ -87,7 +87,7 @@ most per process ("did not finish" otherwise, out of memory included). How the c
 
 - cvxpy stops at its own tolerance, which is looser than the certified gap asked for at most shapes. It ran on the Gaussian points only; where it did
   not finish it ran out of 12 GiB.
-- One cell of the heavy-tailed points is slower than WATY: 5000×20 at 1e-2, where a handful of points carry the ellipsoid. WATY's time there is
+- One cell of the heavy-tailed points is slower than WATY: 5000×20 at 1e-2. WATY's time there is
   that of its first iterate with the gap; a caller cannot stop there.
 
 Ran on {ran_on(record["environment"])}
