@@ -114,7 +114,9 @@ def test_wide_layers_use_contact_points_and_say_so(monkeypatch):
     assert ["contact" in note for note in notes()] == [False, True]  # 24 channels in 9 dimensions, 12 in 25
 
 
-@pytest.mark.parametrize("method", ["loewner", "lewis", "norm", "uniform", "magnitude"])
+@pytest.mark.parametrize(
+    "method", ["loewner", "lewis", "norm", "uniform", "magnitude", Norm(sign_split=True), Loewner(tight=False)], ids=str
+)
 def test_certificates_of_a_layer_hold_against_an_adversary(method, gen):
     """One hidden layer, so that the layer bound is a bound on the network; x has 1 appended."""
     model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3)).double()

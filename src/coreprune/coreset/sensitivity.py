@@ -19,7 +19,7 @@ import torch
 from coreprune._shapes import Float, Tensor
 from coreprune._validate import as_points
 from coreprune.coreset.linf import Variant, linf_coreset
-from coreprune.errors import InputError
+from coreprune.errors import GeometryError, InputError
 from coreprune.geometry import lewis_weights, span
 
 Method = Literal["peeling", "lewis", "norm", "mussay", "exact"]
@@ -79,7 +79,8 @@ def sensitivities(
     one_sided: f = relu instead of |·|. Relative methods only.
     variant, tight, ridge: for peeling, see `peel`.
 
-    Raises InputError for an unknown method, bad points or weights, and for one_sided with "lewis" (T5 is two-sided).
+    Raises InputError for an unknown method, bad points or weights, and for one_sided with "lewis" (T5 is two-sided);
+    GeometryError where a linear program of "exact" does not solve.
     """
     points = as_points(points)
     n = points.shape[0]
@@ -197,24 +198,35 @@ def _exact(weighted: Tensor, one_sided: bool) -> Tensor:
     import numpy as np
     from scipy.optimize import linprog
 
-    rows = (weighted @ span(weighted).basis).cpu().numpy()
+    # Sensitivities do not depend on the basis, so orthonormal coordinates u_k serve. With w_k = v_k ‖u_k‖/‖u_i‖ and
+    # directions û the program is: minimise s with Σ w_k û_k = û_i and |w_k| ≤ s ‖u_k‖/‖u_i‖. Then w = e_i, s = 1 is
+    # feasible at unit scale, however far the lengths of the points are apart.
+    rows = span(weighted).coordinates.cpu().numpy()
     n, r = rows.shape
+    lengths = np.linalg.norm(rows, axis=1)
+    live = np.flatnonzero(lengths)
+    directions = rows[live] / lengths[live, None]
+    k = live.size
     values = np.zeros(n)
-    # Variables v_1..v_n and t; minimise t subject to |v_k| ≤ t (v_k ≤ t and v ≥ 0 when one-sided).
-    objective = np.r_[np.zeros(n), 1.0]
-    upper = np.c_[np.eye(n), -np.ones(n)]
-    inequality = upper if one_sided else np.r_[upper, np.c_[-np.eye(n), -np.ones(n)]]
-    equality = np.c_[rows.T, np.zeros(r)]
-    bounds = [(0.0 if one_sided else None, None)] * n + [(0.0, None)]
-    scale = max(float(np.abs(rows).max()), 1e-300)
-    for i in range(n):
-        if not np.any(rows[i]):
-            continue
+    objective = np.r_[np.zeros(k), 1.0]
+    bounds = [(0.0 if one_sided else None, None)] * k + [(0.0, None)]
+    for i, direction in zip(live, directions, strict=True):
+        ratio = lengths[live] / lengths[i]
+        upper = np.c_[np.eye(k), -ratio]
+        inequality = upper if one_sided else np.r_[upper, np.c_[-np.eye(k), -ratio]]
         solved = linprog(
-            objective, A_ub=inequality, b_ub=np.zeros(len(inequality)), A_eq=equality / scale, b_eq=rows[i] / scale,
-            bounds=bounds, method="highs",
-        )  # fmt: skip
+            objective,
+            A_ub=inequality,
+            b_ub=np.zeros(len(inequality)),
+            A_eq=np.c_[directions.T, np.zeros(r)],
+            b_eq=direction,
+            bounds=bounds,
+            method="highs",
+        )
         if not solved.success:
-            raise InputError(f"the linear program of channel {i} did not solve: {solved.message}")
+            raise GeometryError(
+                f"the linear program of channel {i} did not solve: the lengths of the points are too far apart. "
+                "Use method='peeling' or 'lewis', which need no solver."
+            )
         values[i] = min(1.0, solved.fun)
     return torch.as_tensor(values, dtype=weighted.dtype, device=weighted.device)
