@@ -167,6 +167,8 @@ def test_certificates_are_plain_values_and_flag_the_vacuous():
         (lambda p, v: sampling_bound(p, v, 5, metric="manhattan"), "known: euclidean"),
         (lambda p, v: sampling_bound(p, v, 5, metric="queries"), "second_moment"),
         (lambda p, v: sampling_bound(p, v.T, 5), "one column per point"),
+        (lambda p, v: sampling_bound(p, v, 5, probabilities=torch.ones(3)), "one entry per channel"),
+        (lambda p, v: merge_bound(p, v, torch.tensor([50]), torch.zeros(2, 1)), "lie in 0..4"),
         (lambda p, v: merge_bound(p, v, torch.tensor([0, 1])), "pass new_outgoing"),
         (
             lambda p, v: merge_bound(p, v, Coreset(torch.tensor([0]), torch.ones(1)), torch.ones(2, 2)),

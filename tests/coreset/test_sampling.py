@@ -112,6 +112,7 @@ def test_same_seed_same_coreset_and_global_seed_untouched():
         (IMPORTANCE, 0, {}, "≥ 1"),
         (IMPORTANCE, 7, {}, "only 6"),
         (IMPORTANCE, 2.5, {}, "whole number"),
+        (IMPORTANCE, True, {}, "whole number"),
         (IMPORTANCE, 2, {"unit": "channels"}, "known: distinct, draws"),
         (-IMPORTANCE, 2, {}, "≥ 0"),
         (IMPORTANCE * float("nan"), 2, {}, "finite"),

@@ -148,6 +148,26 @@ def test_no_certificate_where_no_theorem_applies():
     assert "ρ" in tanh[0].statement
 
 
+@pytest.mark.parametrize("act", [nn.LeakyReLU(2.0), nn.LeakyReLU(-1.5), nn.Hardtanh(0.5, 1.0), nn.ELU(3.0)], ids=str)
+def test_activations_with_other_parameters_get_no_certificate(act):
+    """LeakyReLU(2) is 2-Lipschitz, Hardtanh(0.5, 1) is not 0 at 0: the usual constants would be false."""
+    model = nn.Sequential(nn.Linear(8, 24), act, nn.Linear(24, 3))
+    assert prune(model, EXAMPLE, method="norm").report.groups[0].certificates == ()
+
+
+def test_usual_parameters_do_get_one():
+    model = nn.Sequential(nn.Linear(8, 24), nn.LeakyReLU(0.2), nn.Linear(24, 3))
+    assert {c.theorem for c in prune(model, EXAMPLE, method="norm").report.groups[0].certificates} == {"T6", "T8"}
+
+
+def test_consumers_that_sum_over_positions_get_no_certificate():
+    """Flattened tokens: the output sums over positions, and a bound for one of them would be too small."""
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 24, 3))
+    report = prune(model, torch.zeros(1, 5, 8), method="norm").report
+    assert report.groups[0].kept == 12
+    assert report.groups[0].certificates == ()
+
+
 def test_same_seed_same_bits_and_another_seed_another_sample():
     one, two = (prune(mlp(), EXAMPLE, method="norm", seed=5) for _ in range(2))
     assert bits(one.model) == bits(two.model)

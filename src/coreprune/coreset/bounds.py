@@ -96,6 +96,10 @@ def sampling_bound(
         total = float(size.sum())
     else:
         matching = "as given"
+        if probabilities.shape != size.shape:
+            raise InputError(
+                f"probabilities must have one entry per channel ({size.numel()}), not {tuple(probabilities.shape)}."
+            )
         total = float(torch.where(size > 0, size / probabilities.to(size), 0.0).max())
     share = delta / (draws * (draws + 1)) if stopped else delta
     bound = lipschitz * total * (4 + math.sqrt(2 * math.log(outgoing.shape[0] / share))) / math.sqrt(draws)
@@ -203,6 +207,8 @@ def merge_bound(
         raise InputError(
             f"new_outgoing must be {expected} with at least one kept channel, not {tuple(new_outgoing.shape)}."
         )
+    if int(kept.min()) < 0 or int(kept.max()) >= len(points):
+        raise InputError(f"kept channels must lie in 0..{len(points) - 1}, but one is {int(kept.max())}.")
     _, _, residual = merge(points, kept)
     moved = outgoing.abs() @ residual
     reweighted = (new_outgoing.to(outgoing) - merged_outgoing(points, outgoing, kept)).abs() @ points[kept].norm(dim=1)

@@ -118,7 +118,7 @@ def sample(
     if not sign_split and importance.ndim != 1:
         raise InputError(f"importance has shape (n,), but it is {tuple(importance.shape)}.")
     n = importance.shape[-1]
-    if not isinstance(m, int) or m < 1:
+    if isinstance(m, bool) or not isinstance(m, int) or m < 1:
         raise InputError(f"m must be a whole number ≥ 1, but it is {m!r}.")
     if unit not in ("distinct", "draws"):
         raise InputError(f"unknown unit {unit!r}; known: distinct, draws.")

@@ -13,7 +13,14 @@ from coreprune.pruning.selectors import LayerWeights
 
 # Ops that hand channels on unchanged (in eval mode), between a layer and the one that reads it.
 _TRANSPARENT = {"dropout", "view", "reshape", "flatten", "permute", "transpose", "contiguous", "clone", "_unsafe_view"}
-_LINEAR = {"linear", "addmm", "mm", "matmul"}
+
+# Ops of `KNOWN` that take parameters: with which of them the table's constants hold.
+_AS_KNOWN = {
+    "leaky_relu": lambda slope=0.01: 0 <= slope <= 1,
+    "hardtanh": lambda low=-1.0, high=1.0: low <= 0 <= high,
+    "elu": lambda alpha=1.0, scale=1.0, input_scale=1.0: (alpha, scale, input_scale) == (1.0, 1.0, 1.0),
+    "softplus": lambda beta=1.0, threshold=20.0: (beta, threshold) == (1.0, 20.0),
+}
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -29,7 +36,6 @@ def read_layer(tensors: Mapping[str, Tensor], captured: Captured, group: Group) 
     """
     units = group.size // group.unit
     made = [(_rows(tensors[s.param], s, group), tensors[s.param].ndim == 1) for s in group.producers]
-    # A parameter that both makes and reads channels (a recurrent weight) counts on the incoming side only.
     read = [_rows(tensors[s.param], s, group) for consumer in group.consumers for s in consumer.slices]
     weights = [rows for rows, is_bias in made if not is_bias]
     biases = [rows for rows, is_bias in made if is_bias]
@@ -46,9 +52,10 @@ def read_layer(tensors: Mapping[str, Tensor], captured: Captured, group: Group) 
 
 
 def plain_linear(captured: Captured, group: Group) -> bool:
-    """Whether the theorems apply as written: one linear layer makes the channels, linear layers read them.
+    """Whether the theorems apply as written: one linear layer makes the channels, linear layers read each of them once.
 
-    Convolutions are chosen by the same selectors, but the certificates of a k×k consumer sum over positions.
+    Convolutions, and linear layers behind a flattening of several positions, are chosen by the same selectors; but
+    their outputs sum over positions, and the certificates are for one position.
     """
     weights = {s.param for s in group.producers if len(captured.tensors[s.param][0]) > 1}
     readers = [s for consumer in group.consumers for s in consumer.slices]
@@ -59,29 +66,46 @@ def plain_linear(captured: Captured, group: Group) -> bool:
         and all(len(captured.tensors[name][0]) == 2 for name in weights)
         and bool(readers)
         and all(len(captured.tensors[s.param][0]) == 2 for s in readers)
+        and all(int((s.index >= 0).sum()) == group.size for s in (*group.producers, *readers))
         and all(consumer.slices for consumer in group.consumers)
     )
 
 
 def activation_name(captured: Captured, group: Group) -> str:
-    """Name of the activation between the layer and its consumers; "unknown" where there is more than one on the way."""
+    """Name of the only activation between the layer that makes the channels and their consumers, or "unknown".
+
+    "unknown" wherever something else happens on the way, or the activation's parameters are not the usual ones.
+    """
     nodes = {node.name: node for node in captured.graph.graph.nodes}
-    found = set()
-    for consumer in group.consumers:
-        node, names = nodes.get(consumer.source), []
-        while node is not None and node.op == "call_function":
-            op = _op_name(node)
-            if op in KNOWN:
-                names.append(op)
-            elif op in _LINEAR:
-                break
-            elif op not in _TRANSPARENT:
-                names.append("unknown")
-                break
-            node = next(iter(node.all_input_nodes), None)
-        found.add(tuple(names) or ("identity",))
-    only = found.pop() if len(found) == 1 else ()
-    return only[0] if len(only) == 1 else "unknown"
+    found = {_on_the_way(nodes.get(consumer.source), captured, group) for consumer in group.consumers}
+    return found.pop() if len(found) == 1 else "unknown"
+
+
+def _on_the_way(node: torch.fx.Node | None, captured: Captured, group: Group) -> str:
+    """Walk back from what a consumer reads to a linear layer with a weight of the group."""
+    made = {piece.param for piece in group.producers}
+    names = []
+    while node is not None and node.op == "call_function":
+        op = _op_name(node)
+        if op == "linear":
+            weight = captured.sources.get(getattr(node.args[1], "name", ""), ("", ""))[1]
+            return (names or ["identity"])[0] if weight in made and len(names) < 2 else "unknown"
+        if op in KNOWN and _as_known(op, node):
+            names.append(op)
+        elif op not in _TRANSPARENT:
+            return "unknown"
+        node = next(iter(node.all_input_nodes), None)
+    return "unknown"
+
+
+def _as_known(op: str, node: torch.fx.Node) -> bool:
+    """Whether the constants in `KNOWN` hold for this call."""
+    if op not in _AS_KNOWN:
+        return True
+    try:
+        return bool(_AS_KNOWN[op](*node.args[1:], **node.kwargs))
+    except TypeError:  # parameters by other names: nothing is certified
+        return False
 
 
 def _op_name(node: torch.fx.Node) -> str:
