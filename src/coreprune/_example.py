@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from coreprune._tree import decode, encode
 from coreprune.errors import InputError
+
+_MOST_ENTRIES = 1 << 28
 
 
 def normalise_example(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -49,6 +54,57 @@ def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any], size: int = 1) -> tu
         return x
 
     return pytree.tree_map(cut, (args, kwargs))
+
+
+def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Structure, shapes, dtypes and ranges of an example, for JSON; None where it holds what JSON does not know.
+
+    `example_like` makes another example of it. No entry of a tensor is written but the range of whole numbers, which
+    may be ids of tokens.
+    """
+
+    def about(x: Tensor) -> dict[str, Any]:
+        found: dict[str, Any] = {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
+        if not x.is_floating_point() and not x.is_complex():
+            found["least"], found["most"] = int(x.min()), int(x.max())
+        return found
+
+    try:
+        return encode((args, kwargs), about)
+    except InputError:
+        return None
+
+
+def example_like(description: Any, device: torch.device | str = "cpu") -> Any:
+    """Example inputs after the description that `describe_example` gave: random numbers, always the same ones.
+
+    Raises InputError for what is no such description, and for one of more than 2²⁸ entries.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def made(about: Any) -> Tensor:
+        shape, dtype = about["shape"], getattr(torch, str(about["dtype"]), None)
+        if not isinstance(dtype, torch.dtype) or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"{about} is no tensor")
+        if math.prod(shape) > _MOST_ENTRIES:
+            raise ValueError(f"{shape} is too large for an example")
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(shape, generator=generator).to(device, dtype)
+        least, most = int(about["least"]), int(about["most"])
+        return torch.randint(least, most + 1, shape, generator=generator).to(device, dtype)
+
+    try:
+        args, kwargs = decode(description, made)
+        if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+            raise TypeError("an example has positional and keyword arguments")
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+        raise InputError(f"the description of the example input is none: {type(error).__name__} {error}") from error
+    return kwargs or args
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter or buffer lies; the CPU for a model without any."""
+    return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 @contextmanager

@@ -21,3 +21,7 @@ class BudgetError(CoreprunError):
 
 class ModelError(CoreprunError):
     """A model cannot be captured, or cannot be pruned in the way that was asked for."""
+
+
+class ArtifactError(CoreprunError):
+    """An artifact cannot be written, or what lies on the disk is not one that can be trusted."""

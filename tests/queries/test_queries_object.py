@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch.utils import _pytree as pytree
 
-from coreprune import InputError
-from coreprune.queries import Queries, storage
+from coreprune import InputError, _files
+from coreprune.errors import ArtifactError
+from coreprune.queries import Queries
 
 
 def make(n: int = 7) -> Queries:
@@ -83,8 +84,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def broken(*args: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage.os, "fsync", broken)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(_files.os, "fsync", broken)
+    with pytest.raises(ArtifactError, match="disk full"):
         make(5).save(path)
     assert len(Queries.load(path)) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["q.safetensors"]

@@ -19,6 +19,7 @@ from coreprune.graph.capture import Captured, capture
 from coreprune.graph.cost import Cost, CostModel, cost
 from coreprune.graph.grouping import find_groups
 from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, lock
+from coreprune.graph.recipe import Recipe, named_tensors, rebuilt, recipe_of
 from coreprune.graph.surgery import Removed, adopt, cut, kept_positions, probe, remove
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "CostModel",
     "Group",
     "ParamSlice",
+    "Recipe",
     "Removed",
     "adopt",
     "batch_of",
@@ -38,7 +40,10 @@ __all__ = [
     "find_groups",
     "kept_positions",
     "lock",
+    "named_tensors",
     "normalise_example",
     "probe",
+    "rebuilt",
+    "recipe_of",
     "remove",
 ]

@@ -15,6 +15,7 @@ from coreprune.graph.attributes import Numbers, follow_depthwise, follow_weights
 from coreprune.graph.capture import Captured
 from coreprune.graph.channels import trace
 from coreprune.graph.groups import Group, check_keep, lock
+from coreprune.graph.recipe import number_changes
 from coreprune.graph.verify import difference
 
 log = logging.getLogger(__name__)
@@ -272,10 +273,9 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
                     undo.append((old, old.data, old.grad))
                     _resize(old, new)
             mine = vars(module)
-            for key, value in vars(other).items():
-                if isinstance(value, (int, tuple)) and key != "training" and key in mine and mine[key] != value:
-                    undo.append((mine, key, mine[key]))
-                    mine[key] = value
+            for key, (before, after) in list(number_changes(module, other)):
+                undo.append((mine, key, before))
+                mine[key] = after
     except Exception:
         for target, a, b in reversed(undo):
             if isinstance(target, dict):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from coreprune._files import whole_file
 from coreprune.errors import InputError
 
 _KEY = "coreprune.checkpoint"
@@ -49,17 +48,8 @@ class Checkpoint:
         # Copies of their own: safetensors refuses tensors that share memory.
         own = {name: torch.empty(t.shape, dtype=t.dtype).copy_(t.detach()) for name, t in tensors.items()}
         text = json.dumps({"version": _VERSION, "run": self.key, "step": step})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with whole_file(self.path) as temporary:
             save_file(own, temporary, {_KEY: text})
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def read(self) -> tuple[int, dict[str, Tensor]] | None:
         """(steps done, tensors on the CPU), or None where there is no file yet.

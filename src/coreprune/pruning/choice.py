@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune._example import describe_example
 from coreprune.coreset import Coreset, FunctionalCoreset, in_order
 from coreprune.graph import Captured, CostModel, Group
 from coreprune.pruning.budget import Budget
@@ -92,7 +93,8 @@ def decide(
     coresets: dict[str, Coreset] = {}
     for name, group in free.items():
         plans[name], coresets[name] = choose(group, ranked[name].ranking, widths[name])
-    made = Plan(plans, fingerprint(model), selector.name, seed, asdict(budget))
+    example = describe_example(captured.args, captured.kwargs)
+    made = Plan(plans, fingerprint(model), selector.name, seed, asdict(budget), example)
     return Choice(made, {name: ranked[name] for name in free}, coresets)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from coreprune._example import device_of, example_like
 from coreprune.errors import BudgetError, InputError
 from coreprune.graph import Captured, CostModel, Group, adopt
 from coreprune.pruning.budget import Budget
@@ -148,7 +149,7 @@ def plan(
 def apply(
     model: nn.Module,
     plan: Plan,
-    example_inputs: Any,
+    example_inputs: Any = None,
     *,
     queries: Any = None,
     repair: bool | Repair = True,
@@ -157,12 +158,17 @@ def apply(
 ) -> nn.Module:
     """Carry out a plan on a checkpoint of the architecture that it was made for.
 
+    example_inputs: as in `prune`; by default made up after the example that the plan was made with.
     queries: as in `prune`; with them the result is repaired, without (None) it has the weights that the plan says.
 
     Raises InputError if the architecture is another one, and what `prune` raises.
     """
     if not isinstance(plan, Plan):
         raise InputError(f"plan must be a Plan (from plan() or Plan.from_json), not {type(plan).__name__}.")
+    if example_inputs is None:
+        if plan.example is None:
+            raise InputError("the plan says nothing of its example input. Pass one: apply(model, plan, example).")
+        example_inputs = example_like(plan.example, device_of(model))
     check_model(model, example_inputs)
     found = fingerprint(model)
     if found != plan.fingerprint:

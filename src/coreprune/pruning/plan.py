@@ -43,7 +43,8 @@ class Plan:
     """What `apply` does. Making a plan touches no weight; the same plan fits every checkpoint of the architecture.
 
     groups: by name; a group that is absent stays whole. fingerprint: of the architecture the plan was made for.
-    method, seed, budget: how it was made.
+    method, seed, budget: how it was made. example: structure, shapes and dtypes of the example input that the model was
+    traced with (`describe_example`), so that `apply` can do without one; None where it cannot be written as JSON.
     """
 
     groups: Mapping[str, GroupPlan]
@@ -51,6 +52,7 @@ class Plan:
     method: str
     seed: int
     budget: Mapping[str, Any]
+    example: Any = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -68,7 +70,14 @@ class Plan:
             if raw["schema"] != SCHEMA:
                 raise InputError(f"the plan has schema {raw['schema']!r}; this version of coreprune reads {SCHEMA}.")
             groups = {name: _group_from(name, entry) for name, entry in raw["groups"].items()}
-            return Plan(groups, str(raw["fingerprint"]), str(raw["method"]), int(raw["seed"]), dict(raw["budget"]))
+            return Plan(
+                groups,
+                str(raw["fingerprint"]),
+                str(raw["method"]),
+                int(raw["seed"]),
+                dict(raw["budget"]),
+                raw.get("example"),
+            )
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -1,0 +1,84 @@
+"""Recipe: what surgery did to the shapes of a model, so that it can be done again without a trace.
+
+The kept indices of a plan say which channels stay, and need the groups of a traced model to act on. A recipe says what
+became of every tensor's shape and of every number that a module remembers, and needs the model's code alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from coreprune.errors import ModelError
+
+Shape = tuple[int, ...]
+Number = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Changes from the dense model to the pruned one.
+
+    shapes: canonical name of a parameter or buffer -> (shape before, shape after), of those that were cut.
+    numbers: dotted name of a module -> attribute -> (before, after), e.g. in_features and num_heads.
+    """
+
+    shapes: Mapping[str, tuple[Shape, Shape]]
+    numbers: Mapping[str, Mapping[str, tuple[Number, Number]]]
+
+
+def recipe_of(model: nn.Module, small: nn.Module) -> Recipe:
+    """The recipe that makes `small` out of `model`, whose pruned copy it is."""
+    after = dict(named_tensors(small))
+    shapes = {
+        name: (tuple(old.shape), tuple(after[name].shape))
+        for name, old in named_tensors(model)
+        if after[name].shape != old.shape
+    }
+    theirs = dict(small.named_modules())
+    numbers = {path: dict(number_changes(module, theirs[path])) for path, module in model.named_modules()}
+    return Recipe(shapes, {path: changes for path, changes in numbers.items() if changes})
+
+
+def number_changes(module: nn.Module, other: nn.Module) -> Iterator[tuple[str, tuple[Number, Number]]]:
+    """Attribute -> (value in `module`, value in `other`), for whole numbers and tuples that differ."""
+    mine = vars(module)
+    for key, value in vars(other).items():
+        if isinstance(value, (int, tuple)) and key != "training" and key in mine and mine[key] != value:
+            yield key, (mine[key], value)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, each once, under its first name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def rebuilt(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `model` that holds `tensors` in place of its own of these names, with the recipe's numbers.
+
+    `model` may be on the meta device; it is not changed, and tensors that are replaced are not copied.
+
+    Raises ModelError where the recipe's numbers are not those of the model.
+    """
+    memo: dict[int, Any] = {}
+    for name, old in named_tensors(model):
+        if name in tensors:
+            new = tensors[name]
+            memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    small = copy.deepcopy(model, memo)
+    modules = dict(small.named_modules())
+    for path, changes in recipe.numbers.items():
+        for key, (before, after) in changes.items():
+            have = vars(modules[path]).get(key) if path in modules else None
+            if type(have) is not type(before) or have != before:
+                raise ModelError(
+                    f"{path or 'the model'}.{key} was {before} in the model that was pruned, and is {have} here. "
+                    "Load with the code and the settings that the model was made with."
+                )
+            setattr(modules[path], key, after)
+    return small
