@@ -87,9 +87,11 @@ class LeastSquares:
 
     def add_targets(self, x: Float[Tensor, "g rows f"], y: Float[Tensor, "g rows o"]) -> None:
         """Accumulate YᵀX for rows of X that have been added before."""
-        x, y = x.double() - self._shift_x, y.double() - self._shift_y
-        self._sum_y += y.sum(1, keepdim=True)
-        self._yx.baddbmm_(y.mT, x)
+        y = y.double() - self._shift_y
+        total = y.sum(1, keepdim=True)
+        self._sum_y += total
+        # Σ y (x − s)ᵀ without a shifted copy of x: this runs once per round of a repair.
+        self._yx.baddbmm_(y.mT, x.double()).baddbmm_(total.mT, self._shift_x, alpha=-1)
         self._yy += y.square().sum(1)
 
     def error(self, weight: Float[Tensor, "g o f"], bias: Float[Tensor, "g o"]) -> Float[Tensor, "g o"]:

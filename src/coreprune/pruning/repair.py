@@ -38,7 +38,7 @@ class Repair:
 
     ridge: float = 1e-3
     producers: bool = True
-    rows: int = 1 << 15
+    rows: int = 1 << 14
     one_sided: int = 6
 
 
@@ -79,6 +79,9 @@ def repaired(
             walk.forget(uses[node])
             tell("repair", i + 1, len(nodes))
     return walk.small.tensors, done  # type: ignore[return-value]
+
+
+_TOGETHER = 1 << 25  # entries: 256 MiB
 
 
 class _Walk:
@@ -158,7 +161,7 @@ class _Walk:
         columns = None if alive is None else _columns(alive, operator.taps)
         old = start if columns is None else start.gather(2, columns[:, None, :].expand(-1, start.shape[1], -1))
         old = problem.part(old)
-        blocks = [problem.block(self, b, alive) for b in range(self.small.blocks)]
+        blocks = _together([problem.block(self, b, alive) for b in range(self.small.blocks)])
         fits = LeastSquares(intercept=operator.bias is not None or path.norm is not None)
         for x, y, _ in blocks:
             fits.add(x, y)
@@ -280,6 +283,14 @@ class _Problem:
         lower = torch.where(y < zero, torch.minimum(said, zero), y)
         upper = torch.where(y > zero, torch.maximum(said, zero), y)
         return torch.where(up, lower, upper)
+
+
+def _together(blocks: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """One float64 block instead of many, where that is small: every block costs its own calls in every round."""
+    if sum(x.numel() for x, _, _ in blocks) > _TOGETHER:
+        return blocks
+    x, y, zero = (torch.cat([part.double() for part in parts], dim=1) for parts in zip(*blocks, strict=True))
+    return [(x, y, zero)]
 
 
 def _live(rows: Tensor) -> tuple[Tensor, Tensor]:
