@@ -60,7 +60,12 @@ def run(todo: list[Cell], setup: Setup, journal: Journal, options: argparse.Name
 
     def one(cell: Cell) -> Row:
         job = {"cell": cell.as_dict(), "setup": asdict(setup)}
-        return {"key": cell.key, **cell.as_dict(), **in_child(__file__, job, options.limit, options.threads)}
+        return {
+            "key": cell.key,
+            **cell.as_dict(),
+            "threads": options.threads,
+            **in_child(__file__, job, options.limit, options.threads),
+        }
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress, ThreadPoolExecutor(options.workers) as pool:
