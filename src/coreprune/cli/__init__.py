@@ -1,5 +1,14 @@
 """The command line. The only place that prints."""
 
-from coreprune.cli.app import main
+from __future__ import annotations
 
-__all__ = ["main"]
+from coreprune.cli import artifacts, prune  # noqa: F401 - they add their commands to the app
+from coreprune.cli.app import app
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+__all__ = ["app", "main"]

@@ -6,34 +6,52 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from coreprune.cli import show
+from coreprune.cli import options, show
 from coreprune.errors import CoreprunError
+
+
+class Commands(TyperGroup):
+    """Commands whose errors are messages: what went wrong, and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except CoreprunError as error:
+            errors.print("error", style="bold red", end=" ")
+            errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            errors.print("interrupted")
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
     name="coreprune",
+    cls=Commands,
     help="Make trained PyTorch networks physically smaller without their training data, and say what it costs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 interrupted, 2 wrong input or a budget that cannot be met.",
+    epilog="Exit codes: 0 done; 1 a fault of coreprune or of the model's code; 2 wrong input, a budget that cannot be "
+    "met, or a disk that refuses; 130 interrupted.",
 )
 console = Console()
 errors = Console(stderr=True)
 
 
-@app.command()
+@app.command(epilog="Example: coreprune demo --out my-report")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for report.json and accuracy.png.")] = Path("demo-report"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of training and sampling.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
 ) -> None:
-    """Train a small network on handwritten digits, prune it in eight ways, and compare.
-
-    Example: coreprune demo --out my-report
-    """
+    """Train a small network on handwritten digits, prune it in eight ways, and compare."""
     from coreprune import demo as job
 
     job.prepare(out)
@@ -48,36 +66,22 @@ def demo(
     console.print(f"report  {report.resolve()}\nplot    {plot.resolve()}", soft_wrap=True, highlight=False)
 
 
-@app.command()
+@app.command(epilog="Example: coreprune inspect mypackage.models:resnet --shape 1,3,224,224")
 def inspect(
-    source: Annotated[str, typer.Argument(help="package.module:factory; it returns a model or (model, example).")],
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(help="Example input, e.g. 1,3,224,224 or input_ids=1,16:int. Repeat for more inputs."),
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="A .safetensors file to load into the model.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    source: options.Source,
+    shape: options.Shapes = None,
+    example: options.Example = None,
+    weights: options.Weights = None,
+    json: options.Json = False,
 ) -> None:
-    """List which channels of a model can leave, what they cost, and what is locked and why.
-
-    Example: coreprune inspect mypackage.models:resnet --shape 1,3,224,224
-    """
+    """List which channels of a model can leave, what they cost, and what is locked and why."""
     from coreprune.cli import source as sources
     from coreprune.pruning import inspect as look
 
-    model, example = sources.load(source, weights, shape or [])
+    model, example = sources.load(source, weights, shape or [], example)
     with show.progress(errors) as tell:
         found = look(model, example, progress=tell)
     if json:
         sys.stdout.write(found.to_json() + "\n")
         return
     console.print(show.inspection_table(found))
-
-
-def main() -> None:
-    """Entry point."""
-    try:
-        app(standalone_mode=True)
-    except CoreprunError as error:
-        errors.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,11 +12,14 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from coreprune.demo import Demo
-    from coreprune.pruning import Inspection
+    from coreprune.pruning import Inspection, Report
+
+
+Tell = Callable[[str, int, int], None]
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def progress(console: Console) -> Iterator[Tell]:
     """A bar per phase, gone when all is done. Yields tell(phase, done, total)."""
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
@@ -91,6 +94,43 @@ def inspection_table(found: Inspection) -> Table:
         style = "dim" if g.locked_because else None
         table.add_row(g.name, f"{g.channels:,}", unit, f"{g.macs_share:.1%}", told, style=style)
     return table
+
+
+def result_table(data: Mapping[str, Any]) -> Table:
+    """Before and after: what report.json holds."""
+    table = Table(title="before and after", title_justify="left")
+    table.add_column("")
+    for name in ("before", "after", ""):
+        table.add_column(name, justify="right")
+    if accuracy := data.get("accuracy"):
+        before, after, n = accuracy["before"], accuracy["after"], accuracy["samples"]
+        table.add_row(
+            f"accuracy on {n:,} samples", f"{before:.2%}", f"{after:.2%}", f"{100 * (after - before):+.2f} points"
+        )
+    for key, name in (("macs", "MACs a sample"), ("parameters", "parameters"), ("bytes", "bytes")):
+        before, after = data[key]["before"], data[key]["after"]
+        table.add_row(name, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.1%}")
+    for row in (data.get("latency") or {}).get("rows", ()):
+        before, after = row["before"]["median"], row["after"]["median"]
+        name = f"ms for a batch of {row['batch']}"
+        table.add_row(name, f"{1e3 * before:.2f}", f"{1e3 * after:.2f}", f"{row['speedup']:.2f} × faster")
+    return table
+
+
+def result_notes(report: Report) -> str:
+    """What stands beside the table: queries, agreement, what stayed whole."""
+    lines = []
+    if report.queries:
+        lines.append(f"queries   {report.queries}")
+    if report.agreement is not None:
+        sure = 1 - (report.agreement.delta or 0)
+        lines.append(f"agreement {report.agreement.statement}, with confidence {sure:.0%}")
+    locked = {name: why for name, why in report.locked.items() if why != "model output"}
+    if locked:
+        name, why = next(iter(locked.items()))
+        more = f", and {len(locked) - 1} more (see the report)" if len(locked) > 1 else ""
+        lines.append(f"whole     {name}: {why}{more}")
+    return "\n".join(lines)
 
 
 def _bound(certificate: dict[str, object] | None) -> str:

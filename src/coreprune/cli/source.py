@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,16 +17,45 @@ from coreprune.errors import InputError
 DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 
-def load(source: str, weights: Path | None, shapes: list[str]) -> tuple[nn.Module, Any]:
+def load(
+    source: str, weights: Path | None, shapes: list[str], example_file: Path | None = None
+) -> tuple[nn.Module, Any]:
     """Return (model, example inputs).
 
     source: `package.module:factory`; the factory is called without arguments and returns a model or (model, example).
-    weights: a .safetensors file to load into it. shapes: see `example`; empty means the factory's own example.
+        Or the folder of a Hugging Face model, or a .pt2 file that torch.export.save wrote.
+    weights: a .safetensors file to load into the factory's model. shapes: see `example`. example_file: an .npz file;
+        without both, the factory's own example, or what the Hugging Face configuration says.
     Raises InputError with what to write instead.
     """
+    path = Path(source)
+    if source.endswith(".pt2"):
+        model, given = _exported(path)
+    elif path.is_dir() or (path / "config.json").exists():
+        model, given = _pretrained(path)
+    else:
+        model, given = _made(source)
+    if weights is not None:
+        _load_weights(model, weights)
+    if shapes and example_file is not None:
+        raise InputError("--shape and --example both say what the example input is. Give one of them.")
+    found = example(shapes) if shapes else given if example_file is None else arrays(example_file)
+    if found is None:
+        raise InputError(
+            "no example input: pass --shape 1,3,224,224, or --example FILE.npz, or let the factory return "
+            "(model, example)."
+        )
+    return model, found
+
+
+def _made(source: str) -> tuple[nn.Module, Any]:
+    """By the user's factory."""
     module_name, colon, name = source.partition(":")
     if not colon or not module_name or not name:
-        raise InputError(f"SOURCE must read package.module:factory, e.g. mypackage.models:resnet, not {source!r}.")
+        raise InputError(
+            f"SOURCE must read package.module:factory, e.g. mypackage.models:resnet, or be a folder that "
+            f"save_pretrained wrote, or a .pt2 file. {source!r} is none of these."
+        )
     if str(Path.cwd()) not in sys.path:  # `python -m` does the same: a model.py in the current folder is found
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -38,12 +69,60 @@ def load(source: str, weights: Path | None, shapes: list[str]) -> tuple[nn.Modul
     model, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} gave a {type(model).__name__}, not a torch.nn.Module.")
-    if weights is not None:
-        _load_weights(model, weights)
-    found = example(shapes) if shapes else given
-    if found is None:
-        raise InputError("no example input: pass --shape 1,3,224,224, or let the factory return (model, example).")
-    return model, found
+    return model, given
+
+
+def _exported(path: Path) -> tuple[nn.Module, Any]:
+    """From a .pt2 file, with the example that it was exported with."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")
+    try:
+        program = torch.export.load(path)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as an exported program: {type(error).__name__} {error}") from error
+    args, kwargs = program.example_inputs or ((), {})
+    return program.module(), (kwargs or args) or None
+
+
+def _pretrained(folder: Path) -> tuple[nn.Module, Any]:
+    """From a folder that save_pretrained wrote, with an example made from its configuration. Nothing is downloaded."""
+    try:
+        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(
+            f"{folder} is not a Hugging Face model: it needs a config.json that names its architectures ({error})."
+        ) from error
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            f"{folder} is a Hugging Face model. Install transformers: pip install transformers."
+        ) from error
+    cls = getattr(transformers, str(architecture), None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise InputError(f"{folder} names the architecture {architecture!r}, which transformers does not have.")
+    try:
+        model = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"transformers cannot load {folder}: {str(error).splitlines()[0]}") from error
+    return model, _from_config(model)
+
+
+def _from_config(model: Any) -> dict[str, Tensor] | None:
+    """Keyword arguments: sixteen random tokens, or an image of the configured size; None for other modalities."""
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    if model.main_input_name == "pixel_values":
+        size = getattr(config, "image_size", 224)
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        shape = (1, getattr(config, "num_channels", 3), height, width)
+        return {"pixel_values": torch.randn(shape, generator=generator)}
+    vocabulary = getattr(config, "vocab_size", None)
+    if model.main_input_name != "input_ids" or not isinstance(vocabulary, int):
+        return None
+    found = {"input_ids": torch.randint(0, vocabulary, (1, 16), generator=generator)}
+    if getattr(config, "is_encoder_decoder", False):
+        found["decoder_input_ids"] = torch.randint(0, vocabulary, (1, 8), generator=generator)
+    return found
 
 
 def example(shapes: list[str]) -> Any:
@@ -77,6 +156,38 @@ def example(shapes: list[str]) -> Any:
     return named or tuple(positional)
 
 
+def arrays(path: Path) -> Any:
+    """The arrays of an .npz file: a tensor where there is one (or they are called arr_0 …), else keyword arguments."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
+    except (ValueError, OSError, EOFError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no .npz file of plain arrays ({error}). Write it with numpy.savez.") from error
+    if not found:
+        raise InputError(f"{path} holds no array.")
+    if len(found) == 1 or all(name.startswith("arr_") for name in found):
+        return tuple(found.values())
+    return found
+
+
+def labelled(path: Path) -> tuple[Any, Tensor]:
+    """(inputs, labels) of an .npz file with an array of whole numbers called labels, and the inputs."""
+    found = arrays(path)
+    if not isinstance(found, dict) or "labels" not in found:
+        raise InputError(
+            f"{path} needs an array called labels beside the inputs: numpy.savez(path, inputs=…, labels=…)."
+        )
+    labels = found.pop("labels")
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise InputError(f"labels in {path} must be (N,) whole numbers, not {tuple(labels.shape)} {labels.dtype}.")
+    inputs = next(iter(found.values())) if len(found) == 1 else found
+    if any(len(x) != len(labels) for x in found.values()):
+        raise InputError(f"{path} has {len(labels)} labels and {[len(x) for x in found.values()]} inputs.")
+    return inputs, labels.long()
+
+
 def _load_weights(model: nn.Module, path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -90,6 +201,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{path} does not fit {type(model).__name__}: {reason}") from error
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # counters, which nothing reads
     if missing or unexpected:
         raise InputError(
             f"{path} does not fit {type(model).__name__}: it lacks {missing[:3]} and has {unexpected[:3]} too many."

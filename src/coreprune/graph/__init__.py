@@ -19,7 +19,7 @@ from coreprune.graph.capture import Captured, capture
 from coreprune.graph.cost import Cost, CostModel, cost
 from coreprune.graph.grouping import find_groups
 from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, lock
-from coreprune.graph.recipe import Recipe, named_tensors, rebuilt, recipe_of
+from coreprune.graph.recipe import Recipe, all_names, named_tensors, rebuilt, recipe_of
 from coreprune.graph.surgery import Removed, adopt, cut, kept_positions, probe, remove
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Recipe",
     "Removed",
     "adopt",
+    "all_names",
     "batch_of",
     "capture",
     "cost",

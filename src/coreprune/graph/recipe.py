@@ -58,15 +58,22 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
+def all_names(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers under each of their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
 def rebuilt(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A copy of `model` that holds `tensors` in place of its own of these names, with the recipe's numbers.
 
-    `model` may be on the meta device; it is not changed, and tensors that are replaced are not copied.
+    model: may be on the meta device; it is not changed, and tensors that are replaced are not copied. tensors: by name,
+        tied ones under any one of theirs.
 
     Raises ModelError where the recipe's numbers are not those of the model.
     """
     memo: dict[int, Any] = {}
-    for name, old in named_tensors(model):
+    for name, old in all_names(model):
         if name in tensors:
             new = tensors[name]
             memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new

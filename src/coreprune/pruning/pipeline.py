@@ -11,7 +11,7 @@ from torch import nn
 
 from coreprune._example import device_of, example_like
 from coreprune.errors import BudgetError, InputError
-from coreprune.graph import Captured, CostModel, Group, adopt
+from coreprune.graph import Captured, CostModel, Group, Recipe, adopt, recipe_of
 from coreprune.pruning.budget import Budget
 from coreprune.pruning.checks import check_model, check_settings
 from coreprune.pruning.choice import options_of
@@ -31,13 +31,14 @@ class Result:
     """What `prune` returns.
 
     rankings: scores and order of every free group, by name. queries: what selection and repair went by, or None; pass
-    them to the next call, or save them.
+    them to the next call, or save them. recipe: what became of shapes and remembered numbers, for `save`.
     """
 
     model: nn.Module
     plan: Plan
     report: Report
     rankings: dict[str, Ranking]
+    recipe: Recipe
     queries: Queries | None = None
 
 
@@ -118,10 +119,11 @@ def prune(
     with clock("certify"):
         report = make_report(model, small, captured, groups, choice, evidence, fits, settings)
     report.settings["seconds"] = clock.seconds
+    recipe = recipe_of(model, small)
     if inplace:  # the last step, so that a failure before it leaves the given model as it was
         adopt(model, small)
         small = model
-    return Result(small, choice.plan, report, choice.rankings, evidence.queries if evidence else None)
+    return Result(small, choice.plan, report, choice.rankings, recipe, evidence.queries if evidence else None)
 
 
 def plan(

@@ -1,0 +1,9 @@
+"""Artifacts: a pruned model as a folder without pickle, and back; ONNX and torch.export files."""
+
+from __future__ import annotations
+
+from coreprune.artifact.load import load, read_plan
+from coreprune.artifact.manifest import Manifest, read_manifest
+from coreprune.artifact.save import save
+
+__all__ = ["Manifest", "load", "read_manifest", "read_plan", "save"]

@@ -1,0 +1,169 @@
+"""load(): from a folder and the code of the dense model back to the pruned model. Everything is checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from coreprune._example import device_of
+from coreprune.artifact import huggingface
+from coreprune.artifact.manifest import DTYPES, PLAN, WEIGHTS, Manifest, TensorEntry, check_file, json_of, read_manifest
+from coreprune.errors import ArtifactError, CoreprunError, InputError
+from coreprune.graph import all_names, named_tensors, rebuilt
+from coreprune.pruning import Plan
+from coreprune.pruning.plan import fingerprint
+
+
+def load(
+    folder: str | Path,
+    dense: nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """The pruned model that `save` wrote.
+
+    Schema, file sizes and hashes, the fingerprint of the architecture, and every name, shape and dtype are checked
+    before a weight is read. No pickle is read, no code but the caller's factory is run.
+
+    dense: a function that makes the dense model (it is called on the meta device, where that suffices), or such a
+        model, which is not changed. Not needed for Hugging Face models of the transformers package.
+    device: where the weights go: by default where the given model is, else the CPU.
+
+    Returns the model in evaluation mode. Raises ArtifactError for a folder that is damaged, incomplete or no artifact,
+    and InputError for a dense model that is not the one that was pruned.
+    """
+    place = Path(folder)
+    manifest = read_manifest(place)
+    read_plan(place, manifest)
+    _check_recipe(manifest)
+    path = check_file(place, WEIGHTS, _entry(manifest, WEIGHTS))
+    _check_header(path, manifest.tensors)
+    model = _dense(place, manifest, dense)
+    _check_model(model, manifest)
+    where = device if device is not None else device_of(model) if isinstance(dense, nn.Module) else "cpu"
+    small = rebuilt(model, manifest.recipe, _weights(path, manifest, where))
+    return small.eval()
+
+
+def read_plan(folder: Path, manifest: Manifest | None = None) -> Plan:
+    """The plan of an artifact. Raises ArtifactError or InputError for one that is damaged."""
+    manifest = manifest or read_manifest(folder)
+    path = check_file(folder, PLAN, _entry(manifest, PLAN))
+    json_of(path)  # refuses what is too large, before it is read
+    plan = Plan.from_json(path.read_text(encoding="utf-8"))
+    if plan.fingerprint != manifest.fingerprint:
+        raise ArtifactError(f"{path} was made for another architecture than the manifest beside it.")
+    return plan
+
+
+def _entry(manifest: Manifest, name: str) -> Any:
+    if name not in manifest.files:
+        raise ArtifactError(f"the manifest does not list {name}, so it is not an artifact that can be loaded.")
+    return manifest.files[name]
+
+
+def _check_recipe(manifest: Manifest) -> None:
+    for name, (_, after) in manifest.recipe.shapes.items():
+        entry = manifest.tensors.get(manifest.aliases.get(name, name))
+        if entry is None or entry.shape != after:
+            raise ArtifactError(f"the manifest contradicts itself: {name} was cut to {after}, which it does not hold.")
+
+
+def _check_header(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
+    """Names, shapes and dtypes in the file are those of the manifest; only the header is read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if names != set(tensors):
+                odd = sorted(names ^ set(tensors))[:3]
+                raise ArtifactError(f"{path} and the manifest name different tensors: {', '.join(odd)}.")
+            for name, entry in tensors.items():
+                part = file.get_slice(name)
+                found = TensorEntry(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
+                if found != entry:
+                    raise ArtifactError(f"{path}: {name} is {found}, the manifest says {entry}.")
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is not a safetensors file that can be read: {error}") from error
+
+
+def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+    """The dense architecture, on the meta device where nothing but the file's tensors is needed."""
+    if isinstance(dense, nn.Module):
+        return dense
+    make = dense
+    if make is None:
+        if manifest.config is None:
+            raise InputError(
+                f"{folder} holds a pruned {manifest.model_class}, whose code only you have. Pass a function that makes "
+                f"the dense model: coreprune.load({str(folder)!r}, make_model)."
+            )
+        make = partial(huggingface.rebuild, manifest.model_class, dict(manifest.config))
+
+    if not callable(make):
+        raise InputError(f"dense must be a model or a function that makes one, not a {type(make).__name__}.")
+    try:
+        with torch.device("meta"):
+            model = make()
+        if isinstance(model, nn.Module) and not _needs_values(model, manifest):
+            return model
+    except CoreprunError:
+        raise
+    except Exception:
+        pass
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the factory gave a {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def _needs_values(model: nn.Module, manifest: Manifest) -> bool:
+    """Whether something on the meta device is not in the file: buffers without a place in a state dict, attributes."""
+    held = {id(t) for name, t in all_names(model) if name in manifest.tensors}
+    own = {id(t) for _, t in named_tensors(model)}
+    if own - held:
+        return True
+    return any(
+        isinstance(value, Tensor) and value.is_meta and id(value) not in own
+        for module in model.modules()
+        for value in vars(module).values()
+    )
+
+
+def _check_model(model: nn.Module, manifest: Manifest) -> None:
+    """The dense model is the one that was pruned, as far as names, shapes, dtypes and ties go."""
+    found = dict(all_names(model))
+    before = {name: entry.shape for name, entry in manifest.tensors.items()}
+    for name, (shape, _) in manifest.recipe.shapes.items():
+        before[manifest.aliases.get(name, name)] = shape
+    settings = "Load with the code and the settings that it was made with."
+    for name, entry in manifest.tensors.items():
+        if name not in found:
+            raise InputError(f"the dense model has no {name}, which the one that was pruned had. {settings}")
+        shape, dtype = tuple(found[name].shape), str(found[name].dtype).removeprefix("torch.")
+        if (shape, dtype) != (before[name], entry.dtype):
+            raise InputError(
+                f"{name} is {dtype} {shape} in this dense model and was {entry.dtype} {before[name]} in the one that "
+                f"was pruned. {settings}"
+            )
+    for alias, name in manifest.aliases.items():
+        if alias not in found or found[alias] is not found[name]:
+            raise InputError(f"{alias} and {name} were one tensor in the model that was pruned. {settings}")
+    if fingerprint(model) != manifest.fingerprint:
+        raise InputError(
+            f"this dense model is another architecture than the one that was pruned (fingerprint "
+            f"{manifest.fingerprint}): it has further tensors. {settings}"
+        )
+
+
+def _weights(path: Path, manifest: Manifest, device: torch.device | str) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in manifest.tensors}
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,174 @@
+"""save(): a pruned model as a folder without pickle, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from coreprune._example import device_of, example_like
+from coreprune._files import whole_folder
+from coreprune.artifact import huggingface
+from coreprune.artifact.manifest import (
+    DTYPES,
+    MANIFEST,
+    PAGE,
+    PLAN,
+    QUERIES,
+    REPORT,
+    WEIGHTS,
+    FileEntry,
+    Manifest,
+    TensorEntry,
+    sha256,
+)
+from coreprune.errors import InputError
+from coreprune.graph import all_names
+from coreprune.pruning import Result
+from coreprune.pruning.report import versions
+
+
+def save(
+    result: Result,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    extra: Mapping[str, Any] | None = None,
+    source: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write model.safetensors, plan.json, manifest.json, report.json, report.html and queries.safetensors.
+
+    The folder appears at once, complete and flushed to the disk, or not at all. Nothing in it is pickled. `load` reads
+    it back. Where stock transformers can express the widths of a pruned Hugging Face model, config.json is written as
+    well and `from_pretrained` reads the folder; whether it does is tried before the folder appears, and the manifest
+    and the report say so.
+
+    result: from `prune`. folder: must be absent or empty, unless `overwrite`.
+    extra: further entries of report.json, e.g. {"latency": ..., "accuracy": ...}.
+    source: how a command line finds the dense model again.
+
+    Returns the folder. Raises InputError for a model that has changed since (a dtype or shape of its own), and
+    ArtifactError where the disk does not let us; then nothing has changed.
+    """
+    if not isinstance(result, Result):
+        raise InputError(f"save takes what prune() returned, not a {type(result).__name__}.")
+    place = Path(folder)
+    model = result.model
+    _check_dtypes(model)
+    with whole_folder(place, overwrite) as temporary:
+        (temporary / PLAN).write_text(result.plan.to_json(), encoding="utf-8")
+        config, why = _stock(result, temporary)
+        written = temporary / WEIGHTS
+        tensors, aliases = _tensors(model, _names_in(written) if written.exists() else frozenset())
+        if not written.exists():
+            # One key only: the order of several is not the same in every run.
+            save_file(tensors, written, {"format": "pt"})
+        manifest = Manifest(
+            fingerprint=result.plan.fingerprint,
+            tensors={name: TensorEntry(tuple(t.shape), _dtype(t)) for name, t in tensors.items()},
+            aliases=aliases,
+            recipe=result.recipe,
+            files={},
+            model_class=type(model).__name__,
+            loads_with="transformers" if (temporary / "config.json").exists() else "coreprune",
+            why=why,
+            config=config,
+            source=dict(source or {}),
+            versions=versions(),
+        )
+        _write_report(result, temporary, manifest, dict(extra or {}))
+        if result.queries is not None:
+            result.queries.to("cpu").save(temporary / QUERIES)
+        names = [f.name for f in sorted(temporary.iterdir())]
+        files = {n: FileEntry((temporary / n).stat().st_size, sha256(temporary / n)) for n in names}
+        (temporary / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+    return place
+
+
+def _write_report(result: Result, folder: Path, manifest: Manifest, extra: dict[str, Any]) -> None:
+    from coreprune import report
+
+    how = (
+        f"{manifest.model_class}.from_pretrained(folder), or coreprune.load(folder)"
+        if manifest.loads_with == "transformers"
+        else "coreprune.load(folder)"
+        if manifest.config is not None
+        else f"coreprune.load(folder, factory), where factory makes the dense {manifest.model_class}"
+    )
+    artifact = {"loads_with": how, "why": manifest.why}
+    data = {**result.report.as_dict(), "model": manifest.model_class, "artifact": artifact, **extra}
+    (folder / REPORT).write_text(json.dumps(data, indent=1), encoding="utf-8")
+    images = None if result.queries is None else first_images(result.queries.args)
+    report.write(data, folder / PAGE, images)
+
+
+def first_images(args: tuple[Any, ...]) -> Tensor | None:
+    """The first floating-point input with a batch axis, for the gallery; None where there is none."""
+    return next((x for x in args if isinstance(x, Tensor) and x.is_floating_point() and x.dim() >= 2), None)
+
+
+def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """For Hugging Face models: the dense configuration, and why stock transformers cannot read the folder, or "".
+
+    Where it can, config.json and model.safetensors are in the folder afterwards.
+    """
+    model = result.model
+    if not huggingface.is_pretrained(model):
+        return None, ""
+    try:
+        dense = huggingface.config_of(model)
+    except InputError as error:
+        return None, str(error)
+    config, why = huggingface.stock_config(model)
+    if config is None:
+        return dense, why
+    if result.plan.example is None:
+        return dense, "the example input cannot be written down, so the folder could not be tried."
+    example = example_like(result.plan.example, device_of(model))
+    return dense, huggingface.write_stock(model, config, folder, example)
+
+
+def _tensors(model: nn.Module, preferred: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What model.safetensors holds, each tensor once, and the other names of tied ones.
+
+    Buffers that a state dict leaves out are left out here too: the model's own code makes them.
+    preferred: the names to use, where there are several.
+    """
+    state = model.state_dict(keep_vars=True)
+    names: dict[int, list[str]] = {}
+    for name, tensor in all_names(model):
+        if name in state:
+            names.setdefault(id(tensor), []).append(name)
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for ties in names.values():
+        chosen = next((n for n in ties if n in preferred), ties[0])
+        t = state[chosen].detach()
+        # A copy of its own on the CPU: safetensors refuses tensors that share memory.
+        tensors[chosen] = torch.empty(t.shape, dtype=t.dtype).copy_(t)
+        aliases |= {name: chosen for name in ties if name != chosen}
+    return tensors, aliases
+
+
+def _names_in(path: Path) -> frozenset[str]:
+    with safe_open(path, framework="pt") as file:
+        return frozenset(file.keys())
+
+
+def _check_dtypes(model: nn.Module) -> None:
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if _dtype(tensor) not in DTYPES.values():
+            raise InputError(
+                f"{name} has dtype {_dtype(tensor)}, which an artifact cannot hold. It holds {', '.join(DTYPES.values())}."
+            )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,132 @@
+"""Commands that take an artifact: certify, report, export, bench."""
+
+from __future__ import annotations
+
+import json as json_
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from coreprune.cli import options, show, source
+from coreprune.cli.app import app, console
+from coreprune.errors import InputError
+
+
+@app.command(epilog="Example: coreprune certify small --samples fresh.npz")
+def certify(
+    folder: options.Folder,
+    samples: Annotated[str, typer.Option(help="Unlabelled samples (.npz) that pruning has not seen, or a source.")],
+    n: Annotated[int | None, typer.Option(min=1, help="How many of them; all by default.")] = None,
+    delta: Annotated[float, typer.Option(help="The statement holds with probability 1 - delta.")] = 0.01,
+    dense: options.Dense = None,
+    shape: options.Shapes = None,
+    example: options.Example = None,
+    weights: options.Weights = None,
+    json: options.Json = False,
+) -> None:
+    """How often the pruned model gives the dense model's answer at least, on samples like these (T11)."""
+    from coreprune.pruning import certify as run
+
+    model, small, given = both(folder, dense, weights, shape, example)
+    found = run(model, small, given, samples, n=n, delta=delta)
+    if json:
+        sys.stdout.write(json_.dumps(found.as_dict(), indent=1) + "\n")
+        return
+    console.print(f"{found.statement}, with confidence {1 - delta:.0%}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="Example: coreprune report small --html page.html")
+def report(
+    folder: options.Folder,
+    html: Annotated[Path | None, typer.Option(help="Write the page anew to this file.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Print an artifact's report, or make its page anew."""
+    from coreprune.artifact.manifest import PAGE, REPORT, check_file, json_of, read_manifest
+    from coreprune.artifact.save import first_images
+    from coreprune.queries import Queries
+    from coreprune.report import write
+
+    manifest = read_manifest(folder)
+    if REPORT not in manifest.files:
+        raise InputError(f"{folder} holds no {REPORT}.")
+    data = json_of(check_file(folder, REPORT, manifest.files[REPORT]))
+    if html is not None:
+        from coreprune._files import whole_file
+
+        kept = folder / "queries.safetensors"
+        images = first_images(Queries.load(kept).args) if kept.exists() else None
+        with whole_file(html) as temporary:
+            write(data, temporary, images)
+    if json:
+        sys.stdout.write(json_.dumps(data, indent=1) + "\n")
+        return
+    console.print(show.result_table(data))
+    console.print(f"report    {(html or folder / PAGE).resolve()}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="Example: coreprune export small --to small.onnx")
+def export(
+    folder: options.Folder,
+    to: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for torch.export.", show_default=False)],
+    dense: options.Dense = None,
+    shape: options.Shapes = None,
+    example: options.Example = None,
+    weights: options.Weights = None,
+    json: options.Json = False,
+) -> None:
+    """Write the pruned model as ONNX or as an exported program, and compare its outputs with the model's."""
+    from coreprune.artifact.exports import export_onnx, export_program
+
+    run = {".onnx": export_onnx, ".pt2": export_program}.get(to.suffix)
+    if run is None:
+        raise InputError(f"--to must end in .onnx or .pt2, not {to.name!r}.")
+    _, small, given = both(folder, dense, weights, shape, example)
+    done = run(small, given, to)
+    if json:
+        sys.stdout.write(json_.dumps({"path": str(to.resolve()), "summary": str(done)}, indent=1) + "\n")
+        return
+    console.print(str(done), soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="Example: coreprune bench small --batch 1 --batch 32")
+def bench(
+    folder: options.Folder,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size. Repeat for more.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Time per model and batch size.")] = 1.0,
+    dense: options.Dense = None,
+    shape: options.Shapes = None,
+    example: options.Example = None,
+    weights: options.Weights = None,
+    json: options.Json = False,
+) -> None:
+    """Measure how long the dense and the pruned model take on this machine, in turn."""
+    from coreprune.latency import compare_latency
+
+    model, small, given = both(folder, dense, weights, shape, example)
+    found = compare_latency(model, small, given, batch_sizes=tuple(batch or (1, 32)), seconds=seconds)
+    if json:
+        sys.stdout.write(json_.dumps(found.as_dict(), indent=1) + "\n")
+        return
+    console.print(str(found), soft_wrap=True, highlight=False)
+
+
+def both(
+    folder: Path, dense: str | None, weights: Path | None, shape: list[str] | None, example: Path | None
+) -> tuple[nn.Module, nn.Module, Any]:
+    """The dense model, the pruned one, and an example; from where the artifact says, unless the caller knows better."""
+    from coreprune.artifact import load, read_manifest
+
+    known = dict(read_manifest(folder).source)
+    place = dense or known.get("source")
+    if not place:
+        raise InputError(f"{folder} does not say where its dense model is. Pass --source package.module:factory.")
+    if dense is None:
+        weights = weights or (Path(known["weights"]) if "weights" in known else None)
+        if shape is None and example is None:
+            shape, example = known.get("shape"), (Path(known["example"]) if "example" in known else None)
+    model, given = source.load(str(place), weights, list(shape or []), example)
+    return model, load(folder, model), given
