@@ -219,8 +219,8 @@ def _units(group: Group) -> int:
 def multiple_of(budget: Budget, group: Group) -> int:
     """How many channels the width of a group is a multiple of: `budget.round_to`, or what suits the group.
 
-    Libraries lay channels out in blocks: those for CPUs in 8 or 16 (oneDNN), and the tensor cores of GPUs want multiples
-    of 8 in half precision (NVIDIA, Deep Learning Performance). Channels that fill no block cost as much as the block:
+    Libraries lay channels out in blocks: on CPUs of 8 or 16 (oneDNN), and the tensor cores of GPUs want multiples of 8
+    in half precision (NVIDIA, Deep Learning Performance). Channels that fill no block cost as much as the block:
     on one AVX-512 core a 3×3 convolution of 129 channels took as long as one of 144, 1.3 times as long as one of 128
     (14×14 pixels, batch 4); linear layers did not care there. So the rule is the same on CPUs and GPUs. In a narrow
     group a step of 8 is too coarse to meet a budget closely or to follow an error curve, and `keep` asks for a number
