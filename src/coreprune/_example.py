@@ -56,6 +56,18 @@ def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any], size: int = 1) -> tu
     return pytree.tree_map(cut, (args, kwargs))
 
 
+def repeated(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`size` samples: those of the example over and over, along the batch axis (as in `batch_of`)."""
+    batch = batch_size(args, kwargs)
+
+    def take(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch:
+            return x.detach()[torch.arange(size, device=x.device) % len(x)]
+        return x
+
+    return pytree.tree_map(take, (args, kwargs))
+
+
 def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Structure, shapes, dtypes and ranges of an example, for JSON; None where it holds what JSON does not know.
 

@@ -25,3 +25,9 @@ class ModelError(CoreprunError):
 
 class ArtifactError(CoreprunError):
     """An artifact cannot be written, or what lies on the disk is not one that can be trusted."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of somebody else says, short enough for a sentence: its type and its first line."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line[:200]}".removesuffix(": ").removesuffix(".")

@@ -1,4 +1,4 @@
-"""Budgets are met, never missed, and never by more than one step."""
+"""Budgets are met, never missed, and never by more than one step: of one group, or of alike groups together."""
 
 from __future__ import annotations
 
@@ -75,3 +75,30 @@ def test_widths_are_multiples_of_round_to(limit):
 def test_min_width_holds_under_a_cost_budget():
     found = widths(prune(mlp(), EXAMPLE, Budget(macs=0.3, min_width=6), "magnitude", queries=None).model)
     assert min(found[:2]) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "vit", "llama-gqa", "swin"])
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_uniform_layers_of_a_transformer_have_one_width(name, share):
+    """A stock configuration knows one width for all layers; two alike layers a step apart cannot be written in it."""
+    model, inputs = ZOO[name].build().eval(), ZOO[name].inputs(1)
+    inputs = {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}
+    result = prune(model, inputs, Budget(macs=share, uniform=True), "magnitude", queries=None)
+    assert counted(result.model, inputs, "macs") <= share * counted(model, inputs, "macs")
+    widths = {}
+    for g in result.report.groups:
+        if g.locked_because is None:
+            widths.setdefault((g.channels, g.unit), set()).add(g.kept)
+    assert all(len(kept) == 1 for kept in widths.values())
+    assert any(kept != {channels} for (channels, _), kept in widths.items())
+
+
+def test_wide_layers_get_multiples_of_8_by_default():
+    model = torch.nn.Sequential(torch.nn.Linear(5, 130), torch.nn.ReLU(), torch.nn.Linear(130, 7))
+    dense = 130 * (5 + 7)
+    for limit in (400, 700, 1000):
+        (kept, _) = widths(prune(model, torch.zeros(1, 5), Budget(macs=limit), "magnitude", queries=None).model)
+        assert kept % 8 == 0
+        assert 12 * kept <= limit < 12 * (kept + 8)
+    assert widths(prune(model, torch.zeros(1, 5), Budget(macs=dense), "magnitude", queries=None).model) == [130, 7]

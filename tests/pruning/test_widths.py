@@ -68,7 +68,8 @@ def test_curves_decide_and_uniform_ignores_them():
     by_curve = allocate(Budget(macs=0.5), groups, cost, curves)
     assert by_curve["0"] == 8
     uniform = allocate(Budget(macs=0.5, uniform=True), groups, cost, curves)
-    assert uniform == allocate(Budget(macs=0.5), groups, cost, None)
+    assert uniform == allocate(Budget(macs=0.5, uniform=True), groups, cost, None)
+    assert uniform == allocate(Budget(macs=0.5), groups, cost, None)  # no two of these groups are alike
     shares = [w / s for w, s in zip(uniform.values(), SIZES, strict=True)]
     assert max(shares) - min(shares) <= 2 / 6
 
@@ -100,6 +101,120 @@ def test_round_to_and_min_width_hold(limit, curves):
     _, groups, cost = chain((16, 24, 12))
     found = allocate(Budget(**limit, round_to=4, min_width=5), groups, cost, convex((16, 24, 12)) if curves else None)
     assert all(w % 4 == 0 and w >= 8 for w in found.values())
+
+
+WIDE = (128, 200, 100)
+
+
+def slopes(sizes):
+    """Error curves of unequal slopes for `chain(sizes)`."""
+    return {str(2 * i): torch.linspace(i + 3.0, 0, size + 1, dtype=torch.float64) ** 2 for i, size in enumerate(sizes)}
+
+
+@pytest.mark.parametrize("kind", ["macs", "params", "bytes"])
+@pytest.mark.parametrize("share", [0.3, 0.55])
+@pytest.mark.parametrize("curves", [True, False])
+def test_wide_groups_keep_multiples_of_8_narrow_ones_any_number_and_none_could_keep_more(kind, share, curves):
+    _, groups, cost = chain(WIDE)
+    found = allocate(Budget(**{kind: share}), groups, cost, slopes(WIDE) if curves else None)
+    limit = share * getattr(cost(), kind)
+    assert getattr(cost(found), kind) <= limit
+    assert found["0"] % 8 == 0
+    assert found["2"] % 8 == 0
+    for name, step in (("0", 8), ("2", 8), ("4", 1)):
+        full = WIDE[int(name) // 2]
+        if found[name] < full:
+            assert getattr(cost({**found, name: min(found[name] + step, full)}), kind) > limit, name
+
+
+@pytest.mark.parametrize("curves", [True, False])
+def test_narrow_groups_are_free_in_their_widths(curves):
+    sizes, odd = (127, 120, 100), set()
+    _, groups, cost = chain(sizes)
+    for share in (0.3, 0.35, 0.4):
+        found = allocate(Budget(macs=share), groups, cost, slopes(sizes) if curves else None)
+        odd |= {name for name, width in found.items() if width % 8}
+    assert odd == {"0", "2", "4"}
+
+
+def test_an_error_budget_rounds_wide_groups_too():
+    _, groups, cost = chain(WIDE)
+    found = allocate(Budget(error=0.3), groups, cost, slopes(WIDE))
+    assert found["0"] % 8 == found["2"] % 8 == 0
+    assert found != dict(zip(("0", "2", "4"), WIDE, strict=True))
+
+
+def test_a_share_of_the_channels_is_a_number_of_channels():
+    _, groups, cost = chain(WIDE)
+    assert allocate(Budget(keep=0.41), groups, cost) == {"0": 52, "2": 82, "4": 41}
+
+
+def test_an_explicit_round_to_is_obeyed_in_wide_and_narrow_groups():
+    _, groups, cost = chain(WIDE)
+    finest = allocate(Budget(macs=0.5, round_to=1), groups, cost)
+    limit = 0.5 * cost().macs
+    assert all(cost({**finest, name: width + 1}).macs > limit for name, width in finest.items())
+    assert any(width % 8 for width in (finest["0"], finest["2"]))
+    assert all(width % 5 == 0 for width in allocate(Budget(macs=0.5, round_to=5), groups, cost).values())
+
+
+@pytest.mark.parametrize("curves", [True, False])
+def test_no_budget_is_out_of_reach_because_of_rounding_that_nobody_asked_for(curves):
+    free, groups, cost = chain(WIDE)
+    least = cost({g.name: 1 for g in free}).macs
+    found = allocate(Budget(macs=least), groups, cost, slopes(WIDE) if curves else None)
+    assert found == {"0": 1, "2": 1, "4": 1}
+    with pytest.raises(BudgetError, match="round_to"):
+        allocate(Budget(macs=least, round_to=8), groups, cost)
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.62, 0.8])
+@pytest.mark.parametrize("sizes", [(16, 24, 16, 24, 16), (128, 30, 30, 128)])
+def test_alike_groups_get_the_same_width_and_no_class_could_keep_one_step_more(kind, share, sizes):
+    free, groups, cost = chain(sizes)
+    found = allocate(Budget(**{kind: share}, uniform=True), groups, cost)
+    limit = share * getattr(cost(), kind)
+    assert getattr(cost(found), kind) <= limit
+    for size in set(sizes):
+        names = [g.name for g in free if g.size == size]
+        width = found[names[0]]
+        assert {found[name] for name in names} == {width}
+        if width < size:
+            wider = min(width + (8 if size >= 128 else 1), size)
+            assert getattr(cost({**found, **dict.fromkeys(names, wider)}), kind) > limit
+    shares = [width / size for width, size in zip(found.values(), sizes, strict=True)]
+    assert max(shares) - min(shares) <= 2 * max(8 / 128, 1 / 16)
+
+
+def test_without_uniform_alike_groups_share_out_what_is_left():
+    """The finest filling: one of two alike groups may be a step wider."""
+    sizes = (16, 16, 16)
+    _, groups, cost = chain(sizes)
+    apart = [
+        share
+        for share in torch.linspace(0.3, 0.7, 21).tolist()
+        if len(set(allocate(Budget(macs=share), groups, cost).values())) > 1
+    ]
+    assert apart
+    assert all(len(set(allocate(Budget(macs=s, uniform=True), groups, cost).values())) == 1 for s in apart)
+
+
+def test_heads_and_blocks_are_counted_in_channels():
+    captured = capture(
+        nn.Sequential(
+            nn.Conv2d(3, 128, 1), nn.ReLU(), nn.Conv2d(128, 128, 1, groups=4), nn.ReLU(), nn.Conv2d(128, 3, 1)
+        ),
+        torch.zeros(1, 3, 2, 2),
+    )
+    groups = find_groups(captured)
+    cost = CostModel(captured, groups)
+    found = allocate(Budget(macs=0.4), groups, cost)
+    for g in groups:
+        if g.name in found:
+            channels = found[g.name] * g.unit * (1 if g.blocks is None else int(g.blocks.max()) + 1)
+            assert channels % 8 == 0
+            assert channels < g.size
 
 
 @pytest.mark.parametrize("epsilon", [0.02, 0.1, 0.4])
@@ -169,6 +284,8 @@ def test_blocks_keep_the_same_number_each():
         ({"min_width": 0}, "min_width"),
         ({"round_to": 2.5}, "round_to"),
         ({"round_to": True}, "round_to"),
+        ({"round_to": 0}, "round_to"),
+        ({"min_width": None}, "min_width"),
     ],
 )
 def test_budgets_that_contradict_themselves_are_refused(given, match, unchecked):
@@ -177,7 +294,7 @@ def test_budgets_that_contradict_themselves_are_refused(given, match, unchecked)
 
 
 def test_no_budget_is_half_of_the_channels():
-    assert (Budget().kind, Budget().keep) == ("keep", 0.5)
+    assert (Budget().kind, Budget().keep, Budget().round_to) == ("keep", 0.5, None)
     assert [Budget(**{k: 0.5}).kind for k in ("keep", "macs", "params", "bytes", "error")] == [
         "keep", "macs", "params", "bytes", "error",
     ]  # fmt: skip

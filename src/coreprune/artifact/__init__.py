@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from coreprune.artifact.exports import Exported, export_onnx, export_program
 from coreprune.artifact.load import load, read_plan
 from coreprune.artifact.manifest import Manifest, read_manifest
 from coreprune.artifact.save import save
 
-__all__ = ["Manifest", "load", "read_manifest", "read_plan", "save"]
+__all__ = ["Exported", "Manifest", "export_onnx", "export_program", "load", "read_manifest", "read_plan", "save"]

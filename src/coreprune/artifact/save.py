@@ -166,7 +166,8 @@ def _check_dtypes(model: nn.Module) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if _dtype(tensor) not in DTYPES.values():
             raise InputError(
-                f"{name} has dtype {_dtype(tensor)}, which an artifact cannot hold. It holds {', '.join(DTYPES.values())}."
+                f"{name} has dtype {_dtype(tensor)}, which an artifact cannot hold. It can hold "
+                f"{', '.join(DTYPES.values())}."
             )
 
 

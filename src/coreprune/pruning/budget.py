@@ -17,13 +17,16 @@ class Budget:
     keep: share of the channels of every free group that stays, in (0, 1], rounded to the nearest whole unit.
     macs, params, bytes: what the whole pruned model may cost: a share of the dense model in (0, 1], or an absolute
         number above 1. MACs are those of one sample. The budget is met, never missed, and no group could keep one
-        step more.
+        step more: channels, or `round_to` of them (with `uniform`: no class of alike groups could).
     error: the mean squared error of the model's outputs on the queries, relative to their variance, that may be
         predicted (to first order, summed over the groups); the model becomes as cheap in MACs as that allows.
-    uniform: every free group gives up about the same share of its units. By default the queries' error curves decide,
-        where there are queries, and the shares are equal where there are none.
+    uniform: every free group gives up about the same share of its units, and alike groups (the same channels, unit and
+        blocks) get exactly the same width, so that a configuration with one width for all layers can say it. By default
+        the queries' error curves decide, where there are queries, and the shares are about equal where there are none.
     min_width: units that stay in every group (in every block, where a group has blocks) at least.
-    round_to: widths are multiples of this many channels, or the whole group; `keep` rounds up to them.
+    round_to: widths are multiples of this many channels, or the whole group; `keep` rounds up to them. None: multiples
+        of 8 (or `min_width`) in groups of at least 128 channels, which most processors are faster at, and any width in
+        narrower groups and for `keep` (`coreprune.pruning.widths.multiple_of`).
 
     Raises BudgetError for values that contradict themselves.
     """
@@ -35,7 +38,7 @@ class Budget:
     error: float | None = None
     uniform: bool = False
     min_width: int = 1
-    round_to: int = 1
+    round_to: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no model can meet."""
@@ -59,6 +62,8 @@ class Budget:
             raise BudgetError(f"keep={value:g} is more than everything. It is a share: keep=0.5 keeps half.")
         for name in ("min_width", "round_to"):
             value = getattr(self, name)
+            if name == "round_to" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BudgetError(f"{name} must be a whole number ≥ 1, but it is {value!r}.")
 

@@ -1,0 +1,261 @@
+"""Models for other runtimes: ONNX files and torch.export programs, each run once and compared before it is kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.utils import _pytree as pytree
+
+from coreprune._example import batch_size, normalise_example, quiet, repeated
+from coreprune._files import flush, refused
+from coreprune.errors import ArtifactError, InputError, ModelError, first_line
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Run = Callable[[Inputs], list[Tensor]]  # the tensors among the outputs, in the order of the tree
+Write = Callable[[ExportedProgram, Path], Run]  # writes the file, and returns what runs it
+Batch = Literal["dynamic", "static"]
+
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that runs.
+
+    batch: "dynamic", or the only number of samples that it takes. difference: the largest one between its outputs and
+    those of the model, in shares of the largest output, at every batch size that was tried. note: why the batch axis is
+    not dynamic although that was asked for, or empty.
+    """
+
+    path: Path
+    batch: int | Literal["dynamic"]
+    difference: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        """One line, and the note."""
+        size = "any batch size" if self.batch == "dynamic" else f"batch size {self.batch} alone"
+        line = f"{self.path}: {size}, outputs within {self.difference:.1e} of the model's"
+        return f"{line}\n{self.note}" if self.note else line
+
+
+def export_onnx(
+    model: nn.Module, example: Any, path: str | Path, *, batch: Batch = "dynamic", tolerance: float = 1e-4
+) -> Exported:
+    """Write an ONNX file, run it with onnxruntime on the CPU, and keep it if it gives the model's outputs.
+
+    model: is exported in evaluation mode and left as it was. Outputs are named after the keys of what it returns.
+    example: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
+    path: of the file. It is written beside its place and renamed, so a failure leaves what was there. Weights that are
+        too large for one file (2 GB) lie beside it, in a file with ".data" behind.
+    batch: "dynamic" makes the batch axis (axis 0 of the first tensor, and of every tensor of that length) free where
+        the model allows that, which is tried at several sizes, and says in the note why where it does not. "static"
+        keeps the example's.
+    tolerance: the largest difference between outputs that is accepted, in shares of the largest output.
+
+    Raises ArtifactError (a package is missing: `pip install 'coreprune[onnx]'`; the disk refuses; the outputs differ),
+    ModelError (the model does not run or cannot be exported) and InputError (arguments).
+    """
+    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ArtifactError(
+            f"an ONNX export needs {', '.join(missing)}, which cannot be found here. Run: pip install 'coreprune[onnx]'"
+        )
+    return _export(model, example, Path(path), batch, tolerance, _write_onnx)
+
+
+def export_program(
+    model: nn.Module, example: Any, path: str | Path, *, batch: Batch = "dynamic", tolerance: float = 1e-5
+) -> Exported:
+    """Write a torch.export program (.pt2), load it back, and keep it if it gives the model's outputs.
+
+    `torch.export.load(path).module()` runs it, without the model's code. Arguments and errors as in `export_onnx`.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise InputError(
+            f"a torch.export program ends in .pt2, but the path is {path}. Use {path.with_suffix('.pt2')}."
+        )
+    return _export(model, example, path, batch, tolerance, _write_program)
+
+
+def _export(
+    model: nn.Module,
+    example: Any,
+    path: Path,
+    batch: Batch,
+    tolerance: float,
+    write: Write,
+) -> Exported:
+    """Trace, write, run and compare; with a free batch axis first, if that is wanted, then without."""
+    inputs = normalise_example(example)
+    own = batch_size(*inputs)
+    if batch not in ("dynamic", "static"):
+        raise InputError(f'batch must be "dynamic" or "static", not {batch!r}.')
+    if batch == "dynamic" and not own:
+        raise InputError('the example holds no samples along axis 0 of a tensor. Use batch="static".')
+    note = ""
+    with quiet(model), _in_place(path) as place:
+        _outputs(model, inputs)
+        if batch == "dynamic" and own:
+            sizes = sorted({1, 2, 3, own})  # 1 and 2, because torch.export treats 0 and 1 as special
+            try:
+                difference = _attempt(model, inputs, max(own, 2), sizes, tolerance, write, place)
+                return Exported(path, "dynamic", difference)
+            except (ModelError, ArtifactError) as error:
+                note = f"The batch axis is fixed: with a free one, {error}"
+        difference = _attempt(model, inputs, own or 1, [own or 1], tolerance, write, place, free=False)
+    return Exported(path, own or 1, difference, note)
+
+
+def _attempt(
+    model: nn.Module,
+    inputs: Inputs,
+    traced: int,
+    sizes: Sequence[int],
+    tolerance: float,
+    write: Write,
+    place: Path,
+    free: bool = True,
+) -> float:
+    """Write one file, traced with `traced` samples, and return the largest difference at these batch sizes."""
+    example = repeated(*inputs, traced) if free else inputs
+    program = _trace(model, example, free)
+    try:
+        run = write(program, place)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} cannot be exported: {first_line(error)}.") from error
+    worst = 0.0
+    for size in sizes:
+        samples = repeated(*inputs, size) if free else inputs
+        wanted = _tensors(_outputs(model, samples))
+        try:
+            found = run(samples)
+        except Exception as error:
+            raise ArtifactError(f"the exported file does not run with {size} samples: {first_line(error)}.") from error
+        worst = max(worst, _difference(found, wanted))
+        if not worst <= tolerance:
+            raise ArtifactError(
+                f"with {size} samples the exported file's outputs are {worst:.1e} away from the model's, more than "
+                f"tolerance={tolerance:g}, so it is not kept."
+            )
+    return worst
+
+
+def _trace(model: nn.Module, example: Inputs, free: bool) -> ExportedProgram:
+    args, kwargs = example
+    shapes, own = ShapesCollection(), batch_size(*example)
+    for x in _tensors(example):
+        if free and x.dim() > 0 and x.shape[0] == own:
+            shapes[x] = {0: Dim("batch", min=1)}
+    try:
+        axes: Any = shapes.dynamic_shapes(model, args, kwargs) if free else None
+        return torch.export.export(model, args, kwargs, dynamic_shapes=axes, strict=False)
+    except Exception as error:
+        raise ModelError(f"torch.export cannot trace {type(model).__name__}: {first_line(error)}.") from error
+
+
+def _write_program(program: ExportedProgram, place: Path) -> Run:
+    torch.export.save(program, place)
+    module = torch.export.load(place).module()
+    return lambda inputs: _tensors(module(*inputs[0], **inputs[1]))
+
+
+def _write_onnx(program: ExportedProgram, place: Path) -> Run:
+    import onnxruntime
+
+    args, kwargs = program.example_inputs or ((), {})
+    own, tensors = batch_size(args, kwargs), _tensors((args, kwargs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's and onnxscript's own deprecations
+        written = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            verbose=False,
+            output_names=_names(program.module()(*args, **kwargs)),
+            # The program has its free axes already; this gives them a name.
+            dynamic_shapes=tuple({0: "batch"} if x.dim() > 0 and x.shape[0] == own else {} for x in tensors),
+        )
+    if written is None:
+        raise ModelError("torch.onnx.export returned nothing")
+    written.save(place)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(place, options, providers=["CPUExecutionProvider"])
+    known = {value.name for value in session.get_inputs()}
+    names = program.graph_signature.user_inputs
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        leaves = zip(names, pytree.tree_leaves(inputs), strict=True)
+        given = {name: x.detach().cpu().numpy() for name, x in leaves if name in known}
+        return [torch.as_tensor(x) for x in session.run(None, given)]
+
+    return run
+
+
+def _names(outputs: Any) -> list[str]:
+    """A name for every tensor among the outputs: its key, where they are a mapping, or its number."""
+    if isinstance(outputs, Mapping) and all(isinstance(x, Tensor) for x in outputs.values()):
+        return [str(key) for key in outputs]
+    count = len(_tensors(outputs))
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> Any:
+    try:
+        return model(*inputs[0], **inputs[1])
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} does not run on the example: {first_line(error)}.") from error
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest difference, in shares of the largest finite entry; infinite where shapes or non-finite entries are
+    not the same."""
+    shapes = [tuple(x.shape) for x in found]
+    if shapes != [tuple(x.shape) for x in wanted]:
+        raise ArtifactError(f"the exported file returns shapes {shapes}, the model {[tuple(x.shape) for x in wanted]}.")
+    worst = 0.0
+    for x, y in zip(found, wanted, strict=True):
+        a, b = x.detach().cpu().double(), y.detach().cpu().double()
+        finite = b.isfinite()
+        if not torch.equal(finite, a.isfinite()) or not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
+            return float("inf")
+        if bool(finite.any()):
+            scale = max(float(b[finite].abs().max()), torch.finfo(torch.float32).tiny)
+            worst = max(worst, float((a - b)[finite].abs().max()) / scale)
+    return worst
+
+
+@contextmanager
+def _in_place(path: Path) -> Iterator[Path]:
+    """Yield a path of the same name in a temporary folder beside it; what lies there in the end is moved into place,
+    the file itself last. An error leaves no trace. Raises ArtifactError where the disk does not let us."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as folder:
+            place = Path(folder) / path.name
+            yield place
+            for file in sorted(Path(folder).iterdir(), key=lambda f: f == place):
+                flush(file)
+                file.replace(path.with_name(file.name))
+            flush(path.parent)
+    except OSError as error:
+        raise refused(path, error) from error

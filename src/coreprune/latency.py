@@ -1,0 +1,311 @@
+"""How long a model takes, measured: the models in turn, so that whatever disturbs the machine disturbs them alike."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from coreprune._example import batch_size, device_of, normalise_example, quiet, repeated
+from coreprune.errors import InputError, ModelError, first_line
+
+_STABLE = 1.1  # three runs in a row within this factor of each other: warm
+_SHORTFALL = 0.8  # of the factor by which the MACs fell; a speed-up below it is explained
+_PRODUCTS = ("conv", "mm", "mv", "linear", "matmul", "attention", "rnn", "lstm", "gru")  # in names of operations
+_TAKEN = ("batch", "speedup", "repeats")  # the other keys of a row
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: the median, and the quartiles below and above it."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    """One batch size. timings: by name of the model, in the order they were given. repeats: calls behind each."""
+
+    batch: int
+    timings: Mapping[str, Timing]
+    repeats: int
+
+    @property
+    def speedup(self) -> float:
+        """Median of the first model over that of the last: above 1 if the last one is faster."""
+        timings = list(self.timings.values())
+        return timings[0].median / timings[-1].median
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; "speedup" where there is more than one model."""
+        timings = {name: asdict(t) for name, t in self.timings.items()}
+        ratio = {"speedup": self.speedup} if len(timings) > 1 else {}
+        return {"batch": self.batch, **timings, **ratio, "repeats": self.repeats}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What `measure_latency` found. threads: of torch on the CPU. note: rows that are missing, and speed-ups that stay
+    behind what was removed, each with what is known of the reason; empty if there is nothing to say."""
+
+    device: str
+    threads: int
+    rows: tuple[LatencyRow, ...]
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; times in seconds."""
+        return {
+            "device": self.device,
+            "threads": self.threads,
+            "rows": [row.as_dict() for row in self.rows],
+            "note": self.note,
+        }
+
+    def __str__(self) -> str:
+        """A table in milliseconds: median and quartiles of every model, and the speed-up."""
+        names = list(self.rows[0].timings)
+        head = ["batch", *names, *(["speed-up"] if len(names) > 1 else [])]
+        cells = [head]
+        for row in self.rows:
+            times = [f"{1e3 * t.median:,.2f} ms ({1e3 * t.low:,.2f}–{1e3 * t.high:,.2f})" for t in row.timings.values()]
+            cells.append([str(row.batch), *times, *([f"{row.speedup:.2f}×"] if len(names) > 1 else [])])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells]
+        where = f"{self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}; median (quartiles) of a call"
+        return "\n".join([where, *lines, *([self.note] if self.note else [])])
+
+
+def measure_latency(
+    models: nn.Module | Mapping[str, nn.Module],
+    example: Any,
+    *,
+    batch_sizes: Sequence[int] = (1, 32),
+    seconds: float = 1.0,
+    min_repeats: int = 5,
+) -> Latency:
+    """Time the models as they are, in turn (A B A B …), in evaluation mode and without gradients.
+
+    models: one model, or several by name, all on the example's device. They are left as they were.
+    example: a tensor, a tuple of positional or a dict of keyword arguments. Batches repeat its samples along the batch
+        axis: axis 0 of its first tensor, and of every tensor of that length.
+    batch_sizes: samples per call, a row for each. One that a model does not run at is left out, with a note.
+    seconds: how long every model is timed at every batch size, after a warm-up until it is stable.
+    min_repeats: calls that are timed at least, however long they take.
+
+    Raises InputError (arguments; no batch size that the models run at) and ModelError (a model does not run on the
+    example itself).
+    """
+    named = {"model": models} if isinstance(models, nn.Module) else dict(models)
+    _check(named, batch_sizes, seconds, min_repeats)
+    inputs = normalise_example(example)
+    own, device = batch_size(*inputs), device_of(next(iter(named.values())))
+    if own is None or own == 0:
+        raise InputError(
+            "the example holds no tensor with samples along axis 0, so there is nothing to make batches of."
+        )
+    rows, missing = [], {}
+    with ExitStack() as stack:
+        for model in named.values():
+            stack.enter_context(quiet(model))
+        for batch in batch_sizes:
+            args, kwargs = repeated(*inputs, batch)
+            calls = [lambda m=m, a=args, k=kwargs: m(*a, **k) for m in named.values()]
+            try:
+                times = _interleaved(calls, seconds, min_repeats, lambda: _wait(device))
+            except Exception as error:  # whatever a model raises: it is the reader who knows what it means
+                missing[batch] = first_line(error)
+                continue
+            timings = {name: _timing(t) for name, t in zip(named, times, strict=True)}
+            rows.append(LatencyRow(batch, timings, len(times[0])))
+        if missing:
+            _check_runs(named, inputs)
+    if not rows:
+        raise InputError(
+            f"the models run on the example with its {own} samples, but not with "
+            + ", ".join(f"{batch} ({why})" for batch, why in missing.items())
+            + f". Pass batch_sizes=({own},)."
+        )
+    note = " ".join(f"Batch {batch} is left out: {why}." for batch, why in missing.items())
+    return Latency(_describe(device), torch.get_num_threads(), tuple(rows), note)
+
+
+def compare_latency(
+    before: nn.Module,
+    after: nn.Module,
+    example: Any,
+    *,
+    macs: tuple[int, int] | None = None,
+    batch_sizes: Sequence[int] = (1, 32),
+    seconds: float = 1.0,
+    min_repeats: int = 5,
+) -> Latency:
+    """Time a model and its pruned copy in turn, and say what keeps the speed-up below what was removed.
+
+    macs: those of one sample, before and after, as in `Report.macs`. Where a speed-up is below 0.8 times their ratio,
+        both models run again with a clock on every operation, and the note says which share of the time the products
+        take and how much faster they and the rest became. Without it nothing is explained.
+
+    Other arguments and errors as in `measure_latency`.
+    """
+    found = measure_latency(
+        {"before": before, "after": after},
+        example,
+        batch_sizes=batch_sizes,
+        seconds=seconds,
+        min_repeats=min_repeats,
+    )
+    if macs is None:
+        return found
+    inputs = normalise_example(example)
+    wanted = macs[0] / max(macs[1], 1)
+    notes = [found.note] if found.note else []
+    device = device_of(before)
+    slow = [row for row in found.rows if row.speedup < _SHORTFALL * wanted]
+    with quiet(before), quiet(after):
+        for row in slow:
+            batch = repeated(*inputs, row.batch)
+            notes.append(_shortfall(row, wanted, *(_by_operation(m, batch, device) for m in (before, after))))
+    if slow:
+        notes += _odd_widths(before, after)
+    return replace(found, note=" ".join(notes))
+
+
+def _interleaved(
+    calls: Sequence[Callable[[], Any]], seconds: float, min_repeats: int, wait: Callable[[], None]
+) -> list[list[float]]:
+    """Seconds of every call: one of each in turn, for `seconds` times their number, after warming up each."""
+
+    def once(call: Callable[[], Any]) -> float:
+        wait()
+        start = perf_counter()
+        call()
+        wait()
+        return perf_counter() - start
+
+    for call in calls:
+        begin, last = perf_counter(), [once(call)]
+        while perf_counter() - begin < seconds and not (len(last) >= 3 and max(last[-3:]) <= _STABLE * min(last[-3:])):
+            last.append(once(call))
+    times: list[list[float]] = [[] for _ in calls]
+    begin = perf_counter()
+    while len(times[0]) < min_repeats or perf_counter() - begin < seconds * len(calls):
+        for call, mine in zip(calls, times, strict=True):
+            mine.append(once(call))
+    return times
+
+
+def _timing(seconds: Sequence[float]) -> Timing:
+    low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
+    return Timing(median, low, high)
+
+
+def _shortfall(row: LatencyRow, wanted: float, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """What is known of a row that falls short. before, after: seconds by operation."""
+    text = f"At batch {row.batch} it is {row.speedup:.2f}× as fast, with {wanted:.2f}× fewer MACs."
+    a, b = row.timings.values()
+    if a.low <= b.high and b.low <= a.high:
+        text += " The quartiles of the two overlap: the difference is within the noise."
+    products, products_after = (sum(t for n, t in ops.items() if _product(n)) for ops in (before, after))
+    rest, rest_after = sum(before.values()) - products, sum(after.values()) - products_after
+    if min(products, products_after, rest, rest_after) <= 0:
+        return text
+    share = products / (products + rest)
+    text += f" Convolutions and matrix products take {share:.0%} of the original's time and became "
+    text += f"{products / products_after:.2f}× as fast"
+    largest = sorted((n for n in before if not _product(n)), key=lambda n: -before[n])[:3]
+    return f"{text}; the rest became {rest / rest_after:.2f}× as fast (mostly {', '.join(largest)})."
+
+
+class _Stopwatch(TorchDispatchMode):
+    """Adds up the seconds of every ATen operation that runs meanwhile, by its name."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        _wait(self.device)
+        start = perf_counter()
+        out = func(*args, **(kwargs or {}))
+        _wait(self.device)
+        self.seconds[func.overloadpacket.__name__] += perf_counter() - start
+        return out
+
+
+def _by_operation(model: nn.Module, inputs: Inputs, device: torch.device, runs: int = 3) -> dict[str, float]:
+    """Seconds of `runs` calls by ATen operation, after one to warm up."""
+    args, kwargs = inputs
+    model(*args, **kwargs)
+    with _Stopwatch(device) as stopwatch:
+        for _ in range(runs):
+            model(*args, **kwargs)
+    return dict(stopwatch.seconds)
+
+
+def _product(operation: str) -> bool:
+    return any(part in operation for part in _PRODUCTS)
+
+
+def _odd_widths(before: nn.Module, after: nn.Module) -> list[str]:
+    """A sentence about cut weights whose new width is no multiple of 8, if there are any."""
+    old = dict(before.named_parameters())
+    cut = [(p.shape, old[n].shape) for n, p in after.named_parameters() if n in old and p.shape != old[n].shape]
+    cut = [pair for pair in cut if len(pair[0]) > 1]
+    odd = [new for new, was in cut if any(x != y and x % 8 for x, y in zip(new, was, strict=True))]
+    if not odd:
+        return []
+    return [
+        f"{len(odd)} of {len(cut)} cut weights have a width that is no multiple of 8; Budget(round_to=8) rounds it."
+    ]
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was told."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _describe(device: torch.device) -> str:
+    """The device with what its speed depends on: the instructions of a CPU, the model of a GPU."""
+    if device.type == "cpu":
+        return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _check_runs(models: Mapping[str, nn.Module], inputs: Inputs) -> None:
+    for name, model in models.items():
+        try:
+            model(*inputs[0], **inputs[1])
+        except Exception as error:
+            raise ModelError(
+                f"{name!r} does not run on the example: {first_line(error)}. "
+                "Check that the example is what its forward expects, on the same device."
+            ) from error
+
+
+def _check(models: Mapping[str, Any], batch_sizes: Sequence[int], seconds: float, min_repeats: int) -> None:
+    wrong = [name for name, m in models.items() if not isinstance(m, nn.Module)]
+    if not models or wrong:
+        raise InputError(f"models must be an nn.Module or several by name, but {wrong or 'none'} is given.")
+    if taken := set(models) & set(_TAKEN):
+        raise InputError(f"a model cannot be called {', '.join(sorted(taken))}; choose another name.")
+    whole = all(isinstance(b, int) and not isinstance(b, bool) and b > 0 for b in (*batch_sizes, min_repeats))
+    if not batch_sizes or not whole or not seconds >= 0:
+        raise InputError(
+            "batch_sizes and min_repeats must be whole numbers ≥ 1 and seconds ≥ 0, e.g. batch_sizes=(1, 32), but they "
+            f"are {tuple(batch_sizes)}, {min_repeats!r} and {seconds!r}."
+        )
