@@ -1,0 +1,1 @@
+"""Saved models: a folder with weights, plan and report, and no pickle."""
