@@ -181,7 +181,7 @@ def test_a_cache_survives_an_interruption_and_is_read_again(tmp_path):
     assert torch.equal(again.queries.args[0], fresh.queries.args[0])
 
 
-@pytest.mark.parametrize(("n", "spared"), [(256, 0), (300, 44), (800, 200)])
+@pytest.mark.parametrize(("n", "spared"), [(256, 0), (300, 44), (512, 256), (800, 256), (1200, 300)])
 def test_fresh_queries_are_none_of_those_that_were_used(n, spared):
     model, x = convnet(), images(n)
     found = gather(model, x[:1], capture(model, x[:1]), x, 0, lambda *a: None)
@@ -194,6 +194,21 @@ def test_fresh_queries_are_none_of_those_that_were_used(n, spared):
     assert run <= used
     assert not used & fresh
     assert len({len(args[0]) for args, _ in found.blocks}) == 1
+
+
+def test_what_is_held_back_of_sorted_samples_is_like_what_is_used():
+    """The last ones were held back; of a file that is sorted by class, those are classes that nothing else has seen."""
+    model, x = convnet(), images(600)
+    x[:300] += 100
+    found = gather(model, x[:1], capture(model, x[:1]), x, 0, lambda *a: None)
+    shares = [float((q.args[0].mean((1, 2, 3)) > 50).double().mean()) for q in (found.queries, found.fresh)]
+    assert all(0.4 < share < 0.6 for share in shares)
+
+
+def test_a_loader_gives_enough_samples_for_the_agreement():
+    model, x = convnet(), images(800)
+    found = gather(model, x[:1], capture(model, x[:1]), DataLoader(x, batch_size=100), 0, lambda *a: None)
+    assert (len(found.queries), len(found.fresh)) == (256, 256)
 
 
 def test_a_source_makes_other_queries_for_the_agreement():

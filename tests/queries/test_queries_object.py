@@ -59,6 +59,19 @@ def test_take_and_split() -> None:
         next(queries.blocks(0))
 
 
+def test_a_random_split_loses_nothing_and_keeps_the_order() -> None:
+    queries = make(40)
+    first, rest = queries.split(25, torch.Generator().manual_seed(0))
+    rows = [part.args[0][:, 0] for part in (first, rest)]
+    assert torch.equal(torch.cat(rows).sort().values, torch.arange(40.0))
+    assert all(bool((part.diff() > 0).all()) for part in rows)
+    assert not torch.equal(rows[0], torch.arange(25.0))
+    assert torch.equal(first.args[1], torch.tensor([1.0, 2.0]))
+    sample = queries.sample(25, torch.Generator().manual_seed(0))
+    assert torch.equal(sample.args[0], first.args[0])
+    assert queries.sample(40, torch.Generator()) is queries
+
+
 def test_queries_without_rows_or_of_two_lengths_do_not_exist() -> None:
     for args in ((), (1.0,), (torch.zeros(0, 3),), (torch.zeros(2, 3), torch.zeros(3, 3))):
         with pytest.raises(InputError, match="one length"):

@@ -49,6 +49,42 @@ def test_labels_are_dropped_everywhere() -> None:
     assert torch.equal(named.kwargs["x"], X[:3])
 
 
+def test_what_was_left_out_is_noted() -> None:
+    labels = torch.zeros(20, dtype=torch.int64)
+    assert take((X, labels)).note == "20 samples of the user; labels left out"
+    assert take([X, labels]).note == "20 samples of the user; labels left out"
+    assert take((X, labels), n=5).note == "5 samples of the user; labels left out"
+    assert take(DataLoader(TensorDataset(X, X), batch_size=8)).note == "20 samples of the user; labels left out"
+    assert take({"x": X, "labels": labels, "ids": labels}, {"x": EXAMPLE}).note.endswith("; labels, ids left out")
+    assert take(X).note == "20 samples of the user"
+
+
+def test_a_list_of_inputs_is_a_list_of_batches() -> None:
+    """It was read as (inputs, labels), and the second half of the samples was lost without a word."""
+    assert torch.equal(take([X[:9], X[9:]]).args[0], X)
+    assert torch.equal(take([X[:9].numpy(), X[9:].numpy()]).args[0], X)
+    assert torch.equal(take([X]).args[0], X)
+    assert torch.equal(take([X[:3], X[3:5], X[5:]]).args[0], X)
+    assert take([X] * 40).note == "800 samples of the user"  # they are in memory already: no limit
+    assert torch.equal(take([X, X], {"x": EXAMPLE}).kwargs["x"], torch.cat([X, X]))
+    part = take([X[:9], X[9:]], n=6).args[0]
+    assert all(bool((row == X).all(dim=1).any()) for row in part)
+    assert not torch.equal(part, X[:6])
+    with pytest.raises(InputError, match=r"batch 1 of the samples have shape \(20, 5\)"):
+        take([X, X[:, :5]])
+    with pytest.raises(InputError, match="batch 1 of the samples"):
+        take([X, torch.zeros(19)])
+    with pytest.raises(InputError, match="batch 0 of the samples"):
+        take([torch.tensor(1.0), X])
+
+
+def test_two_inputs_for_a_model_that_takes_one_are_refused() -> None:
+    with pytest.raises(InputError, match=r"queries=\[x1, x2\]"):
+        take((X, X))
+    with pytest.raises(InputError, match="3 tensors, but the example inputs have 1"):
+        take((X, X, X))
+
+
 def test_a_loader_is_read_only_as_far_as_needed_and_leaves_the_random_state() -> None:
     read = []
 
@@ -58,6 +94,8 @@ def test_a_loader_is_read_only_as_far_as_needed_and_leaves_the_random_state() ->
             yield X[2 * i : 2 * i + 2]
 
     before = torch.get_rng_state()
+    many = DataLoader(TensorDataset(X.repeat(40, 1)), batch_size=100)
+    assert len(take(many)) == 512
     assert torch.equal(take(batches(), n=5).args[0], X[:5])
     assert read == [0, 1, 2]
     take(DataLoader(TensorDataset(X), batch_size=4, shuffle=True))

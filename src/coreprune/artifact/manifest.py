@@ -1,4 +1,4 @@
-"""manifest.json: what lies in an artifact's folder, and how the model is rebuilt. Read as if an enemy had written it."""
+"""manifest.json: what lies in an artifact's folder and how to rebuild the model. Read as if an enemy had written it."""
 
 from __future__ import annotations
 

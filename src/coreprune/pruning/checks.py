@@ -55,3 +55,11 @@ def check_settings(budget: object, seed: object, delta: object) -> Budget:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InputError(f"seed must be a whole number, but it is {seed!r}.")
     return budget
+
+
+def check_patterns(exclude: object) -> tuple[str, ...]:
+    """Patterns of names; one on its own is a list of one. Raises InputError for anything else."""
+    patterns = (exclude,) if isinstance(exclude, str) else exclude
+    if not isinstance(patterns, (tuple, list, set, frozenset)) or not all(isinstance(p, str) and p for p in patterns):
+        raise InputError(f"exclude must be names or patterns of groups, e.g. ('*attention*',), not {exclude!r}.")
+    return tuple(sorted(patterns) if isinstance(patterns, (set, frozenset)) else patterns)

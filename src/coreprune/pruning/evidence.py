@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 32  # samples that are run at once
 _FRESH = 64  # queries of its own for the agreement, at least
-_SPARE = 256  # samples of the user that selection and repair have first
+_SPARE = 256  # samples of the user that selection and repair have first; as many again are held back, or a quarter
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,9 @@ def gather(
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
         fresh = make_queries(model, example_inputs, spec, n=count, generator=generator, progress=tell, cache=again)
     elif len(queries) > _SPARE:
-        queries, fresh = queries.split(max(_SPARE, len(queries) * 3 // 4))
+        held_back = max(_SPARE, len(queries) // 4)
+        # at random, because files and loaders are often sorted, and T11 is about samples of one distribution
+        queries, fresh = queries.split(max(_SPARE, len(queries) - held_back), generator)
     return _in_blocks(model, captured, queries, fresh)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from coreprune._example import device_of, example_like
 from coreprune.errors import BudgetError, InputError
 from coreprune.graph import Captured, CostModel, Group, Recipe, adopt, recipe_of
 from coreprune.pruning.budget import Budget
-from coreprune.pruning.checks import check_model, check_settings
+from coreprune.pruning.checks import check_model, check_patterns, check_settings
 from coreprune.pruning.choice import options_of
 from coreprune.pruning.distill import Distill, distill_
 from coreprune.pruning.evidence import gather
@@ -49,6 +50,7 @@ def prune(
     method: str | Selector = "functional",
     *,
     queries: Any = "auto",
+    exclude: Sequence[str] = (),
     repair: bool | Repair = True,
     distill: int | Distill = 0,
     seed: int = 0,
@@ -67,6 +69,8 @@ def prune(
     queries: what selection, allocation and repair go by: "auto" makes inputs without data; the name of a source or a
         source (`coreprune.queries`); unlabelled samples (a tensor, a DataLoader, the path of an .npz file); `Queries`;
         None for none at all, and then nothing is repaired. They are made only if something needs them.
+    exclude: names of groups that stay whole, or patterns of them, e.g. ("*attention*", "layer1.*"). `inspect` lists the
+        names. A budget is met by the others.
     repair: refit what reads pruned channels, in closed form. False leaves the weights of the coreset.
     distill: steps of training towards the original's answers on the queries, after the repair, or `Distill(...)`.
     checkpoint: a file for the state of that training, so that an interrupted run goes on where it was.
@@ -80,8 +84,9 @@ def prune(
     """
     budget, selector = check_settings(budget, seed, delta), resolve(method)
     clock = Clock(progress or silent)
+    excluded = check_patterns(exclude)
     with clock("capture"):
-        captured, groups = trace(model, example_inputs, clock.tell)
+        captured, groups = trace(model, example_inputs, clock.tell, excluded)
     options = _repair_options(repair) if queries is not None else None
     polish = _distill_options(distill, queries)
     _affordable(budget, captured, groups)
@@ -111,6 +116,7 @@ def prune(
         "method": selector.name,
         "options": options_of(selector),
         "budget": asdict(budget),
+        "exclude": list(excluded),
         "repair": None if options is None else asdict(options),
         "distill": None if polish is None else asdict(polish),
         "seed": seed,
@@ -133,6 +139,7 @@ def plan(
     method: str | Selector = "functional",
     *,
     queries: Any = "auto",
+    exclude: Sequence[str] = (),
     seed: int = 0,
     cache: str | Path | None = None,
     progress: Progress | None = None,
@@ -140,7 +147,7 @@ def plan(
     """Decide which channels stay, and touch no weight. Arguments and errors as in `prune`."""
     budget, selector = check_settings(budget, seed, 0.01), resolve(method)
     clock = Clock(progress or silent)
-    captured, groups = trace(model, example_inputs, clock.tell)
+    captured, groups = trace(model, example_inputs, clock.tell, check_patterns(exclude))
     _affordable(budget, captured, groups)
     evidence = None
     if queries is not None and _by_queries(selector, budget):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._example import normalise_example
-from coreprune.errors import ModelError
+from coreprune.errors import InputError, ModelError
 from coreprune.graph import Captured, CostModel, Group, capture, find_groups, kept_positions, lock, probe, remove
 from coreprune.pruning.budget import Budget
 from coreprune.pruning.certify import agreement, as_refitted, group_report
@@ -45,14 +47,39 @@ class Clock:
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.perf_counter() - start, 4)
 
 
-def trace(model: nn.Module, example_inputs: Any, tell: Progress) -> tuple[Captured, list[Group]]:
-    """Groups, with those locked that the forward does not survive, so that no budget is spent on them."""
+def trace(
+    model: nn.Module, example_inputs: Any, tell: Progress, exclude: tuple[str, ...] = ()
+) -> tuple[Captured, list[Group]]:
+    """Groups, with those locked that the forward does not survive, so that no budget is spent on them.
+
+    exclude: glob patterns of names of groups that are locked too. Raises InputError for one that no group matches.
+    """
     check_model(model, example_inputs)
     tell("capture", 0, 1)
     captured = capture(model, *normalise_example(example_inputs))
-    groups = probe(model, captured, find_groups(captured))
+    groups = probe(model, captured, locked_by(exclude, find_groups(captured)))
     tell("capture", 1, 1)
     return captured, groups
+
+
+def locked_by(exclude: tuple[str, ...], groups: list[Group]) -> list[Group]:
+    """The groups, with those locked whose names match a pattern. Raises InputError for one that matches none."""
+    names = [g.name for g in groups]
+    for pattern in exclude:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern.replace("*", ""), names, n=5, cutoff=0.3) or names[:5]
+            raise InputError(
+                f"exclude={pattern!r} matches no group of channels. Groups are called by the first layer that makes "
+                f"their channels, e.g. {', '.join(near)}; coreprune.inspect lists them all."
+            )
+
+    def pattern_of(group: Group) -> str | None:
+        return next((p for p in exclude if fnmatch.fnmatchcase(group.name, p)), None)
+
+    return [
+        lock(g, f"excluded by the caller (pattern {p!r})") if g.locked_because is None and (p := pattern_of(g)) else g
+        for g in groups
+    ]
 
 
 def silent(phase: str, done: int, total: int) -> None:

@@ -62,11 +62,21 @@ class Queries:
             raise InputError(f"take at least one input, not {n}.")
         return self._rows(0, n)
 
-    def split(self, n: int) -> tuple[Queries, Queries]:
-        """The first n, and the rest. Raises InputError where one of them would be empty."""
+    def split(self, n: int, generator: torch.Generator | None = None) -> tuple[Queries, Queries]:
+        """The first n, and the rest; with a generator, n at random and the rest, both in their order.
+
+        Raises InputError where one of them would be empty.
+        """
         if not 1 <= n < len(self):
             raise InputError(f"{len(self)} inputs split after 1 to {len(self) - 1} of them, not after {n}.")
-        return self._rows(0, n), self._rows(n, len(self))
+        if generator is None:
+            return self._rows(0, n), self._rows(n, len(self))
+        order = torch.randperm(len(self), generator=generator, device=generator.device).cpu()
+        return self._chosen(order[:n].sort().values), self._chosen(order[n:].sort().values)
+
+    def sample(self, n: int, generator: torch.Generator) -> Queries:
+        """n at random, in their order; all where there are no more."""
+        return self if n >= len(self) else self.split(n, generator)[0]
 
     def to(self, device: torch.device | str) -> Queries:
         """The same on a device."""
@@ -88,6 +98,9 @@ class Queries:
             raise InputError(f"{path} is a cache of unfinished queries. Pass it to make_queries(cache=...).")
         args, kwargs = tree
         return cls(args, kwargs, about["source"], about["note"], frozenset(about["shared"]))
+
+    def _chosen(self, rows: Tensor) -> Queries:
+        return self._map(lambda i, x: x[rows.to(x.device)] if self._batched(i, x) else x)
 
     def _rows(self, start: int, stop: int) -> Queries:
         return self._map(lambda i, x: x[start:stop] if self._batched(i, x) else x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from coreprune.queries.base import has_batch, with_leaves
 from coreprune.queries.queries import Queries
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
+_FIRST = 512  # of a loader, which may have no end; half of them are held back for the agreement
 
 
 def is_samples(spec: Any) -> bool:
@@ -31,8 +33,11 @@ def is_samples(spec: Any) -> bool:
 def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Generator) -> Queries:
     """Queries from a tensor, a tuple or dict of tensors, an iterable of batches, or an .npz file.
 
-    example: (args, kwargs) at batch size 1. What the samples do not name stays as in the example. n: how many; of a
-    tensor or a file, that many at random; of batches, the first ones (256 when n is None). None: all.
+    A tuple has the model's inputs in their order, and maybe labels behind them, which are left out; so have batches. A
+    list of tensors that are all shaped like the one input is a list of batches.
+
+    example: (args, kwargs) at batch size 1. What the samples do not name stays as in the example. n: how many; of
+    tensors or a file, that many at random; of other batches, the first ones (512 when n is None). None: all.
 
     Raises InputError where the samples do not fit the example, are empty or not finite.
     """
@@ -41,14 +46,38 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
         where, spec = str(spec), _from_file(Path(spec), example)
     if isinstance(spec, np.ndarray):
         spec = _as_tensor(spec, where)
+    if isinstance(spec, (tuple, list)) and _all_tensors(spec):
+        like = _one_input(example)
+        if type(spec) is list and like is not None and not _has_labels(spec, like):
+            whole = _from_batches(spec, example, sum(x.shape[0] if x.ndim else 0 for x in spec))
+            return _counted(whole if n is None else whole.sample(n, generator))
+        if like is not None and len(spec) == 2 and spec[1].shape[1:] == like.shape[1:]:
+            raise InputError(
+                f"{where} are two tensors of shapes {tuple(spec[0].shape)} and {tuple(spec[1].shape)}, and the model "
+                "takes one. If the second is what the outputs should be, pass the first alone; if both are inputs, "
+                "pass a list: queries=[x1, x2]."
+            )
     if isinstance(spec, (Tensor, Mapping)) or (isinstance(spec, (tuple, list)) and _all_tensors(spec)):
         whole = _fitted(spec, example, where)
-        rows = len(whole)
-        if n is not None and n < rows:
-            chosen = torch.randperm(rows, generator=generator, device=generator.device)[:n].sort().values.cpu()
-            whole = whole._map(lambda i, x: x[chosen.to(x.device)] if whole._batched(i, x) else x)
-        return whole
-    return _from_batches(spec, example, 256 if n is None else n)
+        return _counted(whole if n is None else whole.sample(n, generator))
+    return _counted(_from_batches(spec, example, _FIRST if n is None else n))
+
+
+def _one_input(example: Example) -> Tensor | None:
+    """The example's only tensor with a batch axis; None where there are several."""
+    batch = batch_size(*example)
+    found = [leaf for leaf in pytree.tree_leaves(example) if has_batch(leaf, batch)]
+    return found[0] if len(found) == 1 else None
+
+
+def _has_labels(spec: Any, like: Tensor) -> bool:
+    """Whether two tensors are inputs and one number for each of them."""
+    return len(spec) == 2 and spec[1].ndim == 1 and like.dim() > 1 and len(spec[0]) == len(spec[1])
+
+
+def _counted(queries: Queries) -> Queries:
+    """With a note that says how many, before what `_fitted` had to say."""
+    return replace(queries, note=f"{len(queries)} samples of the user{queries.note}")
 
 
 def _all_tensors(spec: Any) -> bool:
@@ -67,8 +96,7 @@ def _from_batches(batches: Iterable[Any], example: Example, n: int) -> Queries:
         raise InputError("the samples are empty: the loader yields no batch. Check its dataset and drop_last.")
     first = parts[0]
     leaves = [pytree.tree_leaves((p.args, p.kwargs)) for p in parts]
-    whole = first._map(lambda i, x: torch.cat([row[i] for row in leaves])[:n] if first._batched(i, x) else x)
-    return Queries(whole.args, whole.kwargs, whole.source, f"{len(whole)} samples of the user", whole.shared)
+    return first._map(lambda i, x: torch.cat([row[i] for row in leaves])[:n] if first._batched(i, x) else x)
 
 
 def _from_file(path: Path, example: Example) -> dict[str, Any] | Tensor:
@@ -97,15 +125,22 @@ def _as_tensor(array: np.ndarray, where: str) -> Tensor:
 
 
 def _fitted(samples: Any, example: Example, where: str) -> Queries:
-    """Samples in the place of the example's tensors."""
+    """Samples in the place of the example's tensors. Their note says what was left out."""
     args, kwargs = example
     leaves = pytree.tree_leaves(example)
     batch = batch_size(args, kwargs)
     places = [i for i, leaf in enumerate(leaves) if has_batch(leaf, batch)]
     if isinstance(samples, Mapping):
         given = _named(samples, example, where)
+        left = ", ".join(str(name) for name in samples if name not in kwargs)
     else:
-        given = dict(zip(places, _listed(samples, len(places), where), strict=False))
+        listed = list(samples) if isinstance(samples, (tuple, list)) else [samples]
+        if len(listed) not in (len(places), len(places) + 1):
+            raise InputError(
+                f"{where}: {len(listed)} tensors, but the example inputs have {len(places)} with a batch axis."
+            )
+        given = dict(zip(places, listed, strict=False))
+        left = "labels" if len(listed) > len(places) else ""
     new = {i: _checked(x, leaves[i], where) for i, x in given.items()}
     lengths = {len(x) for x in new.values()}
     if len(lengths) != 1:
@@ -113,15 +148,7 @@ def _fitted(samples: Any, example: Example, where: str) -> Queries:
     (n,) = lengths
     whole = with_leaves(args, kwargs, new, n)
     shared = frozenset(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and i not in places)
-    return Queries(*whole, "samples", f"{n} samples of the user", shared)
-
-
-def _listed(samples: Any, wanted: int, where: str) -> list[Any]:
-    """Tensors in the order of the example's; one more than those is taken for labels and dropped."""
-    listed = list(samples) if isinstance(samples, (tuple, list)) else [samples]
-    if len(listed) not in (wanted, wanted + 1):
-        raise InputError(f"{where}: {len(listed)} tensors, but the example inputs have {wanted} with a batch axis.")
-    return listed[:wanted]
+    return Queries(*whole, "samples", f"; {left} left out" if left else "", shared)
 
 
 def _named(samples: Mapping[str, Any], example: Example, where: str) -> dict[int, Any]:

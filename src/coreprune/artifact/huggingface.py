@@ -1,0 +1,284 @@
+"""Hugging Face models: folders that stock transformers loads, where its configuration can say the pruned shapes.
+
+What is read from a folder is treated as written by a stranger: no code but that of transformers runs, nothing is
+fetched, nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from coreprune._example import device_of, normalise_example, quiet
+from coreprune.artifact.stock import on_meta, stock_config
+from coreprune.errors import InputError
+
+__all__ = ["config_of", "is_pretrained", "read_stock", "rebuild", "stock_config", "write_stock"]
+
+_ONE_FILE = "1000000GB"  # transformers splits weights above 50 GB into several files
+_CLASS = re.compile(r"[A-Z][A-Za-z0-9_]*")
+_COUNTS = re.compile(r"(layers?|depths?|blocks?|stages?|experts)$")
+_MOST_LAYERS, _MOST_VALUES, _DEEPEST = 10_000, 1_000_000, 16
+_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")  # those inside torch
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def is_pretrained(model: object) -> bool:
+    """Whether a model is a `transformers.PreTrainedModel`. Does not import transformers: without it, none is."""
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """The model's configuration as plain values for JSON, from which `rebuild` makes the dense model.
+
+    model: a PreTrainedModel; pruning leaves its configuration as it was. Raises InputError where transformers itself
+    could not make the model again: code of the user's own, quantised weights, adapters.
+    """
+    problem = _foreign(model)
+    if problem:
+        raise InputError(problem)
+    config: Any = model.config
+    values = json.loads(config.to_json_string(use_diff=False))
+    for key in ("attn_implementation", "experts_implementation"):
+        if getattr(config, f"_{key}", None) in _IMPLEMENTATIONS:
+            values[key] = getattr(config, f"_{key}")
+    return values
+
+
+def rebuild(class_name: str, config: dict[str, Any]) -> nn.Module:
+    """The dense model on the meta device, in evaluation mode, from what `config_of` gave.
+
+    class_name: of a model in transformers, e.g. "BertForSequenceClassification".
+
+    Raises InputError for a class that transformers does not have, and for a configuration that is not one for it, or
+    that would run or fetch anything else.
+    """
+    cls = _class_named(class_name)
+    made = _config_for(cls, config)
+    try:
+        return on_meta(cls, made).eval()
+    except Exception as error:
+        raise InputError(f"transformers cannot make a {class_name} of this configuration: {_line(error)}.") from error
+
+
+def write_stock(small: nn.Module, config: Any, directory: Path, example_inputs: Any) -> str:
+    """Write config.json and model.safetensors for `from_pretrained`, read them back, and compare the outputs.
+
+    small: the pruned model, which is left as it was. config: from `stock_config`. directory: exists; files of the same
+    names are replaced. example_inputs: as in `prune`.
+
+    Returns "" when stock transformers gives the same outputs. Otherwise nothing is left in the directory, and the text
+    says why. Raises OSError where the disk does not let us.
+    """
+    problem = _foreign(small)
+    if problem:
+        return problem
+    inside = Path(tempfile.mkdtemp(dir=directory, prefix=".stock."))
+    try:
+        _save(small, config, inside)
+        problem = _differs(small, inside, example_inputs)
+        if not problem:
+            for file in inside.iterdir():
+                file.replace(directory / file.name)
+    except OSError:
+        raise
+    except Exception as error:  # transformers validates on the way, and raises all kinds of errors
+        problem = f"transformers does not save or load it: {_line(error)}"
+    finally:
+        shutil.rmtree(inside, ignore_errors=True)
+    return problem
+
+
+def read_stock(class_name: str, directory: Path) -> nn.Module:
+    """The model that `write_stock` wrote, in evaluation mode on the CPU, with the stock class.
+
+    Raises InputError for a folder that transformers does not take, or whose configuration would run or fetch anything.
+    """
+    cls = _class_named(class_name)
+    try:
+        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{directory / 'config.json'} cannot be read: {_line(error)}.") from error
+    _config_for(cls, values)
+    if (directory / "adapter_config.json").exists():
+        raise InputError(f"{directory} holds adapters (adapter_config.json), which would be loaded from elsewhere.")
+    try:
+        model, problem = _load(cls, directory)
+    except Exception as error:
+        raise InputError(f"transformers cannot load {directory} as {class_name}: {_line(error)}.") from error
+    if problem:
+        raise InputError(f"{directory / 'model.safetensors'} does not fit {class_name}: {problem}.")
+    return model
+
+
+def _save(small: Any, config: Any, inside: Path) -> None:
+    """save_pretrained with another configuration, which the user's model only has meanwhile."""
+    was = small.config
+    small.config = copy.deepcopy(config)  # saving writes the dtype and the class into it
+    try:
+        with _silent():
+            small.save_pretrained(inside, max_shard_size=_ONE_FILE)
+    finally:
+        small.config = was
+
+
+def _differs(small: Any, inside: Path, example_inputs: Any) -> str:
+    """Why the files are not the pruned model; "" where they are, bit for bit."""
+    same_way = {
+        key: value
+        for key in ("attn_implementation", "experts_implementation")
+        if (value := getattr(small.config, f"_{key}", None)) is not None
+    }
+    loaded, problem = _load(type(small), inside, **same_way)
+    if problem:
+        return f"what transformers saves does not fit its own class: {problem}"
+    theirs = loaded.state_dict()
+    for name, tensor in small.state_dict().items():
+        if name not in theirs or theirs[name].dtype != tensor.dtype or not torch.equal(theirs[name], tensor.cpu()):
+            return f"transformers loads another {name} than was saved"
+    got = _outputs(loaded.to(device_of(small)), example_inputs)
+    want = _outputs(small, example_inputs)
+    if len(got) != len(want) or not all(map(_same, got, want)):
+        return "with the same weights, the stock class gives other outputs than the pruned model"
+    return ""
+
+
+def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
+    args, kwargs = normalise_example(example_inputs)
+    with quiet(model), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        result = model(*args, **kwargs)
+    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    """Equal but for rounding: kernels may take another way where tensors lie elsewhere in memory."""
+    if x.shape != y.shape or x.dtype != y.dtype or not x.is_floating_point():
+        return x.dtype == y.dtype and torch.equal(x, y)
+    rounding = 64 * torch.finfo(y.dtype).eps * float(y.double().abs().nan_to_num(posinf=0).amax()) if y.numel() else 0
+    return torch.allclose(x.double(), y.double(), rtol=0, atol=rounding, equal_nan=True)
+
+
+def _load(cls: Any, directory: Path, **more: Any) -> tuple[Any, str]:
+    """The model, and which weights do not fit it; "" where all do. Raises what transformers raises."""
+    asked = {"local_files_only": True, "use_safetensors": True, "ignore_mismatched_sizes": True, **more}
+    with _silent(), torch.random.fork_rng(devices=[]):
+        model, info = cls.from_pretrained(directory, output_loading_info=True, **asked)
+    wrong = [f"{kind} {', '.join(sorted(map(str, found))[:3])}" for kind, found in info.items() if found]
+    return model, "; ".join(wrong)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bars and no warnings of transformers: what goes wrong is said by us."""
+    from transformers.utils import logging as hf
+
+    bars, level = hf.is_progress_bar_enabled(), hf.get_verbosity()
+    hf.disable_progress_bar()
+    hf.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf.set_verbosity(level)
+        if bars:
+            hf.enable_progress_bar()
+
+
+def _foreign(model: Any) -> str:
+    """Why transformers alone cannot make a model of this kind; "" where it can."""
+    import transformers
+
+    cls = type(model)
+    if getattr(transformers, cls.__name__, None) is not cls:
+        return (
+            f"{cls.__name__} from {cls.__module__} is not a class of transformers; the folder needs its code: pass a "
+            "factory when loading."
+        )
+    if getattr(model, "hf_quantizer", None) is not None:
+        return f"this {cls.__name__} is quantised, and its weights cannot be saved as they are."
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return f"this {cls.__name__} has adapters. Merge them into the model first."
+    return ""
+
+
+def _class_named(name: str) -> Any:
+    """The model class of transformers with this name. Raises InputError."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(f"{name!r} is a Hugging Face model. Install it: pip install transformers.") from error
+    cls = getattr(transformers, name, None) if isinstance(name, str) and _CLASS.fullmatch(name) else None
+    base = transformers.PreTrainedModel
+    if not (isinstance(cls, type) and issubclass(cls, base) and cls.__module__.startswith("transformers.models.")):
+        raise InputError(
+            f"transformers {transformers.__version__} has no model class {name!r}. Install the version that the model "
+            "was saved with, or pass a factory."
+        )
+    return cls
+
+
+def _config_for(cls: Any, values: Any) -> Any:
+    """A configuration for `cls`. Raises InputError for one that is none, or does more than describe a model."""
+    if not isinstance(values, dict) or values.get("model_type") != cls.config_class.model_type:
+        found = values.get("model_type") if isinstance(values, dict) else type(values).__name__
+        raise InputError(
+            f"{cls.__name__} has a configuration with model_type {cls.config_class.model_type!r}, not {found!r}."
+        )
+    for count, (key, value) in enumerate(_values(values)):
+        problem = _unwanted(key, value)
+        if problem or count > _MOST_VALUES:
+            raise InputError(
+                f"the configuration of {cls.__name__} has {key}={str(value)[:60]!r}: "
+                f"{problem or 'it is too large'}. Pass a factory that makes the model."
+            )
+    try:
+        return cls.config_class.from_dict(json.loads(json.dumps(values)))
+    except Exception as error:
+        raise InputError(f"this is no configuration for {cls.__name__}: {_line(error)}.") from error
+
+
+def _values(values: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every value of a nested configuration with the name it has. Raises InputError for what JSON does not know."""
+    if depth > _DEEPEST or not (values is None or isinstance(values, (bool, int, float, str, list, dict))):
+        raise InputError(f"a configuration holds plain values up to {_DEEPEST} levels deep; {key!r} is none.")
+    yield key, values
+    for name, value in (
+        values.items() if isinstance(values, dict) else ((key, v) for v in values) if isinstance(values, list) else ()
+    ):
+        yield from _values(value, str(name), depth + 1)
+
+
+def _unwanted(key: str, value: Any) -> str:
+    """Why a value has no place in the configuration of a saved model; "" for the usual ones."""
+    if value in (None, False):
+        return ""
+    if key in ("auto_map", "quantization_config", "transformers_weights"):
+        return "such models are not loaded"
+    if key in ("backbone", "use_pretrained_backbone"):
+        return "its backbone would be fetched from elsewhere"
+    if key.endswith("_implementation") and value not in _IMPLEMENTATIONS:
+        return f"only {', '.join(_IMPLEMENTATIONS)} are known"
+    if key in ("dtype", "torch_dtype") and value not in _DTYPES:
+        return f"only {', '.join(_DTYPES)} are known"
+    if _COUNTS.search(key) and isinstance(value, (int, float)) and value > _MOST_LAYERS:
+        return f"more than {_MOST_LAYERS:,} are not built"
+    return ""
+
+
+def _line(error: BaseException) -> str:
+    """The last line of an error, which is where transformers says what is wrong."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}".rstrip(". ")

@@ -1,0 +1,222 @@
+"""Which numbers of a Hugging Face configuration give the shapes of a pruned model, if any do.
+
+The sizes of a model are affine in each number of its configuration: so many heads times the size of a head, so many
+units of the feed-forward layer. How every size answers to a number is measured, by making the model on the meta device
+with another value. Then the numbers that give the pruned sizes solve a small linear system. No table per architecture.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+Path = tuple[str, ...]  # names of attributes, from the configuration down into nested ones
+Shapes = dict[str, tuple[int, ...]]
+Measure = Callable[[Mapping[Path, Any]], "np.ndarray | None"]
+
+# Numbers that may have been pruned. The sizes of heads and of the residual stream are none of them.
+HEADS = re.compile(r"heads?$")
+WIDTHS = re.compile(r"intermediate|inner|ffn|feed_?forward|mlp_(dim|size|ratio)|^(d_ff|ff_dim|hidden_dim)$")
+HEAD_SIZE = re.compile(r"head_dim$|^d_kv$")
+
+_FEW, _MANY = 64, 128  # values tried for a number that is None, where the model has a default of its own
+
+
+def stock_config(small: nn.Module, groups: Iterable[str] = ()) -> tuple[Any, str]:
+    """The configuration with which the stock class has the shapes of `small`, or (None, why there is none).
+
+    small: a pruned `transformers.PreTrainedModel`, with the configuration of the dense one. Neither is changed.
+    groups: names of the groups of channels that were pruned, for advice on which to keep whole.
+
+    The shapes are compared, not the outputs; `write_stock` does that.
+    """
+    cls, config = type(small), small.config
+    own = type(config).__name__
+    target = shapes_of(small)
+
+    def measure(changes: Mapping[Path, Any]) -> np.ndarray | None:
+        try:
+            shapes = stock_shapes(cls, _changed(config, changes))
+        except Exception:  # whatever a model says to numbers that contradict each other
+            return None
+        return _flat(shapes) if _ranks(shapes) == _ranks(target) else None
+
+    dense = measure({})
+    if dense is None:
+        return None, f"{own} of this model does not make a {cls.__name__} with its parameters: it was changed by hand."
+    wanted, places = _flat(target), [(name, axis) for name, shape in target.items() for axis in range(len(shape))]
+    labels = [f"{n} ({d:.0f} → {w:.0f})" for (n, _), d, w in zip(places, dense, wanted, strict=True)]
+    explicit = _head_sizes(config, measure, dense)
+    found = {path: _response(measure, explicit, path, value, dense) for path, value in _numbers(config)}
+    numbers = {path: answer for path, answer in found.items() if answer is not None}
+    slopes = np.stack([s for _, s in numbers.values()], 1) if numbers else np.zeros((len(dense), 0))
+    gone = wanted - dense
+    problem = _unexplained(own, slopes, gone, labels, groups) or _at_odds(own, slopes, gone, labels, numbers)
+    if problem:
+        return None, problem
+    steps = np.linalg.lstsq(slopes, gone, rcond=None)[0]
+    changes: dict[Path, Any] = {}
+    for (path, (value, _)), step in zip(numbers.items(), steps, strict=True):
+        if abs(step) > 1e-6:
+            changes[path] = value + float(step) if isinstance(value, float) else round(value + float(step))
+    if any(HEADS.search(path[-1]) for path in changes):
+        changes = {**explicit, **changes}  # or the heads that are left would grow
+    return _checked(cls, config, changes, target)
+
+
+def shapes_of(model: nn.Module) -> Shapes:
+    """Name -> shape of everything that is saved."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def stock_shapes(cls: type[nn.Module], config: Any) -> Shapes:
+    """The shapes of `cls(config)`, which is made on the meta device. Raises what the class raises."""
+    return shapes_of(on_meta(cls, copy.deepcopy(config)))
+
+
+def on_meta(cls: type[nn.Module], config: Any) -> nn.Module:
+    """`cls(config)` without memory for its parameters. Raises what the class raises."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return cls(config)
+
+
+def _checked(cls: type[nn.Module], config: Any, changes: Mapping[Path, Any], target: Shapes) -> tuple[Any, str]:
+    """The changed configuration, if it survives being written and read, and gives the shapes."""
+    own = type(config).__name__
+    said = ", ".join(f"{'.'.join(path)}={value}" for path, value in changes.items()) or "its own numbers"
+    new = _changed(config, changes)
+    try:
+        again = type(config).from_dict(json.loads(new.to_json_string(use_diff=False)))
+        again._attn_implementation = config._attn_implementation
+        shapes = stock_shapes(cls, again)
+    except Exception as error:
+        last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        return None, f"{own} refuses {said}: {last[0].strip()} Choose another budget, or keep those layers whole."
+    if shapes != target:
+        name = next(n for n in target if shapes.get(n) != target[n])
+        return None, f"{own} with {said} gives {name} the shape {shapes.get(name)}, not {target[name]}."
+    return new, ""
+
+
+def _unexplained(own: str, slopes: np.ndarray, gone: np.ndarray, labels: list[str], groups: Iterable[str]) -> str:
+    """What to say of sizes that have changed and answer to no number; "" where there are none."""
+    stuck = [labels[i] for i in np.flatnonzero((gone != 0) & ~slopes.any(1))]
+    heads = [label for label in stuck if _attention(label)]
+    others = [label for label in stuck if not _attention(label)]
+    said = [
+        f"{what} {some[0]}{f' and {len(some) - 1} more' if len(some) > 1 else ''}"
+        for what, some in (
+            (f"{own} cannot say fewer heads of the same size:", heads),
+            (f"{own} has no number for the size of", others),
+        )
+        if some
+    ]
+    at_fault = [name for name in groups if any(label.startswith(f"{name}.") for label in others)]
+    patterns = [f"*{_attention(label)}*" for label in heads] + [re.sub(r"\.\d+(?=\.|$)", ".*", n) for n in at_fault]
+    listed = ", ".join(map(repr, dict.fromkeys(patterns))) or "name"
+    return f"{'; '.join(said)}. Keep them whole with exclude=({listed},)." if said else ""
+
+
+def _attention(name: str) -> str | None:
+    """The part of a dotted name that says attention."""
+    return next((part for part in name.split(".") if "att" in part.lower()), None)
+
+
+def _at_odds(
+    own: str, slopes: np.ndarray, gone: np.ndarray, labels: list[str], numbers: Mapping[Path, tuple[Any, np.ndarray]]
+) -> str:
+    """What to say of sizes that answer to the same numbers and want different ones; "" where there are none."""
+    first: dict[bytes, int] = {}
+    names = [".".join(path) for path in numbers]
+    for i in np.flatnonzero(slopes.any(1)):
+        j = first.setdefault(slopes[i].tobytes(), int(i))
+        if gone[i] != gone[j]:
+            one = " and ".join(names[k] for k in np.flatnonzero(slopes[i]))
+            return (
+                f"layers have different widths: {labels[j]}, but {labels[i]}, and {own} has one {one} for both. Ask "
+                "for equal widths with Budget(uniform=True), or keep=."
+            )
+    rest = gone - slopes @ np.linalg.lstsq(slopes, gone, rcond=None)[0] if names else gone
+    worst = int(np.abs(rest).argmax()) if len(rest) else 0
+    if len(rest) and abs(rest[worst]) > 1e-6:
+        return f"no values of {', '.join(names)} in {own} give {labels[worst]}. Ask for Budget(uniform=True), or keep=."
+    return ""
+
+
+def _head_sizes(config: Any, measure: Measure, dense: np.ndarray) -> dict[Path, Any]:
+    """Sizes of heads that the model works out from the number of heads unless it is told, and what they are."""
+    out: dict[Path, Any] = {}
+    for at, scope in _scopes(config):
+        if not any(HEADS.search(key) and type(value) is int for key, value in vars(scope).items()):
+            continue
+        unsaid = [key for key, value in vars(scope).items() if HEAD_SIZE.search(key) and value is None]
+        if not hasattr(scope, "head_dim"):
+            unsaid.append("head_dim")  # many models look for it though their configuration does not declare it
+        for key in unsaid:
+            answer = _response(measure, out, (*at, key), None, dense)
+            if answer is not None:
+                out[*at, key] = answer[0]
+    return out
+
+
+def _numbers(config: Any) -> Iterator[tuple[Path, int | float | None]]:
+    """The numbers that may have been pruned, with their values; None where the model has a default of its own."""
+    for at, scope in _scopes(config):
+        for key, value in vars(scope).items():
+            counts = type(value) is int and value > 0 and (HEADS.search(key) or WIDTHS.search(key))
+            ratio = type(value) is float and value > 0 and key == "mlp_ratio"
+            if counts or ratio or (value is None and WIDTHS.search(key)):
+                yield (*at, key), value
+
+
+def _response(
+    measure: Measure, base: Mapping[Path, Any], path: Path, value: float | None, dense: np.ndarray
+) -> tuple[int | float, np.ndarray] | None:
+    """The number's value, and by how much every size grows with it; None for one that no size answers to."""
+    if value is None:
+        few, many = measure({**base, path: _FEW}), measure({**base, path: _MANY})
+        if few is None or many is None:
+            return None
+        slopes = (many - few) / (_MANY - _FEW)
+        moved = slopes != 0
+        values = np.unique(_FEW + (dense - few)[moved] / slopes[moved])
+        return (int(values[0]), slopes) if len(values) == 1 and values[0] % 1 == 0 else None
+    for trial in (2 * value, 3 * value, value + 1, value // 2):
+        sizes = measure({**base, path: trial}) if trial > 0 else None
+        if sizes is not None:
+            slopes = (sizes - dense) / (trial - value)
+            return (value, slopes) if slopes.any() else None
+    return None
+
+
+def _scopes(config: Any, at: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The configuration and those nested in it."""
+    from transformers import PreTrainedConfig
+
+    yield at, config
+    for key, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            yield from _scopes(value, (*at, key))
+
+
+def _changed(config: Any, changes: Mapping[Path, Any]) -> Any:
+    new = copy.deepcopy(config)
+    for path, value in changes.items():
+        setattr(reduce(getattr, path[:-1], new), path[-1], value)
+    return new
+
+
+def _flat(shapes: Shapes) -> np.ndarray:
+    return np.array([n for shape in shapes.values() for n in shape], dtype=np.float64)
+
+
+def _ranks(shapes: Shapes) -> list[tuple[str, int]]:
+    return [(name, len(shape)) for name, shape in shapes.items()]
