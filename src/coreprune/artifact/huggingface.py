@@ -58,10 +58,11 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     return values
 
 
-def rebuild(class_name: str, config: dict[str, Any]) -> nn.Module:
-    """The dense model on the meta device, in evaluation mode, from what `config_of` gave.
+def rebuild(class_name: str, config: dict[str, Any], meta: bool = True) -> nn.Module:
+    """The dense model in evaluation mode, from what `config_of` gave.
 
-    class_name: of a model in transformers, e.g. "BertForSequenceClassification".
+    class_name: of a model in transformers, e.g. "BertForSequenceClassification". meta: on the meta device; else on the
+        CPU, with random weights, for what is not in a state dict.
 
     Raises InputError for a class that transformers does not have, and for a configuration that is not one for it, or
     that would run or fetch anything else.
@@ -69,7 +70,10 @@ def rebuild(class_name: str, config: dict[str, Any]) -> nn.Module:
     cls = _class_named(class_name)
     made = _config_for(cls, config)
     try:
-        return on_meta(cls, made).eval()
+        if meta:
+            return on_meta(cls, made).eval()
+        with torch.random.fork_rng(devices=[]):
+            return cls(made).eval()
     except Exception as error:
         raise InputError(f"transformers cannot make a {class_name} of this configuration: {_line(error)}.") from error
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from coreprune.errors import ArtifactError, CoreprunError, InputError
 from coreprune.graph import all_names, named_tensors, rebuilt
 from coreprune.pruning import Plan
 from coreprune.pruning.plan import fingerprint
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -85,7 +87,7 @@ def _check_header(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
                 raise ArtifactError(f"{path} and the manifest name different tensors: {', '.join(odd)}.")
             for name, entry in tensors.items():
                 part = file.get_slice(name)
-                found = TensorEntry(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
+                found = TensorEntry(tuple(part.get_shape()), DTYPES.get(str(part.get_dtype()), "unknown"))
                 if found != entry:
                     raise ArtifactError(f"{path}: {name} is {found}, the manifest says {entry}.")
     except (SafetensorError, OSError) as error:
@@ -96,27 +98,28 @@ def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.
     """The dense architecture, on the meta device where nothing but the file's tensors is needed."""
     if isinstance(dense, nn.Module):
         return dense
-    make = dense
-    if make is None:
+    if dense is None:
         if manifest.config is None:
             raise InputError(
                 f"{folder} holds a pruned {manifest.model_class}, whose code only you have. Pass a function that makes "
                 f"the dense model: coreprune.load({str(folder)!r}, make_model)."
             )
-        make = partial(huggingface.rebuild, manifest.model_class, dict(manifest.config))
-
-    if not callable(make):
-        raise InputError(f"dense must be a model or a function that makes one, not a {type(make).__name__}.")
+        model = huggingface.rebuild(manifest.model_class, dict(manifest.config))
+        if _needs_values(model, manifest):
+            model = huggingface.rebuild(manifest.model_class, dict(manifest.config), meta=False)
+        return model
+    if not callable(dense):
+        raise InputError(f"dense must be a model or a function that makes one, not a {type(dense).__name__}.")
     try:
         with torch.device("meta"):
-            model = make()
+            model = dense()
         if isinstance(model, nn.Module) and not _needs_values(model, manifest):
             return model
     except CoreprunError:
         raise
-    except Exception:
-        pass
-    model = make()
+    except Exception as error:  # a factory that reads values cannot run on the meta device
+        log.debug("the factory does not run on the meta device: %s", error)
+    model = dense()
     if not isinstance(model, nn.Module):
         raise InputError(f"the factory gave a {type(model).__name__}, not a torch.nn.Module.")
     return model

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
@@ -18,7 +17,7 @@ from coreprune.errors import CoreprunError
 class Commands(TyperGroup):
     """Commands whose errors are messages: what went wrong, and an exit code."""
 
-    def invoke(self, ctx: click.Context) -> object:
+    def invoke(self, ctx: Any) -> object:
         """Run a command."""
         try:
             return super().invoke(ctx)
