@@ -43,13 +43,17 @@ class CostModel:
         self.names = [g.name for g in groups]
         self._sizes = np.array([g.size for g in groups], dtype=np.float64)
         self._axes: list[tuple[int, dict[int, float]]] = [(1, {})]  # factor 0 is the constant 1
+        self._making: list[tuple[int, int]] = []  # a term of the MACs, and the axis of the channels that are made
         tracer = trace(captured)
         owner = torch.full((max(tracer.count, 1),), -1)
         for i, g in enumerate(groups):
             owner[g.ids] = i
         terms = {"macs": [], "params": [], "bytes": []}
         for w in tracer.work:
-            terms["macs"].append((w.factor / w.divisor, [self._axis(layer, owner) for layer in w.layers]))
+            kept = [self._axis(layer, owner) for layer in w.layers]
+            if w.made is not None:
+                self._making.append((len(terms["macs"]), kept[w.made]))
+            terms["macs"].append((w.factor / w.divisor, kept))
         slots = {(s.param, s.dim): s for s in [*tracer.slots.values(), *tracer.blocked]}
         for name, (shape, dtype) in captured.tensors.items():
             factor, kept = 1.0, []
@@ -99,6 +103,22 @@ class CostModel:
     def _total(self, kind: str, kept: Array) -> int:
         factor, index = self._terms[kind]
         return round(float((factor * kept[index].prod(1)).sum()))
+
+    def making(self, widths: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Per group the MACs of the convolutions and linear layers whose outputs are its channels.
+
+        A layer that makes channels of several groups is split by the channels. Products of activations (attention) and
+        recurrent layers are in no group, so that the sum may be less than the model's MACs.
+        """
+        vector = self.widths(widths)
+        kept = self._constant + self._slope @ vector
+        factor, index = self._terms["macs"]
+        made = np.zeros(len(self.groups))
+        for term, axis in self._making:
+            spent = factor[term] * kept[index[term]].prod()
+            if spent:
+                made += spent * self._slope[axis] * vector / kept[axis]
+        return dict(zip(self.names, np.rint(made).astype(int).tolist(), strict=True))
 
     def shares(self, kind: str = "macs") -> dict[str, float]:
         """Per group the share of the cost that goes away when all but its last unit leave."""

@@ -45,12 +45,16 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Multiply-accumulates of one operation: factor * prod over layers (number of kept elements) // divisor."""
+    """Multiply-accumulates of one operation: factor * prod over layers (number of kept elements) // divisor.
+
+    made: the place in `layers` of the channels that a weight makes here, or None.
+    """
 
     node: str
     factor: int
     layers: tuple[Tensor, ...]
     divisor: int = 1
+    made: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

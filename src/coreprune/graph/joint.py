@@ -92,7 +92,10 @@ def contract(
             tracer.heads.append(kept[-1])
     _note_reads(call, values, where, summed, sources)
     free = math.prod(n for a, n in enumerate(sizes) if not any(a in axes(x) for x in met))
-    tracer.work.append(Work(call.node.name, factor * free, met))
+    new = {a for v, w in zip(values, where, strict=True) if v.weight for a in w}.intersection(out)
+    new -= {a for v, w in zip(values, where, strict=True) if not v.weight for a in w}
+    made = next((i for i, layer in enumerate(met) if axes(layer) & new), None)
+    tracer.work.append(Work(call.node.name, factor * free, met, made=made))
     return tuple(layer.permute([*out, *sorted(summed)]).reshape([layer.shape[a] for a in out]) for layer in kept)
 
 

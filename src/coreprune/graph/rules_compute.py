@@ -182,7 +182,7 @@ def _depthwise(call: Call, x: Value, weight: Value, n_out: int, factor: int) -> 
         call.tracer.tied.unite(ids_out, spread)
         call.tracer.lock(ids_out[spread == FIXED], f"filters an input of a fixed size ({call.node.name})")
     layer = ids_out.reshape(1, -1)
-    call.tracer.work.append(Work(call.node.name, factor, (layer,)))
+    call.tracer.work.append(Work(call.node.name, factor, (layer,), made=0))
     return (layer,)
 
 
@@ -211,5 +211,5 @@ def _grouped(call: Call, x: Value, weight: Value, groups: int, factor: int) -> t
         tracer.unify(known.ids, blocks)
     tracer.balanced += [(blocks, reason), (ids_out.reshape(groups, -1), reason)]
     read(call, node.args[0], 1, ids_in, {(param, 1)})
-    tracer.work.append(Work(node.name, factor, (ids_out.reshape(1, -1), ids_in.reshape(-1, 1)), groups))
+    tracer.work.append(Work(node.name, factor, (ids_out.reshape(1, -1), ids_in.reshape(-1, 1)), groups, made=0))
     return (ids_out.reshape(1, -1),)

@@ -117,6 +117,7 @@ def prune(
         "options": options_of(selector),
         "budget": asdict(budget),
         "exclude": list(excluded),
+        "queries": _asked(queries),
         "repair": None if options is None else asdict(options),
         "distill": None if polish is None else asdict(polish),
         "seed": seed,
@@ -206,6 +207,13 @@ def apply(
         adopt(model, smaller)
         smaller = model
     return smaller
+
+
+def _asked(queries: Any) -> str | None:
+    """What was asked for, as text: a name, a path, a source with its options; the user's own tensors have no name."""
+    if queries is None or isinstance(queries, (str, Path)):
+        return queries if queries is None else str(queries)
+    return repr(queries) if callable(queries) else "samples"
 
 
 def _by_queries(selector: Selector, budget: Budget) -> bool:

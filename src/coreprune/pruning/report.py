@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from coreprune.coreset import Certificate
+from coreprune.pruning import summary
 from coreprune.pruning.repair import Refit
 
 
@@ -21,6 +22,8 @@ class GroupReport:
     together. note: which form of the selector ran. locked_because: why it stayed whole, or None. certificates: what is
     known of the error at its consumers. rank: r of the incoming rows (T7), or None where no theorem applies. errors: of
     every width from 0 on, on the queries (T10), in shares of the variance of the model's outputs; None without queries.
+    macs: before and after, on the whole pruned model: multiply–accumulates of the convolutions and linear layers whose
+    outputs are the channels (`CostModel.making`).
     """
 
     name: str
@@ -32,6 +35,7 @@ class GroupReport:
     certificates: tuple[Certificate, ...] = ()
     rank: int | None = None
     errors: tuple[float, ...] | None = None
+    macs: tuple[int, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -43,10 +47,10 @@ class GroupReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Sizes before and after, group by group, with certificates and the settings to do it again.
+    """Sizes before and after, group by group in the order of the forward, with certificates and the settings.
 
     parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one sample. queries: where they are from.
-    refits: the layers that were repaired. agreement: T11 on fresh queries of the same source.
+    refits: the layers that were repaired. agreement: T11 on fresh queries of the same source. model: name of its class.
     """
 
     groups: tuple[GroupReport, ...]
@@ -57,6 +61,7 @@ class Report:
     queries: str = ""
     refits: tuple[Refit, ...] = ()
     agreement: Certificate | None = None
+    model: str = ""
 
     @property
     def locked(self) -> dict[str, str]:
@@ -71,6 +76,7 @@ class Report:
         }
         return {
             "schema": 1,
+            "model": self.model,
             **sizes,
             "queries": self.queries,
             "agreement": None if self.agreement is None else self.agreement.as_dict(),
@@ -85,29 +91,11 @@ class Report:
 
     def __str__(self) -> str:
         """A short plain-text summary."""
-        lines = [
-            f"{name:<10} {before:>14,} → {after:>14,}  ({after / max(before, 1):.1%})"
-            for name, (before, after) in (
-                ("parameters", self.parameters), ("MACs", self.macs), ("bytes", self.bytes))
-        ]  # fmt: skip
-        if self.queries:
-            lines.append(f"queries    {self.queries}")
-        if self.agreement is not None:
-            lines.append(
-                f"agreement  {self.agreement.statement}, with confidence {1 - (self.agreement.delta or 0):.0%}"
-            )
-        width = max((len(g.name) for g in self.groups), default=0)
-        for g in self.groups:
-            line = f"{g.name:<{width}}  {g.channels:>6} → {g.kept:>6}"
-            if g.locked_because:
-                line += f"  locked: {g.locked_because}"
-            for c in g.certificates:
-                if c.theorem == "T10":
-                    line += f"  T10 measured: {c.bound / c.trivial if c.trivial else 0:.2%} of the variance lost"
-                    continue
-                line += f"  {c.theorem} {c.kind} ≤ {c.bound:.3g}·‖x‖" + (" (vacuous)" if c.vacuous else "")
-            lines.append(line)
-        return "\n".join(lines)
+        return summary.as_text(self)
+
+    def _repr_html_(self) -> str:
+        """The summary for a notebook: static HTML without styles of its own."""
+        return summary.as_html(self)
 
 
 def versions() -> dict[str, str]:

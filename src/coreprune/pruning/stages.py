@@ -7,7 +7,7 @@ import fnmatch
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -167,15 +167,19 @@ def make_report(
 ) -> Report:
     """What became of the model: sizes, groups with their certificates, repairs, agreement."""
     model_cost = CostModel(captured, groups)
-    before = model_cost()
-    after = model_cost({name: len(entry.kept) for name, entry in choice.plan.groups.items()})
+    widths = {name: len(entry.kept) for name, entry in choice.plan.groups.items()}
+    before, after = model_cost(), model_cost(widths)
+    made, made_after = model_cost.making(), model_cost.making(widths)
     changed = bool(fits) or settings["distill"] is not None
     refit = as_refitted(model, small, groups, _kept(choice.plan)) if changed else None
     rows = tuple(
-        group_report(captured, choice, g, refit, settings["delta"])
-        if g.locked_because is None
-        else GroupReport(g.name, g.size, g.size, g.unit, locked_because=g.locked_because)
-        for g in groups
+        replace(
+            group_report(captured, choice, g, refit, settings["delta"])
+            if g.locked_because is None
+            else GroupReport(g.name, g.size, g.size, g.unit, locked_because=g.locked_because),
+            macs=(made[g.name], made_after[g.name]),
+        )
+        for g in _by_depth(captured, groups)
     )
     return Report(
         groups=rows,
@@ -186,4 +190,16 @@ def make_report(
         queries=evidence.queries.note if evidence else "",
         refits=fits,
         agreement=agreement(model, small, evidence.fresh, settings["delta"]) if evidence and evidence.fresh else None,
+        model=type(model).__name__,
     )
+
+
+def _by_depth(captured: Captured, groups: list[Group]) -> list[Group]:
+    """The groups in the order in which the forward first uses a weight that makes them."""
+    first: dict[str, int] = {}
+    for position, node in enumerate(captured.graph.graph.nodes):
+        for used in node.all_input_nodes:
+            kind, name = captured.sources.get(used.name, ("", ""))
+            if kind == "parameter":
+                first.setdefault(name, position)
+    return sorted(groups, key=lambda g: min((first.get(p.param, 0) for p in g.producers), default=0))

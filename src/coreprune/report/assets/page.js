@@ -1,0 +1,195 @@
+"use strict";
+// Turns the numbers on the page into options of the chart library, and keeps the charts in the colours of the page.
+(() => {
+  const root = document.documentElement;
+  const data = JSON.parse(document.getElementById("report-data").textContent);
+  const select = document.getElementById("curve");
+  const many = data.groups.length > 60;
+  const PRINT_WIDTH = 680; // CSS pixels between the margins of A4 and of Letter
+
+  const colour = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
+  const series = (i) => colour("c" + (i % 8));
+  const hatch = () => ({ symbol: "rect", dashArrayX: [1, 0], dashArrayY: [2, 4], rotation: -Math.PI / 4, color: colour("page") });
+
+  const short = (x) => {
+    for (const [size, letter] of [[1e12, " T"], [1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
+      if (Math.abs(x) >= size) return +(x / size).toPrecision(3) + letter;
+    }
+    return String(+x.toPrecision(3));
+  };
+  const time = (s) => (s >= 1 || s === 0 ? short(s) + " s" : s >= 1e-3 ? short(s * 1e3) + " ms" : short(s * 1e6) + " µs");
+  const percent = (x) => +(100 * x).toPrecision(3) + " %";
+  const whole = (x) => (x == null ? "–" : Math.round(x).toLocaleString("en"));
+  const named = (g) => g.number + " " + (g.name || g.about);
+
+  const axis = (more) => ({
+    axisLine: { lineStyle: { color: colour("muted") } },
+    axisTick: { lineStyle: { color: colour("muted") } },
+    splitLine: { lineStyle: { color: colour("line") } },
+    nameTextStyle: { color: colour("muted") },
+    ...more,
+    axisLabel: { color: colour("muted"), hideOverlap: true, ...(more.axisLabel || {}) },
+  });
+  const base = (more) => ({
+    animation: false,
+    aria: { enabled: false }, // the template labels every chart with its numbers or their place
+    textStyle: { fontFamily: "system-ui, sans-serif", color: colour("text") },
+    tooltip: {
+      confine: true, backgroundColor: colour("panel"), borderColor: colour("line"), textStyle: { color: colour("text") },
+      extraCssText: "max-width:20rem;white-space:normal", ...(more.tooltip || {}),
+    },
+    legend: { type: "scroll", top: 0, left: 0, textStyle: { color: colour("text") }, pageIconColor: colour("text"),
+      pageIconInactiveColor: colour("line"), pageTextStyle: { color: colour("text") }, ...(more.legend || {}) },
+    grid: { left: 8, right: 16, top: 40, bottom: 8, outerBoundsMode: "same", outerBoundsContain: "all", ...(more.grid || {}) },
+    ...Object.fromEntries(Object.entries(more).filter(([k]) => !["tooltip", "legend", "grid"].includes(k))),
+  });
+
+  // Bars of at least five pixels at first; on paper all of them.
+  const slider = () => {
+    const fit = root.classList.contains("printing") ? Infinity : Math.floor(document.querySelector(".chart").clientWidth / 5);
+    return { type: "slider", height: 22, bottom: 6, labelFormatter: "", showDataShadow: false, brushSelect: false, startValue: 0,
+      endValue: Math.min(fit, data.groups.length) - 1, backgroundColor: colour("panel"), borderColor: colour("muted"),
+      fillerColor: colour("line"), handleStyle: { color: colour("page"), borderColor: colour("muted") },
+      moveHandleStyle: { color: colour("muted") } };
+  };
+
+  // One bar per group: the original behind, what is left in front of it; what stayed whole is hatched.
+  const overDepth = (before, after, format, name) => base({
+    tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: format },
+    grid: { bottom: many ? 56 : 24 },
+    dataZoom: many ? [slider()] : [],
+    xAxis: axis({ type: "category", data: data.groups.map(named), name: "group", nameLocation: "middle", nameGap: 24,
+      axisLabel: { formatter: (v) => v.split(" ")[0] } }),
+    yAxis: axis({ type: "value", name, nameLocation: "end", nameTextStyle: { align: "left", color: colour("muted") }, axisLabel: { formatter: short } }),
+    series: [
+      { name: "before", type: "bar", barGap: "-100%", itemStyle: { color: colour("before") }, data: data.groups.map(before) },
+      { name: "after", type: "bar", itemStyle: { color: colour("after") }, data: data.groups.map((g) => (g.locked ? null : after(g))) },
+      { name: "channels left whole", type: "bar", itemStyle: { color: colour("whole"), decal: data.groups.length > 30 ? undefined : hatch() },
+        data: data.groups.map((g) => (g.locked ? after(g) : null)) },
+    ],
+  });
+
+  const curves = () => {
+    const drawn = data.groups.filter((g) => g.curve && g.curve.length);
+    const picked = drawn.filter((g) => String(g.number) === select.value);
+    const few = drawn.length <= 8;
+    const at = (g, i) => (few ? series(i) : colour("after"));
+    const tip = (p) => echarts.format.encodeHTML(p.seriesName === "chosen" ? named(p.data.group) : p.seriesName) +
+      "<br>" + p.value[0] + " % kept: " + percent(p.value[1]);
+    return base({
+      tooltip: { trigger: "item", formatter: tip },
+      legend: { show: few, data: drawn.map(named) },
+      grid: { top: few ? 40 : 24, bottom: 24 },
+      xAxis: axis({ type: "value", min: 0, max: 100, name: "channels kept (%)", nameLocation: "middle", nameGap: 26 }),
+      yAxis: axis({ type: "log", axisLabel: { formatter: percent } }),
+      series: [
+        ...drawn.map((g, i) => {
+          const faded = picked.length > 0 && g !== picked[0];
+          return {
+            name: named(g), type: "line", data: g.curve, symbolSize: 5, z: faded ? 1 : 3, silent: faded,
+            showSymbol: g === picked[0], triggerLineEvent: true, itemStyle: { color: faded ? colour("line") : at(g, i) },
+            lineStyle: { width: g === picked[0] ? 3 : few ? 2 : 1, color: faded ? colour("line") : at(g, i),
+              opacity: few || picked.length ? 1 : 0.45 },
+            emphasis: { lineStyle: { width: 3, opacity: 1 } },
+          };
+        }),
+        { name: "chosen", type: "scatter", symbolSize: 9, z: 5, itemStyle: { borderColor: colour("page"), borderWidth: 1 },
+          data: drawn.map((g, i) => [g, i]).filter(([g]) => g.error > 0 && (!picked.length || g === picked[0])).map(([g, i]) => (
+            { value: [+(100 * g.share).toFixed(1), g.error], group: g, itemStyle: { color: few ? series(i) : colour("c1") } })) },
+      ],
+    });
+  };
+
+  const options = {
+    sizes: () => {
+      const rows = [...data.sizes].reverse();
+      const bar = (name, key, value, tone) => ({
+        name, type: "bar", barMaxWidth: 18, itemStyle: { color: colour(tone) },
+        data: rows.map((s) => ({ value: value(s), label: { formatter: short(s[key]) } })),
+        label: { show: true, position: "right", color: colour("text") },
+      });
+      return base({
+        tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: (x) => +x.toPrecision(3) + " %" },
+        legend: { data: ["before", "after"] },
+        grid: { right: 64 },
+        xAxis: axis({ type: "value", min: 0, axisLabel: { formatter: "{value}\u00a0%" } }),
+        yAxis: axis({ type: "category", data: rows.map((s) => s.name) }),
+        series: [bar("after", "after", (s) => 100 * s.share, "after"), bar("before", "before", () => 100, "before")],
+      });
+    },
+    latency: () => {
+      const rows = data.latency.rows;
+      const bar = (name, when, tone) => ({ name, type: "bar", barMaxWidth: 40, itemStyle: { color: colour(tone) },
+        data: rows.map((r) => r[when].median) });
+      return base({
+        tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: time },
+        grid: { bottom: 24 },
+        xAxis: axis({ type: "category", data: rows.map((r) => String(r.batch)), name: "batch", nameLocation: "middle", nameGap: 26 }),
+        yAxis: axis({ type: "value", axisLabel: { formatter: time } }),
+        series: [bar("before", "before", "before"), bar("after", "after", "after")],
+      });
+    },
+    widths: () => overDepth((g) => g.channels, (g) => g.kept, whole, ""),
+    macs: () => overDepth((g) => g.macs[0], (g) => g.macs[1], (x) => (x == null ? "–" : short(x)), ""),
+    errors: curves,
+    refits: () => {
+      const points = (key) => data.refits.map((f) => (f[key] > 0 ? f[key] : null));
+      return base({
+        tooltip: { trigger: "axis", valueFormatter: (x) => (x == null ? "–" : percent(x)) },
+        grid: { bottom: 24 },
+        xAxis: axis({ type: "category", data: data.refits.map(named), name: "layer", nameLocation: "middle", nameGap: 24,
+          axisLabel: { formatter: (v) => v.split(" ")[0] } }),
+        yAxis: axis({ type: "log", axisLabel: { formatter: percent } }),
+        series: [["before", "before", "circle"], ["after", "after", "diamond"]].map(([name, tone, symbol]) => (
+          { name, type: "line", symbol, symbolSize: 8, itemStyle: { color: colour(tone) }, lineStyle: { color: colour(tone) }, data: points(name) })),
+      });
+    },
+    bounds: () => base({
+      tooltip: { trigger: "item", formatter: (p) => p.seriesName === undefined || !p.value.length ? "" :
+        echarts.format.encodeHTML(p.value[0] + " " + p.value[2]) + "<br>" + echarts.format.encodeHTML(p.seriesName) + ": " + p.value[1] },
+      grid: { bottom: 24 },
+      xAxis: axis({ type: "value", min: 0, max: data.groups.length + 1, minInterval: 1, name: "group", nameLocation: "middle", nameGap: 24,
+        splitLine: { show: false } }),
+      yAxis: axis({ type: "log" }),
+      series: Object.entries(data.bounds).map(([name, points], i) => ({
+        name, type: "scatter", symbol: ["circle", "diamond", "triangle", "rect"][i % 4], symbolSize: 9, itemStyle: { color: series(i) }, data: points,
+        markLine: i ? undefined : { silent: true, symbol: "none", lineStyle: { color: colour("warn"), type: "dashed" },
+          label: { formatter: "a constant answer", position: "insideEndTop", color: colour("warn") }, data: [{ yAxis: 1 }] },
+      })),
+    }),
+  };
+
+  const charts = [...document.querySelectorAll(".chart")].map((place) => ({
+    option: options[place.dataset.chart],
+    chart: echarts.init(place, null, { renderer: "svg" }),
+  }));
+  const draw = (size) => {
+    for (const { option, chart } of charts) {
+      chart.resize(size);
+      chart.setOption(option(), { notMerge: true });
+      chart.getZr().flush();
+    }
+  };
+  draw({ width: "auto" });
+
+  if (select) select.addEventListener("change", () => draw({ width: "auto" }));
+  let waiting = 0;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => { if (!root.classList.contains("printing")) draw({ width: "auto" }); }, 100);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw({ width: "auto" }));
+
+  // Paper is white, has no scroll bars, and nothing on it can be unfolded.
+  let folded = [];
+  const onPaper = (yes) => {
+    if (yes === root.classList.contains("printing")) return;
+    root.classList.toggle("printing", yes);
+    if (yes) folded = [...document.querySelectorAll("details:not([open])")];
+    for (const details of folded) details.open = yes;
+    draw({ width: yes ? PRINT_WIDTH : "auto" });
+  };
+  addEventListener("beforeprint", () => onPaper(true));
+  addEventListener("afterprint", () => onPaper(false));
+  matchMedia("print").addEventListener("change", (e) => onPaper(e.matches));
+})();

@@ -1,0 +1,64 @@
+"""How numbers and theorems read on the page."""
+
+from __future__ import annotations
+
+KINDS = {
+    "proved": "True for every input, under the assumptions listed. No data and no chance enter.",
+    "sampled": "True with probability at least 1 − δ over the random draws that the assumptions name.",
+    "measured": "What was seen on the queries. It says nothing about other inputs.",
+}
+
+THEOREMS = {
+    "T6": "How far the next layer's outputs can move when this group alone is replaced by its sample, per unit of the "
+    "input's norm ‖x‖. The bound holds for all inputs at once; the chance is in the sampling.",
+    "T8": "How far the next layer's outputs can move at most when this group alone is pruned, per unit of the input's "
+    "norm ‖x‖.",
+    "T10": "Error of the layers that read the group when they are refitted on the channels that stay, on the queries, "
+    "with everything else unpruned.",
+    "T11": "How often the pruned network's answer differs from the original's, on further queries of the same source.",
+}
+
+SCALES = {"T6": "times ‖x‖", "T8": "times ‖x‖", "T10": "share of the variance", "T11": "share of the queries"}
+
+_GAP = "\u00a0"  # between a number and its unit, so that they stay on one line
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def count(x: float | None) -> str:
+    """1234567.0 as 1,234,567."""
+    return "–" if x is None else f"{x:,.0f}"
+
+
+def short(x: float | None) -> str:
+    """1234567.0 as 1.23 M."""
+    if x is None:
+        return "–"
+    for size, letter in _STEPS:
+        if abs(x) >= size:
+            return f"{x / size:.3g}{_GAP}{letter}" if abs(x) < 999.5 * size else f"{x / size:,.0f}{_GAP}{letter}"
+    return f"{x:.3g}"
+
+
+def significant(x: float | None) -> str:
+    """Three digits; without a number it is infinite, as a certificate's bound that is not finite."""
+    return "∞" if x is None else f"{x:.3g}"
+
+
+def percent(share: float | None) -> str:
+    """0.1234 as 12.3 %, 0.000123 as 0.0123 %, and what is smaller than 0.001 % as that."""
+    if share is None:
+        return "–"
+    value = 100 * share
+    if 0 < value < 1e-3:
+        return f"< 0.001{_GAP}%"
+    return f"{value:.1f}{_GAP}%" if value == 0 or abs(value) >= 1 else f"{value:.3g}{_GAP}%"
+
+
+def seconds(x: float | None) -> str:
+    """0.0123 as 12.3 ms."""
+    if x is None:
+        return "–"
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if abs(x) >= size:
+            return f"{x / size:.3g}{_GAP}{unit}" if abs(x) < 999.5 * size else f"{x / size:,.0f}{_GAP}{unit}"
+    return f"{x * 1e6:.3g}{_GAP}µs"
