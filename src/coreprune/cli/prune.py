@@ -118,7 +118,7 @@ def prune(
                 model, given, budget, method, queries=spec, repair=repair, distill=distill, seed=seed,
                 exclude=tuple(exclude or ()), cache=unfinished.queries, checkpoint=unfinished.polish, progress=tell,
             )  # fmt: skip
-            extra = measured(model, result.model, given, tests, latency, tell)
+            extra = measured(model, result.model, given, tests, latency, result.report.macs, tell)
     except KeyboardInterrupt:
         kept = (
             f" What was made so far is in {unfinished.folder}; --resume goes on." if unfinished.folder.exists() else ""
@@ -144,7 +144,13 @@ def prune(
 
 
 def measured(
-    model: nn.Module, small: nn.Module, given: Any, tests: Any, latency: bool, tell: show.Tell
+    model: nn.Module,
+    small: nn.Module,
+    given: Any,
+    tests: Any,
+    latency: bool,
+    macs: tuple[int, int],
+    tell: show.Tell,
 ) -> dict[str, Any]:
     """Entries of the report that are measured: accuracy on labelled samples, seconds per batch."""
     from coreprune.latency import compare_latency
@@ -160,7 +166,7 @@ def measured(
         found["accuracy"] = {"before": before, "after": after, "samples": len(labels)}
     if latency:
         tell("latency", 0, 1)
-        found["latency"] = compare_latency(model, small, given).as_dict()
+        found["latency"] = compare_latency(model, small, given, macs=macs).as_dict()
         tell("latency", 1, 1)
     return found
 
