@@ -75,7 +75,7 @@ def _latency(data: Mapping[str, Any]) -> Row | None:
         rows.append({"batch": _number(row.get("batch")), **times, "speedup": _number(row.get("speedup"))})
     if not rows:
         return None
-    about = {k: str(raw[k]) for k in ("device", "threads", "note") if raw.get(k)}
+    about = {k: str(raw.get(k) or "") for k in ("device", "threads", "note")}
     return {"rows": rows, **about}
 
 
@@ -120,7 +120,7 @@ def _cut_curves(groups: list[Row]) -> None:
     chosen = [g["error"] for g in groups if g["error"] is not None and g["error"] > 0]
     floor = max(ys, default=0.0) * _DECADES
     if chosen:
-        floor = min(floor, min(chosen))
+        floor = min(floor, *chosen)
     for g in groups:
         if g["curve"] is not None:
             g["curve"] = [[x, y] for x, y in g["curve"] if y > 0 and y >= floor]
