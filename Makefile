@@ -33,10 +33,21 @@ $(VENV)/.bench: $(VENV)/.test
 	$(PIP) -e '.[bench]'
 	@touch $@
 
+# The tests of the report look at it in a browser; as root, Debian's package is installed where there is none.
+BROWSERS := chromium chromium-browser google-chrome chrome
+$(VENV)/.browser: $(VENV)/.test
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && touch $@ && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing chromium for the tests of the report"; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium \
+			>/dev/null && touch $@ && exit 0; \
+	fi; \
+	echo "no chromium on the PATH: the browser tests will be skipped"
+
 demo: $(VENV)/.demo  ## train a small network, prune it in eight ways, write a report
 	$(VENV)/bin/coreprune demo
 
-test: lint types $(VENV)/.test  ## lint, types, import direction, all tests
+test: lint types $(VENV)/.test $(VENV)/.browser  ## lint, types, import direction, all tests
 	$(PY) -m pytest -n 2 --dist worksteal
 
 quick: $(VENV)/.test  ## the fast tests (under a minute)

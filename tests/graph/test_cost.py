@@ -36,6 +36,32 @@ def test_a_grouped_and_a_depthwise_convolution_by_hand() -> None:
         assert got.params == (3 * a + a) + (9 * a + a) + (9 * a * b // 4 + b) + (2 * b + 2)
 
 
+def test_the_work_of_making_channels_by_hand() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 12, 3, padding=1, groups=4),
+        nn.Conv2d(12, 2, 1),
+    )
+    captured = capture(model, torch.randn(1, 3, 5, 5, generator=gen(0)))
+    made = CostModel(captured, find_groups(captured)).making({"0": 4, "2": 8})
+    assert made == {"0": 25 * (3 * 4 + 9 * 4), "2": 25 * 9 * 4 * 8 // 4, "3": 25 * 8 * 2}
+
+
+@pytest.mark.parametrize("name", ["cifar-resnet56-a", "densenet", "mlp-mixer", "resnext", "timm-style-vit"])
+def test_every_product_with_a_weight_makes_channels_of_some_group(name: str) -> None:
+    entry = ZOO[name]
+    captured = capture(entry.build().double(), tuple(entry.inputs(1).values()))
+    groups = find_groups(captured)
+    costs = CostModel(captured, groups)
+    plain = [g for g in groups if g.locked_because is None and g.unit == 1 and g.blocks is None]
+    for widths in ({}, {g.name: g.size // 2 for g in plain}):
+        made, total = sum(costs.making(widths).values()), costs(widths).macs
+        # two blocks, each with scores and their product with v: 17 × 17 tokens × 16 channels
+        between_activations = 2 * 2 * 17 * 17 * 16 if name == "timm-style-vit" else 0
+        assert abs(made + between_activations - total) <= len(groups)
+
+
 def test_heads_make_attention_cheaper() -> None:
     entry = ZOO["timm-style-vit"]
     captured = capture(entry.build(), entry.inputs(1)["x"].float())

@@ -153,7 +153,9 @@ def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) 
             same += int((chosen == after.argmax(dim=1)).sum())
             total += len(before)
     commonest = int(torch.cat(answers).bincount().max())
-    return agreement_bound(total - same, total, delta, trivial=1 - commonest / total, source=f"queries from {fresh.source}")
+    return agreement_bound(
+        total - same, total, delta, trivial=1 - commonest / total, source=f"queries from {fresh.source}"
+    )
 
 
 def refitted(

@@ -46,9 +46,7 @@ def contact_sheet(images: Tensor, most: int = 64) -> Sheet | None:
     size = (columns * (wide + 1) - 1, rows * (high + 1) - 1)
     sheet = Image.new("RGB", size, (128, 128, 128))
     for i, image in enumerate(chosen):
-        tile = Image.fromarray(_stretched(image))
-        if scale < 1:
-            tile = tile.resize((wide, high), Image.Resampling.LANCZOS)
+        tile = Image.fromarray(_stretched(image, (high, wide)))
         sheet.paste(tile, (i % columns * (wide + 1), i // columns * (high + 1)))
     png = _png(sheet)
     if len(png) > _HEAVY:
@@ -66,9 +64,10 @@ def _as_images(x: Tensor) -> Tensor | None:
     return x.detach() if x.dim() == 4 and x.shape[1] in (1, 3) and min(x.shape[2:]) >= _SMALLEST else None
 
 
-def _stretched(image: Tensor) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    pixels = torch.nan_to_num(image.to("cpu", torch.float32), 0.0, 0.0, 0.0).numpy()  # (c, h, w)
+def _stretched(image: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """(height, width, 3) uint8: first made smaller, so that the range is that of the pixels that are shown."""
+    real = torch.nan_to_num(image.to("cpu", torch.float32), 0.0, 0.0, 0.0)
+    pixels = torch.nn.functional.adaptive_avg_pool2d(real, size).numpy()  # (c, h, w)
     low, high = np.quantile(pixels, (0.01, 0.99), axis=(1, 2), keepdims=True)
     grey = np.where(high > low, (pixels - low) / np.maximum(high - low, 1e-30), 0.5)
     shades = (255 * grey.clip(0, 1)).round().astype(np.uint8)

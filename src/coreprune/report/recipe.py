@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import ast
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
@@ -10,6 +10,19 @@ from typing import Any
 import coreprune.queries as sources_of
 from coreprune.pruning import SELECTORS, Budget, Distill, Repair
 from coreprune.queries import QUERIES
+
+_HARMLESS = (
+    ast.Expression,
+    ast.Call,
+    ast.keyword,
+    ast.Name,
+    ast.Load,
+    ast.Constant,
+    ast.Tuple,
+    ast.List,
+    ast.UnaryOp,
+    ast.USub,
+)
 
 
 def recipe(settings: Mapping[str, Any]) -> str:
@@ -51,11 +64,20 @@ def _queries(asked: Any, sources: set[str]) -> str:
     """Source of the argument: a name or a path, or a source of queries with its options."""
     if asked is None or asked == "auto" or asked in QUERIES or str(asked).endswith((".npz", ".safetensors")):
         return repr(asked)
-    made = set(re.findall(r"\b([A-Z]\w*)\(", str(asked)))
-    if not made or not made <= {source.__name__ for source in vars(sources_of).values() if isinstance(source, type)}:
-        return "your_samples"
+    made = _made(str(asked))
     sources |= made
-    return str(asked)
+    return str(asked) if made else "your_samples"
+
+
+def _made(text: str) -> set[str]:
+    """Names of the classes that an expression calls, if they are sources and it holds nothing but them and literals."""
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError):
+        return set()
+    known = {name for name in sources_of.__all__ if isinstance(getattr(sources_of, name), type)}
+    called = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return called if called <= known and all(isinstance(node, _HARMLESS) for node in nodes) else set()
 
 
 def _method(method: str, options: Any, names: set[str]) -> str:

@@ -46,7 +46,7 @@ def view(data: Mapping[str, Any]) -> dict[str, Any]:
         "locked": _locked(groups),
         "independent": _independent(_rows(data, "groups")),
         "queries": str(data.get("queries") or ""),
-        "artifact": {k: str(v) for k, v in _mapping(data.get("artifact") or {}, "artifact").items() if v},
+        "artifact": _artifact(data),
         "recipe": recipe(settings),
         "settings": _plain(settings),
         "seconds": _seconds(settings),
@@ -64,6 +64,11 @@ def _sizes(data: Mapping[str, Any]) -> list[Row]:
     return found
 
 
+def _artifact(data: Mapping[str, Any]) -> Row | None:
+    raw = _mapping(data.get("artifact") or {}, "artifact")
+    return {key: str(raw.get(key) or "") for key in ("loads_with", "why")} if any(raw.values()) else None
+
+
 def _latency(data: Mapping[str, Any]) -> Row | None:
     raw = _mapping(data.get("latency") or {}, "latency")
     rows = []
@@ -75,7 +80,7 @@ def _latency(data: Mapping[str, Any]) -> Row | None:
         rows.append({"batch": _number(row.get("batch")), **times, "speedup": _number(row.get("speedup"))})
     if not rows:
         return None
-    about = {k: str(raw[k]) for k in ("device", "threads", "note") if raw.get(k)}
+    about = {k: str(raw.get(k) or "") for k in ("device", "threads", "note")}
     return {"rows": rows, **about}
 
 
@@ -120,7 +125,7 @@ def _cut_curves(groups: list[Row]) -> None:
     chosen = [g["error"] for g in groups if g["error"] is not None and g["error"] > 0]
     floor = max(ys, default=0.0) * _DECADES
     if chosen:
-        floor = min(floor, min(chosen))
+        floor = min(floor, *chosen)
     for g in groups:
         if g["curve"] is not None:
             g["curve"] = [[x, y] for x, y in g["curve"] if y > 0 and y >= floor]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 KINDS = {
     "proved": "True for every input, under the assumptions listed. No data and no chance enter.",
     "sampled": "True with probability at least 1 − δ over the random draws that the assumptions name.",
@@ -31,12 +33,7 @@ def count(x: float | None) -> str:
 
 def short(x: float | None) -> str:
     """1234567.0 as 1.23 M."""
-    if x is None:
-        return "–"
-    for size, letter in _STEPS:
-        if abs(x) >= size:
-            return f"{x / size:.3g}{_GAP}{letter}" if abs(x) < 999.5 * size else f"{x / size:,.0f}{_GAP}{letter}"
-    return f"{x:.3g}"
+    return "–" if x is None else _scaled(x, (*_STEPS, (1, "")))
 
 
 def significant(x: float | None) -> str:
@@ -56,9 +53,12 @@ def percent(share: float | None) -> str:
 
 def seconds(x: float | None) -> str:
     """0.0123 as 12.3 ms."""
-    if x is None:
-        return "–"
-    for size, unit in ((1.0, "s"), (1e-3, "ms")):
-        if abs(x) >= size:
-            return f"{x / size:.3g}{_GAP}{unit}" if abs(x) < 999.5 * size else f"{x / size:,.0f}{_GAP}{unit}"
-    return f"{x * 1e6:.3g}{_GAP}µs"
+    return "–" if x is None else _scaled(x, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")))
+
+
+def _scaled(x: float, steps: Sequence[tuple[float, str]]) -> str:
+    """Three digits in the largest unit that leaves at least 1, or in the last."""
+    x = float(f"{x:.3g}")
+    size, unit = next((step for step in steps if abs(x) >= step[0]), steps[-1])
+    digits = f"{x / size:.3g}" if abs(x) < 1000 * size else f"{x / size:,.0f}"
+    return f"{digits}{_GAP}{unit}" if unit else digits

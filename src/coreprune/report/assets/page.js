@@ -11,11 +11,12 @@
   const series = (i) => colour("c" + (i % 8));
   const hatch = () => ({ symbol: "rect", dashArrayX: [1, 0], dashArrayY: [2, 4], rotation: -Math.PI / 4, color: colour("page") });
 
-  const short = (x) => {
+  const short = (given) => {
+    const x = +given.toPrecision(3);
     for (const [size, letter] of [[1e12, " T"], [1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
       if (Math.abs(x) >= size) return +(x / size).toPrecision(3) + letter;
     }
-    return String(+x.toPrecision(3));
+    return String(x);
   };
   const time = (s) => (s >= 1 || s === 0 ? short(s) + " s" : s >= 1e-3 ? short(s * 1e3) + " ms" : short(s * 1e6) + " µs");
   const percent = (x) => +(100 * x).toPrecision(3) + " %";
@@ -40,13 +41,14 @@
     },
     legend: { type: "scroll", top: 0, left: 0, textStyle: { color: colour("text") }, pageIconColor: colour("text"),
       pageIconInactiveColor: colour("line"), pageTextStyle: { color: colour("text") }, ...(more.legend || {}) },
-    grid: { left: 8, right: 16, top: 40, bottom: 8, outerBoundsMode: "same", outerBoundsContain: "all", ...(more.grid || {}) },
+    grid: { left: 8, right: 16, top: 40, bottom: 4, outerBoundsMode: "same", outerBoundsContain: "all", ...(more.grid || {}) },
     ...Object.fromEntries(Object.entries(more).filter(([k]) => !["tooltip", "legend", "grid"].includes(k))),
   });
 
+  const onScreen = () => !root.classList.contains("printing");
   // Bars of at least five pixels at first; on paper all of them.
   const slider = () => {
-    const fit = root.classList.contains("printing") ? Infinity : Math.floor(document.querySelector(".chart").clientWidth / 5);
+    const fit = Math.floor(document.querySelector(".chart").clientWidth / 5);
     return { type: "slider", height: 22, bottom: 6, labelFormatter: "", showDataShadow: false, brushSelect: false, startValue: 0,
       endValue: Math.min(fit, data.groups.length) - 1, backgroundColor: colour("panel"), borderColor: colour("muted"),
       fillerColor: colour("line"), handleStyle: { color: colour("page"), borderColor: colour("muted") },
@@ -56,15 +58,15 @@
   // One bar per group: the original behind, what is left in front of it; what stayed whole is hatched.
   const overDepth = (before, after, format, name) => base({
     tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: format },
-    grid: { bottom: many ? 56 : 24 },
-    dataZoom: many ? [slider()] : [],
+    grid: { bottom: many && onScreen() ? 40 : 4 },
+    dataZoom: many && onScreen() ? [slider()] : [],
     xAxis: axis({ type: "category", data: data.groups.map(named), name: "group", nameLocation: "middle", nameGap: 24,
       axisLabel: { formatter: (v) => v.split(" ")[0] } }),
     yAxis: axis({ type: "value", name, nameLocation: "end", nameTextStyle: { align: "left", color: colour("muted") }, axisLabel: { formatter: short } }),
     series: [
-      { name: "before", type: "bar", barGap: "-100%", itemStyle: { color: colour("before") }, data: data.groups.map(before) },
-      { name: "after", type: "bar", itemStyle: { color: colour("after") }, data: data.groups.map((g) => (g.locked ? null : after(g))) },
-      { name: "channels left whole", type: "bar", itemStyle: { color: colour("whole"), decal: data.groups.length > 30 ? undefined : hatch() },
+      { name: "before", type: "bar", barGap: "-100%", barMaxWidth: 72, itemStyle: { color: colour("before") }, data: data.groups.map(before) },
+      { name: "after", type: "bar", barMaxWidth: 72, itemStyle: { color: colour("after") }, data: data.groups.map((g) => (g.locked ? null : after(g))) },
+      { name: "channels left whole", type: "bar", barMaxWidth: 72, itemStyle: { color: colour("whole"), decal: data.groups.length > 30 ? undefined : hatch() },
         data: data.groups.map((g) => (g.locked ? after(g) : null)) },
     ],
   });
@@ -79,14 +81,14 @@
     return base({
       tooltip: { trigger: "item", formatter: tip },
       legend: { show: few, data: drawn.map(named) },
-      grid: { top: few ? 40 : 24, bottom: 24 },
+      grid: { top: few ? 40 : 24, bottom: 4 },
       xAxis: axis({ type: "value", min: 0, max: 100, name: "channels kept (%)", nameLocation: "middle", nameGap: 26 }),
       yAxis: axis({ type: "log", axisLabel: { formatter: percent } }),
       series: [
         ...drawn.map((g, i) => {
           const faded = picked.length > 0 && g !== picked[0];
           return {
-            name: named(g), type: "line", data: g.curve, symbolSize: 5, z: faded ? 1 : 3, silent: faded,
+            name: named(g), type: "line", data: g.curve, symbol: "circle", symbolSize: 5, z: faded ? 1 : 3, silent: faded,
             showSymbol: g === picked[0], triggerLineEvent: true, itemStyle: { color: faded ? colour("line") : at(g, i) },
             lineStyle: { width: g === picked[0] ? 3 : few ? 2 : 1, color: faded ? colour("line") : at(g, i),
               opacity: few || picked.length ? 1 : 0.45 },
@@ -114,7 +116,7 @@
         grid: { right: 64 },
         xAxis: axis({ type: "value", min: 0, axisLabel: { formatter: "{value}\u00a0%" } }),
         yAxis: axis({ type: "category", data: rows.map((s) => s.name) }),
-        series: [bar("after", "after", (s) => 100 * s.share, "after"), bar("before", "before", () => 100, "before")],
+        series: [bar("before", "before", () => 100, "before"), bar("after", "after", (s) => 100 * s.share, "after")],
       });
     },
     latency: () => {
@@ -123,7 +125,7 @@
         data: rows.map((r) => r[when].median) });
       return base({
         tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: time },
-        grid: { bottom: 24 },
+        grid: { bottom: 4 },
         xAxis: axis({ type: "category", data: rows.map((r) => String(r.batch)), name: "batch", nameLocation: "middle", nameGap: 26 }),
         yAxis: axis({ type: "value", axisLabel: { formatter: time } }),
         series: [bar("before", "before", "before"), bar("after", "after", "after")],
@@ -136,18 +138,18 @@
       const points = (key) => data.refits.map((f) => (f[key] > 0 ? f[key] : null));
       return base({
         tooltip: { trigger: "axis", valueFormatter: (x) => (x == null ? "–" : percent(x)) },
-        grid: { bottom: 24 },
+        grid: { bottom: 4 },
         xAxis: axis({ type: "category", data: data.refits.map(named), name: "layer", nameLocation: "middle", nameGap: 24,
           axisLabel: { formatter: (v) => v.split(" ")[0] } }),
         yAxis: axis({ type: "log", axisLabel: { formatter: percent } }),
         series: [["before", "before", "circle"], ["after", "after", "diamond"]].map(([name, tone, symbol]) => (
-          { name, type: "line", symbol, symbolSize: 8, itemStyle: { color: colour(tone) }, lineStyle: { color: colour(tone) }, data: points(name) })),
+          { name, type: "line", symbol, symbolSize: 8, showSymbol: data.refits.length <= 40, showAllSymbol: true, itemStyle: { color: colour(tone) }, lineStyle: { color: colour(tone) }, data: points(name) })),
       });
     },
     bounds: () => base({
       tooltip: { trigger: "item", formatter: (p) => p.seriesName === undefined || !p.value.length ? "" :
         echarts.format.encodeHTML(p.value[0] + " " + p.value[2]) + "<br>" + echarts.format.encodeHTML(p.seriesName) + ": " + p.value[1] },
-      grid: { bottom: 24 },
+      grid: { bottom: 4 },
       xAxis: axis({ type: "value", min: 0, max: data.groups.length + 1, minInterval: 1, name: "group", nameLocation: "middle", nameGap: 24,
         splitLine: { show: false } }),
       yAxis: axis({ type: "log" }),
@@ -176,14 +178,14 @@
   let waiting = 0;
   addEventListener("resize", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => { if (!root.classList.contains("printing")) draw({ width: "auto" }); }, 100);
+    waiting = setTimeout(() => { if (onScreen()) draw({ width: "auto" }); }, 100);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw({ width: "auto" }));
 
   // Paper is white, has no scroll bars, and nothing on it can be unfolded.
   let folded = [];
   const onPaper = (yes) => {
-    if (yes === root.classList.contains("printing")) return;
+    if (yes !== onScreen()) return;
     root.classList.toggle("printing", yes);
     if (yes) folded = [...document.querySelectorAll("details:not([open])")];
     for (const details of folded) details.open = yes;
