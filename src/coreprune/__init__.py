@@ -5,7 +5,9 @@ result = prune(model, example_inputs, Budget(macs=0.5))
 result.model, result.plan, result.report
 """
 
-from coreprune.errors import BudgetError, CoreprunError, GeometryError, InputError, ModelError
+from coreprune.artifact import export_onnx, export_program, load, read_plan, save
+from coreprune.errors import ArtifactError, BudgetError, CoreprunError, GeometryError, InputError, ModelError
+from coreprune.latency import Latency, compare_latency, measure_latency
 from coreprune.pruning import (
     L1,
     L2,
@@ -42,6 +44,7 @@ from coreprune.queries import Queries, make_queries
 __all__ = [
     "L1",
     "L2",
+    "ArtifactError",
     "BnScale",
     "Budget",
     "BudgetError",
@@ -54,6 +57,7 @@ __all__ = [
     "GeometryError",
     "InputError",
     "Inspection",
+    "Latency",
     "Lewis",
     "Loewner",
     "Magnitude",
@@ -72,8 +76,15 @@ __all__ = [
     "Uniform",
     "apply",
     "certify",
+    "compare_latency",
+    "export_onnx",
+    "export_program",
     "inspect",
+    "load",
     "make_queries",
+    "measure_latency",
     "plan",
     "prune",
+    "read_plan",
+    "save",
 ]

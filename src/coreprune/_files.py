@@ -26,6 +26,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
+        readable(temporary, 0o666)
         flush(temporary)
         temporary.replace(path)
         flush(path.parent)
@@ -52,9 +53,10 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
         yield temporary
         for file in sorted(temporary.rglob("*")):
+            readable(file, 0o777 if file.is_dir() else 0o666)
             flush(file)
+        readable(temporary, 0o777)
         flush(temporary)
-        temporary.chmod(0o755)  # mkdtemp's 0o700 is for secrets
         _refuse_taken(path, overwrite)
         _swap(temporary, path)
         flush(path.parent)
@@ -63,6 +65,13 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def readable(path: Path, mode: int) -> None:
+    """Give a file the rights that the user's umask asks for; temporary files are made for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
 
 
 def flush(path: Path) -> None:

@@ -35,7 +35,7 @@ def certify(
     if json:
         sys.stdout.write(json_.dumps(found.as_dict(), indent=1) + "\n")
         return
-    console.print(f"{found.statement}, with confidence {1 - delta:.0%}", soft_wrap=True, highlight=False)
+    console.print(show.agreement(found), soft_wrap=True, highlight=False)
 
 
 @app.command(epilog="Example: coreprune report small --html page.html")

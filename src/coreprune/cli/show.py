@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from coreprune.coreset import Certificate
     from coreprune.demo import Demo
     from coreprune.pruning import Inspection, Report
 
@@ -117,14 +119,22 @@ def result_table(data: Mapping[str, Any]) -> Table:
     return table
 
 
+def agreement(certificate: Certificate) -> str:
+    """T11 in one sentence."""
+    least = math.floor(1000 * (1 - certificate.bound)) / 10  # rounded to the safe side
+    sure = 1 - (certificate.delta or 0)
+    return (
+        f"the same answer for ≥ {least:.1f} % of such inputs, with confidence {sure:.0%}; {certificate.assumptions[0]}"
+    )
+
+
 def result_notes(report: Report) -> str:
     """What stands beside the table: queries, agreement, what stayed whole."""
     lines = []
     if report.queries:
         lines.append(f"queries   {report.queries}")
     if report.agreement is not None:
-        sure = 1 - (report.agreement.delta or 0)
-        lines.append(f"agreement {report.agreement.statement}, with confidence {sure:.0%}")
+        lines.append(f"agreement {agreement(report.agreement)}")
     locked = {name: why for name, why in report.locked.items() if why != "model output"}
     if locked:
         name, why = next(iter(locked.items()))
