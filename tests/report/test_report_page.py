@@ -204,8 +204,8 @@ def test_numbers_read_well():
     assert [words.short(x) for x in (0, 999, 1234, 999_600, 1_234_567, None)] == [
         "0", "999", f"1.23{gap}k", f"1{gap}M", f"1.23{gap}M", "–"
     ]  # fmt: skip
-    assert [words.percent(x) for x in (0, 1, 0.1234, 0.000123, 1e-9, None)] == [
-        f"0.0{gap}%", f"100.0{gap}%", f"12.3{gap}%", f"0.0123{gap}%", f"< 0.001{gap}%", "–"
+    assert [words.percent(x) for x in (0, 1, 0.1234, 0.000123, 6.612e-7, 1e-9, None)] == [
+        f"0.0{gap}%", f"100.0{gap}%", f"12.3{gap}%", f"0.0123{gap}%", f"0.0000661{gap}%", f"< 0.000001{gap}%", "–"
     ]  # fmt: skip
     assert [words.seconds(x) for x in (2.5, 0.0123, 4e-6, None)] == [f"2.5{gap}s", f"12.3{gap}ms", f"4{gap}µs", "–"]
     assert words.significant(None) == "∞"

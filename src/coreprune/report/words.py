@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 KINDS = {
     "proved": "True for every input, under the assumptions listed. No data and no chance enter.",
     "sampled": "True with probability at least 1 − δ over the random draws that the assumptions name.",
@@ -42,13 +44,15 @@ def significant(x: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """0.1234 as 12.3 %, 0.000123 as 0.0123 %, and what is smaller than 0.001 % as that."""
+    """0.1234 as 12.3 %, 0.000123 as 0.0123 %, and what is smaller than 0.000001 % as that."""
     if share is None:
         return "–"
     value = 100 * share
-    if 0 < value < 1e-3:
-        return f"< 0.001{_GAP}%"
-    return f"{value:.1f}{_GAP}%" if value == 0 or abs(value) >= 1 else f"{value:.3g}{_GAP}%"
+    if 0 < value < 1e-6:
+        return f"< 0.000001{_GAP}%"
+    if value == 0 or abs(value) >= 1:
+        return f"{value:.1f}{_GAP}%"
+    return np.format_float_positional(value, precision=3, fractional=False, trim="-") + f"{_GAP}%"
 
 
 def seconds(x: float | None) -> str:
