@@ -297,3 +297,9 @@ def test_targets_repeat_the_other_inputs() -> None:
     Target(Watch(), (EXAMPLE, torch.ones(1, 2)), {}, 0).call(torch.zeros(7, 12))
     assert seen == [(7, 7)]
     assert WhiteNoise()(target(mlp(), EXAMPLE), 2, gen(), none).shape == (2, 12)
+
+
+def test_real_numbers_are_no_tokens():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2))
+    with pytest.raises(InputError, match="random-tokens"):
+        make_queries(model, torch.zeros(1, 5, dtype=torch.int64), "white-noise", generator=torch.Generator())

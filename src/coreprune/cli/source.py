@@ -101,6 +101,7 @@ def _pretrained(folder: Path) -> tuple[nn.Module, Any]:
     cls = getattr(transformers, str(architecture), None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise InputError(f"{folder} names the architecture {architecture!r}, which transformers does not have.")
+    transformers.utils.logging.disable_progress_bar()
     try:
         model = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._example import batch_size, quiet
+from coreprune.errors import InputError
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[int, int], None]  # steps done, steps in all
@@ -46,7 +47,12 @@ class Target:
         return tuple(self.example.shape[1:])
 
     def cast(self, x: Tensor) -> Tensor:
-        """(n, ...) -> (n, *shape), on the example's device and in its dtype."""
+        """(n, ...) -> (n, *shape), on the example's device and in its dtype. Raises InputError for reals as integers."""
+        if x.is_floating_point() and not self.example.is_floating_point():
+            raise InputError(
+                f"this source makes real numbers, and the input that is to be drawn is {self.example.dtype}: tokens, "
+                'most likely. Use queries="auto", "random-tokens" or "zipf-tokens".'
+            )
         return x.reshape(len(x), *self.shape).to(self.example.device, self.example.dtype)
 
     def call(self, x: Tensor) -> Any:
