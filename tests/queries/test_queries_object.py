@@ -125,3 +125,26 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({}, tmp_path / "damaged", {"coreprune.queries": json.dumps({"version": 1, "tree": {}, "about": {}})})
     with pytest.raises(InputError, match="cannot be read"):
         Queries.load(tmp_path / "damaged")
+
+
+def test_queries_add_up() -> None:
+    made, given = make(3), make(2)
+    both = given + made
+    assert len(both) == 5
+    for x, y, z in zip(
+        *(pytree.tree_leaves((q.args, q.kwargs)) for q in (both, given, made)),
+        strict=True,
+    ):
+        if isinstance(x, torch.Tensor) and x.shape != y.shape:
+            assert torch.equal(x, torch.cat([y, z]))
+    assert both.source == "test + test"
+    assert both.shared == given.shared
+
+
+def test_only_inputs_of_one_form_add_up() -> None:
+    with pytest.raises(InputError, match="same form"):
+        Queries((torch.zeros(2, 3),), {}, "a") + Queries((torch.zeros(2, 4),), {}, "b")
+    with pytest.raises(InputError, match="same form"):
+        Queries((torch.zeros(2, 3),), {}, "a") + Queries((), {"x": torch.zeros(2, 3)}, "b")
+    with pytest.raises(TypeError):
+        Queries((torch.zeros(2, 3),), {}, "a") + 3  # type: ignore[operator]

@@ -35,7 +35,7 @@ class Unfinished:
         folder = out.with_name(f".{out.name}.unfinished")
         if folder.exists() and not resume:
             raise ArtifactError(
-                f"an earlier run that did not end left {folder}. Add --resume to go on with it, or delete it to start anew."
+                f"an earlier run that did not end left {folder}. Add --resume to go on with it, or delete that folder."
             )
         for stale in out.parent.glob(f".{out.name}.*.tmp"):  # of a run that was killed while it wrote
             shutil.rmtree(stale, ignore_errors=True)

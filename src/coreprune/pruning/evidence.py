@@ -54,7 +54,7 @@ def gather(
         count = max(_FRESH, len(queries) // 4)
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
         fresh = make_queries(model, example_inputs, spec, n=count, generator=generator, progress=tell, cache=again)
-    elif len(queries) > _SPARE:
+    elif queries.source == "samples" and len(queries) > _SPARE:  # inputs made before are used as they are
         held_back = max(_SPARE, len(queries) // 4)
         # at random, because files and loaders are often sorted, and T11 is about samples of one distribution
         queries, fresh = queries.split(max(_SPARE, len(queries) - held_back), generator)

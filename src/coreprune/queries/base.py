@@ -47,7 +47,7 @@ class Target:
         return tuple(self.example.shape[1:])
 
     def cast(self, x: Tensor) -> Tensor:
-        """(n, ...) -> (n, *shape), on the example's device and in its dtype. Raises InputError for reals as integers."""
+        """(n, ...) -> (n, *shape), on the example's device and in its dtype. Raises InputError for reals as tokens."""
         if x.is_floating_point() and not self.example.is_floating_point():
             raise InputError(
                 f"this source makes real numbers, and the input that is to be drawn is {self.example.dtype}: tokens, "

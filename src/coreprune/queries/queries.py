@@ -56,6 +56,28 @@ class Queries:
             part = self._rows(start, start + size)
             yield part.args, part.kwargs
 
+    def __add__(self, other: Queries) -> Queries:
+        """These and the others behind them, e.g. a few samples and many made inputs.
+
+        Raises InputError where the two are not inputs of one model: another structure, other shapes or dtypes, or
+        other tensors that all inputs share.
+        """
+        if not isinstance(other, Queries):
+            return NotImplemented
+        (mine, tree), (theirs, its) = (pytree.tree_flatten((q.args, q.kwargs)) for q in (self, other))
+        if tree != its or not all(self._alike(i, x, y) for i, (x, y) in enumerate(zip(mine, theirs, strict=True))):
+            raise InputError(f"queries from {self.source} and from {other.source} are not inputs of the same form.")
+        both = self._map(lambda i, x: torch.cat([x, theirs[i].to(x.device)]) if self._batched(i, x) else x)
+        return replace(both, source=f"{self.source} + {other.source}", note=f"{self.note}, and {other.note}")
+
+    def _alike(self, i: int, x: Any, y: Any) -> bool:
+        """Whether two leaves can lie in one: the same value, or rows of the same kind."""
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            return type(x) is type(y) and x == y
+        if self._batched(i, x):
+            return y.dim() > 0 and x.shape[1:] == y.shape[1:] and x.dtype == y.dtype
+        return torch.equal(x, y.to(x.device))
+
     def take(self, n: int) -> Queries:
         """The first n, or all where there are fewer."""
         if n < 1:
