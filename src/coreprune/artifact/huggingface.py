@@ -52,10 +52,8 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         raise InputError(problem)
     config: Any = model.config
     values = json.loads(config.to_json_string(use_diff=False))
-    for key in ("attn_implementation", "experts_implementation"):
-        if getattr(config, f"_{key}", None) in _IMPLEMENTATIONS:
-            values[key] = getattr(config, f"_{key}")
-    return values
+    values["dtype"] = str(model.dtype).removeprefix("torch.")
+    return {**values, **_implementations(config)}
 
 
 def rebuild(class_name: str, config: dict[str, Any], meta: bool = True) -> nn.Module:
@@ -141,12 +139,7 @@ def _save(small: Any, config: Any, inside: Path) -> None:
 
 def _differs(small: Any, inside: Path, example_inputs: Any) -> str:
     """Why the files are not the pruned model; "" where they are, bit for bit."""
-    same_way = {
-        key: value
-        for key in ("attn_implementation", "experts_implementation")
-        if (value := getattr(small.config, f"_{key}", None)) is not None
-    }
-    loaded, problem = _load(type(small), inside, **same_way)
+    loaded, problem = _load(type(small), inside, **_implementations(small.config))
     if problem:
         return f"what transformers saves does not fit its own class: {problem}"
     theirs = loaded.state_dict()
@@ -158,6 +151,18 @@ def _differs(small: Any, inside: Path, example_inputs: Any) -> str:
     if len(got) != len(want) or not all(map(_same, got, want)):
         return "with the same weights, the stock class gives other outputs than the pruned model"
     return ""
+
+
+def _implementations(config: Any) -> dict[str, dict[str, str]]:
+    """Which attention and which experts the model runs, which no configuration file says; nested ones by their name."""
+    scopes = {"": config, **{key: getattr(config, key, None) for key in config.sub_configs}}
+    out = {}
+    for key in ("attn_implementation", "experts_implementation"):
+        found = {name: getattr(scope, f"_{key}", None) for name, scope in scopes.items()}
+        known = {name: way for name, way in found.items() if way in _IMPLEMENTATIONS}
+        if known:
+            out[key] = known
+    return out
 
 
 def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
@@ -273,7 +278,9 @@ def _unwanted(key: str, value: Any) -> str:
         return "such models are not loaded"
     if key in ("backbone", "use_pretrained_backbone"):
         return "its backbone would be fetched from elsewhere"
-    if key.endswith("_implementation") and value not in _IMPLEMENTATIONS:
+    if key.endswith("_implementation") and any(
+        way not in _IMPLEMENTATIONS for way in (value.values() if isinstance(value, dict) else [value])
+    ):
         return f"only {', '.join(_IMPLEMENTATIONS)} are known"
     if key in ("dtype", "torch_dtype") and value not in _DTYPES:
         return f"only {', '.join(_DTYPES)} are known"

@@ -59,7 +59,7 @@ def stock_config(small: nn.Module, groups: Iterable[str] = ()) -> tuple[Any, str
     numbers = {path: answer for path, answer in found.items() if answer is not None}
     slopes = np.stack([s for _, s in numbers.values()], 1) if numbers else np.zeros((len(dense), 0))
     gone = wanted - dense
-    problem = _unexplained(own, slopes, gone, labels, groups) or _at_odds(own, slopes, gone, labels, numbers)
+    problem = _unexplained(config, slopes, gone, labels, groups) or _at_odds(own, slopes, gone, labels, numbers)
     if problem:
         return None, problem
     steps = np.linalg.lstsq(slopes, gone, rcond=None)[0]
@@ -83,9 +83,14 @@ def stock_shapes(cls: type[nn.Module], config: Any) -> Shapes:
 
 
 def on_meta(cls: type[nn.Module], config: Any) -> nn.Module:
-    """`cls(config)` without memory for its parameters. Raises what the class raises."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return cls(config)
+    """`cls(config)` in the configuration's dtype, without memory for its parameters. Raises what the class raises."""
+    dtype, was = getattr(config, "dtype", None), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) else was)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return cls(config)
+    finally:
+        torch.set_default_dtype(was)
 
 
 def _checked(cls: type[nn.Module], config: Any, changes: Mapping[Path, Any], target: Shapes) -> tuple[Any, str]:
@@ -106,11 +111,13 @@ def _checked(cls: type[nn.Module], config: Any, changes: Mapping[Path, Any], tar
     return new, ""
 
 
-def _unexplained(own: str, slopes: np.ndarray, gone: np.ndarray, labels: list[str], groups: Iterable[str]) -> str:
+def _unexplained(config: Any, slopes: np.ndarray, gone: np.ndarray, labels: list[str], groups: Iterable[str]) -> str:
     """What to say of sizes that have changed and answer to no number; "" where there are none."""
+    own = type(config).__name__
     stuck = [labels[i] for i in np.flatnonzero((gone != 0) & ~slopes.any(1))]
-    heads = [label for label in stuck if _attention(label)]
-    others = [label for label in stuck if not _attention(label)]
+    counts_heads = any(HEADS.search(key) for _, scope in _scopes(config) for key in vars(scope))
+    heads = [label for label in stuck if counts_heads and _attention(label)]
+    others = [label for label in stuck if label not in heads]
     said = [
         f"{what} {some[0]}{f' and {len(some) - 1} more' if len(some) > 1 else ''}"
         for what, some in (
@@ -122,6 +129,8 @@ def _unexplained(own: str, slopes: np.ndarray, gone: np.ndarray, labels: list[st
     at_fault = [name for name in groups if any(label.startswith(f"{name}.") for label in others)]
     patterns = [f"*{_attention(label)}*" for label in heads] + [re.sub(r"\.\d+(?=\.|$)", ".*", n) for n in at_fault]
     listed = ", ".join(map(repr, dict.fromkeys(patterns))) or "name"
+    if not slopes.any():
+        return f"{said[0]}. None of its numbers is an inner width, so it cannot say a pruned model." if said else ""
     return f"{'; '.join(said)}. Keep them whole with exclude=({listed},)." if said else ""
 
 
