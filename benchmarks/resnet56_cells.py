@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 SHARES = (0.5, 0.35, 0.25)
 FINAL = "functional"
-NO_DATA, IMAGES = "no data", "images"
-Source = Literal["", "no data", "images"]
+NO_DATA, IMAGES, BOTH = "no data", "images", "images and made"
+Source = Literal["", "no data", "images", "images and made"]
 PEER = "torch-pruning"
 # inner: only the first convolution of every block; whole: out of the box, the residual stream included
 PEERS = tuple(
@@ -25,7 +25,7 @@ class Cell:
     """One measurement.
 
     kind: dense (the network as it is), queries (making them), prune. method: a selector, or one of PEERS; "" for the
-    dense network. source: of the queries: none but the network itself, or unlabelled training images. distill: steps.
+    dense network. source: of the queries: none but the network itself, unlabelled training images, or as many of each. distill: steps.
     share: of the dense network's multiply-accumulates. tuned: fine-tuned on labelled images after pruning.
     """
 
@@ -89,6 +89,8 @@ def _listed(
         yield Cell("queries", source=NO_DATA, seed=seed)
     for seed, repair, source, share in product(range(seeds), (True, False), (NO_DATA, IMAGES), shares):
         yield Cell("prune", FINAL, repair, 0, source, share, seed)
+    for seed, share in product(range(seeds), shares):
+        yield Cell("prune", FINAL, True, 0, BOTH, share, seed)
     for share, method in product(shares, PEERS):  # no chance in these
         yield Cell("prune", method, share=share)
     for seed, share, source in product(range(seeds), shares, (NO_DATA, IMAGES)):

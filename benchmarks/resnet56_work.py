@@ -22,7 +22,7 @@ from children import Row, measured
 from cifar import SIDE, Augmented, normalised, pictures, predictions, trained
 from coreprune import Budget, prune
 from coreprune.pruning.finetune import fine_tune_
-from resnet56_cells import IMAGES, PEER, Cell, untuned
+from resnet56_cells import BOTH, IMAGES, PEER, Cell, untuned
 
 TRAIN, TEST = 15_000, 10_000
 
@@ -79,17 +79,22 @@ def example() -> Tensor:
 
 
 def queries(cell: Cell, setup: Setup) -> Any:
-    """Made once per seed and kept in a file, or unlabelled training images, drawn with the seed."""
-    generator = torch.Generator().manual_seed(cell.seed)
-    if cell.source == IMAGES:
-        rows = torch.randperm(TRAIN, generator=generator)[: setup.queries].tolist()
-        return normalised(pictures(Path(setup.data), "train", rows)[0])
+    """Made once per seed and kept in a file, unlabelled training images, drawn with the seed, or both together."""
     from coreprune.queries import make_queries
 
+    generator, given = torch.Generator().manual_seed(cell.seed), None
+    model = trained(Path(setup.data))
+    if cell.source in (IMAGES, BOTH):
+        rows = torch.randperm(TRAIN, generator=generator)[: setup.queries].tolist()
+        images = normalised(pictures(Path(setup.data), "train", rows)[0])
+        given = make_queries(model, example(), images, generator=generator)
+        if cell.source == IMAGES:
+            return given
     place = _queries_file(cell, setup)
     place.parent.mkdir(parents=True, exist_ok=True)
-    model = trained(Path(setup.data))
-    return make_queries(model, example(), "auto", n=setup.queries, generator=generator, cache=place)
+    generator = torch.Generator().manual_seed(cell.seed)
+    made = make_queries(model, example(), "auto", n=setup.queries, generator=generator, cache=place)
+    return made if given is None else given + made
 
 
 def pruned(cell: Cell, setup: Setup) -> tuple[nn.Module, Row]:

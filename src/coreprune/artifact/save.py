@@ -32,6 +32,7 @@ from coreprune.artifact.manifest import (
 from coreprune.errors import InputError
 from coreprune.graph import all_names
 from coreprune.pruning import Result
+from coreprune.pruning.plan import fingerprint
 from coreprune.pruning.report import versions
 
 
@@ -126,7 +127,9 @@ def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
         dense = huggingface.config_of(model)
     except InputError as error:
         return None, str(error)
-    config, why = huggingface.stock_config(model)
+    if fingerprint(huggingface.rebuild(type(model).__name__, dense)) != result.plan.fingerprint:
+        return None, "the configuration does not describe the dense model: pass a factory when loading."
+    config, why = huggingface.stock_config(model, result.plan.groups)
     if config is None:
         return dense, why
     if result.plan.example is None:

@@ -71,12 +71,13 @@ def prune(
         str, typer.Option(help="Selector.", autocompletion=options.methods, show_default=True)
     ] = "functional",
     queries: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="auto, a source of inputs, none, or unlabelled samples (.npz, or queries.safetensors of an artifact).",
+            help="auto (the default), a source of inputs, unlabelled samples (.npz), the queries.safetensors of an "
+            "artifact, or none. Repeat to put several together, e.g. a few samples and auto.",
             autocompletion=options.query_sources,
         ),
-    ] = "auto",
+    ] = None,
     uniform: Annotated[bool, typer.Option(help="The same share, and for alike groups the same width.")] = False,
     round_to: Annotated[
         int | None, typer.Option(min=1, help="Widths are multiples of this; chosen per device.")
@@ -111,9 +112,9 @@ def prune(
     tests = None if labelled is None else source.labelled(labelled)
     model, given = source.load(source_, weights, shape or [], example)
     unfinished = Unfinished.beside(out, resume)
-    spec = None if queries == "none" else queries
     try:
         with show.progress(errors) as tell:
+            spec = source.queries(queries or ["auto"], model, given, seed, unfinished.queries, tell)
             result = run(
                 model, given, budget, method, queries=spec, repair=repair, distill=distill, seed=seed,
                 exclude=tuple(exclude or ()), cache=unfinished.queries, checkpoint=unfinished.polish, progress=tell,

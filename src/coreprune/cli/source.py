@@ -173,6 +173,24 @@ def arrays(path: Path) -> Any:
     return found
 
 
+def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Path, tell: Any) -> Any:
+    """What `prune` takes as queries: one of the specs as it is, or several of them together."""
+    from coreprune.queries import make_queries
+
+    if "none" in specs:
+        if len(specs) > 1:
+            raise InputError("--queries none goes alone.")
+        return None
+    if len(specs) == 1:
+        return specs[0]
+    parts = []
+    for i, spec in enumerate(specs):
+        place = cache.with_name(f"queries-{i}.safetensors")
+        generator = torch.Generator().manual_seed(seed)
+        parts.append(make_queries(model, given, spec, generator=generator, cache=place, progress=tell))
+    return sum(parts[1:], start=parts[0])
+
+
 def labelled(path: Path) -> tuple[Any, Tensor]:
     """(inputs, labels) of an .npz file with an array of whole numbers called labels, and the inputs."""
     found = arrays(path)
