@@ -26,7 +26,7 @@ class Cell:
 
     kind: dense (the network as it is), queries (making them), prune. method: a selector, or one of PEERS; "" for the
     dense network. source: of the queries: none but the network itself, unlabelled training images, or as many of each.
-    distill: steps. share: of the dense network's multiply-accumulates. tuned: fine-tuned on labelled images after pruning.
+    distill: steps. share: of the dense network's multiply-accumulates. tuned: fine-tuned on labelled images afterwards.
     """
 
     kind: Literal["dense", "queries", "prune"]
