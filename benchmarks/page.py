@@ -5,22 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from statistics import fmean
 from typing import Any
+
+from page_parts import MISSING, missing, ran_on, spread, table
+from page_resnet56 import resnet56
 
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
-MISSING = "–"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def ran_on(environment: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    return f"{environment['cpu']}, {environment['cores']} cores, Python {environment['python']}, {versions}."
 
 
 def lenet(record: dict[str, Any]) -> str:
@@ -89,143 +80,6 @@ Ran on {ran_on(measured["environment"])}
 """
 
 
-def spread(row: dict[str, Any]) -> str:
-    return f"{row['mean']:.2f}" + (f" ± {row['deviation']:.2f}" if row["deviation"] is not None else "")
-
-
-def missing(count: int, what: str) -> str:
-    return f" Failed and not shown: {count} {what} (the JSON says why)." if count else ""
-
-
-def resnet56(record: dict[str, Any]) -> str:
-    from resnet56_cells import IMAGES, NO_DATA, PEER
-
-    summary, setup = record["summary"], record["setup"]
-    shares = sorted({row["share"] for row in summary if row["kind"] == "prune"}, reverse=True)
-    heads = [f"{100 * share:g}%" for share in shares]
-    dense = next((r["accuracy"]["mean"] for r in summary if r["kind"] == "dense" and not r["tuned"]), None)
-    cells = {
-        (r["method"], treatment(r), r["source"], r["share"]): r
-        for r in summary
-        if r["kind"] == "prune" and not r["tuned"]
-    }
-
-    def value(method: str, then: str, source: str, share: float) -> str:
-        row = cells.get((method, then, source, share))
-        return spread(row["accuracy"]) if row else MISSING
-
-    parts = []
-    for then in sorted({key[1] for key in cells}, key=lambda name: (name != "none", name != "repair")):
-        methods = dict.fromkeys(key[0] for key in cells if key[1] == then)
-        rows = []
-        for method in methods:
-            peer = method.startswith(PEER)
-            sources = ("" if peer else NO_DATA, IMAGES)
-            rows.append([method, *(value(method, then, source, share) for source in sources for share in shares)])
-        columns = [f"{head}, {label}" for label in ("no data", "images") for head in heads]
-        title = {"none": "Selection alone", "repair": "Selection and repair"}.get(
-            then, f"Repair and polish ({then} steps)"
-        )
-        parts.append(f"{title}:\n\n" + table(["selector", *columns], rows))
-    failed = sum("error" in cell for cell in record["cells"])
-    answered = f"dense {dense:.2f} %" if dense is not None else "the dense network is not measured yet"
-    return f"""## ResNet-56 on CIFAR-10, recompressed as JPEG
-
-Accuracy in % on {setup["test"]:,} test images, before any fine-tuning, against the share of the whole network's multiply-accumulates that stays; {answered}.
-*No data*: {setup["queries"]} queries made from the batch-norm statistics; *images*: {setup["queries"]} unlabelled training images. Mean and standard deviation over the seeds where
-there are several. Budgets are met and never missed.{peers(record)}{missing(failed, "cells")}
-
-{picture("before")}{(chr(10) * 2).join(parts)}
-
-{details(record, cells)}{tuned(record, shares, heads)}
-Ran on {ran_on(record["environment"])} {setup["threads"]} threads, {setup["workers"]} at a time.
-"""
-
-
-def peers(record: dict[str, Any]) -> str:
-    from resnet56_cells import PEER
-
-    called = [c["settings"] for c in record["cells"] if c["method"].startswith(PEER) and "settings" in c]
-    if not called:
-        return ""
-    return f""" Torch-Pruning {called[0]["version"]} reads no data; shown is the smallest network that it makes with at least the share.
-*Inner*: it prunes the first convolution of every block only; *whole*: out of the box, the residual stream included. All else is its default."""
-
-
-def treatment(row: dict[str, Any]) -> str:
-    return f"{row['distill']}" if row["distill"] else "repair" if row["repair"] else "none"
-
-
-def picture(when: str) -> str:
-    name = f"resnet56_cifar_{when}.png"
-    return (
-        f"![ResNet-56: accuracy against multiply-accumulates, {when} fine-tuning]({name})\n\n"
-        if (DOCS / name).exists()
-        else ""
-    )
-
-
-def details(record: dict[str, Any], cells: dict[Any, Any]) -> str:
-    """What the final method took, and what is certain of its answers."""
-    from resnet56_cells import FINAL
-
-    lines = []
-    for (method, then, source, share), row in cells.items():
-        if method != FINAL:
-            continue
-        mine = [
-            c
-            for c in record["cells"]
-            if "accuracy" in c
-            and (c["method"], treatment(c), c["source"], c["share"], c["tuned"]) == (method, then, source, share, False)
-        ]
-        phases = {name: fmean(c["seconds"].get(name, 0.0) for c in mine) for name in mine[0].get("seconds", {})}
-        lines.append(
-            [
-                {"none": "none", "repair": "repair"}.get(then, f"repair, {then} steps"),
-                source,
-                f"{100 * share:g}%",
-                f"{row['agreement_at_least']:.2f}",
-                f"{row['agreement_measured']:.2f}",
-                ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items()),
-                f"{max(c.get('peak_memory_mib', 0) for c in mine):,}",
-            ]
-        )
-    if not lines:
-        return ""
-    setup = record["setup"]
-    made = [c["wall_s"] for c in record["cells"] if c["kind"] == "queries" and "wall_s" in c]
-    queries = f" Making the queries took {fmean(made):.0f} s." if made else ""
-    return f"""`{FINAL}` in detail. *At least*: with probability {1 - setup["delta"]:.0%} its answers are the dense network's on at least this share of such images (one-sided
-Clopper–Pearson, {setup["certify"]:,} unlabelled test images; least over the seeds). *Measured*: on the other {setup["test"] - setup["certify"]:,}. Seconds are those of the phases, mean over the
-seeds; memory is the peak of the process.{queries}
-
-{table(["then", "queries", "kept", "agreement at least (%)", "measured (%)", "seconds", "MiB"], lines)}
-
-"""
-
-
-def tuned(record: dict[str, Any], shares: list[float], heads: list[str]) -> str:
-    rows = [r for r in record["summary"] if r["tuned"]]
-    if not rows:
-        return ""
-    from resnet56_plot import label
-
-    cells = {(label(r), r["share"]): spread(r["accuracy"]) for r in rows if r["kind"] == "prune"}
-    lines = [
-        [name, *(cells.get((name, share), MISSING) for share in shares)] for name in dict.fromkeys(k[0] for k in cells)
-    ]
-    dense = next((spread(r["accuracy"]) for r in rows if r["kind"] == "dense"), None)
-    same = f" The dense network reaches {dense} % with the same treatment." if dense else ""
-    recipe = record["recipe"]
-    guide = ", labels and the dense network's answers" if recipe["teacher"] else ""
-    return f"""After {recipe["epochs"]} epochs on the {record["setup"]["train"]:,} labelled training images, the same recipe for every network (crops, flips, Adam at {recipe["lr"]:g}{guide}).{same}
-
-{picture("after")}{table(["start", *heads], lines)}
-
-"""
-
-
 def resnet50(record: dict[str, Any]) -> str:
     setup, wanted = record["setup"], record["wanted"]
     lines = []
@@ -280,11 +134,37 @@ Ran on {ran_on(record["environment"])}
 """
 
 
+def latency(record: dict[str, Any]) -> str:
+    lines, notes = [], []
+    for run in record["rows"]:
+        for row in run["rows"]:
+            before, after = (1e3 * row[side]["median"] for side in ("before", "after"))
+            rounded = str(run["round_to"] or "per device")
+            lines.append(
+                [run["model"], rounded, str(row["batch"]), f"{before:.1f}", f"{after:.1f}", f"{row['speedup']:.2f}"]
+            )
+        if run["note"]:
+            notes.append(f"- {run['model']}, round_to={run['round_to']}: {run['latency']['note']}")
+    setup = record["setup"]
+    return f"""## Latency
+
+Milliseconds per batch before and after pruning to {setup["macs"]:.0%} of the multiply-accumulates, medians of calls made in turn. Selection by `{setup["method"]}`,
+which does not matter for speed.
+
+{table(["model", "widths in multiples of", "batch", "before", "after", "times as fast"], lines)}
+
+{chr(10).join(notes)}
+
+Ran on {ran_on(record["environment"])}
+"""
+
+
 def main() -> None:
     parts = ["# Benchmarks\n\nMade by `python benchmarks/page.py` from the JSONs in `benchmarks/results`.\n"]
     for name, section in (
         ("resnet56_cifar", resnet56),
         ("resnet50_cost", resnet50),
+        ("latency", latency),
         ("lenet_mnist", lenet),
         ("mvee", mvee),
     ):

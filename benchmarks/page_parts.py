@@ -1,0 +1,25 @@
+"""What the sections of docs/benchmarks.md are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MISSING = "–"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def ran_on(environment: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return f"{environment['cpu']}, {environment['cores']} cores, Python {environment['python']}, {versions}."
+
+
+def spread(row: dict[str, Any]) -> str:
+    return f"{row['mean']:.2f}" + (f" ± {row['deviation']:.2f}" if row["deviation"] is not None else "")
+
+
+def missing(count: int, what: str) -> str:
+    return f" Failed and not shown: {count} {what} (the JSON says why)." if count else ""
