@@ -18,7 +18,7 @@ from coreprune.errors import ArtifactError
 
 # What a write may raise: safetensors wraps the errors of the disk, and says their number in the text.
 DISK_ERRORS = (OSError, SafetensorError)
-_NUMBER = re.compile(r"code: (\d+)")
+_NUMBER = re.compile(r"\b(?:code: |os error )(\d+)")
 
 
 @contextmanager

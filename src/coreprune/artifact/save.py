@@ -190,7 +190,11 @@ def _check_model(model: nn.Module, result: Result) -> None:
 
 def _dense_shapes(own: Mapping[str, Tensor], recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Shapes before pruning, by every name, of the tensors that still have the shape that pruning gave them."""
-    cut = {id(own[name]): before for name, (before, after) in recipe.shapes.items() if tuple(own[name].shape) == after}
+    cut = {
+        id(own[name]): before
+        for name, (before, after) in recipe.shapes.items()
+        if name in own and tuple(own[name].shape) == after
+    }
     return {name: cut[id(tensor)] for name, tensor in own.items() if id(tensor) in cut}
 
 
