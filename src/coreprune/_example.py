@@ -107,7 +107,7 @@ def example_like(description: Any, device: torch.device | str = "cpu") -> Any:
         # Every axis counts: torch multiplies the lengths of empty tensors as well.
         entries += math.prod(max(n, 1) for n in shape)
         if entries > _MOST_ENTRIES:
-            raise ValueError(f"with {shape} it has more than {_MOST_ENTRIES:,} entries")
+            raise ValueError(f"it has more than {_MOST_ENTRIES:,} entries")
         if dtype.is_floating_point or dtype.is_complex:
             return torch.randn(shape, generator=generator).to(device, dtype)
         least, most = int(about["least"]), int(about["most"])

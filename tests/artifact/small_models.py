@@ -99,9 +99,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
-        q, k, v = (
-            t.view(b, n, self.num_heads, -1).transpose(1, 2) for t in self.qkv(x).split(self.inner_dim, dim=-1)
-        )
+        q, k, v = (t.view(b, n, self.num_heads, -1).transpose(1, 2) for t in self.qkv(x).split(self.inner_dim, dim=-1))
         y = torch.softmax(q @ k.transpose(-1, -2) / 8**0.5, -1) @ v
         return self.proj(y.transpose(1, 2).reshape(b, n, self.inner_dim))
 
