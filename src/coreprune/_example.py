@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._tree import decode, encode
-from coreprune.errors import InputError
+from coreprune.errors import InputError, first_line
 
 _MOST_ENTRIES = 1 << 28
+_MOST_AXES = 64
 
 
 def normalise_example(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -83,23 +85,29 @@ def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     try:
         return encode((args, kwargs), about)
-    except InputError:
+    except (InputError, RuntimeError):  # torch knows no least entry of some integers, e.g. uint16
         return None
 
 
 def example_like(description: Any, device: torch.device | str = "cpu") -> Any:
     """Example inputs after the description that `describe_example` gave: random numbers, always the same ones.
 
-    Raises InputError for what is no such description, and for one of more than 2²⁸ entries.
+    Raises InputError for what is no such description, and for one of more than 2²⁸ entries altogether.
     """
     generator = torch.Generator().manual_seed(0)
+    entries = 0
 
     def made(about: Any) -> Tensor:
+        nonlocal entries
         shape, dtype = about["shape"], getattr(torch, str(about["dtype"]), None)
-        if not isinstance(dtype, torch.dtype) or any(type(n) is not int or n < 0 for n in shape):
-            raise ValueError(f"{about} is no tensor")
-        if math.prod(shape) > _MOST_ENTRIES:
-            raise ValueError(f"{shape} is too large for an example")
+        if not isinstance(shape, list) or len(shape) > _MOST_AXES or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"{reprlib.repr(shape)} is no shape")
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"there is no dtype {reprlib.repr(about['dtype'])}")
+        # Every axis counts: torch multiplies the lengths of empty tensors as well.
+        entries += math.prod(max(n, 1) for n in shape)
+        if entries > _MOST_ENTRIES:
+            raise ValueError(f"it has more than {_MOST_ENTRIES:,} entries")
         if dtype.is_floating_point or dtype.is_complex:
             return torch.randn(shape, generator=generator).to(device, dtype)
         least, most = int(about["least"]), int(about["most"])
@@ -109,8 +117,10 @@ def example_like(description: Any, device: torch.device | str = "cpu") -> Any:
         args, kwargs = decode(description, made)
         if not isinstance(args, tuple) or not isinstance(kwargs, dict):
             raise TypeError("an example has positional and keyword arguments")
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
-        raise InputError(f"the description of the example input is none: {type(error).__name__} {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise InputError(
+            f"the plan's description of the example input cannot be used ({first_line(error)}). Pass an example."
+        ) from error
     return kwargs or args
 
 

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from coreprune.errors import ArtifactError
+
+# What a write may raise: safetensors wraps the errors of the disk, and says their number in the text.
+DISK_ERRORS = (OSError, SafetensorError)
+_NUMBER = re.compile(r"\b(?:code: |os error )(\d+)")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path`, and put it in its place when the block ends; an error leaves no trace.
 
-    Raises ArtifactError where the disk does not let us.
+    Raises ArtifactError where the disk does not let us, and for a place that is taken by something else than a file.
     """
     temporary: Path | None = None
     try:
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"{path} is there already and is not a file. Choose another name.")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
@@ -30,7 +40,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         flush(temporary)
         temporary.replace(path)
         flush(path.parent)
-    except OSError as error:
+    except DISK_ERRORS as error:
         raise refused(path, error) from error
     finally:
         if temporary is not None:
@@ -41,13 +51,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, and put it in its place when the block ends; an error leaves no trace.
 
-    overwrite: replace a folder that is there. It is moved aside first, to `path` with ".old" behind, and deleted once
-    the new one is in its place. Without it a folder that is there is refused, unless it is empty.
+    overwrite: replace a folder that is there. It is moved aside first, and deleted once the new one is in its place and
+    on the disk. Without it a folder that is there is refused, unless it is empty.
 
     Raises ArtifactError for a place that is taken, and where the disk does not let us.
     """
     temporary: Path | None = None
     try:
+        path = Path(os.path.realpath(path))  # where a link points to, not the link
         _refuse_taken(path, overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -59,12 +70,36 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         flush(temporary)
         _refuse_taken(path, overwrite)
         _swap(temporary, path)
-        flush(path.parent)
-    except OSError as error:
+    except DISK_ERRORS as error:
         raise refused(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_place(path: Path, overwrite: bool = False) -> None:
+    """Find out before hours of work whether `whole_folder` could write to `path`. Raises ArtifactError as it does."""
+    try:
+        path = Path(os.path.realpath(path))
+        _refuse_taken(path, overwrite)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")).rmdir()
+    except OSError as error:
+        raise refused(path, error) from error
+
+
+def tidy(path: Path) -> None:
+    """Clean up after a process that was killed while it wrote `path` with `whole_folder`: put back what it had moved
+    aside, and delete what it left. Not while another process writes there."""
+    path = Path(os.path.realpath(path))
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(tmp|old)")
+    with contextlib.suppress(OSError):  # whoever writes there next says what is wrong
+        for left in sorted(path.parent.iterdir()):
+            if left.is_dir() and not left.is_symlink() and (found := ours.fullmatch(left.name)):
+                if found[1] == "old" and not path.exists():
+                    left.replace(path)
+                else:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def readable(path: Path, mode: int) -> None:
@@ -83,8 +118,10 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def refused(path: Path, error: OSError) -> ArtifactError:
-    """The error for a person: what the disk said about which place."""
+def refused(path: Path, error: Exception) -> ArtifactError:
+    """The error for a person: what the disk (an OSError or a SafetensorError) said about which place."""
+    found = _NUMBER.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else 0
     advice = {
         errno.ENOSPC: "Free some space, or choose another disk.",
         errno.EDQUOT: "Free some space, or choose another disk.",
@@ -92,28 +129,32 @@ def refused(path: Path, error: OSError) -> ArtifactError:
         errno.EACCES: "Choose a folder that you may write to.",
         errno.EPERM: "Choose a folder that you may write to.",
         errno.EROFS: "This disk is read-only; choose another folder.",
-    }.get(error.errno or 0, "Choose another place.")
-    return ArtifactError(f"cannot write {path}: {error.strerror or error}. {advice} Nothing was left half-written.")
+    }.get(number or 0, "Choose another place.")
+    said = os.strerror(number) if number else str(error)
+    return ArtifactError(f"cannot write {path}: {said}. {advice} Nothing was left half-written.")
 
 
 def _refuse_taken(path: Path, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise ArtifactError(f"{path} is a file. Choose another folder.")
+    if not path.name or (path.is_dir() and path.samefile(".")):  # renamed over, it would be gone from under a shell
+        raise ArtifactError(f"{path} is the current folder or the root. Choose another folder.")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise ArtifactError(f"{path} is there already and not empty. Choose another folder, or say overwrite.")
 
 
 def _swap(new: Path, place: Path) -> None:
-    """Rename `new` to `place`; what lay there is deleted afterwards."""
-    if not place.exists() or not any(place.iterdir()):
-        new.replace(place)  # over an empty folder this is one step
-        return
-    old = place.with_name(f"{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    place.replace(old)
+    """Rename `new` to `place`; what lay there is deleted once the new one is on the disk."""
+    old = new.with_suffix(".old")  # a name of our own: a folder of the user's is never deleted
     try:
-        new.replace(place)
-    except OSError:
-        old.replace(place)
+        if place.exists() and any(place.iterdir()):
+            place.replace(old)
+        new.replace(place)  # over an empty folder this is one step
+        flush(place.parent)
+    except BaseException:
+        if not new.exists():
+            place.replace(new)
+        if old.exists():
+            old.replace(place)
         raise
     shutil.rmtree(old, ignore_errors=True)

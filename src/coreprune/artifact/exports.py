@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -168,7 +169,9 @@ def _trace(model: nn.Module, example: Inputs, free: bool) -> ExportedProgram:
 
 
 def _write_program(program: ExportedProgram, place: Path) -> Run:
-    torch.export.save(program, place)
+    content = io.BytesIO()
+    torch.export.save(program, content)  # into memory: on a full disk torch would end the whole process
+    place.write_bytes(content.getbuffer())
     module = torch.export.load(place).module()
     return lambda inputs: _tensors(module(*inputs[0], **inputs[1]))
 

@@ -56,17 +56,17 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     return {**values, **_implementations(config)}
 
 
-def rebuild(class_name: str, config: dict[str, Any], meta: bool = True) -> nn.Module:
+def rebuild(class_name: str, config: dict[str, Any], meta: bool = True, most_layers: int = _MOST_LAYERS) -> nn.Module:
     """The dense model in evaluation mode, from what `config_of` gave.
 
     class_name: of a model in transformers, e.g. "BertForSequenceClassification". meta: on the meta device; else on the
-        CPU, with random weights, for what is not in a state dict.
+        CPU, with random weights, for what is not in a state dict. most_layers: that the configuration may ask for.
 
     Raises InputError for a class that transformers does not have, and for a configuration that is not one for it, or
     that would run or fetch anything else.
     """
     cls = _class_named(class_name)
-    made = _config_for(cls, config)
+    made = _config_for(cls, config, most_layers)
     try:
         if meta:
             return on_meta(cls, made).eval()
@@ -239,7 +239,7 @@ def _class_named(name: str) -> Any:
     return cls
 
 
-def _config_for(cls: Any, values: Any) -> Any:
+def _config_for(cls: Any, values: Any, most_layers: int = _MOST_LAYERS) -> Any:
     """A configuration for `cls`. Raises InputError for one that is none, or does more than describe a model."""
     if not isinstance(values, dict) or values.get("model_type") != cls.config_class.model_type:
         found = values.get("model_type") if isinstance(values, dict) else type(values).__name__
@@ -247,7 +247,7 @@ def _config_for(cls: Any, values: Any) -> Any:
             f"{cls.__name__} has a configuration with model_type {cls.config_class.model_type!r}, not {found!r}."
         )
     for count, (key, value) in enumerate(_values(values)):
-        problem = _unwanted(key, value)
+        problem = _unwanted(key, value, most_layers)
         if problem or count > _MOST_VALUES:
             raise InputError(
                 f"the configuration of {cls.__name__} has {key}={str(value)[:60]!r}: "
@@ -270,7 +270,7 @@ def _values(values: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, A
         yield from _values(value, str(name), depth + 1)
 
 
-def _unwanted(key: str, value: Any) -> str:
+def _unwanted(key: str, value: Any, most_layers: int) -> str:
     """Why a value has no place in the configuration of a saved model; "" for the usual ones."""
     if value in (None, False):
         return ""
@@ -284,8 +284,9 @@ def _unwanted(key: str, value: Any) -> str:
         return f"only {', '.join(_IMPLEMENTATIONS)} are known"
     if key in ("dtype", "torch_dtype") and value not in _DTYPES:
         return f"only {', '.join(_DTYPES)} are known"
-    if _COUNTS.search(key) and isinstance(value, (int, float)) and value > _MOST_LAYERS:
-        return f"more than {_MOST_LAYERS:,} are not built"
+    counts = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, (int, float))]
+    if _COUNTS.search(key) and sum(max(n, 0) for n in counts) > most_layers:
+        return f"more than {most_layers:,} are not built"
     return ""
 
 

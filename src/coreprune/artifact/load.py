@@ -10,16 +10,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from coreprune._example import device_of
 from coreprune.artifact import huggingface
 from coreprune.artifact.manifest import DTYPES, PLAN, WEIGHTS, Manifest, TensorEntry, check_file, json_of, read_manifest
-from coreprune.errors import ArtifactError, CoreprunError, InputError
+from coreprune.errors import ArtifactError, CoreprunError, InputError, first_line
 from coreprune.graph import all_names, named_tensors, rebuilt
 from coreprune.pruning import Plan
 from coreprune.pruning.plan import fingerprint
 
 log = logging.getLogger(__name__)
+
+_MOST_TIMES, _FREE = 100, 1 << 28  # a dense model may have so many times the bytes of the pruned one, and more
+_MANY = 512  # layers or experts that any configuration may ask for
 
 
 def load(
@@ -38,8 +42,9 @@ def load(
     device: where the weights go: by default where the given model is, else the CPU.
 
     Returns the model in evaluation mode. Raises ArtifactError for a folder that is damaged, incomplete or no artifact,
-    and InputError for a dense model that is not the one that was pruned.
+    and InputError or ModelError for a dense model that is not the one that was pruned.
     """
+    where = _device(device)
     place = Path(folder)
     manifest = read_manifest(place)
     read_plan(place, manifest)
@@ -48,9 +53,19 @@ def load(
     _check_header(path, manifest.tensors)
     model = _dense(place, manifest, dense)
     _check_model(model, manifest)
-    where = device if device is not None else device_of(model) if isinstance(dense, nn.Module) else "cpu"
+    where = where or (device_of(model) if isinstance(dense, nn.Module) else torch.device("cpu"))
     small = rebuilt(model, manifest.recipe, _weights(path, manifest, where))
     return small.eval()
+
+
+def _device(device: torch.device | str | None) -> torch.device | None:
+    """A device that is there. Raises InputError."""
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch asserts that it was built for a device
+        raise InputError(f"device={device!r} cannot be used here ({first_line(error)}). Take 'cpu'.") from error
 
 
 def read_plan(folder: Path, manifest: Manifest | None = None) -> Plan:
@@ -91,7 +106,7 @@ def _check_header(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
                 if found != entry:
                     raise ArtifactError(f"{path}: {name} is {found}, the manifest says {entry}.")
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is not a safetensors file that can be read: {error}") from error
+        raise ArtifactError(f"{path} is not a safetensors file that can be read ({first_line(error)}).") from error
 
 
 def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
@@ -104,9 +119,12 @@ def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.
                 f"{folder} holds a pruned {manifest.model_class}, whose code only you have. Pass a function that makes "
                 f"the dense model: coreprune.load({str(folder)!r}, make_model)."
             )
-        model = huggingface.rebuild(manifest.model_class, dict(manifest.config))
+        most = max(_MANY, len(manifest.tensors))  # a layer has at least one tensor
+        model = huggingface.rebuild(manifest.model_class, dict(manifest.config), most_layers=most)
         if _needs_values(model, manifest):
-            model = huggingface.rebuild(manifest.model_class, dict(manifest.config), meta=False)
+            _check_model(model, manifest)
+            _affordable(model, _entry(manifest, WEIGHTS).bytes)
+            model = huggingface.rebuild(manifest.model_class, dict(manifest.config), meta=False, most_layers=most)
         return model
     if not callable(dense):
         raise InputError(f"dense must be a model or a function that makes one, not a {type(dense).__name__}.")
@@ -125,16 +143,28 @@ def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.
     return model
 
 
+def _affordable(model: nn.Module, pruned: int) -> None:
+    """Refuse to make a dense model that is out of all proportion to the pruned one, as a forged configuration may ask
+    for. pruned: bytes. Raises ArtifactError."""
+    dense = sum(t.numel() * t.element_size() for _, t in named_tensors(model))
+    if dense > _MOST_TIMES * pruned + _FREE:
+        raise ArtifactError(
+            f"the configuration in the manifest makes a {type(model).__name__} of {dense:,} bytes, and {WEIGHTS} has "
+            f"{pruned:,}. If it is what you saved, pass a function that makes the dense model."
+        )
+
+
 def _needs_values(model: nn.Module, manifest: Manifest) -> bool:
     """Whether something on the meta device is not in the file: buffers without a place in a state dict, attributes."""
     held = {id(t) for name, t in all_names(model) if name in manifest.tensors}
     own = {id(t) for _, t in named_tensors(model)}
     if own - held:
         return True
+    ours = ("_parameters", "_buffers", "_modules")
     return any(
         isinstance(value, Tensor) and value.is_meta and id(value) not in own
         for module in model.modules()
-        for value in vars(module).values()
+        for value in pytree.tree_leaves({key: value for key, value in vars(module).items() if key not in ours})
     )
 
 
@@ -169,4 +199,4 @@ def _weights(path: Path, manifest: Manifest, device: torch.device | str) -> dict
         with safe_open(path, framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in manifest.tensors}
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
+        raise ArtifactError(f"{path} cannot be read: {first_line(error)}.") from error

@@ -6,12 +6,14 @@ import hashlib
 import json
 import math
 import re
+import reprlib
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coreprune.errors import ArtifactError
+from coreprune.errors import ArtifactError, first_line
 from coreprune.graph import Recipe
 
 SCHEMA = 1
@@ -30,6 +32,7 @@ DTYPES = {
 }  # fmt: skip
 _LARGEST_JSON = 1 << 28  # bytes
 _LARGEST = 1 << 62
+_MOST_AXES = 64
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -82,9 +85,9 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     raw = json_of(path)
     try:
-        if raw["schema"] != SCHEMA:
+        if type(raw["schema"]) is not int or raw["schema"] != SCHEMA:
             raise ArtifactError(
-                f"{path} has schema {raw['schema']!r}; this version of coreprune reads {SCHEMA}. "
+                f"{path} has schema {reprlib.repr(raw['schema'])}; this version of coreprune reads {SCHEMA}. "
                 "Load it with the version that wrote it (see its versions)."
             )
         return Manifest(
@@ -101,28 +104,29 @@ def read_manifest(folder: Path) -> Manifest:
             versions=_mapping(raw.get("versions", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a manifest that coreprune wrote: {type(error).__name__} {error}") from error
+        raise ArtifactError(f"{path} is not a manifest that coreprune wrote ({first_line(error)}).") from error
 
 
 def json_of(path: Path) -> Any:
     """Read a JSON file of a sane size. Raises ArtifactError."""
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise ArtifactError(f"{path} has {path.stat().st_size:,} bytes, more than coreprune ever writes.")
+        size = regular(path)
+        if size > _LARGEST_JSON:
+            raise ArtifactError(f"{path} has {size:,} bytes, more than coreprune ever writes.")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtifactError(
             f"cannot read {path}: {error.strerror or error}. An artifact is a folder that coreprune.save wrote."
         ) from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise ArtifactError(f"{path} is damaged: it is not JSON ({type(error).__name__} {error}).") from error
+        raise ArtifactError(f"{path} is damaged: it is not JSON ({first_line(error)}).") from error
 
 
 def check_file(folder: Path, name: str, entry: FileEntry) -> Path:
     """The path of a file whose size and hash are those of the manifest. Raises ArtifactError."""
     path = folder / name
     try:
-        size = path.stat().st_size
+        size = regular(path)
         if size != entry.bytes:
             raise ArtifactError(
                 f"{path} has {size:,} bytes, the manifest says {entry.bytes:,}: the copy is incomplete or was changed. "
@@ -135,6 +139,15 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> Path:
     return path
 
 
+def regular(path: Path) -> int:
+    """The size of a file. Links are followed, because caches of downloads are made of them: what counts is the content.
+    A device or a pipe would never end. Raises OSError, and ArtifactError for what is not a file."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ArtifactError(f"{path} is not a regular file. Copy the whole folder again.")
+    return status.st_size
+
+
 def sha256(path: Path) -> str:
     """Hash of a file, read in pieces."""
     with path.open("rb") as file:
@@ -143,20 +156,22 @@ def sha256(path: Path) -> str:
 
 def _text(x: Any) -> str:
     if not isinstance(x, str):
-        raise TypeError(f"{x!r} is no text")
+        raise TypeError(f"{reprlib.repr(x)} is no text")
     return x
 
 
 def _whole(x: Any) -> int:
     if type(x) is not int or not 0 <= x <= _LARGEST:
-        raise ValueError(f"{x!r} is no size")
+        raise ValueError(f"{reprlib.repr(x)} is no size")
     return x
 
 
 def _shape(x: Any) -> tuple[int, ...]:
+    if not isinstance(x, (list, tuple)) or len(x) > _MOST_AXES:  # the product of very many takes very long
+        raise ValueError(f"{reprlib.repr(x)} is no shape")
     shape = tuple(_whole(n) for n in x)
     if math.prod(shape) > _LARGEST:
-        raise ValueError(f"{shape} is no shape")
+        raise ValueError(f"{reprlib.repr(shape)} is no shape")
     return shape
 
 
@@ -174,13 +189,13 @@ def _hash(x: Any) -> str:
 
 def _file_name(x: Any) -> str:
     if x not in FILES and x not in ("config.json", "generation_config.json"):
-        raise ValueError(f"{x!r} has no place in an artifact")
+        raise ValueError(f"{reprlib.repr(x)} has no place in an artifact")
     return x
 
 
 def _tensor(x: Any) -> TensorEntry:
     if x["dtype"] not in DTYPES.values():
-        raise ValueError(f"no dtype {x['dtype']!r}")
+        raise ValueError(f"no dtype {reprlib.repr(x['dtype'])}")
     return TensorEntry(_shape(x["shape"]), x["dtype"])
 
 
@@ -195,7 +210,8 @@ def _recipe(x: Any) -> Recipe:
     }
     for path, changes in numbers.items():
         for key, (before, after) in changes.items():
-            if type(before) is not type(after) or after > before:  # pyright: ignore[reportOperatorIssue]
+            a, b = ((n,) if isinstance(n, int) else n for n in (before, after))
+            if type(before) is not type(after) or len(a) != len(b) or any(y > x for x, y in zip(a, b, strict=True)):
                 raise ValueError(f"pruning cannot make {path}.{key} {after} out of {before}")
     return Recipe(shapes, numbers)
 

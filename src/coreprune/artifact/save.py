@@ -29,8 +29,8 @@ from coreprune.artifact.manifest import (
     TensorEntry,
     sha256,
 )
-from coreprune.errors import InputError
-from coreprune.graph import all_names
+from coreprune.errors import InputError, first_line
+from coreprune.graph import Recipe, all_names
 from coreprune.pruning import Result
 from coreprune.pruning.plan import fingerprint
 from coreprune.pruning.report import versions
@@ -62,7 +62,8 @@ def save(
         raise InputError(f"save takes what prune() returned, not a {type(result).__name__}.")
     place = Path(folder)
     model = result.model
-    _check_dtypes(model)
+    _check_model(model, result)
+    _check_json(extra=extra, source=source)
     with whole_folder(place, overwrite) as temporary:
         (temporary / PLAN).write_text(result.plan.to_json(), encoding="utf-8")
         config, why = _stock(result, temporary)
@@ -165,13 +166,46 @@ def _names_in(path: Path) -> frozenset[str]:
         return frozenset(file.keys())
 
 
-def _check_dtypes(model: nn.Module) -> None:
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if _dtype(tensor) not in DTYPES.values():
+def _check_model(model: nn.Module, result: Result) -> None:
+    """Can it be loaded later? Parameters and buffers alone, of known dtypes, all as `prune` left them."""
+    state = model.state_dict(keep_vars=True)
+    own = dict(all_names(model))
+    for name, value in state.items():
+        if name not in own:
             raise InputError(
-                f"{name} has dtype {_dtype(tensor)}, which an artifact cannot hold. It can hold "
+                f"the state dict has {name}, which is neither a parameter nor a buffer. An artifact holds these alone; "
+                "make it a buffer."
+            )
+        if _dtype(value) not in DTYPES.values():
+            raise InputError(
+                f"{name} has dtype {_dtype(value)}, which an artifact cannot hold. It can hold "
                 f"{', '.join(DTYPES.values())}."
             )
+    if lost := [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in state]:
+        raise InputError(f"the state dict lacks the parameter {lost[0]}, so it would be lost. Keep it in there.")
+    if fingerprint(model, _dense_shapes(own, result.recipe)) != result.plan.fingerprint:
+        raise InputError(
+            f"this {type(model).__name__} is not as prune() left it: a shape, a dtype or a name has changed, and it "
+            "could not be loaded. Save it first, and change it after loading."
+        )
+
+
+def _dense_shapes(own: Mapping[str, Tensor], recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Shapes before pruning, by every name, of the tensors that still have the shape that pruning gave them."""
+    cut = {
+        id(own[name]): before
+        for name, (before, after) in recipe.shapes.items()
+        if name in own and tuple(own[name].shape) == after
+    }
+    return {name: cut[id(tensor)] for name, tensor in own.items() if id(tensor) in cut}
+
+
+def _check_json(**given: Mapping[str, Any] | None) -> None:
+    for name, values in given.items():
+        try:
+            json.dumps(dict(values or {}))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{name} must hold plain values for JSON ({first_line(error)}).") from error
 
 
 def _dtype(tensor: Tensor) -> str:

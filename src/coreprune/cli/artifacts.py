@@ -45,7 +45,7 @@ def report(
     json: options.Json = False,
 ) -> None:
     """Print an artifact's report, or make its page anew."""
-    from coreprune.artifact.manifest import PAGE, REPORT, check_file, json_of, read_manifest
+    from coreprune.artifact.manifest import PAGE, QUERIES, REPORT, check_file, json_of, read_manifest
     from coreprune.artifact.save import first_images
     from coreprune.queries import Queries
     from coreprune.report import write
@@ -57,8 +57,8 @@ def report(
     if html is not None:
         from coreprune._files import whole_file
 
-        kept = folder / "queries.safetensors"
-        images = first_images(Queries.load(kept).args) if kept.exists() else None
+        entry = manifest.files.get(QUERIES)
+        images = first_images(Queries.load(check_file(folder, QUERIES, entry)).args) if entry else None
         with whole_file(html) as temporary:
             write(data, temporary, images)
     if json:
@@ -121,12 +121,32 @@ def both(
     from coreprune.artifact import load, read_manifest
 
     known = dict(read_manifest(folder).source)
-    place = dense or known.get("source")
-    if not place:
-        raise InputError(f"{folder} does not say where its dense model is. Pass --source package.module:factory.")
+    place = dense or _named(folder, known.get("source"))
     if dense is None:
-        weights = weights or (Path(known["weights"]) if "weights" in known else None)
+        weights = weights or (Path(str(known["weights"])) if "weights" in known else None)
         if shape is None and example is None:
-            shape, example = known.get("shape"), (Path(known["example"]) if "example" in known else None)
-    model, given = source.load(str(place), weights, list(shape or []), example)
+            shape = [str(text) for text in _list(known.get("shape"))]
+            example = Path(str(known["example"])) if "example" in known else None
+    model, given = source.load(place, weights, list(shape or []), example)
     return model, load(folder, model), given
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _named(folder: Path, place: Any) -> str:
+    """The source that the manifest names, if it is one of the user's: a folder of artifacts is data, and names no code
+    to run out of itself or out of Python's own modules. Raises InputError."""
+    if not isinstance(place, str) or not place:
+        raise InputError(f"{folder} does not say where its dense model is. Pass --source package.module:factory.")
+    module = place.partition(":")[0]
+    inside = [Path(place), Path.cwd().joinpath(*module.split("."))]
+    if module.split(".")[0] in sys.stdlib_module_names or any(
+        path.resolve().is_relative_to(folder.resolve()) for path in inside
+    ):
+        raise InputError(
+            f"{folder} names {place!r} as its dense model, which is code of Python or of that folder itself. "
+            "If you trust it, pass it as --source."
+        )
+    return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -32,13 +33,11 @@ class Unfinished:
     @classmethod
     def beside(cls, out: Path, resume: bool) -> Unfinished:
         """Refuse to throw away what an interrupted run did, unless told to go on with it."""
-        folder = out.with_name(f".{out.name}.unfinished")
-        if folder.exists() and not resume:
+        folder = out.parent / f".{out.name}.unfinished"
+        if os.path.exists(folder) and not resume:  # where we may not look, `check_place` says so
             raise ArtifactError(
                 f"an earlier run that did not end left {folder}. Add --resume to go on with it, or delete that folder."
             )
-        for stale in out.parent.glob(f".{out.name}.*.tmp"):  # of a run that was killed while it wrote
-            shutil.rmtree(stale, ignore_errors=True)
         return cls(folder)
 
     @property
@@ -101,17 +100,19 @@ def prune(
     json: options.Json = False,
 ) -> None:
     """Prune a model, and write it as a folder with weights, plan, certificates and a report."""
+    from coreprune._files import check_place, tidy
     from coreprune.artifact import save
     from coreprune.pruning import Budget
     from coreprune.pruning import prune as run
 
     limit = options.one_budget({"macs": macs, "params": params, "bytes": bytes_, "keep": keep, "error": error})
     budget = Budget(**limit, uniform=uniform, round_to=round_to, min_width=min_width)  # pyright: ignore[reportArgumentType]
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise ArtifactError(f"{out} is there already. Choose another --out, or say --overwrite.")
+    out = Path(os.path.realpath(out))
+    unfinished = Unfinished.beside(out, resume)
+    tidy(out)
+    check_place(out, overwrite)
     tests = None if labelled is None else source.labelled(labelled)
     model, given = source.load(source_, weights, shape or [], example)
-    unfinished = Unfinished.beside(out, resume)
     try:
         with show.progress(errors) as tell:
             spec = source.queries(queries or ["auto"], model, given, seed, unfinished.queries, tell)

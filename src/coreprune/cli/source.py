@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from coreprune.errors import InputError
 
+_MOST_ENTRIES = 1 << 28
 DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 
@@ -81,7 +85,10 @@ def _exported(path: Path) -> tuple[nn.Module, Any]:
     except Exception as error:
         raise InputError(f"{path} cannot be read as an exported program: {type(error).__name__} {error}") from error
     args, kwargs = program.example_inputs or ((), {})
-    return program.module(), (kwargs or args) or None
+    module = program.module()
+    for name in ("train", "eval"):  # an exported program refuses both; its modes are flags that nothing reads any more
+        vars(module).pop(name, None)
+    return module, (kwargs or args) or None
 
 
 def _pretrained(folder: Path) -> tuple[nn.Module, Any]:
@@ -141,8 +148,8 @@ def example(shapes: list[str]) -> Any:
         try:
             shape = [int(size) for size in sizes.split(",")]
             kind = DTYPES[dtype or "float"]
-            if min(shape) < 1:
-                raise ValueError("sizes start at 1")
+            if min(shape) < 1 or math.prod(shape) > _MOST_ENTRIES:
+                raise ValueError(f"sizes start at 1, and an example has at most {_MOST_ENTRIES:,} entries")
         except (ValueError, KeyError) as error:
             raise InputError(
                 f"--shape {text!r} is not a shape. Write 1,3,224,224 or input_ids=1,16:int (float, int or bool)."
@@ -164,7 +171,7 @@ def arrays(path: Path) -> Any:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
-    except (ValueError, OSError, EOFError, TypeError, AttributeError) as error:
+    except (ValueError, OSError, EOFError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is no .npz file of plain arrays ({error}). Write it with numpy.savez.") from error
     if not found:
         raise InputError(f"{path} holds no array.")

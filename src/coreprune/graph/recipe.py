@@ -48,8 +48,13 @@ def number_changes(module: nn.Module, other: nn.Module) -> Iterator[tuple[str, t
     """Attribute -> (value in `module`, value in `other`), for whole numbers and tuples that differ."""
     mine = vars(module)
     for key, value in vars(other).items():
-        if isinstance(value, (int, tuple)) and key != "training" and key in mine and mine[key] != value:
+        if key != "training" and _is_number(value) and _is_number(mine.get(key)) and mine[key] != value:
             yield key, (mine[key], value)
+
+
+def _is_number(value: object) -> bool:
+    """A whole number or a tuple of them; not a tuple of modules or tensors, which differ in every copy."""
+    return isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(n, int) for n in value))
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

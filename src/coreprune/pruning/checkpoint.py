@@ -63,7 +63,7 @@ class Checkpoint:
                 about = json.loads((file.metadata() or {})[_KEY])
                 version, run, step = about["version"], about["run"], int(about["step"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise InputError(
                 f"{self.path} is no checkpoint that coreprune wrote, or it is damaged "
                 f"({type(error).__name__}: {error}). Choose another file, or delete it to start afresh."

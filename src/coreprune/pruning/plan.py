@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from coreprune.errors import InputError
+from coreprune.errors import InputError, first_line
 
 SCHEMA = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,25 +69,35 @@ class Plan:
         """Read a plan. Raises InputError for anything that is not one."""
         try:
             raw = json.loads(text)
-            if raw["schema"] != SCHEMA:
-                raise InputError(f"the plan has schema {raw['schema']!r}; this version of coreprune reads {SCHEMA}.")
+            if type(raw["schema"]) is not int or raw["schema"] != SCHEMA:
+                raise InputError(
+                    f"the plan has schema {reprlib.repr(raw['schema'])}; this version of coreprune reads {SCHEMA}."
+                )
             groups = {name: _group_from(name, entry) for name, entry in raw["groups"].items()}
             return Plan(
                 groups,
-                str(raw["fingerprint"]),
-                str(raw["method"]),
-                int(raw["seed"]),
-                dict(raw["budget"]),
+                _of_type(raw, "fingerprint", str),
+                _of_type(raw, "method", str),
+                _of_type(raw, "seed", int),
+                _of_type(raw, "budget", dict),
                 raw.get("example"),
             )
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise InputError(f"this is not a plan that coreprune wrote: {type(error).__name__} {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise InputError(f"this is not a plan that coreprune wrote ({first_line(error)}).") from error
+
+
+def _of_type(raw: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    value = raw[key]
+    if type(value) is not kind:
+        raise InputError(f"{key} of the plan is {reprlib.repr(value)}, not a {kind.__name__}.")
+    return value
 
 
 def _group_from(name: str, entry: Mapping[str, Any]) -> GroupPlan:
     size, kept = entry["size"], tuple(entry["kept"])
+    name = name[:200]  # for the messages
     if type(size) is not int or not kept or any(type(i) is not int for i in kept):
         raise InputError(f"group {name!r} of the plan must list the whole numbers of the channels it keeps.")
     if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size:
@@ -98,7 +110,7 @@ def _group_from(name: str, entry: Mapping[str, Any]) -> GroupPlan:
     scales = _numbers(name, "scales", entry.get("scales"), size)
     mean, gains = entry.get("mean", False), entry.get("gains")
     if not isinstance(mean, bool):
-        raise InputError(f"group {name!r} of the plan has mean={mean!r}; it is true or false.")
+        raise InputError(f"group {name!r} of the plan has mean={reprlib.repr(mean)}; it is true or false.")
     if targets is None and (scales is not None or mean):
         raise InputError(f"group {name!r} of the plan merges channels, but has no targets.")
     if gains is not None and not mean:
@@ -116,11 +128,16 @@ def _numbers(name: str, key: str, values: Any, length: int) -> tuple[float, ...]
     """Finite numbers, `length` of them, or None."""
     if values is None:
         return None
-    if not isinstance(values, list) or any(type(v) not in (int, float) or not math.isfinite(v) for v in values):
+    if not isinstance(values, list) or not all(_is_finite(v) for v in values):
         raise InputError(f"group {name!r} of the plan has {key} that are not finite numbers.")
     if len(values) != length:
         raise InputError(f"group {name!r} of the plan has {len(values)} {key} for {length} channels.")
     return tuple(float(v) for v in values)
+
+
+def _is_finite(value: Any) -> bool:
+    # A whole number beyond every float makes math.isfinite raise.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _targets(name: str, values: Any, size: int, kept: set[int]) -> tuple[int, ...] | None:
@@ -136,10 +153,14 @@ def _targets(name: str, values: Any, size: int, kept: set[int]) -> tuple[int, ..
     return tuple(values)
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of the names, shapes and dtypes of the parameters and buffers: the architecture without its weights."""
+def fingerprint(model: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None = None) -> str:
+    """A hash of the names, shapes and dtypes of the parameters and buffers: the architecture without its weights.
+
+    shapes: in place of the model's own, by name, to know the dense architecture from a pruned model.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+            shape = (shapes or {}).get(name, tuple(tensor.shape))
+            digest.update(f"{name}:{shape}:{tensor.dtype};".encode())
     return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from coreprune.errors import InputError
+from coreprune.errors import InputError, first_line
 from coreprune.queries import storage
 
 
@@ -118,8 +118,13 @@ class Queries:
         tree, about = storage.read(Path(path))
         if not {"source", "note", "shared"} <= set(about):
             raise InputError(f"{path} is a cache of unfinished queries. Pass it to make_queries(cache=...).")
-        args, kwargs = tree
-        return cls(args, kwargs, about["source"], about["note"], frozenset(about["shared"]))
+        try:
+            args, kwargs = tree
+            if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+                raise TypeError("they are no arguments of a model")
+            return cls(args, kwargs, str(about["source"]), str(about["note"]), frozenset(map(int, about["shared"])))
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise InputError(f"{path} cannot be read as queries ({first_line(error)}). Make them anew.") from error
 
     def _chosen(self, rows: Tensor) -> Queries:
         return self._map(lambda i, x: x[rows.to(x.device)] if self._batched(i, x) else x)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -105,7 +107,7 @@ def _from_file(path: Path, example: Example) -> dict[str, Any] | Tensor:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files} if hasattr(file, "files") else {"": np.asarray(file)}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is no .npz file of plain arrays ({error}). Write it with numpy.savez.") from error
     args, kwargs = example
     if len(arrays) == 1 and not (set(arrays) & set(kwargs)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from coreprune._files import whole_file
 from coreprune._tree import decode, encode
-from coreprune.errors import InputError
+from coreprune.errors import InputError, first_line
 
 _KEY = "coreprune.queries"
 _VERSION = 1
@@ -46,11 +47,19 @@ def read(path: Path) -> tuple[Any, dict[str, Any]]:
                 raise InputError(f"{path} holds tensors, but no queries: it was not written by Queries.save.")
             content = json.loads(text)
             if content["version"] != _VERSION:
-                raise InputError(
-                    f"{path} has format {content['version']}, this coreprune reads {_VERSION}. Make the queries anew."
-                )
-            return decode(content["tree"], file.get_tensor), content["about"]
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read as queries ({error}). Make them anew.") from error
+                found = reprlib.repr(content["version"])
+                raise InputError(f"{path} has format {found}, this coreprune reads {_VERSION}. Make the queries anew.")
+            names = set(file.keys())
+
+            def once(name: Any) -> Tensor:  # a name that came again and again would fill the memory
+                names.remove(name)
+                return file.get_tensor(name)
+
+            tree, about = decode(content["tree"], once), content["about"]
+            if not isinstance(about, dict):
+                raise TypeError("nothing is said about them")
+            return tree, about
+    except InputError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as queries ({first_line(error)}). Make them anew.") from error
