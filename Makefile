@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test quick lint types zoo bench clean
+.PHONY: help demo test quick docs lint types zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -26,7 +26,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	@echo "installing coreprune with its test tools"
-	$(PIP) -e '.[demo,test]'
+	$(PIP) -e '.[demo,docs,test]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test
@@ -47,11 +47,15 @@ $(VENV)/.browser: $(VENV)/.test
 demo: $(VENV)/.demo  ## train a small network, prune it in eight ways, write a report
 	$(VENV)/bin/coreprune demo
 
-test: lint types $(VENV)/.test $(VENV)/.browser  ## lint, types, import direction, all tests
+test: lint types $(VENV)/.test $(VENV)/.browser  ## lint, types, import direction, all tests (they build the docs too)
 	$(PY) -m pytest -n 2 --dist worksteal
 
 quick: $(VENV)/.test  ## the fast tests (under a minute)
 	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+
+docs: $(VENV)/.test  ## the site with the tutorial, the guides and the reference, in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+	@echo "$(CURDIR)/build/site/index.html"
 
 lint: $(VENV)/.test  ## style and import direction
 	$(VENV)/bin/ruff check .
@@ -69,4 +73,4 @@ zoo: $(VENV)/.test  ## the zoo with torchvision's and timm's models, where these
 	$(PY) benchmarks/zoo.py --torchvision --out zoo-torchvision.json
 
 clean:  ## remove the environment and every cache
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache demo-report
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build demo-report

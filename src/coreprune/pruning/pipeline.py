@@ -69,8 +69,8 @@ def prune(
     queries: what selection, allocation and repair go by: "auto" makes inputs without data; the name of a source or a
         source (`coreprune.queries`); unlabelled samples (a tensor, a DataLoader, the path of an .npz file); `Queries`;
         None for none at all, and then nothing is repaired. They are made only if something needs them.
-    exclude: names of groups that stay whole, or patterns of them, e.g. ("*attention*", "layer1.*"). `inspect` lists the
-        names. A budget is met by the others.
+    exclude: names of groups that stay whole, or patterns of them, e.g. `("*attention*", "layer1.*")`. `inspect` lists
+        the names. A budget is met by the others.
     repair: refit what reads pruned channels, in closed form. False leaves the weights of the coreset.
     distill: steps of training towards the original's answers on the queries, after the repair, or `Distill(...)`.
     checkpoint: a file for the state of that training, so that an interrupted run goes on where it was.

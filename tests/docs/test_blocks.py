@@ -1,0 +1,86 @@
+"""Every block of code in README.md and docs/ runs as it is printed, page by page, in a folder of its own.
+
+A Python block whose first line names a file (`# mymodels.py`) is written to that file. The others run on their own. A
+shell block runs in the same folder, in a shell that stops at the first error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.M | re.S)
+FILE = re.compile(r"# (\w+\.py)\n")
+NOT_RUN = ("make ", "pip install ", "git clone ")  # they make what the tests run in
+
+BLOCKS = {str(page.relative_to(ROOT)): BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES}
+SLOW = [name for name, blocks in BLOCKS.items() if any(language == "sh" for language, _ in blocks)]
+
+
+def commands(block: str) -> str:
+    """A shell block without the lines that are not run."""
+    return "\n".join(line for line in block.splitlines() if not line.startswith(NOT_RUN))
+
+
+def run(page: str, folder: Path) -> None:
+    """All blocks of a page, in their order."""
+    for number, (language, code) in enumerate(BLOCKS[page]):
+        name = f"block {number} of {page}"
+        if language == "python" and (file := FILE.match(code)):
+            (folder / file[1]).write_text(code, encoding="utf-8")
+        elif language == "python":
+            exec(compile(code, name, "exec"), {"__name__": "__main__"})
+        elif text := commands(code).strip():
+            shell(text, name, folder)
+
+
+def shell(text: str, name: str, folder: Path) -> None:
+    """In bash, with this environment's programs and this checkout's package first."""
+    env = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT / "src"),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    done = subprocess.run(["bash", "-euc", text], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{name}\n{text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name, blocks in BLOCKS.items() if blocks],
+)
+def test_every_block_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    known = set(sys.modules)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            run(page, tmp_path)
+    finally:
+        for name in set(sys.modules) - known:  # the pages' own modules, which share their names
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
+                del sys.modules[name]
+
+
+def test_every_block_says_what_it_is():
+    for page, blocks in BLOCKS.items():
+        fences = re.findall(r"^\s*(?:```|~~~)", (ROOT / page).read_text(encoding="utf-8"), re.M)
+        assert {language for language, _ in blocks} <= {"python", "sh"}, page
+        assert len(fences) == 2 * len(blocks), page
+
+
+def test_only_installing_is_not_run():
+    lines = [
+        line for blocks in BLOCKS.values() for language, code in blocks if language == "sh" for line in code.split("\n")
+    ]
+    left_out = {line.split("#")[0].strip() for line in lines if line.startswith(NOT_RUN)}
+    assert left_out == {"make demo", "make test", "pip install '.[demo,onnx]'"}
