@@ -32,7 +32,7 @@ class Collect:
     """
 
     features: int = 1152
-    rows: int = 1 << 14
+    rows: int = 1 << 15
     samples: int = 256
     worth: bool = True
     window: int = 5

@@ -38,7 +38,7 @@ class Repair:
 
     ridge: float = 1e-3
     producers: bool = True
-    rows: int = 1 << 14
+    rows: int = 1 << 15
     one_sided: int = 6
 
 
