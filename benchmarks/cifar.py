@@ -42,7 +42,7 @@ def normalised(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, images: Tensor, batch_size: int = 100) -> Tensor:
+def predictions(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
     """The class that the model gives every image, (N,) int64. images: uint8."""
     model.eval()
     return torch.cat([model(normalised(part)).argmax(dim=1) for part in images.split(batch_size)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, Literal
@@ -17,7 +17,8 @@ PEERS = tuple(
     f"{PEER} {importance} {scope} {part}"
     for importance, scope, part in product(("L2", "BN-scale"), ("uniform", "global"), ("inner", "whole"))
 )
-TUNED_PEERS = tuple(method for method in PEERS if "whole" not in method or "L2" in method)
+TUNED_PEERS = tuple(f"{PEER} {name}" for name in ("L2 uniform whole", "L2 global inner", "BN-scale global inner"))
+SAME = ("magnitude", "mussay")  # as l2, and in a ReLU network as norm
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,14 @@ def untuned(cell: Cell) -> Cell:
 
 
 def cells(
-    selectors: Iterable[str], seeds: int, seeds_rest: int, seeds_tuned: int, distill: int, shares: Iterable[float]
+    selectors: Mapping[str, Any], seeds: int, seeds_rest: int, seeds_tuned: int, distill: int, shares: Iterable[float]
 ) -> Iterator[Cell]:
-    """All cells, each once, what matters most first: the final method, then everyone else, then more seeds."""
-    shares, others = tuple(shares), [name for name in selectors if name != FINAL]
+    """All cells, each once, what matters most first: the final method, then everyone else, then more seeds.
+
+    selectors: by name. One that reads no queries, and is not repaired on them, is not run again for other queries.
+    """
+    shares = tuple(shares)
+    others = {name: bool(getattr(s, "reads", True)) for name, s in selectors.items() if name not in (FINAL, *SAME)}
     seen: dict[str, Cell] = {}
     for cell in _listed(others, seeds, seeds_rest, seeds_tuned, distill, shares):
         seen.setdefault(cell.key, cell)
@@ -81,7 +86,7 @@ def cells(
 
 
 def _listed(
-    others: list[str], seeds: int, seeds_rest: int, seeds_tuned: int, distill: int, shares: tuple[float, ...]
+    others: dict[str, bool], seeds: int, seeds_rest: int, seeds_tuned: int, distill: int, shares: tuple[float, ...]
 ) -> Iterator[Cell]:
     yield Cell("dense")
     every = max(seeds, seeds_rest, seeds_tuned)
@@ -93,12 +98,13 @@ def _listed(
         yield Cell("prune", FINAL, True, 0, BOTH, share, seed)
     for share, method in product(shares, PEERS):  # no chance in these
         yield Cell("prune", method, share=share)
-    for seed, share, source in product(range(seeds), shares, (NO_DATA, IMAGES)):
-        yield Cell("prune", FINAL, True, distill, source, share, seed)
+    for seed, share in product(range(seeds), shares):
+        yield Cell("prune", FINAL, True, distill, NO_DATA, share, seed)
     for seed, method, repair, source, share in product(
         range(seeds_rest), others, (True, False), (NO_DATA, IMAGES), shares
     ):
-        yield Cell("prune", method, repair, 0, source, share, seed)
+        if repair or source == NO_DATA or others[method]:
+            yield Cell("prune", method, repair, 0, source, share, seed)
     for seed in range(seeds_tuned):
         yield Cell("dense", seed=seed, tuned=True)
         for share in shares:
@@ -107,6 +113,6 @@ def _listed(
                 *(Cell("prune", method, share=share, seed=seed) for method in TUNED_PEERS),
                 Cell("prune", FINAL, True, distill, NO_DATA, share, seed),
                 Cell("prune", FINAL, True, 0, IMAGES, share, seed),
-                *(Cell("prune", name, False, 0, NO_DATA, share, seed) for name in others if name == "magnitude"),
+                *(Cell("prune", name, False, 0, NO_DATA, share, seed) for name in others if name == "l2"),
             ]
             yield from (replace(start, tuned=True) for start in starts)

@@ -7,7 +7,7 @@
 
 DIR holds cifar10_jpeg.npz and resnet56_cifar10_jpeg.safetensors. Every selector, with and without repair, on queries
 made without data and on 256 unlabelled training images, at three shares of the whole network's multiply-accumulates;
-the final method also polished; Torch-Pruning, where it is installed; some of all that fine-tuned for three epochs.
+the final method also polished; Torch-Pruning, where it is installed; some of all that fine-tuned for one epoch.
 Each cell runs in a process of its own and is kept in a journal beside the result. `--resume` goes on after an
 interruption, and tries again what failed. Writes resnet56_cifar.json, and the plots into docs/.
 """
@@ -45,9 +45,9 @@ QUICK = {"test": 200, "certify": 100, "queries": 32, "train": 256}
 def matrix(options: argparse.Namespace) -> list[Cell]:
     """The cells that were asked for."""
     if options.quick:
-        found = list(cells([FINAL, "magnitude"], 1, 1, 1, 2, [0.5]))
+        found = list(cells({name: SELECTORS[name] for name in (FINAL, "l2")}, 1, 1, 1, 2, [0.5]))
         # One of a kind: peers, polish and fine-tuning once.
-        found = [c for c in found if c.method not in PEERS[1:] and not (c.tuned and c.method != "magnitude")]
+        found = [c for c in found if c.method not in PEERS[1:] and not (c.tuned and c.method != "l2")]
     else:
         found = list(
             cells(SELECTORS, options.seeds, options.seeds_rest, options.seeds_tuned, options.distill, options.shares)
