@@ -79,13 +79,19 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 def check_place(path: Path, overwrite: bool = False) -> None:
     """Find out before hours of work whether `whole_folder` could write to `path`. Raises ArtifactError as it does."""
+    absent: list[Path] = []
     try:
         path = Path(os.path.realpath(path))
         _refuse_taken(path, overwrite)
+        absent = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")).rmdir()
     except OSError as error:
         raise refused(path, error) from error
+    finally:
+        for folder in absent:  # the innermost first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def tidy(path: Path) -> None:
@@ -129,6 +135,8 @@ def refused(path: Path, error: Exception) -> ArtifactError:
         errno.EACCES: "Choose a folder that you may write to.",
         errno.EPERM: "Choose a folder that you may write to.",
         errno.EROFS: "This disk is read-only; choose another folder.",
+        errno.EEXIST: "A file lies where one of its folders should be; choose another place.",
+        errno.ENOTDIR: "A file lies where one of its folders should be; choose another place.",
     }.get(number or 0, "Choose another place.")
     said = os.strerror(number) if number else str(error)
     return ArtifactError(f"cannot write {path}: {said}. {advice} Nothing was left half-written.")
