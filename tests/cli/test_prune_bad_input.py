@@ -1,4 +1,4 @@
-"""Whatever is wrong with what a user passes to coreprune prune: exit code 2, a sentence that helps, and no trace of it."""
+"""Whatever is wrong with what a user passes to coreprune prune: exit code 2, a sentence that helps, and no trace."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def environment() -> dict[str, str]:
         (("--method", "xyz"), "There are bn-scale"),
         (("--no-such-option",), "No such option: --no-such-option"),
     ],
-    ids=" ".join,
+    ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",
 )
 def test_options_that_make_no_sense(refuses, options, said):
     own = () if "--queries" in options else ("--queries", "samples.npz")
@@ -188,11 +188,11 @@ def test_options_that_make_no_sense(refuses, options, said):
         (("junk.npz",), "junk.npz is no .npz file of plain arrays"),
         (("objects.npz",), "objects.npz is no .npz file of plain arrays"),
         (("weights.safetensors",), "holds tensors, but no queries"),
-        (("random-tokens",), "random-tokens"),
+        (("random-tokens",), "tokens are integers; these inputs are torch.float32"),
         (("white-noise", "absent.npz"), "--queries absent.npz: there is no such file"),
         (("white-noise", "nan.npz"), "nan.npz: NaN or infinite numbers in row 7"),
     ],
-    ids=" ".join,
+    ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",
 )
 def test_queries_that_do_not_fit(place, refuses, specs, said):
     """Of several, files are read first: nothing is made in vain, or left behind."""

@@ -1,4 +1,4 @@
-"""Places where coreprune prune cannot write: said before any work is done, and where that is impossible, without a trace.
+"""Places where coreprune prune cannot write: said before any work, and where that is impossible, without a trace.
 
 The tests may run as root, whom no rights stop; so they mount small file systems where they may, and skip where not.
 """

@@ -90,7 +90,12 @@ def prune(
         float | None, typer.Option(help="Predicted error of the outputs, share of their variance.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="Selector.", autocompletion=options.methods, show_default=True)
+        str,
+        typer.Option(
+            help="How channels are chosen: functional, loewner, magnitude, …; a wrong name lists all.",
+            autocompletion=options.methods,
+            show_default=True,
+        ),
     ] = "functional",
     queries: Annotated[
         list[str] | None,
@@ -102,7 +107,8 @@ def prune(
     ] = None,
     uniform: Annotated[bool, typer.Option(help="The same share, and for alike groups the same width.")] = False,
     round_to: Annotated[
-        int | None, typer.Option(min=1, help="Widths are multiples of this; chosen per device.")
+        int | None,
+        typer.Option(min=1, help="Widths are multiples of this; by default of 8 in groups of 128 channels or more."),
     ] = None,
     min_width: Annotated[int, typer.Option(min=1, help="Units that stay in every group.")] = 1,
     exclude: Annotated[
