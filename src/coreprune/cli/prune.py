@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from torch import Tensor, nn
 
+from coreprune._files import check_place, refuse_taken, tidy
 from coreprune.cli import options, show, source
 from coreprune.cli.app import app, console, errors
 from coreprune.errors import ArtifactError, CoreprunError, InputError
@@ -36,10 +37,11 @@ class Unfinished:
     folder: Path
 
     @classmethod
-    def beside(cls, out: Path, resume: bool) -> Unfinished:
+    def beside(cls, out: Path, resume: bool, overwrite: bool) -> Unfinished:
         """Refuse to throw away what an interrupted run did, unless told to go on with it."""
         folder = out.parent / f".{out.name}.unfinished"
         if os.path.exists(folder) and not resume:  # where we may not look, `check_place` says so
+            refuse_taken(out, overwrite)  # if OUT is there, that run did end, but for deleting the folder
             raise ArtifactError(
                 f"an earlier run that did not end left {folder}. Add --resume to go on with it, or delete that folder."
             )
@@ -129,7 +131,6 @@ def prune(
     json: options.Json = False,
 ) -> None:
     """Prune a model, and write it as a folder with weights, plan, certificates and a report."""
-    from coreprune._files import check_place, tidy
     from coreprune.artifact import save
     from coreprune.pruning import Budget
     from coreprune.pruning import prune as run
@@ -138,7 +139,7 @@ def prune(
     budget = Budget(**limit, uniform=uniform, round_to=round_to, min_width=min_width)  # pyright: ignore[reportArgumentType]
     specs, method = options.known_queries(queries or ["auto"]), options.known_method(method)
     out = Path(os.path.realpath(out))
-    unfinished = Unfinished.beside(out, resume)
+    unfinished = Unfinished.beside(out, resume, overwrite)
     tidy(out)
     check_place(out, overwrite)
     with unfinished.explained(out), show.progress(errors) as tell:
