@@ -149,8 +149,9 @@ def main(folder: Path, wanted: int, seed: int) -> dict[str, Any]:
     said = Path("last.txt").read_text()
     assert code == 0, said
     steps = int(said.partition("\n")[0])
-    dice, trials = random.Random(seed), []
+    trials: list[dict[str, Any]] = []
     while sum(kill["hit"] for t in trials for kill in t["kills"]) < wanted:
+        dice = random.Random(f"{seed} {len(trials)}")  # what a trial does depends on no other one's speed
         trials.append(trial(folder / f"trial{len(trials)}" / "small", dice, seconds, steps))
     return {"reference": state(folder / "reference" / "small"), "seconds": seconds, "steps": steps, "trials": trials}
 

@@ -58,7 +58,7 @@ def test_the_kills_hit_runs_in_all_phases(killed):
     assert len(hits) >= KILLS
     assert {kill["by"] for kill in hits} == {"time", "step"}
     phases = Counter(kill["phase"] for kill in hits)
-    assert min(phases[name] for name in ("queries", "polish", "save")) >= 3, phases
+    assert {"queries", "polish", "save"} <= phases.keys(), phases
     assert len(phases) >= 5, phases
 
 
