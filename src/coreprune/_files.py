@@ -59,7 +59,7 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path = Path(os.path.realpath(path))  # where a link points to, not the link
-        _refuse_taken(path, overwrite)
+        refuse_taken(path, overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
         yield temporary
@@ -68,7 +68,7 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             flush(file)
         readable(temporary, 0o777)
         flush(temporary)
-        _refuse_taken(path, overwrite)
+        refuse_taken(path, overwrite)
         _swap(temporary, path)
     except DISK_ERRORS as error:
         raise refused(path, error) from error
@@ -79,13 +79,19 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 def check_place(path: Path, overwrite: bool = False) -> None:
     """Find out before hours of work whether `whole_folder` could write to `path`. Raises ArtifactError as it does."""
+    absent: list[Path] = []
     try:
         path = Path(os.path.realpath(path))
-        _refuse_taken(path, overwrite)
+        refuse_taken(path, overwrite)
+        absent = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")).rmdir()
     except OSError as error:
         raise refused(path, error) from error
+    finally:
+        for folder in absent:  # the innermost first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def tidy(path: Path) -> None:
@@ -129,12 +135,15 @@ def refused(path: Path, error: Exception) -> ArtifactError:
         errno.EACCES: "Choose a folder that you may write to.",
         errno.EPERM: "Choose a folder that you may write to.",
         errno.EROFS: "This disk is read-only; choose another folder.",
+        errno.EEXIST: "A file lies where one of its folders should be; choose another place.",
+        errno.ENOTDIR: "A file lies where one of its folders should be; choose another place.",
     }.get(number or 0, "Choose another place.")
     said = os.strerror(number) if number else str(error)
     return ArtifactError(f"cannot write {path}: {said}. {advice} Nothing was left half-written.")
 
 
-def _refuse_taken(path: Path, overwrite: bool) -> None:
+def refuse_taken(path: Path, overwrite: bool) -> None:
+    """Raises ArtifactError for a place where no folder may be written, or where one is that may not be replaced."""
     if path.exists() and not path.is_dir():
         raise ArtifactError(f"{path} is a file. Choose another folder.")
     if not path.name or (path.is_dir() and path.samefile(".")):  # renamed over, it would be gone from under a shell

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,14 +25,33 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> object:
         """Run a command."""
         try:
-            return super().invoke(ctx)
+            with _quiet_torch():
+                return super().invoke(ctx)
         except CoreprunError as error:
             errors.print("error", style="bold red", end=" ")
-            errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            for text in (str(error), *getattr(error, "__notes__", ())):
+                errors.print(text, markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("interrupted")
             raise typer.Exit(130) from None
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """torch logs the traceback of an error that it raises as well, and which optional packages it could not find, and
+    deprecates what it uses itself. Whoever sets TORCH_LOGS wants to read that."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
+    handlers = {handler: handler.level for name in names for handler in logging.getLogger(name).handlers}
+    try:
+        for handler in handlers if "TORCH_LOGS" not in os.environ else ():
+            handler.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            yield
+    finally:
+        for handler, level in handlers.items():
+            handler.setLevel(level)
 
 
 app = typer.Typer(
@@ -47,7 +71,7 @@ errors = Console(stderr=True)
 @app.command(epilog="Example: coreprune demo --out my-report")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for report.json and accuracy.png.")] = Path("demo-report"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of training and sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of training and sampling.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
 ) -> None:
     """Train a small network on handwritten digits, prune it in eight ways, and compare."""

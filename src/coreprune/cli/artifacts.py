@@ -12,7 +12,7 @@ from torch import nn
 
 from coreprune.cli import options, show, source
 from coreprune.cli.app import app, console
-from coreprune.errors import InputError
+from coreprune.errors import ArtifactError, CoreprunError, InputError, first_line
 
 
 @app.command(epilog="Example: coreprune certify small --samples fresh.npz")
@@ -20,6 +20,10 @@ def certify(
     folder: options.Folder,
     samples: Annotated[str, typer.Option(help="Unlabelled samples (.npz) that pruning has not seen, or a source.")],
     n: Annotated[int | None, typer.Option(min=1, help="How many of them; all by default.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of a source; one that pruning has not had."),
+    ] = None,
     delta: Annotated[float, typer.Option(help="The statement holds with probability 1 - delta.")] = 0.01,
     dense: options.Dense = None,
     shape: options.Shapes = None,
@@ -28,12 +32,23 @@ def certify(
     json: options.Json = False,
 ) -> None:
     """How often the pruned model gives the dense model's answer at least, on samples like these (T11)."""
+    from coreprune.artifact import read_plan
+    from coreprune.artifact.manifest import QUERIES
     from coreprune.pruning import certify as run
 
+    if samples == "none":
+        raise InputError("--samples none: the agreement is measured on samples. Pass some (.npz), or a source of them.")
+    options.known_queries([samples], "--samples")
+    if (folder / QUERIES).exists() and Path(samples).exists() and (folder / QUERIES).samefile(samples):
+        raise InputError(f"pruning has seen {samples}, so it proves nothing. Pass samples that it has not seen.")
     model, small, given = both(folder, dense, weights, shape, example)
-    found = run(model, small, given, samples, n=n, delta=delta)
+    used = read_plan(folder).seed
+    if seed == used and not samples.endswith((".npz", ".safetensors")):
+        raise InputError(f"--seed {seed} is the one of pruning, which has seen what it makes. Take another.")
+    seed = seed if seed is not None else (used + 1) % options.LARGEST_SEED
+    found = run(model, small, given, samples, n=n, delta=delta, seed=seed).as_dict()
     if json:
-        sys.stdout.write(json_.dumps(found.as_dict(), indent=1) + "\n")
+        sys.stdout.write(json_.dumps(found, indent=1) + "\n")
         return
     console.print(show.agreement(found), soft_wrap=True, highlight=False)
 
@@ -54,17 +69,24 @@ def report(
     if REPORT not in manifest.files:
         raise InputError(f"{folder} holds no {REPORT}.")
     data = json_of(check_file(folder, REPORT, manifest.files[REPORT]))
-    if html is not None:
-        from coreprune._files import whole_file
+    try:
+        table, notes = show.result_table(data), show.result_notes(data)
+        if html is not None:
+            from coreprune._files import whole_file
 
-        entry = manifest.files.get(QUERIES)
-        images = first_images(Queries.load(check_file(folder, QUERIES, entry)).args) if entry else None
-        with whole_file(html) as temporary:
-            write(data, temporary, images)
+            entry = manifest.files.get(QUERIES)
+            images = first_images(Queries.load(check_file(folder, QUERIES, entry)).args) if entry else None
+            with whole_file(html) as temporary:
+                write(data, temporary, images)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError) as error:
+        if isinstance(error, CoreprunError):
+            raise
+        raise ArtifactError(f"{folder / REPORT} is not a report that coreprune wrote ({first_line(error)}).") from error
     if json:
         sys.stdout.write(json_.dumps(data, indent=1) + "\n")
         return
-    console.print(show.result_table(data))
+    console.print(table)
+    console.print(notes, soft_wrap=True, highlight=False)
     console.print(f"report    {(html or folder / PAGE).resolve()}", soft_wrap=True, highlight=False)
 
 
@@ -118,16 +140,18 @@ def both(
     folder: Path, dense: str | None, weights: Path | None, shape: list[str] | None, example: Path | None
 ) -> tuple[nn.Module, nn.Module, Any]:
     """The dense model, the pruned one, and an example; from where the artifact says, unless the caller knows better."""
-    from coreprune.artifact import load, read_manifest
+    from coreprune.artifact import load, read_manifest, read_plan
 
-    known = dict(read_manifest(folder).source)
+    manifest = read_manifest(folder)
+    known = dict(manifest.source)
     place = dense or _named(folder, known.get("source"))
     if dense is None:
         weights = weights or (Path(str(known["weights"])) if "weights" in known else None)
         if shape is None and example is None:
             shape = [str(text) for text in _list(known.get("shape"))]
             example = Path(str(known["example"])) if "example" in known else None
-    model, given = source.load(place, weights, list(shape or []), example)
+    described = read_plan(folder, manifest).example
+    model, given = source.load(place, weights, list(shape or []), example, described)
     return model, load(folder, model), given
 
 

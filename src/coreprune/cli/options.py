@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +16,12 @@ SOURCE_HELP = (
     "or a .pt2 file."
 )
 
-Source = Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)]
-Folder = Annotated[Path, typer.Argument(help="A folder that `coreprune prune` or coreprune.save wrote.")]
+LARGEST_SEED = (1 << 32) - 1  # numpy takes no larger one
+
+Source = Annotated[str, typer.Argument(help=SOURCE_HELP, metavar="SOURCE", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(help="A folder that `coreprune prune` or coreprune.save wrote.", metavar="FOLDER")
+]
 Shapes = Annotated[
     list[str] | None,
     typer.Option("--shape", help="Example input, e.g. 1,3,224,224 or input_ids=1,16:int. Repeat for more inputs."),
@@ -43,6 +49,31 @@ def query_sources() -> list[str]:
     from coreprune.queries import QUERIES
 
     return ["auto", "none", *QUERIES]
+
+
+def known_method(name: str) -> str:
+    """The name of a selector, or an InputError, before anything is loaded for it."""
+    if name not in methods():
+        raise InputError(_unknown(f"--method {name}", "selector", name, methods()))
+    return name
+
+
+def known_queries(specs: Sequence[str], option: str = "--queries") -> list[str]:
+    """What makes queries: names of sources, files that are there. An InputError, before anything is loaded for it."""
+    for spec in specs:
+        if spec.endswith((".npz", ".safetensors")):
+            if not Path(spec).is_file():
+                raise InputError(f"{option} {spec}: there is no such file.")
+        elif spec not in query_sources():
+            text = _unknown(f"{option} {spec}", "source of inputs", spec, query_sources())
+            raise InputError(f"{text} Or pass a file of samples (.npz).")
+    return list(specs)
+
+
+def _unknown(given: str, what: str, name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name.replace("_", "-").lower(), known, n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return f"{given}: there is no such {what}.{meant} There are {', '.join(sorted(known))}."
 
 
 def one_budget(limits: dict[str, float | None]) -> dict[str, float]:

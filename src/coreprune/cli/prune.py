@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from torch import nn
+from torch import Tensor, nn
 
+from coreprune._files import check_place, refuse_taken, tidy
 from coreprune.cli import options, show, source
 from coreprune.cli.app import app, console, errors
-from coreprune.errors import ArtifactError, InputError
+from coreprune.errors import ArtifactError, CoreprunError, InputError
+
+if TYPE_CHECKING:
+    from coreprune.queries import Queries
 
 EPILOG = (
     "Examples:\n\n"
@@ -31,10 +37,11 @@ class Unfinished:
     folder: Path
 
     @classmethod
-    def beside(cls, out: Path, resume: bool) -> Unfinished:
+    def beside(cls, out: Path, resume: bool, overwrite: bool) -> Unfinished:
         """Refuse to throw away what an interrupted run did, unless told to go on with it."""
         folder = out.parent / f".{out.name}.unfinished"
         if os.path.exists(folder) and not resume:  # where we may not look, `check_place` says so
+            refuse_taken(out, overwrite)  # if OUT is there, that run did end, but for deleting the folder
             raise ArtifactError(
                 f"an earlier run that did not end left {folder}. Add --resume to go on with it, or delete that folder."
             )
@@ -49,6 +56,24 @@ class Unfinished:
     def polish(self) -> Path:
         """State of the training."""
         return self.folder / "polish.safetensors"
+
+    @contextmanager
+    def explained(self, out: Path) -> Iterator[None]:
+        """Say what became of the work if it is interrupted or fails. It is kept: the next run can use the queries."""
+        had = self.folder.exists()
+        try:
+            yield
+        except KeyboardInterrupt:
+            kept = f" {self._kept()}" if self.folder.exists() else ""
+            errors.print(f"interrupted. {out} was not written.{kept}", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(130) from None
+        except CoreprunError as error:
+            if self.folder.exists() and not had:
+                error.add_note(self._kept())
+            raise
+
+    def _kept(self) -> str:
+        return f"What was made so far is in {self.folder}; --resume goes on."
 
     def done(self) -> None:
         """Delete it."""
@@ -67,7 +92,12 @@ def prune(
         float | None, typer.Option(help="Predicted error of the outputs, share of their variance.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="Selector.", autocompletion=options.methods, show_default=True)
+        str,
+        typer.Option(
+            help="How channels are chosen: functional, loewner, magnitude, …; a wrong name lists all.",
+            autocompletion=options.methods,
+            show_default=True,
+        ),
     ] = "functional",
     queries: Annotated[
         list[str] | None,
@@ -79,7 +109,8 @@ def prune(
     ] = None,
     uniform: Annotated[bool, typer.Option(help="The same share, and for alike groups the same width.")] = False,
     round_to: Annotated[
-        int | None, typer.Option(min=1, help="Widths are multiples of this; chosen per device.")
+        int | None,
+        typer.Option(min=1, help="Widths are multiples of this; by default of 8 in groups of 128 channels or more."),
     ] = None,
     min_width: Annotated[int, typer.Option(min=1, help="Units that stay in every group.")] = 1,
     exclude: Annotated[
@@ -87,7 +118,7 @@ def prune(
     ] = None,
     repair: Annotated[bool, typer.Option(help="Refit what reads pruned channels.")] = True,
     distill: Annotated[int, typer.Option(min=0, help="Steps of polish on the queries after the repair.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of queries and sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of queries and sampling.")] = 0,
     shape: options.Shapes = None,
     example: options.Example = None,
     weights: options.Weights = None,
@@ -100,56 +131,70 @@ def prune(
     json: options.Json = False,
 ) -> None:
     """Prune a model, and write it as a folder with weights, plan, certificates and a report."""
-    from coreprune._files import check_place, tidy
     from coreprune.artifact import save
     from coreprune.pruning import Budget
     from coreprune.pruning import prune as run
 
     limit = options.one_budget({"macs": macs, "params": params, "bytes": bytes_, "keep": keep, "error": error})
     budget = Budget(**limit, uniform=uniform, round_to=round_to, min_width=min_width)  # pyright: ignore[reportArgumentType]
+    specs, method = options.known_queries(queries or ["auto"]), options.known_method(method)
     out = Path(os.path.realpath(out))
-    unfinished = Unfinished.beside(out, resume)
+    unfinished = Unfinished.beside(out, resume, overwrite)
     tidy(out)
     check_place(out, overwrite)
-    tests = None if labelled is None else source.labelled(labelled)
-    model, given = source.load(source_, weights, shape or [], example)
-    try:
-        with show.progress(errors) as tell:
-            spec = source.queries(queries or ["auto"], model, given, seed, unfinished.queries, tell)
-            result = run(
-                model, given, budget, method, queries=spec, repair=repair, distill=distill, seed=seed,
-                exclude=tuple(exclude or ()), cache=unfinished.queries, checkpoint=unfinished.polish, progress=tell,
-            )  # fmt: skip
-            extra = measured(model, result.model, given, tests, latency, result.report.macs, tell)
-    except KeyboardInterrupt:
-        kept = (
-            f" What was made so far is in {unfinished.folder}; --resume goes on." if unfinished.folder.exists() else ""
-        )
-        errors.print(f"interrupted. {out} was not written.{kept}", highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
-    found_by = {
-        "source": source_,
-        "weights": weights and str(weights),
-        "shape": shape,
-        "example": example and str(example),
-    }
-    save(result, out, overwrite=overwrite, extra=extra, source={k: v for k, v in found_by.items() if v})
+    with unfinished.explained(out), show.progress(errors) as tell:
+        model, given = source.load(source_, weights, shape or [], example)
+        exam = None if labelled is None else Exam.of(model, given, labelled, tell)
+        spec = source.queries(specs, model, given, seed, unfinished.queries, tell)
+        result = run(
+            model, given, budget, method, queries=spec, repair=repair, distill=distill, seed=seed,
+            exclude=tuple(exclude or ()), cache=unfinished.queries, checkpoint=unfinished.polish, progress=tell,
+        )  # fmt: skip
+        extra = measured(model, result.model, given, exam, latency, result.report.macs, tell)
+        found_by = {
+            "source": source_,
+            "weights": weights and str(weights),
+            "shape": shape,
+            "example": example and str(example),
+        }
+        save(result, out, overwrite=overwrite, extra=extra, source={k: v for k, v in found_by.items() if v})
     unfinished.done()
     if json:
         sys.stdout.write((out / "report.json").read_text(encoding="utf-8") + "\n")
         return
-    console.print(show.result_table(result.report.as_dict() | extra))
-    console.print(show.result_notes(result.report), soft_wrap=True, highlight=False)
-    console.print(
-        f"artifact  {out.resolve()}\nreport    {(out / 'report.html').resolve()}", soft_wrap=True, highlight=False
-    )
+    data = result.report.as_dict() | extra
+    console.print(show.result_table(data))
+    console.print(show.result_notes(data), soft_wrap=True, highlight=False)
+    console.print(f"artifact  {out}\nreport    {out / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Labelled samples, and the dense model's accuracy on them: measured first, because what is wrong with the samples
+    has to be said before hours of work."""
+
+    samples: Queries
+    labels: Tensor
+    before: float
+
+    @classmethod
+    def of(cls, model: nn.Module, given: Any, path: Path, tell: show.Tell) -> Exam:
+        """Read the file, and examine the dense model. Raises InputError."""
+        samples, labels = source.labelled(path, model, given)
+        tell("accuracy", 0, 2)
+        try:
+            before = accuracy(model, samples, labels)
+        except InputError as error:
+            raise InputError(f"--labelled {path}: {error}") from error
+        tell("accuracy", 1, 2)
+        return cls(samples, labels, before)
 
 
 def measured(
     model: nn.Module,
     small: nn.Module,
     given: Any,
-    tests: Any,
+    exam: Exam | None,
     latency: bool,
     macs: tuple[int, int],
     tell: show.Tell,
@@ -158,14 +203,10 @@ def measured(
     from coreprune.latency import compare_latency
 
     found: dict[str, Any] = {}
-    if tests is not None:
-        inputs, labels = tests
-        tell("accuracy", 0, 2)
-        before = accuracy(model, given, inputs, labels)
-        tell("accuracy", 1, 2)
-        after = accuracy(small, given, inputs, labels)
+    if exam is not None:
+        after = accuracy(small, exam.samples, exam.labels)
         tell("accuracy", 2, 2)
-        found["accuracy"] = {"before": before, "after": after, "samples": len(labels)}
+        found["accuracy"] = {"before": exam.before, "after": after, "samples": len(exam.labels)}
     if latency:
         tell("latency", 0, 1)
         found["latency"] = compare_latency(model, small, given, macs=macs).as_dict()
@@ -173,22 +214,33 @@ def measured(
     return found
 
 
-def accuracy(model: nn.Module, given: Any, inputs: Any, labels: Any) -> float:
+def accuracy(model: nn.Module, samples: Queries, labels: Tensor) -> float:
     """Share of the samples whose highest score is their label. Raises InputError where there are no such scores."""
-    import torch
-
     from coreprune._example import quiet
     from coreprune.pruning.evidence import first_tensor
-    from coreprune.queries import make_queries
 
-    samples = make_queries(model, given, inputs, generator=torch.Generator().manual_seed(0))
     right = at = 0
     with quiet(model):
-        for args, kwargs in samples.blocks(64):
+        for args, kwargs in samples.blocks(_block(model, samples)):
             scores = first_tensor(model(*args, **kwargs))
             if scores is None or scores.dim() != 2:
-                raise InputError("--labelled needs a model that returns scores of shape (samples, classes).")
-            said = scores.argmax(dim=1).cpu()
-            right += int((said == labels[at : at + len(said)]).sum())
-            at += len(said)
+                raise InputError("accuracy needs a model that returns scores of shape (samples, classes).")
+            wanted = labels[at : at + len(scores)]
+            if int(wanted.min()) < 0 or int(wanted.max()) >= scores.shape[1]:
+                raise InputError(
+                    f"the labels go from {int(labels.min())} to {int(labels.max())}, but the model has "
+                    f"{scores.shape[1]} classes, which count from 0."
+                )
+            right += int((scores.argmax(dim=1).cpu() == wanted).sum())
+            at += len(scores)
     return right / at
+
+
+def _block(model: nn.Module, samples: Queries) -> int:
+    """How many samples at once: a program may have been exported for one alone."""
+    args, kwargs = next(samples.blocks(2))
+    try:
+        model(*args, **kwargs)
+    except Exception:  # whatever a model raises: if it is not the number of samples, one at a time will fail as well
+        return 1
+    return 64

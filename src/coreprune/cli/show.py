@@ -12,9 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from coreprune.coreset import Certificate
     from coreprune.demo import Demo
-    from coreprune.pruning import Inspection, Report
+    from coreprune.pruning import Inspection
 
 
 Tell = Callable[[str, int, int], None]
@@ -115,31 +114,31 @@ def result_table(data: Mapping[str, Any]) -> Table:
     for row in (data.get("latency") or {}).get("rows", ()):
         before, after = row["before"]["median"], row["after"]["median"]
         name = f"ms for a batch of {row['batch']}"
-        table.add_row(name, f"{1e3 * before:.2f}", f"{1e3 * after:.2f}", f"{row['speedup']:.2f} × faster")
+        table.add_row(name, f"{1e3 * before:.2f}", f"{1e3 * after:.2f}", f"{row['speedup']:.2f} × as fast")
     return table
 
 
-def agreement(certificate: Certificate) -> str:
-    """T11 in one sentence."""
-    least = math.floor(1000 * (1 - certificate.bound)) / 10  # rounded to the safe side
-    sure = 1 - (certificate.delta or 0)
-    return (
-        f"the same answer for ≥ {least:.1f} % of such inputs, with confidence {sure:.0%}; {certificate.assumptions[0]}"
-    )
+def agreement(certificate: Mapping[str, Any]) -> str:
+    """T11, as report.json holds it, in one sentence."""
+    least = math.floor(1000 * (1 - certificate["bound"])) / 10  # rounded to the safe side
+    sure = 1 - (certificate["delta"] or 0)
+    text = f"the same answer for ≥ {least:.1f} % of such inputs, with confidence {sure:.0%}"
+    if certificate["vacuous"]:
+        text += " (vacuous: one answer for all would agree as often)"
+    return f"{text}; {certificate['assumptions'][0]}"
 
 
-def result_notes(report: Report) -> str:
-    """What stands beside the table: queries, agreement, what stayed whole."""
+def result_notes(data: Mapping[str, Any]) -> str:
+    """What stands beside the table: queries, agreement, what stayed whole. data: what report.json holds."""
     lines = []
-    if report.queries:
-        lines.append(f"queries   {report.queries}")
-    if report.agreement is not None:
-        lines.append(f"agreement {agreement(report.agreement)}")
-    locked = {name: why for name, why in report.locked.items() if why != "model output"}
+    if data.get("queries"):
+        lines.append(f"queries   {data['queries']}")
+    if data.get("agreement"):
+        lines.append(f"agreement {agreement(data['agreement'])}")
+    locked = [g for g in data["groups"] if g["locked_because"] not in (None, "", "model output")]
     if locked:
-        name, why = next(iter(locked.items()))
         more = f", and {len(locked) - 1} more (see the report)" if len(locked) > 1 else ""
-        lines.append(f"whole     {name}: {why}{more}")
+        lines.append(f"whole     {locked[0]['name']}: {locked[0]['locked_because']}{more}")
     return "\n".join(lines)
 
 

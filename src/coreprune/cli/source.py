@@ -7,14 +7,16 @@ import json
 import math
 import sys
 import zlib
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coreprune._example import example_like
 from coreprune.errors import InputError
 
 _MOST_ENTRIES = 1 << 28
@@ -22,14 +24,15 @@ DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 
 def load(
-    source: str, weights: Path | None, shapes: list[str], example_file: Path | None = None
+    source: str, weights: Path | None, shapes: list[str], example_file: Path | None = None, otherwise: Any = None
 ) -> tuple[nn.Module, Any]:
     """Return (model, example inputs).
 
     source: `package.module:factory`; the factory is called without arguments and returns a model or (model, example).
         Or the folder of a Hugging Face model, or a .pt2 file that torch.export.save wrote.
     weights: a .safetensors file to load into the factory's model. shapes: see `example`. example_file: an .npz file;
-        without both, the factory's own example, or what the Hugging Face configuration says.
+        without both, the factory's own example, or what the Hugging Face configuration says. otherwise: a plan's
+        description of an example, where none of these says one.
     Raises InputError with what to write instead.
     """
     path = Path(source)
@@ -44,6 +47,8 @@ def load(
     if shapes and example_file is not None:
         raise InputError("--shape and --example both say what the example input is. Give one of them.")
     found = example(shapes) if shapes else given if example_file is None else arrays(example_file)
+    if found is None and otherwise is not None:
+        found = example_like(otherwise)
     if found is None:
         raise InputError(
             "no example input: pass --shape 1,3,224,224, or --example FILE.npz, or let the factory return "
@@ -63,13 +68,17 @@ def _made(source: str) -> tuple[nn.Module, Any]:
     if str(Path.cwd()) not in sys.path:  # `python -m` does the same: a model.py in the current folder is found
         sys.path.insert(0, str(Path.cwd()))
     try:
-        factory = getattr(importlib.import_module(module_name), name)
+        with redirect_stdout(sys.stderr):  # whatever the user's code says, standard output is for ours: --json
+            factory = getattr(importlib.import_module(module_name), name)
     except ImportError as error:
         advice = "Run from the folder it lies in, or install it."
         raise InputError(f"cannot import {module_name!r}: {error}. {advice}") from error
     except AttributeError as error:
         raise InputError(f"module {module_name!r} has no {name!r}.") from error
-    made = factory if isinstance(factory, nn.Module) else factory()
+    if not callable(factory):  # a model is callable too
+        raise InputError(f"{source} is a {type(factory).__name__}, neither a model nor a function that makes one.")
+    with redirect_stdout(sys.stderr):
+        made = factory if isinstance(factory, nn.Module) else factory()
     model, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} gave a {type(model).__name__}, not a torch.nn.Module.")
@@ -169,6 +178,8 @@ def arrays(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"there is no file {path}.")
     try:
+        if not is_zipfile(path):  # numpy would take it for a pickle, and advise to trust it
+            raise ValueError("it is no zip archive")
         with np.load(path, allow_pickle=False) as file:
             found = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
     except (ValueError, OSError, EOFError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
@@ -190,16 +201,18 @@ def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Pa
         return None
     if len(specs) == 1:
         return specs[0]
-    parts = []
-    for i, spec in enumerate(specs):
+    parts = {}
+    for i in sorted(range(len(specs)), key=lambda i: "." not in specs[i]):  # files first: what is wrong is said soon
         place = cache.with_name(f"queries-{i}.safetensors")
         generator = torch.Generator().manual_seed(seed)
-        parts.append(make_queries(model, given, spec, generator=generator, cache=place, progress=tell))
-    return sum(parts[1:], start=parts[0])
+        parts[i] = make_queries(model, given, specs[i], generator=generator, cache=place, progress=tell)
+    return sum((parts[i] for i in range(1, len(specs))), start=parts[0])
 
 
-def labelled(path: Path) -> tuple[Any, Tensor]:
-    """(inputs, labels) of an .npz file with an array of whole numbers called labels, and the inputs."""
+def labelled(path: Path, model: nn.Module, given: Any) -> tuple[Any, Tensor]:
+    """(inputs as queries, labels) of an .npz file with an array of whole numbers called labels, and the inputs."""
+    from coreprune.queries import make_queries
+
     found = arrays(path)
     if not isinstance(found, dict) or "labels" not in found:
         raise InputError(
@@ -208,10 +221,14 @@ def labelled(path: Path) -> tuple[Any, Tensor]:
     labels = found.pop("labels")
     if labels.dim() != 1 or labels.is_floating_point():
         raise InputError(f"labels in {path} must be (N,) whole numbers, not {tuple(labels.shape)} {labels.dtype}.")
-    inputs = next(iter(found.values())) if len(found) == 1 else found
     if any(len(x) != len(labels) for x in found.values()):
-        raise InputError(f"{path} has {len(labels)} labels and {[len(x) for x in found.values()]} inputs.")
-    return inputs, labels.long()
+        counts = ", ".join(f"{len(x)} {name}" for name, x in found.items())
+        raise InputError(f"{path} has {len(labels)} labels for {counts}. Every input needs one label.")
+    inputs = next(iter(found.values())) if len(found) == 1 else found
+    try:
+        return make_queries(model, given, inputs, generator=torch.Generator().manual_seed(0)), labels.long()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

@@ -1,0 +1,68 @@
+"""What a newcomer reads first: the help of every command, with an example that would run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from coreprune.cli import options
+from coreprune.cli.app import app
+
+COMMANDS = ("demo", "inspect", "prune", "certify", "report", "export", "bench")
+
+
+def helped(*arguments: str) -> str:
+    """The help in a terminal that is wide enough to break no line."""
+    result = CliRunner().invoke(app, [*arguments, "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_the_list_of_commands_is_the_one_tested_here():
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)
+    shown = helped()
+    for name in COMMANDS:
+        assert re.search(rf"│ {name} +\w", shown), "every command says what it does"
+
+
+def test_the_exit_codes_are_said():
+    shown = " ".join(helped().split())
+    codes = re.search(r"Exit codes: (.*)", shown)[1]
+    assert [part.split()[0] for part in codes.split("; ")] == ["0", "1", "2", "130"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_are_calls_that_are_understood(name):
+    """Every option that they use exists, and every one that is needed is there."""
+    examples = re.findall(rf"coreprune {name} .*", helped(name))
+    calls = [shlex.split(text)[2:] for text in examples if "[OPTIONS]" not in text]
+    assert calls
+    command = typer.main.get_command(app).get_command(None, name)
+    for call in calls:
+        command.make_context(name, list(call))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name):
+    command = typer.main.get_command(app).get_command(None, name)
+    for parameter in command.params:
+        assert parameter.name == "help" or len(getattr(parameter, "help", None) or "") > 10, parameter.name
+    shown = helped(name)
+    assert "source_" not in shown
+    for parameter in command.params:
+        for flag in parameter.opts if parameter.param_type_name == "option" else ():
+            assert flag in shown
+
+
+def test_names_to_complete_are_names_that_are_taken():
+    assert options.known_method(options.methods()[0])
+    assert options.known_queries(options.query_sources()) == options.query_sources()
+
+
+def test_no_arguments_are_a_call_for_help():
+    shown = CliRunner().invoke(app, [])
+    assert "Exit codes" in shown.output
