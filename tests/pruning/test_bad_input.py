@@ -55,8 +55,8 @@ def test_budgets_that_the_model_cannot_meet():
 
 
 def test_an_unknown_selector_lists_the_known_ones():
-    refuse(InputError, f"known: {', '.join(sorted(SELECTORS))}", mlp(), method="lowner")
-    refuse(InputError, "known: bn-scale", mlp(), method=None)
+    refuse(InputError, f"known: auto, {', '.join(sorted(SELECTORS))}", mlp(), method="lowner")
+    refuse(InputError, "known: auto, bn-scale", mlp(), method=None)
 
 
 def test_wrong_example_inputs():

@@ -261,3 +261,22 @@ def test_the_bound_of_a_refitted_layer_holds_against_an_adversary(method, depth,
         reached = worst_ratio(error, model[at].in_features + 1, gen)
         assert 0 < reached <= bound.bound
         assert constant < bound.bound
+
+
+def test_auto_selects_by_function_only_where_a_repair_follows():
+    model, x = convnet(), images()
+    assert prune(model, x[:1], queries=x).plan.method == "functional"
+    assert prune(model, x[:1], queries=x, repair=False).plan.method == "folding"
+    alone = prune(model, x[:1], queries=None)
+    assert alone.plan.method == "folding"
+    assert alone.plan.groups["0"].mean  # merged, not removed
+
+
+def test_auto_without_queries_keeps_more_of_the_answers_than_norms_do():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+    with torch.no_grad():  # every neuron twice, as k-means can see and norms cannot
+        model[0].weight[6:], model[0].bias[6:] = model[0].weight[:6], model[0].bias[:6]
+    x = torch.randn(50, 8)
+    folded, cut = (prune(model, x[:1], Budget(keep=0.5), m, queries=None).model for m in ("auto", "magnitude"))
+    assert (folded(x) - model(x)).norm() < 1e-4 * model(x).norm() < (cut(x) - model(x)).norm()

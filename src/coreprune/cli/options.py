@@ -41,7 +41,7 @@ def methods() -> list[str]:
     """Names of the selectors, for completion and messages."""
     from coreprune.pruning import SELECTORS
 
-    return list(SELECTORS)
+    return ["auto", *SELECTORS]
 
 
 def query_sources() -> list[str]:

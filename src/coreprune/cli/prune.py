@@ -94,11 +94,11 @@ def prune(
     method: Annotated[
         str,
         typer.Option(
-            help="How channels are chosen: functional, loewner, magnitude, …; a wrong name lists all.",
+            help="How channels are chosen: auto, functional, loewner, magnitude, …; a wrong name lists all.",
             autocompletion=options.methods,
             show_default=True,
         ),
-    ] = "functional",
+    ] = "auto",
     queries: Annotated[
         list[str] | None,
         typer.Option(

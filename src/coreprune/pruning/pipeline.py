@@ -47,7 +47,7 @@ def prune(
     model: nn.Module,
     example_inputs: Any,
     budget: Budget | None = None,
-    method: str | Selector = "functional",
+    method: str | Selector = "auto",
     *,
     queries: Any = "auto",
     exclude: Sequence[str] = (),
@@ -65,7 +65,8 @@ def prune(
     model: any module that torch.export can trace. It is not changed, unless `inplace`; a failure never changes it.
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
     budget: what may stay; half of every group when absent.
-    method: a selector or its name (`SELECTORS`): functional (ours), loewner (the paper), magnitude, …
+    method: a selector or its name (`SELECTORS`): functional (ours), loewner (the paper), magnitude, … "auto" takes
+        functional where the result is repaired, folding where it is not.
     queries: what selection, allocation and repair go by: "auto" makes inputs without data; the name of a source or a
         source (`coreprune.queries`); unlabelled samples (a tensor, a DataLoader, the path of an .npz file); `Queries`;
         None for none at all, and then nothing is repaired. They are made only if something needs them.
@@ -82,12 +83,12 @@ def prune(
     Raises InputError (arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be met);
     all are CoreprunErrors.
     """
-    budget, selector = check_settings(budget, seed, delta), resolve(method)
+    options = _repair_options(repair) if queries is not None else None
+    budget, selector = check_settings(budget, seed, delta), resolve(method, options is not None)
     clock = Clock(progress or silent)
     excluded = check_patterns(exclude)
     with clock("capture"):
         captured, groups = trace(model, example_inputs, clock.tell, excluded)
-    options = _repair_options(repair) if queries is not None else None
     polish = _distill_options(distill, queries)
     _affordable(budget, captured, groups)
     evidence = None
@@ -137,7 +138,7 @@ def plan(
     model: nn.Module,
     example_inputs: Any,
     budget: Budget | None = None,
-    method: str | Selector = "functional",
+    method: str | Selector = "auto",
     *,
     queries: Any = "auto",
     exclude: Sequence[str] = (),
@@ -146,7 +147,7 @@ def plan(
     progress: Progress | None = None,
 ) -> Plan:
     """Decide which channels stay, and touch no weight. Arguments and errors as in `prune`."""
-    budget, selector = check_settings(budget, seed, 0.01), resolve(method)
+    budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None)
     clock = Clock(progress or silent)
     captured, groups = trace(model, example_inputs, clock.tell, check_patterns(exclude))
     _affordable(budget, captured, groups)

@@ -24,11 +24,15 @@ SELECTORS: Mapping[str, Callable[[], Selector]] = {
 }
 
 
-def resolve(method: str | Selector) -> Selector:
+def resolve(method: str | Selector, repaired: bool = True) -> Selector:
     """Return the selector of that name with its default options, or the selector itself.
 
+    "auto" goes by what measured best (docs/benchmarks.md): functional where a repair follows, and otherwise folding,
+    which makes up for what it removes by itself.
     Raises InputError for an unknown name, and lists the known ones.
     """
+    if method == "auto":
+        return Functional() if repaired else Folding()
     if isinstance(method, type):
         raise InputError(f"method is the class {method.__name__}; pass an object of it: {method.__name__}().")
     if callable(method) and hasattr(method, "name"):
@@ -36,7 +40,7 @@ def resolve(method: str | Selector) -> Selector:
     if isinstance(method, str) and method in SELECTORS:
         return SELECTORS[method]()
     raise InputError(
-        f"unknown selector {method!r}; known: {', '.join(sorted(SELECTORS))}. "
+        f"unknown selector {method!r}; known: auto, {', '.join(sorted(SELECTORS))}. "
         "Pass one of these names, or an object such as Loewner(ridge=None)."
     )
 
