@@ -48,7 +48,9 @@ def plot(record: dict[str, Any], folder: Path) -> None:
         axes[0][0].set_ylabel("accuracy on the test images (%)")
         epochs = record["recipe"]["epochs"]
         what = (
-            "before any fine-tuning" if when == "before" else f"after {epochs} epochs on the labelled training images"
+            "before any fine-tuning"
+            if when == "before"
+            else f"after {'one epoch' if epochs == 1 else f'{epochs} epochs'} on the labelled training images"
         )
         figure.suptitle(f"ResNet-56, CIFAR-10 as JPEG, {what}\n(bars: least and most of the seeds)")
         folder.mkdir(parents=True, exist_ok=True)
