@@ -148,7 +148,7 @@ def environment() -> dict[str, str]:
         (("--macs", "nan"), "macs must be a number"),
         (("--macs", "half"), ["Invalid value for '--macs'", "valid number"]),
         (("--keep", "3"), "keep=3 is more than everything"),
-        (("--error", "0.1", "--uniform"), "goes with uniform=False"),
+        (("--error", "0.1", "--uniform"), "so it does not go with uniform widths"),
         (("--error", "2"), "must lie below 1"),
         (("--error", "0.1", "--queries", "none"), "goes by what the queries show, and there are none"),
         (("--min-width", "99"), "fewer than min_width=99"),

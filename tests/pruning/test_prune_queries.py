@@ -225,6 +225,8 @@ def test_the_agreement_is_a_lower_bound_of_the_share_that_agrees():
     certificate = result.report.agreement
     assert certificate is not None
     assert certificate.theorem == "T11"
+    assert certificate.statement.startswith("on queries from the user's data the two networks")
+    assert certificate.assumptions[0].endswith("are independent draws from the user's data"), "not from queries from it"
     fresh = x[300:]
     apart = (model(fresh).argmax(1) != result.model(fresh).argmax(1)).double().mean()
     assert float(apart) < certificate.bound < 1
