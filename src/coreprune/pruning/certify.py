@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import quiet
+from coreprune._example import largest_block, quiet
 from coreprune.coreset import (
     Certificate,
     Coreset,
@@ -34,6 +34,7 @@ from coreprune.pruning.widths import widths_curve
 from coreprune.queries import Queries, make_queries
 
 _WIDEST_FLOOR = 1200  # features
+_BLOCK = 32  # samples that are run at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +145,8 @@ def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) 
     same = total = 0
     answers: list[Tensor] = []
     with quiet(model), quiet(small):
-        for args, kwargs in fresh.blocks(32):
+        block = largest_block(next(fresh.blocks(2)), _BLOCK, model, small)
+        for args, kwargs in fresh.blocks(block):
             before, after = (first_tensor(m(*args, **kwargs)) for m in (model, small))
             if before is None or after is None or before.dim() != 2 or before.shape[1] < 2:
                 return None
@@ -153,9 +155,8 @@ def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) 
             same += int((chosen == after.argmax(dim=1)).sum())
             total += len(before)
     commonest = int(torch.cat(answers).bincount().max())
-    return agreement_bound(
-        total - same, total, delta, trivial=1 - commonest / total, source=f"queries from {fresh.source}"
-    )
+    source = "the user's data" if fresh.source == "samples" else fresh.source
+    return agreement_bound(total - same, total, delta, trivial=1 - commonest / total, source=source)
 
 
 def refitted(
