@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -124,11 +125,16 @@ def certify(
     """T11: how often two models give the same answer at least, on the distribution that the samples come from.
 
     samples: unlabelled samples that neither selection nor repair has seen (a tensor, a DataLoader, the path of an .npz
-        file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source.
+        file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source, which makes
+        other inputs than `prune` with any seed.
 
     Raises InputError for samples that do not fit, and for models that do not return scores of classes, (N, classes).
     """
-    generator = torch.Generator().manual_seed(seed)
+    # prune() seeds its generator with its seed itself. The same here would make a source draw the very inputs that
+    # pruning went by, and T11 is about inputs that nothing has seen. A hash of the seed equals prune's seed, the same
+    # or another, by a chance of 2⁻³² (torch's generator takes 32 bits); the key, T11's number, is any.
+    (other,) = np.random.SeedSequence(seed % (1 << 64), spawn_key=(11,)).generate_state(1).tolist()
+    generator = torch.Generator().manual_seed(other)
     fresh = make_queries(model, example_inputs, samples, n=n, generator=generator)
     found = agreement(model, pruned, fresh, delta)
     if found is None:
