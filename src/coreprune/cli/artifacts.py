@@ -22,9 +22,7 @@ def certify(
     n: Annotated[int | None, typer.Option(min=1, help="How many of them; all by default.")] = None,
     seed: Annotated[
         int,
-        typer.Option(
-            min=0, max=options.LARGEST_SEED, help="Seed of a source. Pruning saw other inputs, whatever it is."
-        ),
+        typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of a source. Pruning saw none of its inputs."),
     ] = 0,
     delta: Annotated[float, typer.Option(help="The statement holds with probability 1 - delta.")] = 0.01,
     dense: options.Dense = None,
