@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._tree import decode, encode
-from coreprune.errors import InputError, first_line
+from coreprune.errors import InputError, ModelError, first_line
 
 _MOST_ENTRIES = 1 << 28
 _MOST_AXES = 64
+ANY_BATCH = "export it again with a dynamic batch dimension (torch.export.export(..., dynamic_shapes=...))"
 
 
 def normalise_example(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -68,6 +69,31 @@ def repeated(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> tuple[
         return x
 
     return pytree.tree_map(take, (args, kwargs))
+
+
+def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run the model on its example. Raises ModelError where that fails."""
+    try:
+        with quiet(model), torch.random.fork_rng(devices=[]):
+            model(*args, **kwargs)
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run on the example inputs ({first_line(error)}). Correct them first."
+        ) from error
+
+
+def largest_block(two: tuple[tuple[Any, ...], dict[str, Any]], most: int, *models: nn.Module) -> int:
+    """How many samples the models take at once: `most`, or 1, as a program does that torch.export wrote by default.
+
+    two: (args, kwargs) of two samples. Whatever else is wrong with them, a call with one sample will say.
+    """
+    try:
+        with torch.no_grad():
+            for model in models:
+                model(*two[0], **two[1])
+    except Exception:  # a model may raise anything
+        return 1
+    return most
 
 
 def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -268,9 +268,7 @@ def _odd_widths(before: nn.Module, after: nn.Module) -> list[str]:
     odd = [new for new, was in cut if any(x != y and x % 8 for x, y in zip(new, was, strict=True))]
     if not odd:
         return []
-    return [
-        f"{len(odd)} of {len(cut)} cut weights have a width that is no multiple of 8; Budget(round_to=8) rounds it."
-    ]
+    return [f"{len(odd)} of {len(cut)} cut weights have a width that is no multiple of 8; round_to=8 rounds it."]
 
 
 def _wait(device: torch.device) -> None:

@@ -91,7 +91,7 @@ def test_different_widths_name_the_layers() -> None:
     assert "(24 → 12)" in why
     assert "(24 → 18)" in why
     assert "one intermediate_size" in why
-    assert "Budget(uniform=True)" in why
+    assert "(Budget(uniform=True), --uniform)" in why
 
 
 def test_heads_that_the_configuration_refuses() -> None:

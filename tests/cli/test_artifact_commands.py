@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -71,32 +72,25 @@ def test_a_bound_that_says_nothing_is_called_vacuous(small, prune, run):
 
 
 def test_certify_takes_other_inputs_of_a_source_than_pruning_saw(place, prune, run, monkeypatch):
-    """With the seed of pruning a source makes the very queries that pruning went by, and T11 would be wrong."""
-    import net_for_cli
-
+    """Seeded like pruning, a source makes the very queries that pruning went by, and T11 would be wrong."""
     seen = []
-    real = coreprune.pruning.certify
+    module = sys.modules["coreprune.pruning.certify"]
+    real = module.agreement
 
-    def spy(model, pruned, example, spec, **options):
-        seen.append(coreprune.make_queries(
-            model, example, spec, generator=torch.Generator().manual_seed(options["seed"])
-        ).args[0])  # fmt: skip
-        return real(model, pruned, example, spec, **options)
+    def spy(model, pruned, fresh, delta):
+        seen.append(fresh.args[0])
+        return real(model, pruned, fresh, delta)
 
-    monkeypatch.setattr("coreprune.pruning.certify", spy)
-    for seed in (0, 1):
-        args = ("--queries", "white-noise", "--seed", str(seed), "--method", "l2", "--keep", "0.5", "--out", f"s{seed}")
-        assert prune(*args).exit_code == 0
-        used = Queries.load(place / f"s{seed}" / "queries.safetensors").args[0]
-        assert run("certify", f"s{seed}", "--samples", "white-noise").exit_code == 0
-        assert not rows(seen[-1]) & rows(used)
-        refused = run("certify", f"s{seed}", "--samples", "white-noise", "--seed", str(seed))
-        assert refused.exit_code == 2
-        assert f"--seed {seed} is the one of pruning" in refused.stderr
-    same = coreprune.make_queries(
-        net_for_cli.net(), torch.zeros(1, 8), "white-noise", generator=torch.Generator().manual_seed(1)
-    )
-    assert torch.equal(same.args[0], used), "so the same seed does give the same queries, and the test can fail"
+    args = ("--queries", "white-noise", "--seed", "1", "--method", "l2", "--keep", "0.5", "--out", "small")
+    assert prune(*args).exit_code == 0
+    used = Queries.load(place / "small" / "queries.safetensors").args[0]
+    monkeypatch.setattr(module, "agreement", spy)
+    for seed in (("--seed", "0"), ("--seed", "1"), ("--seed", "1"), ()):
+        assert run("certify", "small", "--samples", "white-noise", *seed).exit_code == 0
+    assert not any(rows(x) & rows(used) for x in seen)
+    assert not rows(seen[0]) & rows(seen[1])
+    assert torch.equal(seen[1], seen[2]), "the same seed gives the same inputs"
+    assert torch.equal(seen[0], seen[3])
 
 
 def rows(x):

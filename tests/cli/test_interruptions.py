@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -157,6 +158,28 @@ def test_control_c_at_other_times(place, prune, monkeypatch, at, options):
     assert [p.name for p in left] == ([".small.unfinished"] if made else [])
     assert prune(*options, "--out", "new/small", "--resume").exit_code == 0
     assert [p.name for p in (place / "new").iterdir()] == ["small"]
+
+
+def test_control_c_while_torch_is_imported_shows_no_traceback(tmp_path):
+    """It takes seconds, and the interpreter answered before coreprune could."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["coreprune"].partition(":")
+    script = f"signal.signal(signal.SIGINT, signal.default_int_handler); from {module} import {function}; {function}()"
+    # torch itself swallows what is raised while it imports numpy
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    own = environment()
+    done = subprocess.run(
+        [sys.executable, "-c", f"import signal; {script}", "--help"],
+        capture_output=True,
+        text=True,
+        env={**own, "PYTHONPATH": os.pathsep.join([str(tmp_path), own["PYTHONPATH"]])},
+        check=False,
+    )
+    assert done.returncode == 130
+    assert done.stderr == "interrupted\n"
+    assert done.stdout == ""
 
 
 def test_control_c_in_another_command(place, run, monkeypatch):

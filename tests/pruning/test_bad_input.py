@@ -67,6 +67,17 @@ def test_wrong_example_inputs():
     refuse(InputError, "model is on cpu, but an example input is on meta", mlp(), EXAMPLE.to("meta"))
 
 
+def test_whole_numbers_for_a_model_of_reals_are_not_called_an_unreachable_budget():
+    """Tracing lets them pass; then every group was locked, because "the pruned model does not run"."""
+    wrong = r"does not run on the example inputs \(RuntimeError: .*Long and Float"
+    for queries in ("auto", None):
+        refuse(ModelError, wrong, mlp(), EXAMPLE.long(), queries=queries)
+
+
+def test_a_message_of_torch_that_ends_in_a_full_stop_gets_no_second_one():
+    refuse(ModelError, r"\[1, 9\] X \[8, 24\]\. Try this: .* on its own\.$", mlp(), torch.zeros(1, 9))
+
+
 def test_weights_that_cannot_be_read():
     refuse(InputError, "meta device", mlp().to("meta"))
     broken = mlp()

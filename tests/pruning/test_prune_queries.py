@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from coreprune import Budget, prune
+from coreprune import Budget, certify, prune
 from coreprune.errors import CoreprunError, InputError
 from coreprune.graph import capture
 from coreprune.pruning import SELECTORS
@@ -225,10 +227,27 @@ def test_the_agreement_is_a_lower_bound_of_the_share_that_agrees():
     certificate = result.report.agreement
     assert certificate is not None
     assert certificate.theorem == "T11"
+    assert certificate.statement.startswith("on queries from the user's data the two networks")
+    assert certificate.assumptions[0].endswith("are independent draws from the user's data"), "not from queries from it"
     fresh = x[300:]
     apart = (model(fresh).argmax(1) != result.model(fresh).argmax(1)).double().mean()
     assert float(apart) < certificate.bound < 1
     assert prune(model, x[:1], Budget(keep=0.75), queries=x[:200]).report.agreement is None
+
+
+@pytest.mark.parametrize("seed", [0, 1, -3, 2**32])
+def test_certify_with_the_seed_of_prune_sees_other_inputs(seed, monkeypatch):
+    """It drew the inputs that pruning went by, so T11 was not about fresh ones."""
+    model, seen = convnet(), []
+    module = sys.modules["coreprune.pruning.certify"]
+    real = module.agreement
+    monkeypatch.setattr(module, "agreement", lambda m, p, fresh, delta: seen.append(fresh) or real(m, p, fresh, delta))
+    result = prune(model, images(1), Budget(keep=0.5), "l2", queries="white-noise", seed=seed)
+    for _ in range(2):
+        certify(model, result.model, images(1), "white-noise", seed=seed)
+    used, found, again = ({row.numpy().tobytes() for row in q.args[0]} for q in (result.queries, *seen))
+    assert not used & found
+    assert found == again
 
 
 @pytest.mark.parametrize("method", ["functional", "loewner", "magnitude", "folding"])

@@ -42,6 +42,19 @@ def convnet(channels: int = 3) -> nn.Module:
     )
 
 
+class Alone(nn.Module):
+    """A model that takes one input at a time, as a program does that torch.export wrote with its defaults."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) != 1:
+            raise RuntimeError(f"one input, not {len(x)}")
+        return self.model(x)
+
+
 def calibrated(model: nn.Module, x: Tensor) -> nn.Module:
     """Running statistics of exactly these inputs."""
     for m in model.modules():

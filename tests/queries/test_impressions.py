@@ -9,7 +9,7 @@ from torch import nn
 from coreprune import InputError
 from coreprune.queries import ClassImpressions, WhiteNoise
 from coreprune.queries.impressions import classifier, is_classifier, similarities
-from queries.small import convnet, gen, mlp, none, target
+from queries.small import Alone, convnet, gen, mlp, none, target
 
 MODEL = mlp(12, 4)
 TARGET = target(MODEL, torch.zeros(1, 12))
@@ -61,6 +61,13 @@ def test_inputs_stay_within_the_range_of_their_start() -> None:
     x = ClassImpressions(start, steps=50, lr=1.0)(TARGET, 64, gen(), none)
     assert x.shape == (64, 12)
     assert 0.0 < float(x.min()) < float(x.max()) < 6.0
+
+
+def test_a_model_of_one_input_at_a_time_gives_what_it_would_give_together() -> None:
+    """It used to end in the model's own error, at the first step."""
+    alone = target(Alone(MODEL), torch.zeros(1, 12))
+    x, wanted = (ClassImpressions()(t, 8, gen(), none) for t in (alone, TARGET))
+    assert torch.allclose(x, wanted, atol=1e-5)
 
 
 def test_only_classifiers_have_classes() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from coreprune import CoreprunError, InputError, ModelError
 from coreprune.queries import BatchNormInversion, Leaves, PinkNoise, invert, make_queries
 from coreprune.queries.inversion import crops
-from queries.small import assert_same, calibrated, convnet, gen, mlp, none, seeded, state, target
+from queries.small import Alone, assert_same, calibrated, convnet, gen, mlp, none, seeded, state, target
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
@@ -191,7 +191,8 @@ def test_what_cannot_be_inverted() -> None:
     refuse(ModelError, "no gradient reaches", nn.Sequential(Cut(), nn.BatchNorm2d(3)).eval(), padding=0)
     unused = plain.append(nn.Identity())
     unused[2].spare = nn.BatchNorm2d(3)
-    refuse(ModelError, "no batch norm of the model runs", unused)
+    refuse(ModelError, "no batch norm runs as a module", unused)
+    refuse(InputError, "takes one at a time. If it is an exported program, export it again", Alone(convnet()))
     for options in ({"steps": 0}, {"lr": 0.0}, {"smoothness": -1.0}, {"padding": -1}):
         refuse(InputError, "have to be positive", convnet(), **options)
     tokens = nn.Sequential(nn.Embedding(9, 3), nn.BatchNorm1d(3)).eval()

@@ -131,14 +131,27 @@ def test_npz_files(tmp_path: Path) -> None:
         take(tmp_path / "two.npz")
     with pytest.raises(InputError, match="holds x, y; the example inputs ask for pixels"):
         take(tmp_path / "two.npz", {"pixels": EXAMPLE})
-    np.savez(tmp_path / "pickled.npz", x=np.array([{"a": 1}], dtype=object))
+    np.save(tmp_path / "one.npy", X.numpy())
     with pytest.raises(InputError, match="plain arrays"):
-        take(tmp_path / "pickled.npz")
-    (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(InputError, match="plain arrays"):
-        take(tmp_path / "text.npz")
+        take(tmp_path / "one.npy")
     with pytest.raises(InputError, match="no file"):
         take(tmp_path / "absent.npz")
+
+
+@pytest.mark.parametrize("kind", ["pickled", "text", "empty", "cut", "bent"])
+def test_a_file_that_cannot_be_read_is_not_advertised_as_a_pickle_to_trust(kind: str, tmp_path: Path) -> None:
+    """numpy's advice, to load it unsafely, was passed on."""
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.array([{"a": 1}], dtype=object) if kind == "pickled" else X.numpy())
+    whole = path.read_bytes()
+    bent = whole[:200] + bytes(99) + whole[299:]
+    path.write_bytes({"text": b"hello", "empty": b"", "cut": whole[:-40], "bent": bent}.get(kind, whole))
+    with pytest.raises(InputError) as caught:
+        take(path)
+    assert str(caught.value) == (
+        f"{path} is no .npz file of plain arrays: it holds Python objects, or it is damaged. Write plain arrays with "
+        "numpy.savez."
+    )
 
 
 def nan(row: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from coreprune import InputError
 from coreprune.queries import RandomTokens, SelfGenerated, Target, ZipfTokens, make_queries
 from coreprune.queries.tokens import _cached, _plain, is_causal, vocabulary
-from queries.small import gen, mlp, none, seeded, target
+from queries.small import Alone, gen, mlp, none, seeded, target
 
 IDS = torch.zeros(1, 9, dtype=torch.int64)
 
@@ -95,6 +95,11 @@ def test_temperature_sharpens() -> None:
     assert torch.equal(x[:, 1:], torch.tensor([0, 2, 1])[x[:, :-1]])
     with pytest.raises(InputError, match="temperature"):
         SelfGenerated(temperature=0.0)(target(Markov(ODDS), IDS), 2, gen(), none)
+
+
+def test_a_model_of_one_text_at_a_time_writes_what_it_would_write_together() -> None:
+    x, wanted = (SelfGenerated()(target(m, IDS), 5, gen(), none) for m in (Alone(Markov(ODDS)), Markov(ODDS)))
+    assert torch.equal(x, wanted)
 
 
 def test_only_causal_language_models_write() -> None:

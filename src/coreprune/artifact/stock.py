@@ -151,12 +151,15 @@ def _at_odds(
             one = " and ".join(names[k] for k in np.flatnonzero(slopes[i]))
             return (
                 f"layers have different widths: {labels[j]}, but {labels[i]}, and {own} has one {one} for both. Ask "
-                "for equal widths with Budget(uniform=True), or keep=."
+                "for equal widths (Budget(uniform=True), --uniform), or keep=."
             )
     rest = gone - slopes @ np.linalg.lstsq(slopes, gone, rcond=None)[0] if names else gone
     worst = int(np.abs(rest).argmax()) if len(rest) else 0
     if len(rest) and abs(rest[worst]) > 1e-6:
-        return f"no values of {', '.join(names)} in {own} give {labels[worst]}. Ask for Budget(uniform=True), or keep=."
+        return (
+            f"no values of {', '.join(names)} in {own} give {labels[worst]}. Ask for equal widths "
+            "(Budget(uniform=True), --uniform), or keep=."
+        )
     return ""
 
 

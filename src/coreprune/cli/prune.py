@@ -216,12 +216,12 @@ def measured(
 
 def accuracy(model: nn.Module, samples: Queries, labels: Tensor) -> float:
     """Share of the samples whose highest score is their label. Raises InputError where there are no such scores."""
-    from coreprune._example import quiet
+    from coreprune._example import largest_block, quiet
     from coreprune.pruning.evidence import first_tensor
 
     right = at = 0
     with quiet(model):
-        for args, kwargs in samples.blocks(_block(model, samples)):
+        for args, kwargs in samples.blocks(largest_block(next(samples.blocks(2)), 64, model)):
             scores = first_tensor(model(*args, **kwargs))
             if scores is None or scores.dim() != 2:
                 raise InputError("accuracy needs a model that returns scores of shape (samples, classes).")
@@ -234,13 +234,3 @@ def accuracy(model: nn.Module, samples: Queries, labels: Tensor) -> float:
             right += int((scores.argmax(dim=1).cpu() == wanted).sum())
             at += len(scores)
     return right / at
-
-
-def _block(model: nn.Module, samples: Queries) -> int:
-    """How many samples at once: a program may have been exported for one alone."""
-    args, kwargs = next(samples.blocks(2))
-    try:
-        model(*args, **kwargs)
-    except Exception:  # whatever a model raises: if it is not the number of samples, one at a time will fail as well
-        return 1
-    return 64

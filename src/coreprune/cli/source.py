@@ -6,13 +6,10 @@ import importlib
 import json
 import math
 import sys
-import zlib
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -175,15 +172,9 @@ def example(shapes: list[str]) -> Any:
 
 def arrays(path: Path) -> Any:
     """The arrays of an .npz file: a tensor where there is one (or they are called arr_0 …), else keyword arguments."""
-    if not path.is_file():
-        raise InputError(f"there is no file {path}.")
-    try:
-        if not is_zipfile(path):  # numpy would take it for a pickle, and advise to trust it
-            raise ValueError("it is no zip archive")
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
-    except (ValueError, OSError, EOFError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is no .npz file of plain arrays ({error}). Write it with numpy.savez.") from error
+    from coreprune.queries.samples import as_tensor, read_arrays
+
+    found = {name: as_tensor(array, str(path)) for name, array in read_arrays(path).items()}
     if not found:
         raise InputError(f"{path} holds no array.")
     if len(found) == 1 or all(name.startswith("arr_") for name in found):

@@ -46,7 +46,7 @@ def agreement_bound(
         bound=bound,
         trivial=trivial,
         statement=(
-            f"on {source} the two networks give the same answer with probability at least {agreement:.6f} "
+            f"on queries from {source} the two networks give the same answer with probability at least {agreement:.6f} "
             f"(bound: the probability of different answers; {disagreements} of {queries} queries had one)"
         ),
         assumptions=(

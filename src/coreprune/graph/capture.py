@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
 
-from coreprune._example import batch_of, normalise_example, quiet
-from coreprune.errors import ModelError
+from coreprune._example import ANY_BATCH, batch_of, normalise_example, quiet
+from coreprune.errors import ModelError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +111,6 @@ def _explain(model: nn.Module, error: Exception) -> str:
         if "/torch/" not in code.co_filename.replace("\\", "/") and "coreprune/graph" not in code.co_filename:
             where = f" at {code.co_filename}:{tb.tb_lineno} in {code.co_name}"
         tb = tb.tb_next
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    what = f"{type(error).__name__}: {lines[0] if lines else ''}"
     advice = "check that the example inputs are what the model's forward expects"
     text = str(error).lower()
     if "data-dependent" in text or "guardondatadependent" in type(error).__name__.lower():
@@ -120,9 +118,11 @@ def _explain(model: nn.Module, error: Exception) -> str:
             "the forward branches on values; make that branch a configuration choice, wrap it in torch.cond, or ask "
             "for an implementation without it (experts_implementation='grouped_mm' for transformers' experts)"
         )
+    elif "guard failed" in text:
+        advice = f"if the model is a program that was exported for another size of its inputs, {ANY_BATCH}"
     elif "cache" in text:
         advice = "ask the model not to return a cache (use_cache=False)"
     return (
-        f"cannot capture {type(model).__name__}{where}: {what}. Try this: {advice}; "
-        "torch.export.export(model, args, kwargs, strict=False) has to work on its own"
+        f"cannot capture {type(model).__name__}{where}: {first_line(error)}. Try this: {advice}; "
+        "torch.export.export(model, args, kwargs, strict=False) has to work on its own."
     )

@@ -55,8 +55,10 @@ class Budget:
             raise BudgetError(f"{kind}={value:g} would remove every channel. Use a share in (0, 1], e.g. {kind}=0.5.")
         if kind == "error" and (value >= 1 or self.uniform):
             raise BudgetError(
-                f"error={value:g} must lie below 1, which is as bad as a constant output, and goes with uniform=False: "
-                "e.g. Budget(error=0.05)."
+                "an error budget gives every group the width that its errors ask for, so it does not go with uniform "
+                "widths. Leave one of them out."
+                if self.uniform
+                else f"error={value:g} must lie below 1, which is as bad as a constant output. Use e.g. error=0.05."
             )
         if kind == "keep" and value > 1:
             raise BudgetError(f"keep={value:g} is more than everything. It is a share: keep=0.5 keeps half.")

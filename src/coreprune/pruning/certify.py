@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import quiet
+from coreprune._example import largest_block, quiet
 from coreprune.coreset import (
     Certificate,
     Coreset,
@@ -34,6 +35,7 @@ from coreprune.pruning.widths import widths_curve
 from coreprune.queries import Queries, make_queries
 
 _WIDEST_FLOOR = 1200  # features
+_BLOCK = 32  # samples that are run at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +125,16 @@ def certify(
     """T11: how often two models give the same answer at least, on the distribution that the samples come from.
 
     samples: unlabelled samples that neither selection nor repair has seen (a tensor, a DataLoader, the path of an .npz
-        file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source.
+        file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source, which makes
+        other inputs than `prune` with any seed.
 
     Raises InputError for samples that do not fit, and for models that do not return scores of classes, (N, classes).
     """
-    generator = torch.Generator().manual_seed(seed)
+    # prune() seeds its generator with its seed itself. The same here would make a source draw the very inputs that
+    # pruning went by, and T11 is about inputs that nothing has seen. A hash of the seed equals prune's seed, the same
+    # or another, by a chance of 2⁻³² (torch's generator takes 32 bits); the key, T11's number, is any.
+    (other,) = np.random.SeedSequence(seed % (1 << 64), spawn_key=(11,)).generate_state(1).tolist()
+    generator = torch.Generator().manual_seed(other)
     fresh = make_queries(model, example_inputs, samples, n=n, generator=generator)
     found = agreement(model, pruned, fresh, delta)
     if found is None:
@@ -144,7 +151,8 @@ def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) 
     same = total = 0
     answers: list[Tensor] = []
     with quiet(model), quiet(small):
-        for args, kwargs in fresh.blocks(32):
+        block = largest_block(next(fresh.blocks(2)), _BLOCK, model, small)
+        for args, kwargs in fresh.blocks(block):
             before, after = (first_tensor(m(*args, **kwargs)) for m in (model, small))
             if before is None or after is None or before.dim() != 2 or before.shape[1] < 2:
                 return None
@@ -153,9 +161,8 @@ def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) 
             same += int((chosen == after.argmax(dim=1)).sum())
             total += len(before)
     commonest = int(torch.cat(answers).bincount().max())
-    return agreement_bound(
-        total - same, total, delta, trivial=1 - commonest / total, source=f"queries from {fresh.source}"
-    )
+    source = "the user's data" if fresh.source == "samples" else fresh.source
+    return agreement_bound(total - same, total, delta, trivial=1 - commonest / total, source=source)
 
 
 def refitted(

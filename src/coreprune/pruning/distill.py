@@ -7,7 +7,7 @@ that were made without data, or unlabelled samples. No label is used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import quiet
+from coreprune._example import largest_block, quiet
 from coreprune.errors import InputError, ModelError
 from coreprune.pruning.checkpoint import Checkpoint, digest
 from coreprune.pruning.features import Watched, floats, shared_features
@@ -101,10 +101,11 @@ def distill_(
     with _polishing(student, teacher) as parameters:
         training = _Training(parameters, _tensors(student), options)
         first = training.load(saved)
-        names = shared_features(student, teacher, rows.batch(0)) if options.features else []
+        block = largest_block(next(rows.parts(0, 2)), rows.size, student, teacher)
+        names = shared_features(student, teacher, next(rows.parts(0, block))) if options.features else []
         with Watched(student, names) as seen, Watched(teacher, names) as wanted:
             for step in range(first, options.steps):
-                loss = _loss(student, teacher, seen, wanted, rows.batch(step), options)
+                loss = _loss(student, teacher, seen, wanted, [*rows.parts(step, block)], options)
                 training.step(step, loss)
                 if saved is not None and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
                     saved.write(step + 1, training.state())
@@ -229,13 +230,16 @@ def _loss(
     teacher: nn.Module,
     seen: Watched,
     wanted: Watched,
-    batch: Batch,
+    parts: Sequence[Batch],
     options: Distill,
 ) -> Tensor:
-    args, kwargs = batch
-    with torch.no_grad():
-        targets = floats(teacher(*args, **kwargs))
-    outputs = floats(student(*args, **kwargs))
+    targets: list[Tensor] = []
+    outputs: list[Tensor] = []
+    for args, kwargs in parts:
+        with torch.no_grad():
+            targets += floats(teacher(*args, **kwargs))
+        outputs += floats(student(*args, **kwargs))
+    outputs, targets, now, then = (_joined(x, len(parts)) for x in (outputs, targets, seen.take(), wanted.take()))
     pairs = [(s, t) for s, t in zip(outputs, targets, strict=False) if s.shape == t.shape]
     if not pairs:
         raise ModelError(
@@ -245,8 +249,16 @@ def _loss(
     loss = torch.stack([_error(s, t) for s, t in pairs]).mean()
     if pairs[0][0].dim() in (2, 3):
         loss = loss + _divergence(*pairs[0], options.temperature)
-    features = [_error(s, t) for s, t in zip(seen.take(), wanted.take(), strict=True)]
+    features = [_error(s, t) for s, t in zip(now, then, strict=True)]
     return loss + options.features * torch.stack(features).mean() if features else loss
+
+
+def _joined(values: list[Tensor], parts: int) -> list[Tensor]:
+    """What all parts of a batch gave, one part after the other, as the whole batch gives it."""
+    if parts == 1:
+        return values
+    each = len(values) // parts
+    return [torch.cat([torch.atleast_1d(x) for x in values[i::each]]) for i in range(each)]
 
 
 def _error(found: Tensor, wanted: Tensor) -> Tensor:

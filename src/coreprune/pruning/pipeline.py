@@ -239,7 +239,7 @@ def _distill_options(distill: int | Distill, queries: Any) -> Distill | None:
     if distill == 0:
         return None
     if queries is None:
-        raise InputError("distill needs queries, but queries=None. Pass queries='auto' or samples.")
+        raise InputError("distill needs queries, and there are to be none. Have them made (auto), or pass samples.")
     return Distill(steps=distill) if isinstance(distill, int) else distill
 
 

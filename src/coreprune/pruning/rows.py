@@ -64,5 +64,12 @@ class Rows:
 
         return pytree.tree_unflatten([pick(i, x) for i, x in enumerate(self.leaves)], self.tree)
 
+    def parts(self, step: int, block: int) -> Iterator[Batch]:
+        """The same, up to `block` inputs at a time."""
+        leaves = pytree.tree_leaves(self.batch(step))
+        for start in range(0, self.size, block):
+            part = [x[start : start + block] if i in self.batched else x for i, x in enumerate(leaves)]
+            yield pytree.tree_unflatten(part, self.tree)
+
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + number)

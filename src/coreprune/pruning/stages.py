@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import normalise_example
+from coreprune._example import check_runs, normalise_example
 from coreprune.errors import InputError, ModelError
 from coreprune.graph import Captured, CostModel, Group, capture, find_groups, kept_positions, lock, probe, remove
 from coreprune.pruning.budget import Budget
@@ -57,6 +57,8 @@ def trace(
     check_model(model, example_inputs)
     tell("capture", 0, 1)
     captured = capture(model, *normalise_example(example_inputs))
+    # Tracing does not see all that is wrong, and then no group would survive the probe, as if the model were at fault.
+    check_runs(model, captured.args, captured.kwargs)
     groups = probe(model, captured, locked_by(exclude, find_groups(captured)))
     tell("capture", 1, 1)
     return captured, groups
@@ -70,7 +72,7 @@ def locked_by(exclude: tuple[str, ...], groups: list[Group]) -> list[Group]:
             near = difflib.get_close_matches(pattern.replace("*", ""), names, n=5, cutoff=0.3) or names[:5]
             raise InputError(
                 f"exclude={pattern!r} matches no group of channels. Groups are called by the first layer that makes "
-                f"their channels, e.g. {', '.join(near)}; coreprune.inspect lists them all."
+                f"their channels, e.g. {', '.join(near)}; `inspect` lists them all."
             )
 
     def pattern_of(group: Group) -> str | None:
@@ -150,7 +152,9 @@ def repair_(
     after, fits = repaired(evidence.captured, before, start, masks, evidence.blocks, options, tell)
     for name, tensor in after.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"the repair made {name} infinite. Use a larger ridge: repair=Repair(ridge=0.01).")
+            raise ModelError(
+                f"the repair made {name} infinite. Leave it out, or in Python use a larger ridge: Repair(ridge=0.01)."
+            )
     pour_(small, after, groups, kept)
     return tuple(fits)
 

@@ -44,7 +44,7 @@ def allocate(
     cost = _Spending(budget, groups, model_cost, ladders)
     if budget.error is not None and curves is None:
         raise BudgetError(
-            "Budget(error=) goes by what the queries show, and there are none. Pass queries, or limit macs instead."
+            "an error budget goes by what the queries show, and there are none. Pass queries, or limit macs instead."
         )
     if curves is None or budget.uniform:
         rungs = _equal_shares(ladders, cost, _alike(free) if budget.uniform else _single(ladders))
@@ -270,6 +270,6 @@ def _check_least(budget: Budget, group: Group) -> None:
 
 def _nothing_free(groups: list[Group]) -> str:
     if all(g.locked_because == "model output" for g in groups):
-        return "this model has no channels between two layers, so nothing can be removed. Use Budget(keep=1.0)."
+        return "this model has no channels between two layers, so nothing can be removed. Use keep=1."
     reasons = "; ".join(f"{g.name}: {g.locked_because}" for g in groups[:5])
     return f"no group of channels is free to leave ({reasons}), so the budget cannot be met."

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from coreprune._example import batch_size, quiet
+from coreprune._example import batch_size, largest_block, quiet
 from coreprune.errors import InputError
 
 Progress = Callable[[str, int, int], None]
@@ -51,7 +52,7 @@ class Target:
         if x.is_floating_point() and not self.example.is_floating_point():
             raise InputError(
                 f"this source makes real numbers, and the input that is to be drawn is {self.example.dtype}: tokens, "
-                'most likely. Use queries="auto", "random-tokens" or "zipf-tokens".'
+                "most likely. Take another source: auto, random-tokens or zipf-tokens."
             )
         return x.reshape(len(x), *self.shape).to(self.example.device, self.example.dtype)
 
@@ -60,8 +61,19 @@ class Target:
         args, kwargs = with_leaves(self.args, self.kwargs, {self.leaf: x}, len(x))
         return self.model(*args, **kwargs)
 
+    @cached_property
+    def together(self) -> bool:
+        """Whether the model takes several inputs at once."""
+        two = with_leaves(self.args, self.kwargs, {self.leaf: torch.cat([self.example, self.example])}, 2)
+        return largest_block(two, 2, self.model) > 1
+
     def logits(self, x: Tensor) -> Tensor:
-        """The first tensor that the model returns for x, or its field `logits` where it has one."""
+        """The first tensor that the model returns for x, or its field `logits` where it has one.
+
+        A model that does not take several inputs at once is called for each of them.
+        """
+        if len(x) > 1 and not self.together:
+            return torch.cat([self.logits(row) for row in x.split(1)])
         out = self.call(x)
         named = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
         return named if isinstance(named, Tensor) else first_tensor(out)

@@ -44,8 +44,8 @@ def image_shape(target: Target, asked: tuple[int, ...] | None = None) -> Shape:
     if len(shape) == 1 and (guess := guess_shape(target)) is not None:
         return guess
     raise InputError(
-        f"inputs of shape {shape} are no images as far as can be seen. Say shape=(height, width) or "
-        "(channels, height, width) if they are, or take another source: white-noise, propagated-moments."
+        f"inputs of shape {shape} are no images as far as can be seen. Take another source, such as white-noise or "
+        "propagated-moments; or if they are, in Python say shape=(height, width) or (channels, height, width)."
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from coreprune._example import ANY_BATCH
 from coreprune._shapes import Float
 from coreprune.errors import InputError, ModelError
 from coreprune.queries.base import Progress, Target, Tell, draw, untouched
@@ -81,7 +82,17 @@ class BatchNormInversion:
         if not norms(target.model):
             raise InputError(
                 "the model has no batch norm with running statistics, so there is nothing to invert. "
-                "Take another source: leaves, pink-noise, strokes, white-noise, or queries='auto'."
+                "Take another source: auto, leaves, pink-noise, strokes or white-noise."
+            )
+        if not reached(target):
+            raise ModelError(
+                "no batch norm runs as a module on the example inputs (exported programs have no modules), so there is "
+                "nothing to invert. Take another source: leaves, pink-noise, strokes or white-noise."
+            )
+        if not target.together:
+            raise InputError(
+                "batch-norm inversion goes by statistics over many inputs at once, and this model takes one at a time. "
+                f"If it is an exported program, {ANY_BATCH}; or take another source: leaves, pink-noise, white-noise."
             )
         image = len(target.shape) == 3
         if image:
@@ -142,8 +153,6 @@ def _mismatch(target: Target, x: Tensor) -> Tensor:
     finally:
         for handle in handles:
             handle.remove()
-    if not losses:
-        raise ModelError("no batch norm of the model runs on the example inputs, so there is nothing to invert.")
     return torch.stack(losses).sum()
 
 

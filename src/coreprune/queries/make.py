@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from coreprune._example import batch_of, batch_size, normalise_example
-from coreprune.errors import InputError, ModelError
+from coreprune._example import batch_of, batch_size, check_runs, normalise_example
+from coreprune.errors import InputError
 from coreprune.queries.auto import choose
 from coreprune.queries.base import Progress, Source, Target, draw, has_batch, untouched, with_leaves
 from coreprune.queries.cache import Cache, fingerprint
@@ -96,11 +96,7 @@ def _drawn(
     path: str | Path | None,
 ) -> Queries:
     targets = [Target(model, args, kwargs, leaf) for leaf in drawn_leaves(args, kwargs)]
-    try:
-        targets[0].call(targets[0].example)
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise ModelError(f"the model does not run on the example inputs ({what}). Correct them first.") from error
+    check_runs(model, args, kwargs)
     fit = [spec is not None and _tokens(spec) != t.example.is_floating_point() for t in targets]
     # A source of images says nothing about the tokens beside them, and the other way round.
     asked = [spec is not None and (ok or not any(fit)) for ok in fit]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
     if isinstance(spec, (str, Path)):
         where, spec = str(spec), _from_file(Path(spec), example)
     if isinstance(spec, np.ndarray):
-        spec = _as_tensor(spec, where)
+        spec = as_tensor(spec, where)
     if isinstance(spec, (tuple, list)) and _all_tensors(spec):
         like = _one_input(example)
         if type(spec) is list and like is not None and not _has_labels(spec, like):
@@ -102,24 +102,39 @@ def _from_batches(batches: Iterable[Any], example: Example, n: int) -> Queries:
 
 
 def _from_file(path: Path, example: Example) -> dict[str, Any] | Tensor:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files} if hasattr(file, "files") else {"": np.asarray(file)}
-    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is no .npz file of plain arrays ({error}). Write it with numpy.savez.") from error
+    arrays = read_arrays(path)
     args, kwargs = example
     if len(arrays) == 1 and not (set(arrays) & set(kwargs)):
-        return _as_tensor(next(iter(arrays.values())), str(path))
-    known = {name: _as_tensor(array, str(path)) for name, array in arrays.items() if name in kwargs}
+        return as_tensor(next(iter(arrays.values())), str(path))
+    known = {name: as_tensor(array, str(path)) for name, array in arrays.items() if name in kwargs}
     if args or not known:
         wanted = ", ".join(kwargs) or "one array, for the one positional input"
         raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; the example inputs ask for {wanted}.")
     return known
 
 
-def _as_tensor(array: np.ndarray, where: str) -> Tensor:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name. Raises InputError, in our words: numpy advises to trust a pickle."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")
+    try:
+        with path.open("rb") as raw:
+            if not is_zipfile(raw):
+                raise BadZipFile
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+    except PermissionError as error:
+        raise InputError(f"{path} may not be read. Look at its permissions.") from error
+    except (ValueError, OSError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} is no .npz file of plain arrays: it holds Python objects, or it is damaged. Write plain arrays "
+            "with numpy.savez."
+        ) from error
+
+
+def as_tensor(array: np.ndarray, where: str) -> Tensor:
+    """Raises InputError for arrays of what torch does not know, such as strings."""
     try:
         return torch.from_numpy(np.ascontiguousarray(array))
     except TypeError as error:
@@ -173,7 +188,7 @@ def _named(samples: Mapping[str, Any], example: Example, where: str) -> dict[int
 def _checked(x: Any, like: Tensor, where: str) -> Tensor:
     """One tensor of samples on the example's device, in its dtype."""
     if isinstance(x, np.ndarray):
-        x = _as_tensor(x, where)
+        x = as_tensor(x, where)
     if not isinstance(x, Tensor):
         raise InputError(f"{where}: a {type(x).__name__} where a tensor is needed.")
     if x.dim() == 0 or tuple(x.shape[1:]) != tuple(like.shape[1:]):

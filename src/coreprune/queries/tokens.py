@@ -35,7 +35,8 @@ def vocabulary(target: Target) -> int:
             handle.remove()
     if not rows:
         raise InputError(
-            "no embedding looks these integers up, so their range is not known. Say it: RandomTokens(vocabulary=...)."
+            "no embedding looks these integers up, so their range is not known. Pass samples, or in Python say it: "
+            "RandomTokens(vocabulary=...)."
         )
     return max(rows)  # positions may equal the tokens in an example of zeros; there are fewer of those
 
@@ -176,7 +177,7 @@ def _cached(target: Target) -> Any:
     only = target.kwargs.get("input_ids", target.args[0] if target.args else None) is target.example
     if not only or getattr(config, "is_encoder_decoder", config is None):
         return None
-    if not {"input_ids", "past_key_values", "use_cache"} <= set(parameters):
+    if not {"input_ids", "past_key_values", "use_cache"} <= set(parameters) or not target.together:
         return None
     past: list[Any] = [None]
 
