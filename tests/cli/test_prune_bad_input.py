@@ -161,7 +161,7 @@ def environment() -> dict[str, str]:
         (("--exclude", "layer1.*"), ["exclude='layer1.*' matches no group", "0, 2, 4"]),
         (("--exclude", "*"), ["no group of channels is free to leave", "excluded by the caller (pattern '*')"]),
         (("--method", "functionl"), ["there is no such selector. Did you mean functional?", "bn-scale, d-optimal"]),
-        (("--method", "xyz"), "There are bn-scale"),
+        (("--method", "xyz"), "There are auto, bn-scale"),
         (("--no-such-option",), "No such option: --no-such-option"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",

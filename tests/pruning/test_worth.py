@@ -10,7 +10,7 @@ from coreprune import Budget, prune
 
 
 def errors(queries):
-    report = prune(mlp(), EXAMPLE, Budget(keep=0.5), queries=queries, repair=False).report
+    report = prune(mlp(), EXAMPLE, Budget(keep=0.5), "functional", queries=queries, repair=False).report
     return {g.name: torch.tensor(g.errors) for g in report.groups if g.errors is not None}
 
 
