@@ -51,6 +51,14 @@ def test_the_minimiser_is_that_of_the_explicit_problem(g, ridge, intercept):
         assert torch.allclose(bias[i], wanted[1], atol=1e-8)
 
 
+@pytest.mark.parametrize("f", [200, 201, 450, 803])
+def test_many_features_have_the_same_moments(f):
+    x = normal(2, 30, f) + 1.5
+    found = made(x, normal(2, 30, 1), blocks=2).moments()[2]
+    for i in range(2):
+        assert torch.allclose(found[i], torch.cov(x[i].T, correction=0), atol=1e-12)
+
+
 def test_groups_do_not_see_each_other():
     x, y, start = problem(3)
     whole = made(x, y).solve(start, 1e-2)

@@ -9,6 +9,8 @@ import torch
 from coreprune._shapes import Float, Tensor
 from coreprune.errors import GeometryError
 
+_SMALL = 200  # features up to which one product is faster than its parts
+
 
 @dataclass
 class LeastSquares:
@@ -44,7 +46,7 @@ class LeastSquares:
         self.rows += x.shape[1]
         self._sum_x += x.sum(1, keepdim=True)
         self._sum_y += y.sum(1, keepdim=True)
-        self._xx.baddbmm_(x.mT, x)
+        _add_gram_(self._xx, x)
         self._yx.baddbmm_(y.mT, x)
         self._yy += y.square().sum(1)
 
@@ -102,3 +104,17 @@ class LeastSquares:
         if self.intercept:
             residual = residual + (mean_y - bias - (weight @ mean_x[:, :, None])[..., 0]) ** 2
         return residual.clamp(min=0)
+
+
+def _add_gram_(total: Tensor, x: Tensor) -> None:
+    """total (g, f, f) += XᵀX: what lies off the diagonal is computed once for both sides, which spares up to half."""
+    f = x.shape[2]
+    if f <= _SMALL:
+        total.baddbmm_(x.mT, x)
+        return
+    half = f // 2
+    _add_gram_(total[:, :half, :half], x[:, :, :half])
+    _add_gram_(total[:, half:, half:], x[:, :, half:])
+    side = x[:, :, :half].mT @ x[:, :, half:]
+    total[:, :half, half:] += side
+    total[:, half:, :half] += side.mT
