@@ -135,7 +135,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds-rest", type=int, default=1, help="seeds of the other selectors")
     parser.add_argument("--seeds-tuned", type=int, default=1, help="seeds of what is fine-tuned")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the multiply-accumulates")
-    parser.add_argument("--distill", type=int, default=300, help="steps of the polished rows")
+    parser.add_argument("--distill", type=int, default=1000, help="steps of the polished rows")
     parser.add_argument("--only", default="", help="a regular expression for the names of the cells, see --list")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier run ended")
     parser.add_argument("--threads", type=int, default=2, help="of each process")
