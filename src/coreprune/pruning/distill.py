@@ -20,6 +20,7 @@ from coreprune._example import largest_block, quiet
 from coreprune.errors import InputError, ModelError
 from coreprune.pruning.checkpoint import Checkpoint, digest
 from coreprune.pruning.features import Watched, floats, shared_features
+from coreprune.pruning.readouts import Readout, fit_readouts
 from coreprune.pruning.rows import Batch, Inputs, Rows
 
 Progress = Callable[[str, int, int], None]
@@ -76,7 +77,8 @@ def distill_(
     The loss is the sum of: the squared errors of the outputs relative to the variance of the teacher's; for outputs
     that may be logits (2 or 3 axes), the divergence of the softened outputs; and the mean over features of their
     squared errors relative to their variance. Features are the outputs of blocks (modules with children, otherwise any
-    modules) that have the same name and output shape in both models. Both models run in evaluation mode: batch norms
+    modules) that have the same name and output shape in both models; blocks that have lost channels are compared
+    through an affine map that is fit beforehand and stays. Both models run in evaluation mode: batch norms
     keep their statistics, dropout is off. Half-precision weights are trained on float32 copies.
 
     student: a pruned copy of the teacher, with tensors of its own. Parameters that do not require a gradient stay as
@@ -100,12 +102,15 @@ def distill_(
         saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, options)))
     with _polishing(student, teacher) as parameters:
         training = _Training(parameters, _tensors(student), options)
-        first = training.load(saved)
         block = largest_block(next(rows.parts(0, 2)), rows.size, student, teacher)
         names = shared_features(student, teacher, next(rows.parts(0, block))) if options.features else []
+        # Before a checkpoint is taken up, so that an interrupted run goes on with the same maps.
+        once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, block))
+        maps = fit_readouts(student, teacher, names, once) if names else []
+        first = training.load(saved)
         with Watched(student, names) as seen, Watched(teacher, names) as wanted:
             for step in range(first, options.steps):
-                loss = _loss(student, teacher, seen, wanted, [*rows.parts(step, block)], options)
+                loss = _loss(student, teacher, seen, wanted, maps, [*rows.parts(step, block)], options)
                 training.step(step, loss)
                 if saved is not None and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
                     saved.write(step + 1, training.state())
@@ -230,6 +235,7 @@ def _loss(
     teacher: nn.Module,
     seen: Watched,
     wanted: Watched,
+    maps: list[Readout | None],
     parts: Sequence[Batch],
     options: Distill,
 ) -> Tensor:
@@ -249,7 +255,7 @@ def _loss(
     loss = torch.stack([_error(s, t) for s, t in pairs]).mean()
     if pairs[0][0].dim() in (2, 3):
         loss = loss + _divergence(*pairs[0], options.temperature)
-    features = [_error(s, t) for s, t in zip(now, then, strict=True)]
+    features = [_error(m(s) if m else s, t) for m, s, t in zip(maps, now, then, strict=True)]
     return loss + options.features * torch.stack(features).mean() if features else loss
 
 

@@ -54,14 +54,28 @@ class Watched:
 
 
 def shared_features(student: nn.Module, teacher: nn.Module, batch: Batch) -> list[str]:
-    """Names of modules whose outputs have the same shapes in both models: blocks, or single layers if no block agrees.
+    """Names of modules whose outputs can be compared: blocks, or single layers if no block can.
 
-    The whole model is not among them, nor a module whose output the one around it hands on.
+    The outputs of blocks have the same shapes in both models, or fewer channels in the student (`Readout`); those of
+    single layers the same shapes. The whole model is not among them, nor a module whose output the one around it hands
+    on.
     """
     mine, theirs = _shapes(student, batch), _shapes(teacher, batch)
-    same = [name for name, shapes in mine.items() if shapes and theirs.get(name) == shapes]
-    blocks = [name for name in same if any(True for _ in student.get_submodule(name).children())]
+    found = [name for name, shapes in mine.items() if shapes and len(theirs.get(name, ())) == len(shapes)]
+    same = [name for name in found if mine[name] == theirs[name]]
+    narrow = [
+        name for name in found if all(a == b or lost_axis(a, b) for a, b in zip(mine[name], theirs[name], strict=True))
+    ]
+    blocks = [name for name in narrow if any(True for _ in student.get_submodule(name).children())]
     return blocks or same
+
+
+def lost_axis(mine: torch.Size, theirs: torch.Size) -> int | None:
+    """The one axis, not the first, along which a shape has lost entries; None where the shapes differ otherwise."""
+    if len(mine) != len(theirs):
+        return None
+    axes = [axis for axis, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b]
+    return axes[0] if len(axes) == 1 and axes[0] > 0 and mine[axes[0]] < theirs[axes[0]] else None
 
 
 def _shapes(model: nn.Module, batch: Batch) -> dict[str, list[torch.Size]]:
