@@ -13,7 +13,7 @@ from safetensors import safe_open
 from test_prune_mlp import bits, mlp
 from torch import nn
 
-from coreprune import InputError
+from coreprune import Budget, InputError, prune
 from coreprune.errors import ModelError
 from coreprune.pruning.augment import is_image, varied
 from coreprune.pruning.checkpoint import Checkpoint, digest
@@ -95,6 +95,12 @@ def conv_pair():
             for name, tensor in full.bn1.state_dict().items():
                 small.bn1.state_dict()[name].copy_(tensor[::2] if tensor.dim() else tensor)
     return student.eval(), teacher
+
+
+def stream_pair():
+    """A teacher, and a student whose residual stream is narrower, and so is every block's output."""
+    teacher = convnet()
+    return prune(teacher, torch.zeros(1, 3, 8, 8), Budget(keep=0.75), "l2", queries=None).model, teacher
 
 
 def error(student, teacher, x):
@@ -195,6 +201,7 @@ def stop_at(step):
     ("pair", "shape", "dtype", "stop"),
     [
         (conv_pair, (3, 8, 8), torch.float32, 5),
+        (stream_pair, (3, 8, 8), torch.float32, 5),
         (mlp_pair, (8,), torch.float32, 1),
         (mlp_pair, (8,), torch.float64, 4),
         (mlp_pair, (8,), torch.bfloat16, 7),
