@@ -144,7 +144,7 @@ def latency(record: dict[str, Any]) -> str:
                 [run["model"], rounded, str(row["batch"]), f"{before:.1f}", f"{after:.1f}", f"{row['speedup']:.2f}"]
             )
         if run["note"]:
-            notes.append(f"- {run['model']}, round_to={run['round_to']}: {run['latency']['note']}")
+            notes.append(f"- {run['model']}, round_to={run['round_to']}: {run['note']}")
     setup = record["setup"]
     return f"""## Latency
 

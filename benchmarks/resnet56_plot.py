@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from children import Row
-from resnet56_cells import FINAL, IMAGES, NO_DATA, PEER
+from resnet56_cells import BOTH, FINAL, IMAGES, NO_DATA, PEER
 
 NAME = "resnet56_cifar"
 MARKERS = "osD^vXPd<>*h"
@@ -19,7 +19,9 @@ def label(row: Row) -> str:
     if row["method"].startswith(PEER):
         return row["method"].replace(PEER, "Torch-Pruning")
     extra = " + repair + polish" if row["distill"] else " + repair" if row["repair"] else ""
-    return row["method"] + extra + (", given images" if row["source"] == IMAGES else "")
+    return (
+        row["method"] + extra + {IMAGES: ", given images", BOTH: ", given images and made ones"}.get(row["source"], "")
+    )
 
 
 def plot(record: dict[str, Any], folder: Path) -> None:
@@ -42,7 +44,7 @@ def plot(record: dict[str, Any], folder: Path) -> None:
         if not drawn:
             continue
         size = (8.5 * len(drawn), 5)
-        figure, axes = plt.subplots(1, len(drawn), figsize=size, layout="constrained", sharey=True, squeeze=False)
+        figure, axes = plt.subplots(1, len(drawn), figsize=size, layout="constrained", squeeze=False)
         for axis, (title, found) in zip(axes[0], drawn, strict=True):
             _panel(axis, title, found, dense if when == "before" else _tuned_dense(record))
         axes[0][0].set_ylabel("accuracy on the test images (%)")
