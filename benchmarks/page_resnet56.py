@@ -49,7 +49,8 @@ Accuracy in % on {setup["test"]:,} test images, before any fine-tuning, against 
 *No data*: {setup["queries"]} queries made from the batch-norm statistics; *images*: {setup["queries"]} unlabelled training images; *images and made*: both together. Mean and standard deviation over the seeds where
 there are several. Budgets are met and never missed.{peers(record)}{missing(failed, "cells")}
 
-{asked(cells)}Defaults of the repair, the allocation and the inversion were chosen in earlier trials that looked at the first 2,000 of these test images; the settings of the polish were not.
+{asked(cells)}Defaults of the library were chosen in trials some of which looked at the first 2,000 of these test images; comparing blocks that have lost channels in the polish came after its first
+result at 25 %, which was 79.53.
 `magnitude` is `l2`, and `mussay` is `norm` in a ReLU network; they were not run again. {MISSING}: not run.
 
 {picture("before")}{(chr(10) * 2).join(parts)}
