@@ -51,6 +51,8 @@ def fit_readouts(
             if not fits:
                 axes = [lost_axis(mine.shape, theirs.shape) or 0 for mine, theirs in pairs]
                 fits = [LeastSquares() if axis else None for axis in axes]
+            if not any(axes):
+                break
             for fit, axis, pair in zip(fits, axes, pairs, strict=True):
                 if fit is not None:
                     x, y = (value.movedim(axis, -1).flatten(0, -2)[None].double() for value in pair)
