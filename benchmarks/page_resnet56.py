@@ -141,7 +141,7 @@ def details(record: dict[str, Any], cells: dict[Any, Any]) -> str:
         return ""
     setup = record["setup"]
     made = [c["wall_s"] for c in record["cells"] if c["kind"] == "queries" and "wall_s" in c]
-    queries = f" Making the queries took {fmean(made):.0f} s." if made else ""
+    queries = f" Making the queries took {fmean(made):.0f} s beside other work." if made else ""
     return f"""`{FINAL}` in detail. *At least*: with probability {1 - setup["delta"]:.0%} its answers are the dense network's on at least this share of such images (one-sided
 Clopper–Pearson, {setup["certify"]:,} unlabelled test images; least over the seeds). *Measured*: on the other {setup["test"] - setup["certify"]:,}. Seconds are those of the phases, with as many
 threads as the last column says. With two, the machine was quiet; wanted there are 15 s at most from the moments to the repair. With one, other processes ran beside it on the same two
