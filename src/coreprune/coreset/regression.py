@@ -30,20 +30,20 @@ class LeastSquares:
     _xx: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
     _yx: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
     _yy: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
+    _factor: tuple[float, Tensor, Tensor] | None = field(default=None, repr=False)  # of XᵀX + λ, by ridge
 
     def add(self, x: Float[Tensor, "g rows f"], y: Float[Tensor, "g rows o"]) -> None:
         """Accumulate a block of rows, any floating dtype."""
-        x, y = x.double(), y.double()
         if self.rows == 0:
             # Sums are taken around the first block's mean, so that large means do not cancel.
             keep = 1.0 if self.intercept else 0.0
-            self._shift_x, self._shift_y = keep * x.mean(1, keepdim=True), keep * y.mean(1, keepdim=True)
+            self._shift_x, self._shift_y = (keep * t.mean(1, keepdim=True, dtype=torch.float64) for t in (x, y))
             self._sum_x, self._sum_y = torch.zeros_like(self._shift_x), torch.zeros_like(self._shift_y)
-            self._xx = x.new_zeros(x.shape[0], x.shape[2], x.shape[2])
-            self._yx = x.new_zeros(x.shape[0], y.shape[2], x.shape[2])
-            self._yy = x.new_zeros(x.shape[0], y.shape[2])
-        x, y = x - self._shift_x, y - self._shift_y
-        self.rows += x.shape[1]
+            self._xx = self._shift_x.new_zeros(x.shape[0], x.shape[2], x.shape[2])
+            self._yx = self._shift_x.new_zeros(x.shape[0], y.shape[2], x.shape[2])
+            self._yy = self._shift_x.new_zeros(x.shape[0], y.shape[2])
+        x, y = _minus(x, self._shift_x), _minus(y, self._shift_y)
+        self.rows, self._factor = self.rows + x.shape[1], None
         self._sum_x += x.sum(1, keepdim=True)
         self._sum_y += y.sum(1, keepdim=True)
         _add_gram_(self._xx, x)
@@ -72,8 +72,10 @@ class LeastSquares:
         scale = xx.diagonal(dim1=1, dim2=2).mean(1)
         # Features that are all dead leave the weights as they are: any positive λ does that.
         lam = torch.where(scale > 0, ridge * scale, torch.ones_like(scale))
-        system = xx + lam[:, None, None] * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
-        change = torch.linalg.solve(system, (yx - start @ xx).mT, left=True).mT
+        if self._factor is None or self._factor[0] != ridge:
+            system = xx + lam[:, None, None] * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
+            self._factor = (ridge, *torch.linalg.lu_factor(system))
+        change = torch.linalg.lu_solve(*self._factor[1:], (yx - start @ xx).mT).mT
         weight = start + change
         if not self.intercept:
             return weight, torch.zeros_like(mean_y)
@@ -82,14 +84,14 @@ class LeastSquares:
     def retarget(self) -> LeastSquares:
         """The same X, with the sums over Y emptied; `add_targets` fills them again."""
         other = LeastSquares(self.intercept, self.rows)
-        other._shift_x, other._sum_x, other._xx = self._shift_x, self._sum_x, self._xx
+        other._shift_x, other._sum_x, other._xx, other._factor = self._shift_x, self._sum_x, self._xx, self._factor
         other._shift_y = self._shift_y
         other._sum_y, other._yx, other._yy = (torch.zeros_like(t) for t in (self._sum_y, self._yx, self._yy))
         return other
 
     def add_targets(self, x: Float[Tensor, "g rows f"], y: Float[Tensor, "g rows o"]) -> None:
         """Accumulate YᵀX for rows of X that have been added before."""
-        y = y.double() - self._shift_y
+        y = _minus(y, self._shift_y)
         total = y.sum(1, keepdim=True)
         self._sum_y += total
         # Σ y (x − s)ᵀ without a shifted copy of x: this runs once per round of a repair.
@@ -104,6 +106,11 @@ class LeastSquares:
         if self.intercept:
             residual = residual + (mean_y - bias - (weight @ mean_x[:, :, None])[..., 0]) ** 2
         return residual.clamp(min=0)
+
+
+def _minus(x: Tensor, shift: Tensor) -> Tensor:
+    """x − shift in float64, with one copy of x and not two."""
+    return x - shift if x.dtype == torch.float64 else x.double().sub_(shift)
 
 
 def _add_gram_(total: Tensor, x: Tensor) -> None:

@@ -25,14 +25,14 @@ class Collect:
     """How moments are collected.
 
     features: readers with more features than this use the channel version (every kernel position is a row of its own).
-    rows: per reader, positions of the queries beyond which only an even part is used.
+    rows: per reader, positions of the queries beyond which only an even part is used; at least 16 per feature.
     samples: feature rows that are kept as they are.
     worth: weigh output errors by the second moment of the gradient of the model's output (one random projection per
         sample); False weighs them by 1.
     """
 
     features: int = 1152
-    rows: int = 1 << 15
+    rows: int = 1 << 13
     samples: int = 256
     worth: bool = True
     window: int = 5
@@ -54,6 +54,14 @@ class _Site:
     @property
     def slots(self) -> int:
         return self.columns.numel() // (self.units * self.channels)
+
+    def split(self, options: Collect) -> bool:
+        """Whether the channel version is used."""
+        return self.columns.numel() > options.features and self.slots > 1
+
+    def features(self, options: Collect) -> int:
+        """Side of the covariance."""
+        return self.units * self.channels if self.split(options) else self.columns.numel()
 
 
 def collect_readers(
@@ -105,7 +113,8 @@ def _one_block(
                 with torch.no_grad():
                     x = run.block(by_node[node][0].operator.source, 0).detach()
                     operator = by_node[node][0].operator
-                    rows = even_rows(operator.count(value), options.rows // blocks + 1, value.device)
+                    most = max(options.rows, 16 * max(site.features(options) for site in by_node[node]))
+                    rows = even_rows(operator.count(value), most // blocks + 1, value.device)
                     features = operator.features(x, rows).transpose(0, 1).flatten(1)
                     for site in by_node[node]:
                         _add(site, features, options, blocks)
@@ -163,16 +172,18 @@ def _pooled(gradient: Tensor, window: int) -> Tensor:
     cancels where it alternates. Summing the squares of single positions would miss that, most of all before pooling.
     """
     dims = gradient.dim() - 2
-    if window == 1:
-        return gradient
-    pool = (nn.functional.avg_pool1d, nn.functional.avg_pool2d, nn.functional.avg_pool3d)[dims - 1]
-    padded = nn.functional.pad(gradient, [window // 2] * (2 * dims))  # avg_pool3d refuses to pad small inputs itself
-    return pool(padded, window, 1) * window ** (dims / 2)
+    for axis in range(2, 2 + dims):  # one axis after the other; sums of slices are faster than the library's pooling
+        length = gradient.shape[axis]
+        sides = [0, 0] * (dims + 1 - axis) + [window // 2, (window - 1) // 2]
+        padded = nn.functional.pad(gradient, sides)
+        gradient = sum(padded.narrow(axis, i, length) for i in range(window))  # type: ignore[assignment]
+    return gradient / window ** (dims / 2)
 
 
 def _add(site: _Site, features: Tensor, options: Collect, blocks: int) -> None:
-    x = features[:, site.columns]
-    if site.columns.numel() > options.features and site.slots > 1:
+    every = torch.equal(site.columns, torch.arange(features.shape[1]))
+    x = features if every else features[:, site.columns]
+    if site.split(options):
         x = (
             x.reshape(-1, site.units * site.channels, site.slots)
             .transpose(1, 2)

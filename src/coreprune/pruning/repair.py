@@ -4,8 +4,8 @@ The original and the pruned model walk through the same graph side by side. At a
 its input in the pruned model and T its output in the original; where the output goes into a residual sum, T is chosen
 such that the sum is matched, given what the pruned model's other branch delivers. Ridge least squares, pulled towards
 the weights there were. Where only a ReLU reads the result, what the original cuts off need not be matched but cut off:
-the targets are renewed from the fit a few times (each time the least squares majorises that one-sided error). Later
-layers see what the repaired ones deliver.
+the targets are renewed from the fit a few times (each time the least squares majorises that one-sided error, and the
+fit goes somewhat beyond its minimum). Later layers see what the repaired ones deliver.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Repair:
 
     ridge: float = 1e-3
     producers: bool = True
-    rows: int = 1 << 15
-    one_sided: int = 6
+    rows: int = 1 << 14
+    one_sided: int = 3
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,10 @@ def repaired(
     return walk.small.tensors, done  # type: ignore[return-value]
 
 
-_TOGETHER = 1 << 25  # entries: 256 MiB
+_HELD = 1 << 25  # entries of all blocks, up to which they are held in float64: 256 MiB
+_TOGETHER = 1 << 20  # entries of a block: 8 MiB
 _SETTLED = 0.99
+_BEYOND = 1.8  # how far a round goes on the way to its least squares; up to 2 the one-sided error does not rise
 
 
 class _Walk:
@@ -167,17 +169,18 @@ class _Walk:
         blocks = _together([problem.block(self, b, alive) for b in range(self.small.blocks)])
         fits = LeastSquares(intercept=operator.bias is not None or path.norm is not None)
         for x, y, _ in blocks:
-            fits.add(x, y)
+            fits.add(x, y.mT)
         weight, bias = fits.solve(old, self.options.ridge)
         last = math.inf
         for _ in range(self.options.one_sided if path.gated else 0):
             again, off = fits.retarget(), 0.0
             for x, y, zero in blocks:
-                said = x.double() @ weight.mT + bias[:, None, :]
-                wanted = problem.one_sided(said, y, zero)
-                again.add_targets(x, wanted)
-                off += float((said - wanted).square().sum())
-            weight, bias = again.solve(old, self.options.ridge)
+                said = torch.baddbmm(bias[:, :, None], weight, x.double().mT)
+                wanted = one_sided(said, y, zero)
+                again.add_targets(x, wanted.mT)
+                off += float(torch.linalg.vector_norm(said.sub_(wanted)).square())
+            solution = again.solve(old, self.options.ridge)
+            weight, bias = (now.lerp(new, _BEYOND) for now, new in zip((weight, bias), solution, strict=True))
             if off > _SETTLED * last:
                 break
             last = off
@@ -260,46 +263,57 @@ class _Problem:
     rows: int
 
     def part(self, matrix: Tensor) -> Tensor:
-        """The groups and outputs that are solved for, of (g, o, …)."""
-        return matrix[self.groups][:, self.kept]
+        """The groups and outputs that are solved for, of (g, o, …), with the sign that they have behind the path."""
+        return matrix[self.groups][:, self.kept] * self._sign
 
     def entered(self, matrix: Tensor, part: Tensor) -> Tensor:
         """`matrix` with `part` in the place that `part()` reads."""
         new = matrix.clone()
-        new[self.groups[:, None], self.kept[None, :]] = part
+        new[self.groups[:, None], self.kept[None, :]] = part * self._sign
         return new
 
+    @property
+    def _sign(self) -> Tensor:
+        return _sign(self.scale).mT[self.groups][:, self.kept]  # (g, o, 1)
+
     def block(self, walk: _Walk, b: int, alive: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, targets, and the outputs at which what follows becomes zero: (g, rows, …)."""
+        """Features (g, rows, f), targets, and the outputs at which what follows becomes zero (g, o, rows)."""
         operator, path = self.operator, self.path
         full = walk.full.block(path.join or operator.node, b)
         features = operator.taps * (operator.matrix(walk.full.tensors[operator.weight]).shape[2] // operator.taps)
         rows = even_rows(operator.count(full), max(self.rows, 16 * features) // walk.small.blocks + 1, full.device)
         x = operator.features(walk.small.block(operator.source, b), rows, alive)
         y = operator.outputs(full, rows).double()
+        size = self.scale.abs()
         if path.join is not None and path.other is not None:
-            other = operator.outputs(walk.small.block(path.other, b), rows).double()
-            y, zero = (y - other - self.shift) / self.scale, (-other - self.shift) / self.scale
+            behind = operator.outputs(walk.small.block(path.other, b), rows).double() + self.shift
+            y, zero = (y - behind) / size, behind / -size
         else:
-            zero = (-self.shift / self.scale).expand_as(y)
-        if self.operator.groups == 1:
-            return x, y[:, :, self.kept], zero[:, :, self.kept]
-        return x[self.groups], y[self.groups][:, :, self.kept], zero[self.groups][:, :, self.kept]
+            y, zero = y * _sign(self.scale), (-self.shift / size).expand_as(y)
+        if self.operator.groups > 1:
+            x, y, zero = x[self.groups], y[self.groups], zero[self.groups]
+        return x, y[:, :, self.kept].mT, zero[:, :, self.kept].mT
 
-    def one_sided(self, said: Tensor, y: Tensor, zero: Tensor) -> Tensor:
-        """Targets for a ReLU: where the original is cut off, anything that is cut off too is as good."""
-        up = (self.scale > 0)[self.groups][:, :, self.kept]
-        lower = torch.where(y < zero, torch.minimum(said, zero), y)
-        upper = torch.where(y > zero, torch.maximum(said, zero), y)
-        return torch.where(up, lower, upper)
+
+def _sign(scale: Tensor) -> Tensor:
+    return torch.where(scale < 0, -1.0, 1.0).to(scale)
+
+
+def one_sided(said: Tensor, y: Tensor, zero: Tensor) -> Tensor:
+    """Targets for a ReLU: where the original is cut off (y < zero), anything that is cut off too is as good."""
+    return torch.where(y < zero, torch.minimum(said, zero), y)
 
 
 def _together(blocks: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """One float64 block instead of many, where that is small: every block costs its own calls in every round."""
-    if sum(x.numel() for x, _, _ in blocks) > _TOGETHER:
+    """Fewer, larger float64 blocks: each costs its own calls in every round, and very large ones cost page faults."""
+    if sum(x.numel() for x, _, _ in blocks) > _HELD:
         return blocks
-    x, y, zero = (torch.cat([part.double() for part in parts], dim=1) for parts in zip(*blocks, strict=True))
-    return [(x, y, zero)]
+    each = max(1, round(_TOGETHER / blocks[0][0].numel()))
+    out = []
+    for start in range(0, len(blocks), each):
+        x, y, zero = zip(*blocks[start : start + each], strict=True)
+        out.append((torch.cat(x, dim=1).double(), torch.cat(y, dim=2), torch.cat(zero, dim=2)))
+    return out
 
 
 def _live(rows: Tensor) -> tuple[Tensor, Tensor]:
