@@ -171,8 +171,23 @@ def test_what_is_not_a_plain_map_of_a_parameter_is_left_out():
     assert operators(captured) == {}
 
 
-def test_even_rows_are_even_and_only_where_there_are_too_many():
-    assert even_rows(10, 10, torch.device("cpu")) is None
-    rows = even_rows(101, 11, torch.device("cpu"))
+@pytest.mark.parametrize(("available", "most"), [(101, 11), (32768, 2049), (16384, 2049), (100, 99), (7, 2)])
+def test_even_rows_are_one_of_every_stretch_and_only_where_there_are_too_many(available, most):
+    assert even_rows(available, available, torch.device("cpu")) is None
+    rows = even_rows(available, most, torch.device("cpu"))
     assert rows is not None
-    assert rows.tolist() == list(range(0, 101, 10))
+    assert rows.dtype == torch.int64
+    assert (rows.diff() > 0).all()
+    assert 0 <= rows[0] < available / most
+    assert rows[-1] < available
+    assert 0.6 * most <= len(rows) <= most
+    assert rows.diff().max() <= 2 * available / most
+
+
+def test_even_rows_see_every_column_of_an_image_alike():
+    """A fixed step near a divisor of the width would visit a few columns only, and the borders too often or never."""
+    rows = even_rows(32 * 32 * 32, 2049, torch.device("cpu"))
+    assert rows is not None
+    columns = torch.bincount(rows % 32, minlength=32)
+    assert columns.min() >= 0.9 * len(rows) / 32
+    assert columns.max() <= 1.1 * len(rows) / 32

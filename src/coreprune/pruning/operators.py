@@ -188,7 +188,12 @@ def is_tensor_meta(node: Any) -> bool:
 
 
 def even_rows(available: int, most: int, device: torch.device) -> Tensor | None:
-    """An even subset of the rows, when there are more than are worth their time."""
+    """An even subset of the rows, ascending, when there are more than are worth their time.
+
+    One of every stretch of rows, at a place that varies (fractional parts of multiples of the golden ratio): with one
+    fixed step the rows of an image would all lie in a few of its columns.
+    """
     if available <= most:
         return None
-    return torch.linspace(0, available - 1, most, device=device, dtype=torch.float64).long()
+    stretch = torch.arange(most, device=device, dtype=torch.float64)
+    return ((stretch + stretch * 0.6180339887498949 % 1.0) * (available / most)).long().unique()
