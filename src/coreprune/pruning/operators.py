@@ -69,15 +69,21 @@ class Operator:
             flat = x.reshape(-1, x.shape[-1])
             return (flat if rows is None else flat[rows])[None]
         pads = [p for size in reversed(self.padding) for p in (size, size)]
-        patches = nn.functional.pad(x, pads) if any(pads) else x
-        for axis, (k, s, d) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True), start=2):
-            patches = patches.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
-        dims, channels = len(self.kernel), x.shape[1]
-        # (n, C, positions…, kernel…) → (n, positions…, C, kernel…): a view, so that only the wanted rows are copied.
-        patches = patches.permute(0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))
-        if rows is not None:
-            patches = patches[torch.unravel_index(rows, patches.shape[: 1 + dims])]
-        return patches.reshape(-1, self.groups, channels // self.groups * self.taps).transpose(0, 1)
+        padded = nn.functional.pad(x, pads) if any(pads) else x.contiguous()
+        n, c, *space = padded.stride()
+        first, taps = torch.arange(x.shape[1], device=x.device)[:, None] * c, [0]
+        sizes = [x.shape[0]]
+        for a, (k, s, d) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
+            taps = [t + i * d * space[a] for t in taps for i in range(k)]
+            sizes.append((padded.shape[2 + a] - d * (k - 1) - 1) // s + 1)
+        rows = torch.arange(math.prod(sizes), device=x.device) if rows is None else rows
+        steps = [n, *(s * by for s, by in zip(self.stride, space, strict=True))]
+        at = torch.unravel_index(rows, sizes)
+        corner = torch.stack([i * step for i, step in zip(at, steps, strict=True)]).sum(dim=0)
+        # By index, which is several times faster than a copy of an unfolded view, and makes the wanted rows only.
+        entries = corner[:, None] + (first + torch.tensor(taps, device=x.device)).flatten()
+        patches = padded.flatten().index_select(0, entries.flatten())
+        return patches.reshape(len(rows), self.groups, -1).transpose(0, 1)
 
     def outputs(self, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """A tensor shaped like the node's output as (g, rows, o)."""
