@@ -191,3 +191,15 @@ def test_even_rows_see_every_column_of_an_image_alike():
     columns = torch.bincount(rows % 32, minlength=32)
     assert columns.min() >= 0.9 * len(rows) / 32
     assert columns.max() <= 1.1 * len(rows) / 32
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features_do_not_depend_on_the_layout_in_memory(padding, channels):
+    """Convolutions that run in channels_last hand on activations that are laid out that way."""
+    conv = nn.Conv2d(channels, 2, 3, padding=padding).double()
+    captured = capture(conv, torch.zeros(2, channels, 5, 6).double(), batch=2)
+    operator = operators(captured)["weight"]
+    x = torch.randn(2, channels, 5, 6, generator=gen(), dtype=torch.float64)
+    for other in (x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        assert torch.equal(operator.features(other), operator.features(x))

@@ -69,7 +69,7 @@ class Operator:
             flat = x.reshape(-1, x.shape[-1])
             return (flat if rows is None else flat[rows])[None]
         pads = [p for size in reversed(self.padding) for p in (size, size)]
-        padded = nn.functional.pad(x, pads) if any(pads) else x.contiguous()
+        padded = (nn.functional.pad(x, pads) if any(pads) else x).contiguous()
         n, c, *space = padded.stride()
         first, taps = torch.arange(x.shape[1], device=x.device)[:, None] * c, [0]
         sizes = [x.shape[0]]
