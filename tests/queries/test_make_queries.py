@@ -21,7 +21,7 @@ from coreprune.queries import (
     WhiteNoise,
     make_queries,
 )
-from queries.small import assert_same, convnet, gen, mlp, none, seeded, state, target
+from queries.small import Alone, assert_same, convnet, gen, mlp, none, seeded, state, target
 
 EXAMPLE = torch.zeros(1, 12)
 IMAGE = torch.zeros(2, 3, 16, 16)
@@ -55,6 +55,7 @@ class Tokens(nn.Module):
         (nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 12, 12), "mixture", "images of 1×12×12"),
         (nn.Conv2d(3, 2, 3), IMAGE, "mixture", "images of 3×16×16"),
         (nn.Conv1d(2, 2, 3), torch.zeros(1, 2, 20), "pink-noise", "convolutions"),
+        (Alone(convnet()), IMAGE[:1], "mixture", "cannot be inverted one input at a time, and the inputs are images"),
         (nn.LayerNorm(12), EXAMPLE, "white-noise", "but their shape"),
         (Tokens(), torch.zeros(1, 5, dtype=torch.int64), "random-tokens", "cannot write"),
     ],
@@ -64,7 +65,8 @@ def test_auto(model: nn.Module, example: Tensor, source: str, why: str) -> None:
     assert queries.source == source
     assert why in queries.note
     assert len(queries) == 2
-    model(*queries.args)
+    for block in queries.blocks(1):
+        model(*block[0], **block[1])
 
 
 @pytest.mark.parametrize("name", sorted(QUERIES))

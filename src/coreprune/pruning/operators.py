@@ -81,7 +81,8 @@ class Operator:
         at = torch.unravel_index(rows, sizes)
         corner = torch.stack([i * step for i, step in zip(at, steps, strict=True)]).sum(dim=0)
         # By index, which is several times faster than a copy of an unfolded view, and makes the wanted rows only.
-        entries = corner[:, None] + (first + torch.tensor(taps, device=x.device)).flatten()
+        short = torch.int32 if padded.numel() < 2**31 else torch.int64  # half the memory, where that is enough
+        entries = corner[:, None].to(short) + (first + torch.tensor(taps, device=x.device)).flatten().to(short)
         patches = padded.flatten().index_select(0, entries.flatten())
         return patches.reshape(len(rows), self.groups, -1).transpose(0, 1)
 

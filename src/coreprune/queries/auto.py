@@ -17,9 +17,12 @@ def choose(target: Target) -> tuple[Source, str]:
         if is_causal(target):
             return SelfGenerated(), "the model is a causal language model, so it writes its own text"
         return RandomTokens(), "the inputs are tokens, and the model cannot write text"
-    if reached(target):
+    inverted = reached(target)
+    if inverted and target.together:
         return BatchNormInversion(), "the model holds batch norms with running statistics"
     source, why = noise_like(target)
+    if inverted:  # their statistics are those of many inputs together
+        why = why.replace("no batch norm to invert", "batch norms cannot be inverted one input at a time")
     drawn = isinstance(source, Mixture) and isinstance(source.sources[0], Strokes)
     if drawn and is_classifier(target):  # measured on drawings; elsewhere the noise is left as it is
         return ClassImpressions(source), f"{why} to classify"
