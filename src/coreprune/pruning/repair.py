@@ -33,7 +33,8 @@ class Repair:
 
     ridge: λ as a multiple of the mean second moment of the features.
     producers: whether layers that lost no input, but whose input has changed, are refit as well.
-    rows: per layer, positions of the queries beyond which only a part is used; at least 16 per feature.
+    rows: per layer, positions of the queries beyond which only a part is used. Wide layers get more: up to twice as
+        many where that is less than 48 per feature, and always 16 per feature.
     one_sided: rounds of one-sided targets, at most, where only a ReLU reads the result; 0 matches all of it. They end
         when a round lowers the error by less than 1 %.
     """
@@ -281,7 +282,8 @@ class _Problem:
         operator, path = self.operator, self.path
         full = walk.full.block(path.join or operator.node, b)
         features = operator.taps * (operator.matrix(walk.full.tensors[operator.weight]).shape[2] // operator.taps)
-        rows = even_rows(operator.count(full), max(self.rows, 16 * features) // walk.small.blocks + 1, full.device)
+        most = max(self.rows, 16 * features, min(48 * features, 2 * self.rows))
+        rows = even_rows(operator.count(full), most // walk.small.blocks + 1, full.device)
         x = operator.features(walk.small.block(operator.source, b), rows, alive)
         y = operator.outputs(full, rows).double()
         size = self.scale.abs()
