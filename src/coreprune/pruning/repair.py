@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from coreprune._example import batch_size
 from coreprune.coreset.regression import LeastSquares
 from coreprune.graph import Captured
 from coreprune.graph.execution import Execution, last_uses, overwritten
@@ -33,15 +34,15 @@ class Repair:
 
     ridge: λ as a multiple of the mean second moment of the features.
     producers: whether layers that lost no input, but whose input has changed, are refit as well.
-    rows: per layer, positions of the queries beyond which only a part is used. Wide layers get more: up to twice as
-        many where that is less than 48 per feature, and always 16 per feature.
+    rows: per layer, positions of the queries beyond which only an even part is used: 64 of each query, but from half of
+        `rows` up to `rows` in all, and at least 16 per feature.
     one_sided: rounds of one-sided targets, at most, where only a ReLU reads the result; 0 matches all of it. They end
         when a round lowers the error by less than 1 %.
     """
 
     ridge: float = 1e-3
     producers: bool = True
-    rows: int = 1 << 14
+    rows: int = 1 << 15
     one_sided: int = 3
 
 
@@ -103,6 +104,7 @@ class _Walk:
         options: Repair,
     ) -> None:
         self.captured, self.masks, self.options = captured, masks, options
+        self.samples = sum(batch_size(*block) or 1 for block in blocks)
         self.full = Execution(captured, original, blocks)
         # What is equal is the same object, so that only what changed is run again.
         same = {n: original[n] if torch.equal(t, original[n]) else t for n, t in start.items()}
@@ -282,7 +284,7 @@ class _Problem:
         operator, path = self.operator, self.path
         full = walk.full.block(path.join or operator.node, b)
         features = operator.taps * (operator.matrix(walk.full.tensors[operator.weight]).shape[2] // operator.taps)
-        most = max(self.rows, 16 * features, min(48 * features, 2 * self.rows))
+        most = max(min(self.rows, max(self.rows // 2, 64 * walk.samples)), 16 * features)
         rows = even_rows(operator.count(full), most // walk.small.blocks + 1, full.device)
         x = operator.features(walk.small.block(operator.source, b), rows, alive)
         y = operator.outputs(full, rows).double()
