@@ -55,6 +55,8 @@ result at 25 %, which was 79.53.
 
 {picture("before")}{(chr(10) * 2).join(parts)}
 
+{wins(cells)}
+
 {details(record, cells)}{tuned(record, shares, heads)}
 Ran on {ran_on(record["environment"])}
 """
@@ -87,6 +89,29 @@ def asked(cells: dict[Any, Any]) -> str:
 
 {table(["", *(f"{100 * share:g}%" for share in (0.5, 0.35, 0.25))], rows)}
 
+"""
+
+
+def wins(cells: dict[Any, Any]) -> str:
+    """Which selector is best, and by how much, in every column that all of them have been run for."""
+    columns: dict[tuple[str, str, float], list[tuple[float, str]]] = {}
+    for (method, then, source, share), row in cells.items():
+        if then in ("none", "repair") and not method.startswith(PEER):
+            columns.setdefault((then, source, share), []).append((row["accuracy"]["mean"], method))
+    lines = []
+    for (then, source, share), found in sorted(columns.items(), key=lambda c: (c[0][0], c[0][1], -c[0][2])):
+        if len(found) > 2:
+            (best, method), (second, other) = sorted(found, reverse=True)[:2]
+            mine = next((value for value, name in found if name == FINAL), None)
+            rank = MISSING if mine is None else 1 + sum(value > mine for value, _ in found)
+            lines.append(
+                [then, source, f"{100 * share:g}%", f"{method} {best:.2f}", f"{other} {second:.2f}", str(rank)]
+            )
+    if not lines:
+        return ""
+    return f"""Which selector wins where (most others have one seed, and a difference of 0.3 is within noise):
+
+{table(["then", "queries", "kept", "best", "second", f"rank of {FINAL}"], lines)}
 """
 
 
@@ -140,8 +165,8 @@ def details(record: dict[str, Any], cells: dict[Any, Any]) -> str:
     if not lines:
         return ""
     setup = record["setup"]
-    made = [c["wall_s"] for c in record["cells"] if c["kind"] == "queries" and "wall_s" in c]
-    queries = f" Making the queries took {fmean(made):.0f} s beside other work." if made else ""
+    made = [c["wall_s"] for c in record["cells"] if c["kind"] == "queries" and "wall_s" in c and c["threads"] > 1]
+    queries = f" Making the queries took {fmean(made):.0f} s, with two threads on a quiet machine." if made else ""
     return f"""`{FINAL}` in detail. *At least*: with probability {1 - setup["delta"]:.0%} its answers are the dense network's on at least this share of such images (one-sided
 Clopper–Pearson, {setup["certify"]:,} unlabelled test images; least over the seeds). *Measured*: on the other {setup["test"] - setup["certify"]:,}. Seconds are those of the phases, with as many
 threads as the last column says. With two, the machine was quiet; wanted there are 15 s at most from the moments to the repair. With one, other processes ran beside it on the same two
