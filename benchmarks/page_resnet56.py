@@ -94,7 +94,7 @@ def asked(cells: dict[Any, Any]) -> str:
 
 
 def wins(cells: dict[Any, Any]) -> str:
-    """Which selector is best, and by how much, in every column that all of them have been run for."""
+    """The two best selectors of every column that more than two have been run for, and how many those are."""
     columns: dict[tuple[str, str, float], list[tuple[float, str]]] = {}
     for (method, then, source, share), row in cells.items():
         if then in ("none", "repair") and not method.startswith(PEER):
@@ -105,12 +105,11 @@ def wins(cells: dict[Any, Any]) -> str:
             (best, method), (second, other) = sorted(found, reverse=True)[:2]
             mine = next((value for value, name in found if name == FINAL), None)
             rank = MISSING if mine is None else 1 + sum(value > mine for value, _ in found)
-            lines.append(
-                [then, source, f"{100 * share:g}%", f"{method} {best:.2f}", f"{other} {second:.2f}", str(rank)]
-            )
+            of = f"{rank} of {len(found)}"
+            lines.append([then, source, f"{100 * share:g}%", f"{method} {best:.2f}", f"{other} {second:.2f}", of])
     if not lines:
         return ""
-    return f"""Which selector wins where (most others have one seed, and a difference of 0.3 is within noise):
+    return f"""Which selector wins where, of those that have been run (the others have one seed, and a difference of 0.3 is within noise):
 
 {table(["then", "queries", "kept", "best", "second", f"rank of {FINAL}"], lines)}
 """

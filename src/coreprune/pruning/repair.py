@@ -283,7 +283,7 @@ class _Problem:
         """Features (g, rows, f), targets, and the outputs at which what follows becomes zero (g, o, rows)."""
         operator, path = self.operator, self.path
         full = walk.full.block(path.join or operator.node, b)
-        features = operator.taps * (operator.matrix(walk.full.tensors[operator.weight]).shape[2] // operator.taps)
+        features = operator.matrix(walk.full.tensors[operator.weight]).shape[2]
         most = max(min(self.rows, max(self.rows // 2, 64 * walk.samples)), 16 * features)
         rows = even_rows(operator.count(full), most // walk.small.blocks + 1, full.device)
         x = operator.features(walk.small.block(operator.source, b), rows, alive)
