@@ -17,12 +17,12 @@ def choose(target: Target) -> tuple[Source, str]:
         if is_causal(target):
             return SelfGenerated(), "the model is a causal language model, so it writes its own text"
         return RandomTokens(), "the inputs are tokens, and the model cannot write text"
-    inverted = reached(target)
-    if inverted and target.together:
+    normed = reached(target)
+    if normed and target.together:
         return BatchNormInversion(), "the model holds batch norms with running statistics"
-    source, why = noise_like(target)
-    if inverted:  # their statistics are those of many inputs together
-        why = why.replace("no batch norm to invert", "batch norms cannot be inverted one input at a time")
+    source, fits = noise_like(target)
+    # The statistics of a batch norm are those of many inputs together.
+    why = f"{'batch norms cannot be inverted one input at a time' if normed else 'no batch norm to invert'}, and {fits}"
     drawn = isinstance(source, Mixture) and isinstance(source.sources[0], Strokes)
     if drawn and is_classifier(target):  # measured on drawings; elsewhere the noise is left as it is
         return ClassImpressions(source), f"{why} to classify"

@@ -25,13 +25,13 @@ def noise_like(target: Target) -> tuple[Source, str]:
     image = shape if len(shape) == 3 else guess_shape(target)
     if image is not None:
         size = "×".join(map(str, image))
-        how = f"no batch norm to invert, and the inputs are {'flat ' if len(shape) == 1 else ''}images of {size}"
+        how = f"the inputs are {'flat ' if len(shape) == 1 else ''}images of {size}"
         if image[0] == 1:
             return Mixture((Strokes(shape=image), Blobs(shape=image)), (3.0, 1.0)), how
         return Mixture((Leaves(shape=image), PinkNoise(shape=image)), (3.0, 1.0)), how
     if len(shape) >= 1 and first_weight(target) is not None:
-        return PropagatedMoments(), "no batch norm to invert, and a linear layer reads the inputs"
+        return PropagatedMoments(), "a linear layer reads the inputs"
     convolutions = (nn.Conv1d, nn.Conv3d)
     if len(shape) in (2, 4) and any(isinstance(m, convolutions) for m in target.model.modules()):
-        return PinkNoise(), "no batch norm to invert, and convolutions read the inputs"
+        return PinkNoise(), "convolutions read the inputs"
     return WhiteNoise(), "nothing is known about the inputs but their shape"
