@@ -28,8 +28,8 @@ from rich.table import Table
 from torch import Tensor
 
 from coreprune import Budget, prune
+from coreprune.demo.finetune import accuracy
 from coreprune.pruning import SELECTORS
-from coreprune.pruning.finetune import accuracy
 from environment import environment
 from lenet_mnist import lenet, mnist
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from children import Row, measured
 from cifar import SIDE, Augmented, normalised, pictures, predictions, trained
 from coreprune import Budget, prune
-from coreprune.pruning.finetune import fine_tune_
+from coreprune.demo.finetune import fine_tune_
 from resnet56_cells import BOTH, IMAGES, PEER, Cell, untuned
 
 TRAIN, TEST = 15_000, 10_000

@@ -176,3 +176,11 @@ def quiet(model: nn.Module) -> Iterator[None]:
             m.training = was
         for config, was in configs.values():
             config.use_cache = was
+
+
+def first_tensor(result: Any) -> Tensor | None:
+    """The first floating-point tensor of what a model returns."""
+    from torch.utils import _pytree as pytree
+
+    found = (x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point())
+    return next(found, None)

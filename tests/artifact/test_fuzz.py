@@ -409,7 +409,7 @@ VALID = st.fixed_dictionaries(
 @given(VALID)
 @settings(max_examples=200)
 def test_plans_come_back_equal(raw):
-    from coreprune.pruning.plan import GroupPlan
+    from coreprune.pruning.plans.plan import GroupPlan
 
     factors = (raw["factor"],) * len(raw["kept"])
     plan = Plan({"a": GroupPlan(6, raw["kept"], factors)}, "f" * 16, "l2", raw["seed"], {"keep": 0.5}, None)

@@ -14,7 +14,7 @@ from torch import nn
 from coreprune import Budget, InputError, prune
 from coreprune.artifact.huggingface import config_of, is_pretrained, read_stock, rebuild, stock_config, write_stock
 from coreprune.graph import named_tensors, rebuilt, recipe_of
-from coreprune.pruning.plan import fingerprint
+from coreprune.pruning.plans.plan import fingerprint
 from graph.zoo import ZOO
 
 

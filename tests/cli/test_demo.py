@@ -12,8 +12,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from coreprune import demo
 from coreprune.cli.app import app
+from coreprune.demo import demo
 
 REPO = Path(__file__).parents[2]
 

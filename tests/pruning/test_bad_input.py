@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_prune_mlp import EXAMPLE, bits, mlp
 from torch import nn
 
 import coreprune
 from coreprune import Budget, BudgetError, CoreprunError, InputError, ModelError, Plan, apply, prune
 from coreprune.pruning import SELECTORS
+from small_networks import EXAMPLE, bits, mlp
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

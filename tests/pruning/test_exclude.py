@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_prune_mlp import bits
 from torch import nn
 
 from coreprune import Budget, BudgetError, InputError, Plan, apply, plan, prune
+from small_networks import bits
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 EXAMPLE = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))

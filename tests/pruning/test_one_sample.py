@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from test_distill import Rows, conv_pair, mlp_pair, random
 from torch import nn
 
 from coreprune import Queries, certify
 from coreprune._example import largest_block
-from coreprune.pruning.distill import Distill, distill_
+from coreprune.pruning.distill.distill import Distill, distill_
+from distill_pairs import Rows, conv_pair, mlp_pair, random
 from queries.small import Alone
 
 

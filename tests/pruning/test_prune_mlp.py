@@ -10,23 +10,9 @@ import coreprune
 from coreprune import Budget, Loewner, Mussay, Norm, Plan, apply, plan, prune
 from coreprune.pruning import SELECTORS
 from oracles import worst_ratio
+from small_networks import EXAMPLE, bits, mlp, widths
 
-EXAMPLE = torch.zeros(1, 8)
 DATA_FREE = sorted(name for name, make in SELECTORS.items() if not make().reads)
-
-
-def mlp(seed: int = 0, act: type[nn.Module] = nn.ReLU, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(8, 24), act(), nn.Linear(24, 12), act(), nn.Linear(12, 3)).to(dtype)
-
-
-def bits(model: nn.Module) -> dict[str, bytes]:
-    return {k: v.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for k, v in model.state_dict().items()}
-
-
-def widths(model: nn.Module) -> list[int]:
-    return [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
 
 
 @pytest.mark.parametrize("method", DATA_FREE)

@@ -14,7 +14,7 @@ from coreprune import Budget, certify, prune
 from coreprune.errors import CoreprunError, InputError
 from coreprune.graph import capture
 from coreprune.pruning import SELECTORS
-from coreprune.pruning.evidence import gather
+from coreprune.pruning.calibration.calibration import gather
 from coreprune.queries import Queries
 from graph.zoo import randomise
 from oracles import worst_ratio
@@ -239,7 +239,7 @@ def test_the_agreement_is_a_lower_bound_of_the_share_that_agrees():
 def test_certify_with_the_seed_of_prune_sees_other_inputs(seed, monkeypatch):
     """It drew the inputs that pruning went by, so T11 was not about fresh ones."""
     model, seen = convnet(), []
-    module = sys.modules["coreprune.pruning.certify"]
+    module = sys.modules["coreprune.pruning.reporting.certificates"]
     real = module.agreement
     monkeypatch.setattr(module, "agreement", lambda m, p, fresh, delta: seen.append(fresh) or real(m, p, fresh, delta))
     result = prune(model, images(1), Budget(keep=0.5), "l2", queries="white-noise", seed=seed)

@@ -6,12 +6,13 @@ import collections
 
 import pytest
 import torch
-from test_prune_mlp import bits
 
 from coreprune import Budget, Norm, Plan, inspect, prune
 from coreprune.graph import capture, find_groups, normalise_example
 from coreprune.pruning import Folding
 from graph.zoo import ZOO, randomise
+from small_networks import bits
+from zoo_examples import call, example
 
 # Architectures whose consumers are dense, grouped or flattened, of several kinds; sampling re-weights all of them.
 REWEIGHTED = (
@@ -31,19 +32,6 @@ REWEIGHTED = (
     "clip",
     "detr",
 )
-
-
-def call(model, inputs):
-    """The first tensor that the model returns."""
-    with torch.no_grad():
-        found = model(inputs["x"]) if set(inputs) == {"x"} else model(**inputs)
-    while not isinstance(found, torch.Tensor):
-        found = next(iter(found.values())) if isinstance(found, dict) else found[0]
-    return found
-
-
-def example(inputs):
-    return inputs["x"] if set(inputs) == {"x"} else inputs
 
 
 @pytest.mark.slow

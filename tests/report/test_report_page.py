@@ -21,7 +21,7 @@ from coreprune.pruning import GroupReport, Report
 from coreprune.queries import WhiteNoise
 from coreprune.report import render, words, write
 from coreprune.report.gallery import contact_sheet
-from coreprune.report.recipe import recipe
+from coreprune.report.snippet import recipe
 from coreprune.report.view import view
 from report.conftest import EXAMPLE, network
 from report.made_up import MARK, report

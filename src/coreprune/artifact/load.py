@@ -18,7 +18,7 @@ from coreprune.artifact.manifest import DTYPES, PLAN, WEIGHTS, Manifest, TensorE
 from coreprune.errors import ArtifactError, CoreprunError, InputError, first_line
 from coreprune.graph import all_names, named_tensors, rebuilt
 from coreprune.pruning import Plan
-from coreprune.pruning.plan import fingerprint
+from coreprune.pruning.plans.plan import fingerprint
 
 log = logging.getLogger(__name__)
 

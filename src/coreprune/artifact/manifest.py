@@ -56,7 +56,7 @@ class TensorEntry:
 class Manifest:
     """What an artifact holds.
 
-    fingerprint: of the dense architecture (`coreprune.pruning.plan.fingerprint`). tensors: by canonical name. aliases:
+    fingerprint: of the dense architecture (`plans.plan.fingerprint`). tensors: by canonical name. aliases:
     other names of tied tensors. recipe: from the dense shapes to the pruned ones. files: by name, without this one.
     loads_with: "transformers" where from_pretrained reads the folder as it is, else "coreprune"; why: the reason.
     model_class: of the dense model. config: of the dense Hugging Face model, with `architecture`, else None.

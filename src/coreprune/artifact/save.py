@@ -32,8 +32,8 @@ from coreprune.artifact.manifest import (
 from coreprune.errors import InputError, first_line
 from coreprune.graph import Recipe, all_names
 from coreprune.pruning import Result
-from coreprune.pruning.plan import fingerprint
-from coreprune.pruning.report import versions
+from coreprune.pruning.plans.plan import fingerprint
+from coreprune.pruning.reporting.report import versions
 
 
 def save(

@@ -75,7 +75,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
 ) -> None:
     """Train a small network on handwritten digits, prune it in eight ways, and compare."""
-    from coreprune import demo as job
+    from coreprune.demo import demo as job
 
     job.prepare(out)
     with show.progress(errors) as tell:

@@ -216,8 +216,7 @@ def measured(
 
 def accuracy(model: nn.Module, samples: Queries, labels: Tensor) -> float:
     """Share of the samples whose highest score is their label. Raises InputError where there are no such scores."""
-    from coreprune._example import largest_block, quiet
-    from coreprune.pruning.evidence import first_tensor
+    from coreprune._example import first_tensor, largest_block, quiet
 
     right = at = 0
     with quiet(model):

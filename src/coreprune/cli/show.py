@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from coreprune.demo import Demo
+    from coreprune.demo.demo import Demo
     from coreprune.pruning import Inspection
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from coreprune.graph.capture import Captured
-from coreprune.graph.channels import trace
 from coreprune.graph.groups import Group
+from coreprune.graph.interpret import trace
 from coreprune.graph.unionfind import one_thread
 
 Array = np.ndarray

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from coreprune.graph.capture import Captured
-from coreprune.graph.channels import trace
-from coreprune.graph.facts import Slot, Tracer
 from coreprune.graph.groups import Consumer, Group, ParamSlice
+from coreprune.graph.interpret import trace
 from coreprune.graph.resolve import Settled, settle
+from coreprune.graph.tracer import Slot, Tracer
 from coreprune.graph.unionfind import one_thread
 
 

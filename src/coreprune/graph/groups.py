@@ -157,3 +157,23 @@ def describe(groups: list[Group], shares: dict[str, float] | None = None) -> lis
         }
         for g in groups
     ]
+
+
+def layout(index: Tensor, group: Group) -> Tensor | None:
+    """Where the units of a group lie on one parameter axis, int64 (units, positions per unit), or None.
+
+    Position q of one unit corresponds to position q of every other: all units look alike on the axis, only shifted.
+    None where they do not, or where the axis differs between blocks (`ParamSlice.index` of two dimensions): there units
+    cannot be merged.
+    """
+    units = group.size // group.unit
+    if index.ndim != 1:
+        return None
+    live = (index >= 0).nonzero()[:, 0]
+    owner = index[live] // group.unit
+    if len(live) % units or bool((owner.bincount(minlength=units) != len(live) // units).any()):
+        return None
+    table = live[owner.argsort(stable=True)].reshape(units, -1)
+    shifts, role = table - table[:, :1], index[table] % group.unit
+    alike = bool((shifts == shifts[0]).all()) and bool((role == role[0]).all())
+    return table if alike else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coreprune.graph.facts import Tracer
+from coreprune.graph.tracer import Tracer
 from coreprune.graph.unionfind import Partition
 from coreprune.graph.values import FIXED, axes
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from coreprune.errors import CoreprunError, ModelError
 from coreprune.graph.attributes import Numbers, follow_depthwise, follow_weights, scale_numbers
 from coreprune.graph.capture import Captured
-from coreprune.graph.channels import trace
 from coreprune.graph.groups import Group, check_keep, lock
+from coreprune.graph.interpret import trace
 from coreprune.graph.recipe import number_changes
 from coreprune.graph.verify import difference
 

@@ -1,13 +1,14 @@
 """Where models meet numerics: selectors, budgets, plans, and prune()."""
 
-from coreprune.pruning.budget import Budget
-from coreprune.pruning.certify import certify
-from coreprune.pruning.distill import Distill, distill_
+from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.inspection import GroupRow, Inspection, inspect
+from coreprune.pruning.layer.weights import LayerWeights, NormStatistics
 from coreprune.pruning.pipeline import Result, apply, plan, prune
-from coreprune.pruning.plan import GroupPlan, Plan
-from coreprune.pruning.repair import Refit, Repair
-from coreprune.pruning.report import GroupReport, Report
+from coreprune.pruning.plans.plan import GroupPlan, Plan
+from coreprune.pruning.repair.lockstep import Refit, Repair
+from coreprune.pruning.reporting.certificates import certify
+from coreprune.pruning.reporting.report import GroupReport, Report
 from coreprune.pruning.selectors import (
     L1,
     L2,
@@ -17,14 +18,12 @@ from coreprune.pruning.selectors import (
     Folding,
     Fpgm,
     Functional,
-    LayerWeights,
     Lewis,
     Loewner,
     Magnitude,
     Merging,
     Mussay,
     Norm,
-    NormStatistics,
     Pfp,
     Random,
     Ranking,

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from coreprune._progress import Progress, silent
 from coreprune.graph import CostModel
-from coreprune.pruning.stages import Progress, silent, trace
+from coreprune.pruning.stages import trace
 
 
 @dataclass(frozen=True)

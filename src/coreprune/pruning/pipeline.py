@@ -11,19 +11,20 @@ import torch
 from torch import nn
 
 from coreprune._example import device_of, example_like
+from coreprune._progress import Clock, Progress, silent
 from coreprune.errors import BudgetError, InputError
 from coreprune.graph import Captured, CostModel, Group, Recipe, adopt, recipe_of
-from coreprune.pruning.budget import Budget
-from coreprune.pruning.checks import check_model, check_patterns, check_settings
-from coreprune.pruning.choice import options_of
-from coreprune.pruning.distill import Distill, distill_
-from coreprune.pruning.evidence import gather
-from coreprune.pruning.plan import Plan, fingerprint
-from coreprune.pruning.repair import Refit, Repair
-from coreprune.pruning.report import Report
+from coreprune.pruning.allocation.allocate import allocate
+from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.calibration.calibration import gather
+from coreprune.pruning.distill.distill import Distill, distill_
+from coreprune.pruning.plans.decide import options_of
+from coreprune.pruning.plans.plan import Plan, fingerprint
+from coreprune.pruning.repair.lockstep import Refit, Repair
+from coreprune.pruning.reporting.report import Report
 from coreprune.pruning.selectors import Ranking, Selector, resolve
-from coreprune.pruning.stages import Clock, Progress, cut, cut_to, make_report, repair_, silent, trace
-from coreprune.pruning.widths import allocate
+from coreprune.pruning.stages import cut, cut_to, make_report, repair_, trace
+from coreprune.pruning.validate import check_model, check_patterns, check_settings
 from coreprune.queries import Queries
 
 

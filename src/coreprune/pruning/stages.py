@@ -4,47 +4,28 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coreprune._example import check_runs, normalise_example
+from coreprune._progress import Clock, Progress
 from coreprune.errors import InputError, ModelError
 from coreprune.graph import Captured, CostModel, Group, capture, find_groups, kept_positions, lock, probe, remove
-from coreprune.pruning.budget import Budget
-from coreprune.pruning.certify import agreement, as_refitted, group_report
-from coreprune.pruning.checks import check_model
-from coreprune.pruning.choice import Choice, decide, rank
-from coreprune.pruning.evidence import Evidence
-from coreprune.pruning.layers import tensors_of
-from coreprune.pruning.moments import Collect, collect_readers
-from coreprune.pruning.plan import Plan
-from coreprune.pruning.repair import Refit, Repair, repaired
-from coreprune.pruning.report import GroupReport, Report, versions
-from coreprune.pruning.reweight import pour_, weights_after
+from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.calibration.calibration import Evidence
+from coreprune.pruning.calibration.statistics import Collect, collect_readers
+from coreprune.pruning.layer.read import tensors_of
+from coreprune.pruning.plans.decide import Choice, decide, rank
+from coreprune.pruning.plans.plan import Plan
+from coreprune.pruning.plans.weights_after import pour_, weights_after
+from coreprune.pruning.repair.lockstep import Refit, Repair, repaired
+from coreprune.pruning.reporting.certificates import agreement, as_refitted, group_report
+from coreprune.pruning.reporting.report import GroupReport, Report, versions
 from coreprune.pruning.selectors import Selector
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass
-class Clock:
-    """Seconds per phase; a phase that is entered again adds up. tell: called as tell(phase, done, total)."""
-
-    tell: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time what is done inside."""
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.perf_counter() - start, 4)
+from coreprune.pruning.validate import check_model
 
 
 def trace(
@@ -82,10 +63,6 @@ def locked_by(exclude: tuple[str, ...], groups: list[Group]) -> list[Group]:
         lock(g, f"excluded by the caller (pattern {p!r})") if g.locked_because is None and (p := pattern_of(g)) else g
         for g in groups
     ]
-
-
-def silent(phase: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 def cut_to(

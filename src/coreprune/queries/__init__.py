@@ -8,17 +8,17 @@
 samples go the same way.
 """
 
-from coreprune.queries.base import Source, Target
-from coreprune.queries.impressions import ClassImpressions
-from coreprune.queries.inversion import BatchNormInversion, invert
-from coreprune.queries.leaves import Leaves
 from coreprune.queries.make import QUERIES, make_queries
-from coreprune.queries.mixture import Mixture
-from coreprune.queries.moments import PropagatedMoments
-from coreprune.queries.noise import Blobs, PinkNoise, WhiteNoise
 from coreprune.queries.queries import Queries
-from coreprune.queries.strokes import Strokes
-from coreprune.queries.tokens import RandomTokens, SelfGenerated, ZipfTokens
+from coreprune.queries.sources.base import Source, Target
+from coreprune.queries.sources.batch_norm_inversion import BatchNormInversion, invert
+from coreprune.queries.sources.class_impressions import ClassImpressions
+from coreprune.queries.sources.dead_leaves import Leaves
+from coreprune.queries.sources.mixture import Mixture
+from coreprune.queries.sources.noise import Blobs, PinkNoise, WhiteNoise
+from coreprune.queries.sources.propagated_moments import PropagatedMoments
+from coreprune.queries.sources.strokes import Strokes
+from coreprune.queries.sources.tokens import RandomTokens, SelfGenerated, ZipfTokens
 
 __all__ = [
     "QUERIES",

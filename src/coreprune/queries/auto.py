@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from coreprune.queries.base import Source, Target
-from coreprune.queries.impressions import ClassImpressions, is_classifier
-from coreprune.queries.inversion import BatchNormInversion, reached
-from coreprune.queries.mixture import Mixture
-from coreprune.queries.plain import noise_like
-from coreprune.queries.strokes import Strokes
-from coreprune.queries.tokens import RandomTokens, SelfGenerated, is_causal
+from coreprune.queries.sources.base import Source, Target
+from coreprune.queries.sources.batch_norm_inversion import BatchNormInversion, reached
+from coreprune.queries.sources.class_impressions import ClassImpressions, is_classifier
+from coreprune.queries.sources.mixture import Mixture
+from coreprune.queries.sources.noise_like import noise_like
+from coreprune.queries.sources.strokes import Strokes
+from coreprune.queries.sources.tokens import RandomTokens, SelfGenerated, is_causal
 
 
 def choose(target: Target) -> tuple[Source, str]:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.errors import InputError
 from coreprune.queries import storage
-from coreprune.queries.base import Source
+from coreprune.queries.sources.base import Source
 
 
 def fingerprint(model: nn.Module, example: Any, sources: list[Source], n: int, seed: int) -> str:

@@ -13,18 +13,18 @@ from torch.utils import _pytree as pytree
 from coreprune._example import batch_of, batch_size, check_runs, normalise_example
 from coreprune.errors import InputError
 from coreprune.queries.auto import choose
-from coreprune.queries.base import Progress, Source, Target, draw, has_batch, untouched, with_leaves
 from coreprune.queries.cache import Cache, fingerprint
-from coreprune.queries.impressions import ClassImpressions
-from coreprune.queries.inversion import BatchNormInversion
-from coreprune.queries.leaves import Leaves
-from coreprune.queries.mixture import Mixture
-from coreprune.queries.moments import PropagatedMoments
-from coreprune.queries.noise import Blobs, PinkNoise, WhiteNoise
 from coreprune.queries.queries import Queries
 from coreprune.queries.samples import from_samples, is_samples
-from coreprune.queries.strokes import Strokes
-from coreprune.queries.tokens import RandomTokens, SelfGenerated, ZipfTokens
+from coreprune.queries.sources.base import Progress, Source, Target, draw, has_batch, untouched, with_leaves
+from coreprune.queries.sources.batch_norm_inversion import BatchNormInversion
+from coreprune.queries.sources.class_impressions import ClassImpressions
+from coreprune.queries.sources.dead_leaves import Leaves
+from coreprune.queries.sources.mixture import Mixture
+from coreprune.queries.sources.noise import Blobs, PinkNoise, WhiteNoise
+from coreprune.queries.sources.propagated_moments import PropagatedMoments
+from coreprune.queries.sources.strokes import Strokes
+from coreprune.queries.sources.tokens import RandomTokens, SelfGenerated, ZipfTokens
 
 QUERIES: Mapping[str, Callable[[], Source]] = {
     source.name: source

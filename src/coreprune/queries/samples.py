@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 
 from coreprune._example import batch_size
 from coreprune.errors import InputError
-from coreprune.queries.base import has_batch, with_leaves
 from coreprune.queries.queries import Queries
+from coreprune.queries.sources.base import has_batch, with_leaves
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 _FIRST = 512  # of a loader, which may have no end; half of them are held back for the agreement

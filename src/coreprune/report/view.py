@@ -10,7 +10,7 @@ from typing import Any
 
 from coreprune.errors import InputError
 from coreprune.report import words
-from coreprune.report.recipe import recipe
+from coreprune.report.snippet import recipe
 
 Row = dict[str, Any]
 

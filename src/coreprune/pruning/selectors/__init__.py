@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coreprune.errors import InputError
-from coreprune.pruning.selectors.base import LayerWeights, NormStatistics, Ranking, Reader, Selector
+from coreprune.pruning.layer.weights import LayerWeights, NormStatistics, Reader
+from coreprune.pruning.selectors.base import Ranking, Selector
 from coreprune.pruning.selectors.folding import Folding
 from coreprune.pruning.selectors.functional import DOptimal, Functional
 from coreprune.pruning.selectors.merging import Merging

@@ -11,7 +11,8 @@ from coreprune._shapes import Float, Int, Tensor
 from coreprune.coreset import Coreset, Merge
 from coreprune.errors import InputError
 from coreprune.geometry import kmeans
-from coreprune.pruning.selectors.base import LayerWeights, NormStatistics, Ranking, ranked
+from coreprune.pruning.layer.weights import LayerWeights, NormStatistics
+from coreprune.pruning.selectors.base import Ranking, ranked
 from coreprune.pruning.selectors.norms import lengths
 
 # Bounds the repair's gain to 1000 √N where the directions of a cluster cancel out.

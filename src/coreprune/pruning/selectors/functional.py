@@ -9,7 +9,8 @@ import torch
 
 from coreprune.coreset import FunctionalCoreset, Moments, d_optimal, functional_coreset
 from coreprune.coreset.functional import Search
-from coreprune.pruning.selectors.base import LayerWeights, Ranking, Reader, ranked
+from coreprune.pruning.layer.weights import LayerWeights, Reader
+from coreprune.pruning.selectors.base import Ranking, ranked
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from coreprune._shapes import Float, Int, Tensor
 from coreprune.coreset import Coreset, Merge
 from coreprune.errors import InputError
-from coreprune.pruning.selectors.base import LayerWeights, Ranking, ranked
+from coreprune.pruning.layer.weights import LayerWeights
+from coreprune.pruning.selectors.base import Ranking, ranked
 from coreprune.pruning.selectors.norms import distances, lengths
 
 

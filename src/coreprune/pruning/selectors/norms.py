@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 
 from coreprune._shapes import Tensor
-from coreprune.pruning.selectors.base import LayerWeights, Ranking, ranked
+from coreprune.pruning.layer.weights import LayerWeights
+from coreprune.pruning.selectors.base import Ranking, ranked
 
 
 def lengths(layer: LayerWeights, p: float, bias: bool = False) -> Tensor:

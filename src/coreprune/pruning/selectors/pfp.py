@@ -9,7 +9,8 @@ import torch
 
 from coreprune._shapes import Float, Tensor
 from coreprune.errors import InputError
-from coreprune.pruning.selectors.base import LayerWeights, Ranking, Reader, ranked
+from coreprune.pruning.layer.weights import LayerWeights, Reader
+from coreprune.pruning.selectors.base import Ranking, ranked
 from coreprune.pruning.selectors.sampling import sampled
 
 # Entries of (samples, outputs, units) worked on at once: 128 MiB in float64.

@@ -13,7 +13,8 @@ import torch
 from coreprune._shapes import Tensor
 from coreprune.coreset import draw_stream, peel, sensitivities, spectral_ridge
 from coreprune.coreset.linf import Variant
-from coreprune.pruning.selectors.base import LayerWeights, Ranking, ranked
+from coreprune.pruning.layer.weights import LayerWeights
+from coreprune.pruning.selectors.base import Ranking, ranked
 
 
 def sampled(name: str, importance: Tensor, generator: torch.Generator, note: str = "") -> Ranking:

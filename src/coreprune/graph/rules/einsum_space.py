@@ -1,0 +1,196 @@
+"""Element-wise meetings and sums of products, in a joint index space as in einsum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from coreprune.graph.capture import Captured
+from coreprune.graph.rules.registry import Call
+from coreprune.graph.tracer import Read, Statistic, Tracer, Work
+from coreprune.graph.values import FIXED, Value, align, axes, merge_kind, place
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A value inside a joint index space: its layers, and the axes on which its size is more than 1."""
+
+    layers: tuple[Tensor, ...]
+    covers: frozenset[int]
+    created: bool = False
+
+
+def pointwise(call: Call, values: Sequence[Value], shape: tuple[int, ...] | None = None) -> Value:
+    """Element-wise combination with broadcasting."""
+    shape = call.shape if shape is None else shape
+    operands = []
+    for v in values:
+        covers = frozenset(a + len(shape) - len(v.shape) for a, n in enumerate(v.shape) if n > 1)
+        operands.append(Operand(tuple(align(x, len(shape)) for x in v.layers), covers, v.created))
+    layers = _meet(call, operands) if operands else ()
+    for v in values:
+        if v.weight and not all(u.weight for u in values):
+            for layer in v.layers:
+                call.tracer.play(v, layer, "other")
+    weight, created = merge_kind(values)
+    return Value(shape, weight=weight, created=created).with_layers(layers)
+
+
+def contract(
+    call: Call,
+    values: Sequence[Value],
+    where: Sequence[Sequence[int]],
+    out: Sequence[int],
+    *,
+    sources: Sequence[object],
+    factor: int = 1,
+    whole: bool = False,
+) -> tuple[Tensor, ...]:
+    """A sum of products in a joint index space, as in einsum; returns the layers of the result.
+
+    Args:
+        call: where the facts go.
+        values: the operands.
+        where: axis i of operand k is axis where[k][i] of the joint space.
+        out: the joint axes of the result, in order; the others are summed over.
+        sources: the nodes that the operands come from, for the record of where channels are read.
+        factor: multiply-accumulates per element of the joint space (kernel size and positions of a convolution).
+        whole: channels that are summed over leave together (the scale of attention depends on their number).
+    """
+    tracer = call.tracer
+    ndim = 1 + max(a for w in where for a in w)
+    sizes = [1] * ndim
+    operands = []
+    for v, w in zip(values, where, strict=True):
+        for a, n in zip(w, v.shape, strict=True):
+            sizes[a] = max(sizes[a], n)
+        covers = frozenset(a for a, n in zip(w, v.shape, strict=True) if n > 1)
+        operands.append(Operand(tuple(place(x, w, ndim) for x in v.layers), covers, v.created))
+    if not all(v.weight for v in values):
+        for value, operand in zip(values, operands, strict=True):
+            for layer in operand.layers:
+                tracer.play(value, layer, "out" if axes(layer) <= set(out) else "in")
+    met = _meet(call, operands)
+    summed = set(range(ndim)) - set(out)
+    if all(v.weight for v in values):
+        for layer in met:
+            if axes(layer) & summed:
+                tracer.lock(layer, f"weights are summed over ({call.node.name})")
+    kept = []
+    for layer in met:
+        over = axes(layer) & summed
+        block = bool(over and axes(layer) - summed)  # one block per position that is left: heads
+        if block or (over and whole):
+            kept.append(tracer.tie(layer, sorted(over)))
+        elif not over:
+            kept.append(layer)
+        if block:
+            tracer.heads.append(kept[-1])
+    _note_reads(call, values, where, summed, sources)
+    free = math.prod(n for a, n in enumerate(sizes) if not any(a in axes(x) for x in met))
+    new = {a for v, w in zip(values, where, strict=True) if v.weight for a in w}.intersection(out)
+    new -= {a for v, w in zip(values, where, strict=True) if not v.weight for a in w}
+    made = next((i for i, layer in enumerate(met) if axes(layer) & new), None)
+    tracer.work.append(Work(call.node.name, factor * free, met, made=made))
+    return tuple(layer.permute([*out, *sorted(summed)]).reshape([layer.shape[a] for a in out]) for layer in kept)
+
+
+def _note_reads(
+    call: Call, values: Sequence[Value], where: Sequence[Sequence[int]], summed: set[int], sources: Sequence[object]
+) -> None:
+    """Record the operands whose channels are summed over, and the parameter axes that multiply them."""
+    if all(v.weight for v in values):
+        return
+    params = {
+        slot
+        for v, w in zip(values, where, strict=True)
+        if v.weight
+        for layer in v.layers
+        if {w[a] for a in axes(layer)} & summed
+        for slot in call.tracer.origins(layer)
+    }
+    for v, w, source in zip(values, where, sources, strict=True):
+        for layer in () if v.weight else v.layers:
+            if len(axes(layer)) == 1 and all(w[a] in summed for a in axes(layer)):
+                read(call, source, next(iter(axes(layer))), layer.reshape(-1), params)
+
+
+def read(call: Call, source: object, axis: int, ids: Tensor, params: set[tuple[str, int]]) -> None:
+    """Record that `ids` along `axis` of an argument (a node of the graph) are summed over, weighted by `params`."""
+    name = ""
+    if isinstance(source, fx.Node):
+        name = source.name
+        if axis == source.meta["val"].dim() - 1:
+            axis = -1  # so that it also holds for the module's input, where the graph has flattened the other axes
+    module = owner(call.node, call.tracer.captured)
+    call.tracer.reads.append(Read(call.node.name, name, axis, ids, module, tuple(sorted(params))))
+
+
+def statistic(call: Call, value: Value, over: Sequence[int], reason: str, flag: str | None = None) -> None:
+    """The channels on each line along these axes have to leave together, or the result would change."""
+    for layer in value.layers:
+        along = axes(layer) & {a % len(value.shape) for a in over}
+        if along:
+            call.tracer.statistics.append(Statistic(layer, along, f"{reason} ({call.node.name})", flag))
+
+
+def owner(node: fx.Node, captured: Captured) -> str | None:
+    """The innermost module in whose forward a node was recorded."""
+    stack = node.meta.get("nn_module_stack") or {}
+    for path, _ in reversed(list(stack.values())):
+        name = str(path).removeprefix("L['self'].").removeprefix("L['self']").split("@")[0]
+        if name in captured.module_types:
+            return name
+    return None
+
+
+# --- how layers meet --------------------------------------------------------------------------------------------------
+def _meet(call: Call, operands: Sequence[Operand]) -> tuple[Tensor, ...]:
+    """The layers of an element-wise combination of operands that live in one index space."""
+    left = operands[0]
+    for right in operands[1:]:
+        left = _join(call, left, right)
+    return left.layers
+
+
+def _join(call: Call, a: Operand, b: Operand) -> Operand:
+    kept: list[Tensor] = []
+    met: set[int] = set()
+    reason = f"meets a tensor of a fixed size ({call.node.name})"
+    for layer in a.layers:
+        current, loose = layer, axes(layer)
+        for j, other in enumerate(b.layers):
+            if axes(layer) & axes(other):
+                met.add(j)
+                loose -= axes(other)
+                current = _meet_layers(call.tracer, current, other, reason)
+        if loose & b.covers and not b.created:
+            call.tracer.fixed.append((current, loose & b.covers, reason))
+        kept.append(current)
+    for j, other in enumerate(b.layers):
+        loose = (axes(other) & a.covers).difference(*(axes(x) for x in a.layers))
+        if loose and not a.created:
+            call.tracer.fixed.append((other, loose, reason))
+        if j not in met:
+            kept.append(other)
+    return Operand(tuple(kept), a.covers | b.covers, a.created and b.created)
+
+
+def _meet_layers(tracer: Tracer, a: Tensor, b: Tensor, reason: str) -> Tensor:
+    big, small = (a, b) if len(axes(a)) >= len(axes(b)) else (b, a)
+    inner, outer = axes(small), axes(big)
+    if inner == outer:
+        tracer.unify(big, small, reason)
+        # where one side is fixed the other side's ids live on, so that later meetings find them
+        return torch.where(big == FIXED, small, big)
+    if inner < outer and min(outer) not in inner:
+        # Rotary tables meet heads like this: no coupling as long as whole heads leave.
+        tracer.partial.append((big, small))
+        return big
+    # One number per block (the attention of a head) times each channel of the block.
+    tracer.tie_to(big, small, reason)
+    return big if inner < outer else torch.broadcast_tensors(big, small)[0].contiguous()

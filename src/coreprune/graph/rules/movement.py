@@ -1,0 +1,295 @@
+"""Operations that only move numbers: the same operation is run on the ids. Also creation, writes and look-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from coreprune.graph.rules.einsum_space import pointwise
+from coreprune.graph.rules.registry import Call, rule, values_in
+from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind
+
+MOVES = """
+    view reshape _unsafe_view permute transpose t numpy_T mT reshape_as swapaxes movedim slice select narrow
+    unsqueeze squeeze expand view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll
+    flip rot90 repeat tile repeat_interleave pixel_unshuffle diagonal unfold alias detach contiguous clone
+    lift_fresh_copy lift_fresh unsafe_split unsafe_chunk
+"""
+VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+LIKE = "to _to_copy type_as dropout feature_dropout alpha_dropout bernoulli tril triu nan_to_num"
+CREATE = (
+    "zeros ones full empty arange scalar_tensor eye linspace rand randn new_zeros new_ones new_full new_empty tensor "
+    "zeros_like ones_like full_like empty_like rand_like randn_like empty_permuted sym_size randint"
+)
+
+
+def move(value: Value, function: Callable[[Tensor], Any]) -> Any:
+    """Run a data movement on every layer; returns one Value or a list of them."""
+    results = [function(layer.expand(value.shape)) for layer in value.layers]
+    if not results:
+        # The shape still has to be known; a meta tensor costs nothing.
+        result = function(torch.empty(value.shape, dtype=torch.int64, device="meta"))
+        return pytree.tree_map_only(Tensor, lambda x: value.with_layers((), x.shape), result)
+    if isinstance(results[0], Tensor):
+        return value.with_layers([compact(r) for r in results], results[0].shape)
+    return [value.with_layers([compact(r[i]) for r in results], results[0][i].shape) for i in range(len(results[0]))]
+
+
+@rule(*MOVES.split())
+def _move(call: Call) -> Any:
+    value = call.args[0]
+    if not isinstance(value, Value):
+        return NotImplemented
+    _lock_literals(call, value)
+    rest = pytree.tree_map_only(Value, lambda v: torch.empty(v.shape), (call.args[1:], call.kwargs))
+    target = (
+        torch.reshape if call.node.target in VIEWS else call.node.target
+    )  # ids are broadcast, so strides differ from the real ones
+    result = move(value, lambda ids: target(ids, *rest[0], **rest[1]))  # pyright: ignore[reportCallIssue]
+    pieces = [v for v in result if isinstance(v, Value)] if isinstance(result, (list, tuple)) else []
+    if len(pieces) > 1 and "unbind" not in call.node.name:
+        _equal_pieces(call, value, pieces)
+    return result
+
+
+def _lock_literals(call: Call, value: Value) -> None:
+    """Every second channel, or channels shifted by a fixed number: other channels once some have left."""
+    ndim = len(value.shape)
+    touched: set[int] = set()
+    if call.name == "slice" and call.arg(4, "step", 1) != 1:
+        touched = {call.arg(1, "dim", 0) % ndim}
+    elif call.name == "roll":
+        dims = call.arg(2, "dims", ())
+        touched = {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])} or set(range(ndim))
+    for layer in value.layers:
+        if axes(layer) & touched:
+            call.tracer.lock(layer, f"{call.name} with a fixed step along the channels ({call.node.name})")
+
+
+def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
+    """A channel axis cut into equal pieces: the same number has to stay in each."""
+    cut = next((a for a, n in enumerate(value.shape) if pieces[0].shape[a] != n), None)
+    if cut is None or any(p.shape != pieces[0].shape for p in pieces):
+        return
+    for layer in value.layers:
+        if axes(layer) == {cut}:
+            call.tracer.balanced.append(
+                (
+                    layer.reshape(len(pieces), -1),
+                    f"the same number has to stay in each of {len(pieces)} pieces ({call.node.name})",
+                )
+            )
+
+
+@rule(*LIKE.split())
+def _like(call: Call) -> Any:
+    value = call.args[0]
+    return Value(value.shape, value.layers, value.weight, value.created)
+
+
+@rule(*CREATE.split())
+def _create(call: Call) -> Any:
+    value = call.node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return value
+    if "like" in call.node.name and isinstance(call.args[0], Value) and call.args[0].shape == tuple(value.shape):
+        return Value(tuple(value.shape), call.args[0].layers, created=not call.args[0].layers)
+    return Value(tuple(value.shape), created=True)
+
+
+@rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range", "_check")
+def _nothing(_: Call) -> Any:
+    """Checks do not make anything."""
+
+
+@rule("pad", "constant_pad_nd")
+def _pad(call: Call) -> Any:
+    """Padded positions stay: their number is written in the forward."""
+    value, widths = call.args[0], list(call.args[1])
+    shape = call.shape
+    mode = call.args[2] if len(call.args) > 2 and isinstance(call.args[2], str) else call.kwargs.get("mode", "constant")
+    ndim = len(value.shape)
+    if mode == "constant":
+        layers = []
+        for layer in value.layers:  # an axis without ids stays so: a padded row belongs to its channel like any other
+            own = [n if layer.shape[ndim - 1 - i // 2] > 1 else 0 for i, n in enumerate(widths)]
+            layers.append(torch.ops.aten.constant_pad_nd(layer, own, FIXED))
+        return value.with_layers(layers, shape)
+    padded = {ndim - 1 - i // 2 for i, n in enumerate(widths) if n}
+    for layer in value.layers:
+        if axes(layer) & padded:
+            call.tracer.lock(layer, f"channels are padded by {mode} ({call.node.name})")
+    return value.with_layers([x for x in value.layers if not axes(x) & padded], shape)
+
+
+@rule("cat", "concatenate", "concat")
+def _cat(call: Call) -> Any:
+    values = [v for v in call.args[0] if len(v.shape) > 1 or v.shape != (0,)]
+    axis = call.arg(1, "dim", 0) % len(values[0].shape)
+    return join_along(call, values, axis)
+
+
+@rule("stack")
+def _stack(call: Call) -> Any:
+    ndim = len(call.args[0][0].shape) + 1
+    axis = call.arg(1, "dim", 0) % ndim
+    values = [move(v, lambda ids: ids.unsqueeze(axis)) for v in call.args[0]]
+    return join_along(call, values, axis)
+
+
+def join_along(call: Call, values: list[Value], axis: int) -> Value:
+    """Concatenation. Ids along the axis are strung together; ids along the other axes meet."""
+    shape = call.shape
+    flat = (*shape[:axis], 1, *shape[axis + 1 :])
+    weight, created = merge_kind(values)
+    # Layers of different operands belong together when they vary along the same other axes.
+    strung = {axes(x) - {axis} for v in values for x in v.layers if axis in axes(x)}
+    across = [
+        Value(
+            (*v.shape[:axis], 1, *v.shape[axis + 1 :]),
+            tuple(x for x in v.layers if axes(x) - {axis} not in strung),
+            v.weight,
+            v.created,
+        )
+        for v in values
+    ]
+    layers = list(pointwise(call, across, flat).layers) if any(v.layers for v in across) else []
+    for key in strung:
+        parts = []
+        for v in values:
+            mine = [x for x in v.layers if axes(x) - {axis} == key]
+            for extra in mine[1:]:
+                call.tracer.lock(extra, f"two kinds of channels on one axis ({call.node.name})")
+            layer = mine[0] if mine else torch.full((1,) * len(shape), FIXED)
+            parts.append(layer.expand([n if a in key | {axis} else 1 for a, n in enumerate(v.shape)]))
+        layers.append(compact(torch.cat(parts, axis)))
+    return Value(shape, weight=weight, created=created).with_layers(layers)
+
+
+def channels_only(call: Call, layer: Tensor, axis: int) -> Tensor | None:
+    """A layer whose ids depend on the channel axis alone: ids of one channel at several places leave together."""
+    if axis not in axes(layer):
+        call.tracer.lock(layer, f"channels on a spatial axis ({call.node.name})")
+        return None
+    return call.tracer.tie(layer, sorted(axes(layer) - {axis}))
+
+
+def one_expert(call: Call, stacked: Value) -> Value:
+    """One of several stacked weights (axis 0), picked by the data: which one is not known, so experts stay."""
+    layers = []
+    for layer in stacked.layers:
+        if 0 in axes(layer):
+            call.tracer.lock(layer, f"experts are picked by the data ({call.node.name})")
+            continue
+        for name, _ in call.tracer.origins(layer):
+            call.tracer.experts[name] = stacked.shape[0]
+        layers.append(layer[0])
+    return Value(stacked.shape[1:], tuple(layers), stacked.weight)
+
+
+@rule("expand_as")
+def _expand_as(call: Call) -> Any:
+    """Axes of size 1 grow to the size of another tensor, and shrink with it."""
+    value, other = call.args[0], call.args[1]
+    ndim = len(other.shape)
+    own = [align(x, ndim) for x in value.layers]
+    grown = {a for a, n in enumerate(other.shape) if n > 1 and ((1,) * ndim + value.shape)[-ndim:][a] == 1}
+    return value.with_layers([*own, *(x for x in other.layers if axes(x) <= grown)], other.shape)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(call: Call) -> Any:
+    """[N, g k, ...] seen as [g, k] and transposed: the k-th channels of all groups leave together."""
+    value, groups = call.args[0], call.args[1]
+    layers = []
+    for layer in value.layers:
+        one = channels_only(call, layer, 1)
+        if one is not None:
+            blocks = one.reshape(groups, -1)
+            call.tracer.tie(blocks, [0])
+            layers.append(blocks.t().reshape(one.shape))
+    return value.with_layers(layers)
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(call: Call) -> Any:
+    """[N, C r^2, H, W] -> [N, C, rH, rW]: r^2 channels make one."""
+    value, r = call.args[0], call.args[1]
+    layers = []
+    for layer in value.layers:
+        one = channels_only(call, layer, 1)
+        if one is not None:
+            blocks = one.reshape(1, -1, r * r, 1)
+            layers.append(call.tracer.tie(blocks, [2]).reshape(1, -1, 1, 1))
+    return value.with_layers(layers, call.shape)
+
+
+@rule("copy", "slice_scatter", "select_scatter", "index_put", "masked_scatter")
+def _write(call: Call) -> Any:
+    """Writing into a part of a tensor: ids are not followed through it."""
+    call.tracer.lock_all(call.values(), f"written into a part of a tensor ({call.node.name})")
+    return Value(call.shape)
+
+
+@rule("embedding")
+def _embedding(call: Call) -> Any:
+    table, where = call.args[0], call.args[1]
+    shape = call.shape
+    call.tracer.lock_all([where], f"used as an index ({call.node.name})")
+    layers = []
+    for layer in table.layers:
+        if axes(layer) == {1}:
+            call.tracer.play(table, layer, "out")
+            layers.append(align(layer[0], len(shape)))
+        else:
+            call.tracer.lock(layer, f"rows are looked up by index ({call.node.name})")
+    return Value(shape).with_layers(layers)
+
+
+@rule("index", "index_select", "gather", "take_along_dim")
+def _index(call: Call) -> Any:
+    """Indexing with computed positions; fine along axes that carry no channels."""
+    value = call.args[0]
+    rest = pytree.tree_map_only(Value, lambda v: torch.zeros(v.shape, dtype=torch.int64), (call.args[1:], call.kwargs))
+    if call.node.target is torch.ops.aten.index.Tensor:
+        picked = {a for a, i in enumerate(call.args[1]) if i is not None}
+    else:
+        picked = {call.args[1] % len(value.shape)}
+    if "gather" in call.node.name or "take" in call.node.name:
+        return NotImplemented
+    call.tracer.lock_all(values_in(call.args[1:]), f"used as an index ({call.node.name})")
+    chosen = value.weight and picked == {0} and not all(v.weight for v in values_in(call.args[1:]))
+    if chosen and len(value.shape) > 1:
+        for layer in value.layers:
+            for name, _ in call.tracer.origins(layer) if 0 not in axes(layer) else ():
+                call.tracer.experts[name] = value.shape[0]
+    for layer in value.layers:
+        if axes(layer) & picked:
+            call.tracer.lock(layer, f"looked up by index ({call.node.name})")
+    free = Value(value.shape, tuple(x for x in value.layers if not axes(x) & picked), value.weight)
+    shape = call.shape
+    layers = []
+    for layer in free.layers:
+        ids = layer.expand([1 if a in picked else n for a, n in enumerate(value.shape)])
+        layers.append(compact(call.node.target(ids, *rest[0], **rest[1])))  # pyright: ignore[reportCallIssue]
+        if chosen and len(value.shape) == 2:
+            call.tracer.play(value, layer, "out")  # a look-up table makes its columns, like an embedding
+    return Value(shape, weight=value.weight and not (chosen and len(value.shape) == 2)).with_layers(layers, shape)
+
+
+@rule("im2col")
+def _im2col(call: Call) -> Any:
+    """Patches [N, C, H, W] -> [N, C*kh*kw, L]: each channel fills a run of kh*kw rows."""
+    value, kernel = call.args[0], call.args[1]
+    shape = call.shape
+    layers = []
+    for layer in value.layers:
+        if axes(layer) == {1}:
+            layers.append(layer.reshape(1, -1, 1).repeat_interleave(kernel[0] * kernel[1], 1))
+        else:
+            call.tracer.lock(layer, f"channels on a spatial axis ({call.node.name})")
+    return value.with_layers(layers, shape)

@@ -1,0 +1,1 @@
+"""How wide every group stays under a budget."""

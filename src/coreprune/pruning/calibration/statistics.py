@@ -1,0 +1,254 @@
+"""What the consumers of every group read on the queries: covariances, some samples, and what their errors are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from coreprune.coreset.regression import LeastSquares
+from coreprune.errors import InputError
+from coreprune.graph import Captured, Group, ParamSlice
+from coreprune.graph.execution import Execution, last_uses
+from coreprune.pruning.layer.linear_maps import Operator, even_rows, operators
+from coreprune.pruning.layer.weights import Reader
+
+Blocks = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Collect:
+    """How moments are collected.
+
+    features: readers with more features than this use the channel version (every kernel position is a row of its own).
+    rows: per reader, positions of the queries beyond which only an even part is used; at least 16 per feature.
+    samples: feature rows that are kept as they are.
+    worth: weigh output errors by the second moment of the gradient of the model's output (one random projection per
+        sample); False weighs them by 1.
+    """
+
+    features: int = 1152
+    rows: int = 1 << 13
+    samples: int = 256
+    worth: bool = True
+    window: int = 5
+
+
+@dataclass
+class _Site:
+    """One parameter axis that reads a group. columns: of the flattened features, by unit."""
+
+    group: str
+    operator: Operator
+    columns: Tensor
+    units: int
+    channels: int  # of a unit
+    moments: LeastSquares
+    worth: Tensor | None = None
+    kept: list[Tensor] | None = None
+
+    @property
+    def slots(self) -> int:
+        return self.columns.numel() // (self.units * self.channels)
+
+    def split(self, options: Collect) -> bool:
+        """Whether the channel version is used."""
+        return self.columns.numel() > options.features and self.slots > 1
+
+    def features(self, options: Collect) -> int:
+        """Side of the covariance."""
+        return self.units * self.channels if self.split(options) else self.columns.numel()
+
+
+def collect_readers(
+    captured: Captured,
+    groups: Sequence[Group],
+    tensors: Mapping[str, Tensor],
+    blocks: Blocks,
+    options: Collect,
+    generator: torch.Generator,
+    tell: Callable[[str, int, int], None],
+) -> dict[str, tuple[Reader, ...]]:
+    """Readers of every free group, by name; a group that no linear map reads alone has none.
+
+    captured: traced at the batch size of the blocks. One block is in memory at a time.
+    """
+    sites = _sites(captured, groups)
+    by_node: dict[fx.Node, list[_Site]] = {}
+    for site in sites:
+        by_node.setdefault(site.operator.node, []).append(site)
+    for b, block in enumerate(blocks):
+        tell("moments", b, len(blocks))
+        _one_block(captured, tensors, block, by_node, options, generator, len(blocks))
+    for site in sites:
+        _check_finite(site)
+    out: dict[str, tuple[Reader, ...]] = {g.name: () for g in groups if g.locked_because is None}
+    for site in sites:
+        out[site.group] += (_reader(site, tensors[site.operator.weight]),)
+    return out
+
+
+def _one_block(
+    captured: Captured,
+    tensors: Mapping[str, Tensor],
+    block: Any,
+    by_node: Mapping[fx.Node, list[_Site]],
+    options: Collect,
+    generator: torch.Generator,
+    blocks: int,
+) -> None:
+    run = Execution(captured, {n: t.detach() for n, t in tensors.items()}, [block])
+    nodes = list(captured.graph.graph.nodes)
+    uses = last_uses(nodes)
+    taped: dict[fx.Node, Tensor] = {}
+    result: Any = None
+    with torch.set_grad_enabled(options.worth):
+        for node in nodes:
+            value = run.run(node)[0]
+            if node in by_node:
+                with torch.no_grad():
+                    x = run.block(by_node[node][0].operator.source, 0).detach()
+                    operator = by_node[node][0].operator
+                    most = max(options.rows, 16 * max(site.features(options) for site in by_node[node]))
+                    rows = even_rows(operator.count(value), most // blocks + 1, value.device)
+                    features = operator.features(x, rows).transpose(0, 1).flatten(1)
+                    for site in by_node[node]:
+                        _add(site, features, options, blocks)
+            if options.worth and isinstance(value, Tensor) and node in by_node:
+                # No view: an in-place operation behind it is then done on a copy, and the gradient is that before it.
+                value = value.clone() if value._is_view() else value
+                run.values[node] = [value if value.requires_grad else value.requires_grad_()]
+                taped[node] = value
+            if node.op == "output":
+                result = value
+            for gone in uses[node]:
+                run.values.pop(gone, None)
+        if options.worth:
+            _weigh(result, taped, by_node, options, generator, blocks)
+
+
+def _weigh(
+    result: Any,
+    taped: Mapping[fx.Node, Tensor],
+    by_node: Mapping[fx.Node, list[_Site]],
+    options: Collect,
+    generator: torch.Generator,
+    blocks: int,
+) -> None:
+    """Second moments of the gradient of a random projection of the outputs, at every reader's output."""
+    outputs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
+    if not outputs:
+        return
+    total = sum((x * torch.randn(x.shape, generator=generator).to(x)).sum() / _scale(x) for x in outputs)
+    gradients = torch.autograd.grad(total, list(taped.values()), allow_unused=True)  # type: ignore[arg-type]
+    for node, gradient in zip(taped, gradients, strict=True):
+        for site in by_node[node]:
+            if gradient is not None:
+                flat = (
+                    site.operator.outputs(_pooled(gradient, options.window) if site.operator.kernel else gradient)
+                    .transpose(0, 1)
+                    .flatten(1)
+                    .double()
+                )
+                samples = gradient.shape[0]
+                worth = flat.T @ flat / (samples * blocks)  # the mean over all queries
+                site.worth = worth if site.worth is None else site.worth + worth
+
+
+def _scale(x: Tensor) -> Tensor:
+    """Standard deviation times the root of the entries per sample: errors then count in shares of the variance."""
+    deviation = x.detach().double().std(correction=0).clamp_min(1e-12)
+    return (deviation * (x[0].numel() ** 0.5 if x.dim() else 1.0)).to(x)
+
+
+def _pooled(gradient: Tensor, window: int) -> Tensor:
+    """Sums over windows of neighbouring positions, over the root of their size.
+
+    What is lost at neighbouring positions of an image is alike, so it adds up where the gradient has one sign and
+    cancels where it alternates. Summing the squares of single positions would miss that, most of all before pooling.
+    """
+    dims = gradient.dim() - 2
+    for axis in range(2, 2 + dims):  # one axis after the other; sums of slices are faster than the library's pooling
+        length = gradient.shape[axis]
+        sides = [0, 0] * (dims + 1 - axis) + [window // 2, (window - 1) // 2]
+        padded = nn.functional.pad(gradient, sides)
+        gradient = sum(padded.narrow(axis, i, length) for i in range(window))  # type: ignore[assignment]
+    return gradient / window ** (dims / 2)
+
+
+def _add(site: _Site, features: Tensor, options: Collect, blocks: int) -> None:
+    every = torch.equal(site.columns, torch.arange(features.shape[1]))
+    x = features if every else features[:, site.columns]
+    if site.split(options):
+        x = (
+            x.reshape(-1, site.units * site.channels, site.slots)
+            .transpose(1, 2)
+            .reshape(-1, site.units * site.channels)
+        )
+    site.moments.add(x[None], x[None, :, :1])
+    each = max(1, options.samples // blocks)
+    site.kept = site.kept or []
+    site.kept.append(x[torch.linspace(0, x.shape[0] - 1, min(each, x.shape[0])).long()].double())
+
+
+def _check_finite(site: _Site) -> None:
+    covariance = site.moments.moments()[2]
+    if not bool(torch.isfinite(covariance).all()):
+        raise InputError(
+            f"what {site.operator.weight} reads is not finite on the queries, so nothing can be measured there. "
+            "Check the queries (their range, their normalisation) and the model, or run it in float32."
+        )
+
+
+def _reader(site: _Site, weight: Tensor) -> Reader:
+    mean, _, covariance, _ = site.moments.moments()
+    matrix = site.operator.matrix(weight.detach()).double()
+    full = torch.block_diag(*matrix) if matrix.shape[0] > 1 else matrix[0]
+    v = full[:, site.columns]
+    worth = torch.eye(v.shape[0], dtype=v.dtype, device=v.device) if site.worth is None else site.worth
+    if covariance.shape[1] != site.columns.numel():  # channel version
+        split = v.reshape(v.shape[0], site.units * site.channels, site.slots)
+        gram = sum(split[:, :, s].T @ worth @ split[:, :, s] for s in range(site.slots))
+        v = split.transpose(1, 2).reshape(-1, site.units * site.channels)
+    else:
+        gram = v.T @ worth @ v
+    return Reader(v, mean[0], covariance[0], gram, torch.cat(site.kept or []))  # type: ignore[arg-type]
+
+
+def _sites(captured: Captured, groups: Sequence[Group]) -> list[_Site]:
+    found = operators(captured)
+    sites = []
+    for group in groups:
+        if group.locked_because is not None:
+            continue
+        for piece in {(s.param, s.dim): s for c in group.consumers for s in c.slices}.values():
+            operator = found.get(piece.param)
+            columns = None if operator is None or piece.dim != operator.in_dim else _columns(group, piece, operator)
+            if operator is not None and columns is not None:
+                units = group.size // group.unit
+                channels = int((_channel_counts(group, piece) > 0).sum()) // units
+                sites.append(_Site(group.name, operator, columns, units, channels, LeastSquares()))
+    return sites
+
+
+def _channel_counts(group: Group, piece: ParamSlice) -> Tensor:
+    index = piece.index.reshape(-1)
+    return torch.bincount(index[index >= 0], minlength=group.size)
+
+
+def _columns(group: Group, piece: ParamSlice, operator: Operator) -> Tensor | None:
+    """Columns of the flattened features that belong to the group, by unit, channel, position and kernel tap."""
+    if piece.index.ndim == 1 and operator.groups > 1:
+        return None
+    counts = _channel_counts(group, piece).reshape(-1, group.unit)
+    read = counts[counts > 0]
+    if not read.numel() or bool((read != read[0]).any()) or bool(((counts > 0) != (counts[0] > 0)).any()):
+        return None  # the units are not read alike: no common layout
+    index = piece.index.reshape(-1)
+    live = (index >= 0).nonzero()[:, 0]
+    ordered = live[torch.argsort(index[live], stable=True)]
+    return (ordered[:, None] * operator.taps + torch.arange(operator.taps)).reshape(-1)

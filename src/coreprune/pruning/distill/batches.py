@@ -1,0 +1,75 @@
+"""The batches of a training on queries, as a function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from coreprune.errors import InputError
+from coreprune.pruning.distill.augment import is_image, varied
+
+Batch = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """What `coreprune.queries.Queries` offers: N inputs, in blocks of (args, kwargs).
+
+    Tensors have the N inputs along their first axis, but for those at the positions `shared` (if it has that attribute)
+    among the leaves of (args, kwargs).
+    """
+
+    def blocks(self, size: int) -> Iterator[Batch]: ...  # noqa: D102
+    def __len__(self) -> int: ...
+
+
+class Rows:
+    """The inputs of every step: a function of the step and the seed alone, so that there is no state to save."""
+
+    def __init__(self, queries: Inputs, size: int, augment: bool, seed: int) -> None:
+        if not isinstance(queries, Inputs):
+            raise InputError(f"queries must be Queries, not {type(queries).__name__}. Make them with make_queries().")
+        self.count = len(queries)
+        whole = next(iter(queries.blocks(self.count)), None)  # all of them; slices, so nothing is copied
+        if whole is None:
+            raise InputError("there are no queries to train on.")
+        self.leaves, self.tree = pytree.tree_flatten(whole)
+        shared = getattr(queries, "shared", frozenset())
+        self.batched = {
+            i
+            for i, x in enumerate(self.leaves)
+            if isinstance(x, Tensor) and x.dim() > 0 and i not in shared and len(x) == self.count
+        }
+        self.size, self.seed = min(size, self.count), seed
+        alone = len(self.batched) == 1
+        self.augment = augment and alone and all(is_image(self.leaves[i]) for i in self.batched)
+
+    def batch(self, step: int) -> Batch:
+        """(args, kwargs) of one step; every input comes once before any comes again."""
+        first = step * self.size
+        passes = range(first // self.count, (first + self.size - 1) // self.count + 1)
+        order = torch.cat([torch.randperm(self.count, generator=self._generator(2 * p)) for p in passes])
+        chosen = order[first - passes.start * self.count :][: self.size]
+        random = self._generator(2 * step + 1)
+
+        def pick(i: int, x: Any) -> Any:
+            if i not in self.batched:
+                return x
+            x = x[chosen.to(x.device)]
+            return varied(x, random) if self.augment else x
+
+        return pytree.tree_unflatten([pick(i, x) for i, x in enumerate(self.leaves)], self.tree)
+
+    def parts(self, step: int, block: int) -> Iterator[Batch]:
+        """The same, up to `block` inputs at a time."""
+        leaves = pytree.tree_leaves(self.batch(step))
+        for start in range(0, self.size, block):
+            part = [x[start : start + block] if i in self.batched else x for i, x in enumerate(leaves)]
+            yield pytree.tree_unflatten(part, self.tree)
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + number)

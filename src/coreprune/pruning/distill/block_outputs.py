@@ -1,0 +1,110 @@
+"""Which inner outputs of a pruned model can be compared with the original's, and watching them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coreprune.pruning.distill.batches import Batch
+
+
+def floats(output: Any) -> list[Tensor]:
+    """The floating-point tensors in what a module returns: tensors, tuples, lists, mappings, dataclasses, nested."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        return [t for value in output.values() for t in floats(value)]
+    if isinstance(output, (tuple, list)):
+        return [t for value in output for t in floats(value)]
+    if dataclasses.is_dataclass(output):
+        return [t for field in dataclasses.fields(output) for t in floats(getattr(output, field.name))]
+    return []
+
+
+class Watched:
+    """While it is entered, collects the first floating-point output of the named modules, in the order of the calls."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        self._modules = [model.get_submodule(name) for name in names]
+        self._seen: list[Tensor] = []
+
+    def __enter__(self) -> Watched:
+        self._handles = [m.register_forward_hook(self._keep) for m in self._modules]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._seen.clear()
+
+    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - torch's signature
+        self._seen.append(floats(output)[0])
+
+    def take(self) -> list[Tensor]:
+        """What was collected since the last time."""
+        seen, self._seen = self._seen, []
+        return seen
+
+
+def shared_features(student: nn.Module, teacher: nn.Module, batch: Batch) -> list[str]:
+    """Names of modules whose outputs can be compared: blocks, or single layers if no block can.
+
+    The outputs of blocks have the same shapes in both models, or fewer channels in the student (`Readout`); those of
+    single layers the same shapes. The whole model is not among them, nor a module whose output the one around it hands
+    on.
+    """
+    mine, theirs = _shapes(student, batch), _shapes(teacher, batch)
+    found = [name for name, shapes in mine.items() if shapes and len(theirs.get(name, ())) == len(shapes)]
+    same = [name for name in found if mine[name] == theirs[name]]
+    narrow = [
+        name for name in found if all(a == b or lost_axis(a, b) for a, b in zip(mine[name], theirs[name], strict=True))
+    ]
+    blocks = [name for name in narrow if any(True for _ in student.get_submodule(name).children())]
+    return blocks or same
+
+
+def lost_axis(mine: torch.Size, theirs: torch.Size) -> int | None:
+    """The one axis, not the first, along which a shape has lost entries; None where the shapes differ otherwise."""
+    if len(mine) != len(theirs):
+        return None
+    axes = [axis for axis, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b]
+    return axes[0] if len(axes) == 1 and axes[0] > 0 and mine[axes[0]] < theirs[axes[0]] else None
+
+
+def _shapes(model: nn.Module, batch: Batch) -> dict[str, list[torch.Size]]:
+    """By name of a module, the shapes of its outputs, call by call; empty where it may not be watched."""
+    found: dict[str, list[torch.Size]] = {}
+    last: list[Any] = [None, ""]
+    bad: set[str] = set()
+
+    def record(name: str, output: Any) -> None:
+        tensor = next(iter(floats(output)), None)
+        if tensor is None or tensor.dim() < 2:
+            bad.add(name)
+            return
+        if tensor is last[0]:  # a container hands on what its last child made
+            bad.add(last[1])
+        last[:] = [tensor, name]
+        found.setdefault(name, []).append(tensor.shape)
+
+    handles = [
+        module.register_forward_hook(lambda _m, _a, output, name=name: record(name, output))
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad():
+            output = model(*batch[0], **batch[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    # The module that makes the model's output is compared as an output already.
+    bad |= {last[1]} if any(t is last[0] for t in floats(output)) else set()
+    return {name: [] if name in bad else shapes for name, shapes in found.items()}

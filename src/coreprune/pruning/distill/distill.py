@@ -1,0 +1,283 @@
+"""Data-free polish: train the pruned model for some steps to compute what the original computes.
+
+Block-wise feature matching (Romero et al., FitNets, 2015) and output matching (Hinton et al. 2015) on queries: inputs
+that were made without data, or unlabelled samples. No label is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coreprune._example import largest_block, quiet
+from coreprune.errors import InputError, ModelError
+from coreprune.pruning.distill.batches import Batch, Inputs, Rows
+from coreprune.pruning.distill.block_outputs import Watched, floats, shared_features
+from coreprune.pruning.distill.channel_maps import Readout, fit_readouts
+from coreprune.pruning.distill.checkpoint import Checkpoint, digest
+
+Progress = Callable[[str, int, int], None]
+
+_SMALLEST = 1e-2  # root mean square of a tensor, for its rate
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Options of the polish.
+
+    steps: of Adam. lr: its highest rate, after a linear warm-up over a twentieth of the steps; cosine decay to zero. It
+        is relative: the rate of each tensor is lr times the root mean square of the tensor's entries at the start.
+    batch_size: inputs per step; all of them where there are fewer.
+    features: weight of the features against the outputs, 0 for outputs alone. With a few hundred queries the features
+        have to outweigh the outputs by far: many more numbers are matched, which is harder to do by heart.
+    temperature: of the softened outputs whose divergence counts beside the outputs' squared error.
+    augment: mirror, shift and recombine the inputs if they are images.
+    save_every: steps from one checkpoint to the next.
+    """
+
+    steps: int = 1000
+    lr: float = 2e-2
+    batch_size: int = 64
+    features: float = 1000.0
+    temperature: float = 4.0
+    augment: bool = True
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "save_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"Distill.{name} must be a whole number ≥ 1, not {value!r}.")
+        for name, least in (("lr", "> 0"), ("temperature", "> 0"), ("features", "≥ 0")):
+            value = getattr(self, name)
+            good = isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+            if not good or (least == "> 0" and value == 0):
+                raise InputError(f"Distill.{name} must be a number {least}, not {value!r}.")
+
+
+def distill_(
+    student: nn.Module,
+    teacher: nn.Module,
+    queries: Inputs,
+    options: Distill | None = None,
+    *,
+    generator: torch.Generator,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Train `student` in place, for a fixed number of steps, to match `teacher` on `queries`.
+
+    The loss is the sum of: the squared errors of the outputs relative to the variance of the teacher's; for outputs
+    that may be logits (2 or 3 axes), the divergence of the softened outputs; and the mean over features of their
+    squared errors relative to their variance. Features are the outputs of blocks (modules with children, otherwise any
+    modules) that have the same name and output shape in both models; blocks that have lost channels are compared
+    through an affine map that is fit beforehand and stays. Both models run in evaluation mode: batch norms
+    keep their statistics, dropout is off. Half-precision weights are trained on float32 copies.
+
+    student: a pruned copy of the teacher, with tensors of its own. Parameters that do not require a gradient stay as
+        they are, unless none does. Modes, hooks, gradients and flags are in the end what they were; so is every tensor
+        if anything goes wrong or the user interrupts.
+    teacher: the original; it is not changed.
+    queries: on the models' device.
+    generator: decides the order of the inputs; one number is drawn from it.
+    checkpoint: a file. If it holds the state of this very run, the run goes on from there, and ends (on the same
+        machine with the same number of threads, on a CPU) with the same bits as if it had not been interrupted. It
+        is replaced atomically every `save_every` steps and at the end, and left there.
+
+    Raises InputError if the loss stops being finite, for inputs that are no queries, and for a checkpoint that is
+    damaged or of another run; ModelError if the outputs of the models cannot be compared.
+    """
+    options = options or Distill()
+    tell = progress or _silent
+    rows = Rows(queries, options.batch_size, options.augment, _seed(generator))
+    saved = None
+    if checkpoint is not None:
+        saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, options)))
+    with _polishing(student, teacher) as parameters:
+        training = _Training(parameters, _tensors(student), options)
+        block = largest_block(next(rows.parts(0, 2)), rows.size, student, teacher)
+        names = shared_features(student, teacher, next(rows.parts(0, block))) if options.features else []
+        # Before a checkpoint is taken up, so that an interrupted run goes on with the same maps.
+        once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, block))
+        maps = fit_readouts(student, teacher, names, once) if names else []
+        first = training.load(saved)
+        with Watched(student, names) as seen, Watched(teacher, names) as wanted:
+            for step in range(first, options.steps):
+                loss = _loss(student, teacher, seen, wanted, maps, [*rows.parts(step, block)], options)
+                training.step(step, loss)
+                if saved is not None and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
+                    saved.write(step + 1, training.state())
+                tell("polish", step + 1, options.steps)
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(1 << 40, (), generator=generator, device=generator.device))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict([*model.named_parameters(), *model.named_buffers()])
+
+
+def _identity(student: nn.Module, teacher: nn.Module, rows: Rows, options: Distill) -> Iterator[tuple[str, Any]]:
+    """All that the result depends on."""
+    yield from ((f"student.{name}", t) for name, t in _tensors(student).items())
+    yield "trained", [name for name, p in student.named_parameters() if p.requires_grad]
+    yield from ((f"teacher.{name}", t) for name, t in _tensors(teacher).items())
+    yield from ((f"input {i}", leaf) for i, leaf in enumerate(rows.leaves))
+    # How often it is saved changes nothing.
+    yield "options", {k: v for k, v in asdict(options).items() if k != "save_every"} | {"seed": rows.seed}
+
+
+@contextmanager
+def _polishing(student: nn.Module, teacher: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Evaluation mode and the parameters to train; afterwards flags and modes, after an error the tensors too."""
+    held = _tensors(student)
+    if shared := {t.data_ptr() for t in held.values()} & {t.data_ptr() for t in _tensors(teacher).values()} - {0}:
+        name = next(name for name, t in held.items() if t.data_ptr() in shared)
+        raise InputError(f"student and teacher share the tensor {name!r}. Pass a student with tensors of its own.")
+    parameters = [p for p in student.parameters() if p.is_floating_point()]
+    flags = [(p, p.requires_grad) for p in parameters]
+    trained = [p for p in parameters if p.requires_grad] or parameters
+    if not trained:
+        raise InputError(f"{type(student).__name__} has no floating-point parameters to train.")
+    start = {name: t.detach().clone() for name, t in held.items()}
+    try:
+        with quiet(teacher), quiet(student), torch.enable_grad():
+            for p in trained:
+                p.requires_grad_(True)
+            yield trained
+    except BaseException:
+        with torch.no_grad():
+            for name, tensor in held.items():
+                tensor.copy_(start[name])
+        raise
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+class _Training:
+    """Adam, on float32 copies where the weights are shorter."""
+
+    def __init__(self, parameters: list[nn.Parameter], tensors: dict[str, Tensor], options: Distill) -> None:
+        self.parameters, self.tensors, self.options = parameters, tensors, options
+        # A detached tensor is the parameter's own memory: stepping on it is stepping on the parameter.
+        self.masters = [p.detach() if p.element_size() >= 4 else p.detach().float() for p in parameters]
+        # Relative rates as in Adafactor (Shazeer and Stern 2018); the floor lets tensors of zeros move.
+        self.rates = [options.lr * max(float(m.double().square().mean().sqrt()), _SMALLEST) for m in self.masters]
+        self.adam = torch.optim.AdamW([{"params": [m]} for m in self.masters], lr=options.lr, weight_decay=0.0)
+
+    def step(self, step: int, loss: Tensor) -> None:
+        """One step of Adam down the loss."""
+        if not math.isfinite(value := float(loss.detach())):
+            raise InputError(
+                f"the loss of the polish is {value} in step {step}; the model is as it was before. "
+                f"Lower lr ({self.options.lr:g}), or look for infinite inputs and outputs."
+            )
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        steps = self.options.steps
+        warm = min(1.0, (step + 1) / max(1.0, steps / 20))
+        share = warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
+        for master, gradient in zip(self.masters, gradients, strict=True):
+            master.grad = None if gradient is None else gradient.to(master.dtype)
+        self.adam.step()
+        self._publish()
+
+    def _publish(self) -> None:
+        with torch.no_grad():
+            for p, master in zip(self.parameters, self.masters, strict=True):
+                if master.dtype != p.dtype:
+                    p.copy_(master)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on."""
+        state = {f"model.{name}": t for name, t in self.tensors.items()}
+        for i, master in enumerate(self.masters):
+            state[f"master.{i}"] = master
+            state |= {f"adam.{i}.{key}": t for key, t in self.adam.state[master].items()}
+        return state
+
+    def load(self, saved: Checkpoint | None) -> int:
+        """Take up the state of a checkpoint, if there is one; how many steps are done."""
+        found = saved.read() if saved is not None else None
+        if found is None:
+            return 0
+        step, state = found
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(state[f"model.{name}"])
+            for i, master in enumerate(self.masters):
+                master.copy_(state[f"master.{i}"])
+        adam = {
+            i: {key.rsplit(".", 1)[1]: t for key, t in state.items() if key.startswith(f"adam.{i}.")}
+            for i in range(len(self.masters))
+        }
+        groups = self.adam.state_dict()["param_groups"]
+        self.adam.load_state_dict({"state": {i: s for i, s in adam.items() if s}, "param_groups": groups})
+        return step
+
+
+def _loss(
+    student: nn.Module,
+    teacher: nn.Module,
+    seen: Watched,
+    wanted: Watched,
+    maps: list[Readout | None],
+    parts: Sequence[Batch],
+    options: Distill,
+) -> Tensor:
+    targets: list[Tensor] = []
+    outputs: list[Tensor] = []
+    for args, kwargs in parts:
+        with torch.no_grad():
+            targets += floats(teacher(*args, **kwargs))
+        outputs += floats(student(*args, **kwargs))
+    outputs, targets, now, then = (_joined(x, len(parts)) for x in (outputs, targets, seen.take(), wanted.take()))
+    pairs = [(s, t) for s, t in zip(outputs, targets, strict=False) if s.shape == t.shape]
+    if not pairs:
+        raise ModelError(
+            "the outputs of student and teacher cannot be compared: they have no floating-point tensor of the same "
+            "shape. The student must be a pruned copy of the teacher."
+        )
+    loss = torch.stack([_error(s, t) for s, t in pairs]).mean()
+    if pairs[0][0].dim() in (2, 3):
+        loss = loss + _divergence(*pairs[0], options.temperature)
+    features = [_error(m(s) if m else s, t) for m, s, t in zip(maps, now, then, strict=True)]
+    return loss + options.features * torch.stack(features).mean() if features else loss
+
+
+def _joined(values: list[Tensor], parts: int) -> list[Tensor]:
+    """What all parts of a batch gave, one part after the other, as the whole batch gives it."""
+    if parts == 1:
+        return values
+    each = len(values) // parts
+    return [torch.cat([torch.atleast_1d(x) for x in values[i::each]]) for i in range(each)]
+
+
+def _error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error, relative to the variance of what is wanted."""
+    found, wanted = (x if x.dtype == torch.float64 else x.float() for x in (found, wanted))
+    variance = wanted.var(correction=0)
+    return (found - wanted).square().mean() / torch.where(variance > 0, variance, 1.0)
+
+
+def _divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """T² · KL(softmax(wanted/T) ‖ softmax(found/T)) over the last axis, averaged over all others."""
+    found, wanted = (
+        nn.functional.log_softmax((x if x.dtype == torch.float64 else x.float()) / temperature, dim=-1)
+        for x in (found, wanted)
+    )
+    return temperature**2 * (wanted.exp() * (wanted - found)).sum(-1).mean()

@@ -1,0 +1,193 @@
+"""What stands around a group of channels: its batch norms, and whether channels can stand for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from coreprune.graph import Captured, Group, ParamSlice
+from coreprune.graph.groups import layout
+from coreprune.graph.rules.registry import op_name
+from coreprune.pruning.layer.weights import NormStatistics
+
+# Operations that make new channels from a weight.
+_LAYERS = """
+    linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm baddbmm mm bmm matmul einsum
+    embedding
+"""
+# Operations f with f(λx) = λ f(x) for λ ≥ 0 that work on every channel alone, or only move channels.
+_POSITIVE = """
+    relu leaky_relu prelu abs neg identity dropout feature_dropout alpha_dropout add sub mul div cat concat stack clone
+    contiguous detach alias to _to_copy view _unsafe_view reshape flatten unflatten permute transpose t movedim squeeze
+    unsqueeze expand repeat slice select split split_with_sizes chunk unbind getitem index_select flip roll narrow
+    pixel_shuffle channel_shuffle max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d
+    avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d mean sum amax amin max constant_pad_nd pad reflection_pad1d
+    reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    _upsample_nearest_exact2d
+"""
+
+
+def norms_behind(
+    tensors: Mapping[str, Tensor], captured: Captured, group: Group, columns: Mapping[str, tuple[int, int]]
+) -> tuple[NormStatistics, ...]:
+    """The batch norms in evaluation mode that read, alone and directly, what a layer of the group makes.
+
+    columns: name of the layer's weight -> its columns in the incoming rows. Only for units of one channel.
+    """
+    if group.unit != 1:
+        return ()
+    found = [_norm_of(tensors, captured, group, weight, columns[weight]) for weight in columns]
+    return tuple(norm for norm in found if norm is not None)
+
+
+def _norm_of(
+    tensors: Mapping[str, Tensor], captured: Captured, group: Group, weight: str, columns: tuple[int, int]
+) -> NormStatistics | None:
+    layer = _only_user(captured, weight)
+    if layer is None or len(layer.users) != 1:
+        return None
+    (norm,) = layer.users
+    if norm.op != "call_function" or op_name(norm) != "batch_norm" or norm.args[0] is not layer or norm.args[5] is True:
+        return None
+    names = {
+        role: name
+        for role, at in (("scale", 1), ("shift", 2), ("mean", 3), ("variance", 4))
+        if (name := _name(captured, norm.args[at])) is not None
+    }
+    if any(len(a.users) > 1 for a in norm.all_input_nodes[1:]):  # the same norm elsewhere has other statistics in mind
+        return None
+    names["weight"] = weight
+    bias = _name(captured, layer.args[2]) if len(layer.args) > 2 else None
+    if bias is not None:
+        names["bias"] = bias
+    pieces = {s.param: s for s in (*group.producers, *group.others)}
+    roles = [role for role in names if role != "weight"]
+    values = {
+        role: value
+        for role in roles
+        if names[role] in pieces
+        and (value := _per_channel(tensors[names[role]], pieces[names[role]], group)) is not None
+    }
+    if not {"mean", "variance"} <= values.keys() or len(values) != len(roles):
+        return None
+    zeros = torch.zeros_like(values["mean"])
+    return NormStatistics(
+        scale=values.get("scale", zeros + 1),
+        shift=values.get("shift", zeros),
+        mean=values["mean"],
+        variance=values["variance"],
+        eps=float(str(norm.args[7])),
+        bias=values.get("bias", zeros),
+        columns=columns,
+        names=names,
+    )
+
+
+def _only_user(captured: Captured, param: str) -> fx.Node | None:
+    """The only node that uses a parameter, if it is a layer that uses it as its weight."""
+    users = [user for node in captured.graph.graph.nodes if _name(captured, node) == param for user in node.users]
+    if len(users) != 1 or op_name(users[0]) not in _LAYERS.split() or _name(captured, users[0].args[1]) != param:
+        return None
+    return users[0]
+
+
+def _name(captured: Captured, node: object) -> str | None:
+    """The canonical name of the parameter or buffer that a node is, or None."""
+    if not isinstance(node, fx.Node) or node.op != "placeholder":
+        return None
+    kind, name = captured.sources.get(node.name, ("", ""))
+    return name if kind in ("parameter", "buffer") else None
+
+
+def _per_channel(tensor: Tensor, piece: ParamSlice, group: Group) -> Tensor | None:
+    """The one number that every channel has in a tensor, (n,) float64; None where it is not one."""
+    table = layout(piece.index, group)
+    if tensor.ndim != 1 or table is None or table.shape[1] != 1:
+        return None
+    return tensor[table[:, 0].to(tensor.device)].to(torch.float64)
+
+
+def other_rows(
+    tensors: Mapping[str, Tensor], captured: Captured, group: Group, norms: tuple[NormStatistics, ...]
+) -> Tensor | None:
+    """What else belongs to every unit, (units, e) float64: the parameters in `others` that are not of `norms`."""
+    rows = []
+    for piece in group.others:
+        table = layout(piece.index, group)
+        if table is not None and piece.param in captured.parameters and not _belongs(piece.param, norms):
+            part = tensors[piece.param].movedim(piece.dim, 0)
+            rows.append(part[table.to(part.device)].reshape(len(table), -1).to(torch.float64))
+    return torch.cat(rows, dim=1) if rows else None
+
+
+def no_mean(group: Group) -> str:
+    """Why two units of a group cannot become one, in words; empty where they can."""
+    if group.blocks is not None:
+        return "its units lie in blocks that see different inputs"
+    if "heads" in group.flags:
+        return "attention heads are not averaged"
+    if "norm-statistics" in group.flags:
+        return "its channels enter the statistics of a norm"
+    if not all(consumer.slices for consumer in group.consumers):
+        return "its channels are also read without a weight"
+    odd = next((s.param for s in group.slices if layout(s.index, group) is None), None)
+    return f"its channels do not lie alike in {odd}" if odd else ""
+
+
+def no_scale(captured: Captured, group: Group, norms: tuple[NormStatistics, ...]) -> str:
+    """Why a unit of a group cannot stand for a multiple of another, in words; empty where it can.
+
+    It can where everything between the layers that make the channels and their consumers is positively homogeneous and
+    works on each channel alone, apart from the batch norms directly behind these layers.
+    """
+    if reason := no_mean(group):
+        return reason
+    if group.unit > 1:
+        return f"{group.unit} channels only leave together"
+    own = next((s.param for s in group.others if not _belongs(s.param, norms)), None)
+    if own:
+        return f"every channel has numbers of its own in {own}"
+    mine = {s.param for s in group.slices}
+    nodes = {node.name: node for node in captured.graph.graph.nodes}
+    stack = [nodes[consumer.source] for consumer in group.consumers if consumer.source in nodes]
+    seen: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "placeholder" and _name(captured, node) is None and captured.sources[node.name][0] == "input":
+            continue
+        if node.op != "call_function":
+            return f"{_name(captured, node) or node.name} enters between its layers"
+        name, params = op_name(node), {_name(captured, a) for a in node.all_input_nodes} - {None}
+        if name in _LAYERS.split() and params:
+            continue
+        if name == "batch_norm":
+            if params & mine and not all(_belongs(str(p), norms) for p in params):
+                return f"a norm ({node.name}) follows later"
+            stack += node.all_input_nodes[:1] if params & mine else []
+        elif not _positive(name, node):
+            return f"{name} lies between its layers"
+        else:
+            stack += node.all_input_nodes[:1] if name == "prelu" else node.all_input_nodes
+    return ""
+
+
+def _positive(name: str, node: fx.Node) -> bool:
+    """Whether this call is positively homogeneous, channel by channel."""
+    numbers = [a for a in node.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    if name in ("mul", "div"):
+        return len(node.all_input_nodes) == 1 and bool(numbers)
+    if name in ("add", "sub"):
+        return not numbers
+    if name in ("constant_pad_nd", "pad"):
+        return not any(numbers)
+    return name in _POSITIVE.split()
+
+
+def _belongs(param: str, norms: tuple[NormStatistics, ...]) -> bool:
+    return any(param in norm.names.values() for norm in norms)

@@ -1,0 +1,1 @@
+"""Which channels of every group stay, and what that does to the weights."""

@@ -1,0 +1,125 @@
+"""The weights after pruning: outgoing weights of kept channels scaled, removed channels merged into kept ones.
+
+Everything is worked out in the shapes of the original model, where the removed channels still exist, and then cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from coreprune.errors import InputError
+from coreprune.graph import Group, ParamSlice, cut, kept_positions
+from coreprune.graph.groups import layout
+from coreprune.pruning.plans.plan import GroupPlan
+
+_Step = Callable[[Tensor], Tensor]
+
+
+def weights_after(model: nn.Module, groups: Iterable[Group], plans: Mapping[str, GroupPlan]) -> dict[str, Tensor]:
+    """Every parameter and buffer as it is after pruning, but still in the original's shapes. Nothing is changed.
+
+    For every parameter axis that reads planned channels V'_jk = factor_k V_jk + Σ_{i→k} scale_i V_ji, and 0 for removed
+    channels, so that a copy of the original with these tensors computes what the pruned model computes. Where the plan
+    averages, the rows that make a kept channel and its entries in norms are means over what goes into it.
+
+    model: the original. groups: of the original; only those that `plans` names matter. Returns canonical names; tensors
+    that the plans do not touch are the model's own.
+
+    Raises InputError where a plan merges channels that this group cannot merge (`layout`).
+    """
+    steps: dict[str, list[_Step]] = {}
+    for group in groups:
+        if (plan := plans.get(group.name)) is None:
+            continue
+        for piece in {(s.param, s.dim): s for c in group.consumers for s in c.slices}.values():
+            steps.setdefault(piece.param, []).append(partial(_read, piece=piece, group=group, plan=plan))
+        for piece in (*group.producers, *group.others) if plan.mean else ():
+            steps.setdefault(piece.param, []).append(partial(_averaged, piece=piece, group=group, plan=plan))
+    tensors = {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    for name, work in steps.items():
+        value = tensors[name].to(torch.float64)
+        for step in work:
+            value = step(value)
+        tensors[name] = value.to(tensors[name].dtype)
+    return tensors
+
+
+def pour_(small: nn.Module, tensors: Mapping[str, Tensor], groups: Iterable[Group], kept: Mapping[str, Tensor]) -> None:
+    """Write the kept part of full-shaped tensors into the model after surgery, in place.
+
+    small: the model after surgery. tensors: by canonical name, in the original's shapes. kept: by group name, the
+    channels that stayed (`Removed.kept`); groups that are absent are whole.
+    """
+    masks = kept_positions([(group, kept[group.name]) for group in groups if group.name in kept])
+    mine = dict([*small.named_parameters(), *small.named_buffers()])
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            mine[name].copy_(cut(tensor, {dim: mask for (param, dim), mask in masks.items() if param == name}))
+
+
+def _read(weight: Tensor, *, piece: ParamSlice, group: Group, plan: GroupPlan) -> Tensor:
+    """Scale the positions that are read, and add what is merged into them."""
+    if piece.index.ndim == 2:  # a grouped convolution: each block of axis 0 reads its own positions
+        blocks = weight.chunk(piece.index.shape[0], dim=0)
+        scaled = [_scaled(b, row, piece.dim, plan) for b, row in zip(blocks, piece.index, strict=True)]
+        new = torch.cat(scaled)
+    else:
+        new = _scaled(weight, piece.index, piece.dim, plan)
+    if plan.targets is None:
+        return new
+    gone, onto = _moves(piece, group, plan)
+    scales = torch.tensor(plan.scales or (1.0,) * plan.size, dtype=torch.float64)[piece.index[gone]]
+    moved = _along(scales, weight, piece.dim) * weight.index_select(piece.dim, gone.to(weight.device))
+    return new.index_add(piece.dim, onto.to(weight.device), moved)
+
+
+def _scaled(weight: Tensor, index: Tensor, dim: int, plan: GroupPlan) -> Tensor:
+    """Factors of weights ≥ 0 and of those < 0 at every position; 0 for removed channels, 1 for other groups'."""
+    kept = list(plan.kept)
+    ones = (1.0,) * len(kept)
+    table = torch.zeros(2, plan.size + 1, dtype=torch.float64)
+    table[0, kept] = torch.tensor(plan.factors or ones, dtype=torch.float64)
+    table[1, kept] = torch.tensor(plan.negative_factors or plan.factors or ones, dtype=torch.float64)
+    table[:, -1] = 1.0  # index −1
+    up, down = (_along(row[index], weight, dim) for row in table)
+    return torch.where(weight >= 0, weight * up, weight * down)
+
+
+def _averaged(weight: Tensor, *, piece: ParamSlice, group: Group, plan: GroupPlan) -> Tensor:
+    """The entries of kept channels become the means over what goes into them, after their gains."""
+    gone, onto = _moves(piece, group, plan)
+    if plan.gains and piece.param in plan.gains:
+        gains = torch.tensor((*plan.gains[piece.param], 1.0), dtype=torch.float64)
+        weight = weight * _along(gains[piece.index], weight, piece.dim)
+    count = torch.ones(weight.shape[piece.dim], dtype=torch.float64)
+    count = count.index_add(0, onto, torch.ones(len(onto), dtype=torch.float64))
+    moved = weight.index_select(piece.dim, gone.to(weight.device))
+    return weight.index_add(piece.dim, onto.to(weight.device), moved) / _along(count, weight, piece.dim)
+
+
+def _moves(piece: ParamSlice, group: Group, plan: GroupPlan) -> tuple[Tensor, Tensor]:
+    """The positions of removed channels that live on, and the positions that they go to."""
+    targets = torch.tensor(plan.targets, dtype=torch.int64)
+    mine = torch.arange(plan.size)
+    moves = (targets >= 0) & (targets != mine)
+    table = layout(piece.index, group)
+    if table is None or bool((targets[moves] % group.unit != mine[moves] % group.unit).any()):
+        raise InputError(
+            f"the channels of {group.name} cannot be merged: they do not lie alike in {piece.param}, axis {piece.dim}. "
+            "Use a selector that removes channels without merging them."
+        )
+    live = table.reshape(-1)
+    stays = moves[piece.index[live]]
+    onto = table[targets[piece.index[live]].clamp(min=0) // group.unit, torch.arange(len(live)) % table.shape[1]]
+    return live[stays], onto[stays]
+
+
+def _along(values: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """Shape (n,) values to broadcast along one axis of a weight."""
+    shape = [1] * weight.ndim
+    shape[dim] = -1
+    return values.reshape(shape).to(weight)

@@ -1,0 +1,1 @@
+"""Refit what reads pruned channels, in closed form."""

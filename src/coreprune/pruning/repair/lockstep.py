@@ -1,0 +1,332 @@
+"""Lockstep repair: refit every linear map that lost inputs, in execution order, to what the original computes.
+
+The original and the pruned model walk through the same graph side by side. At a layer whose inputs have changed, X is
+its input in the pruned model and T its output in the original; where the output goes into a residual sum, T is chosen
+such that the sum is matched, given what the pruned model's other branch delivers. Ridge least squares, pulled towards
+the weights there were. Where only a ReLU reads the result, what the original cuts off need not be matched but cut off:
+the targets are renewed from the fit a few times (each time the least squares majorises that one-sided error, and the
+fit goes somewhat beyond its minimum). Later layers see what the repaired ones deliver.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from coreprune._example import batch_size
+from coreprune.coreset.regression import LeastSquares
+from coreprune.graph import Captured
+from coreprune.graph.execution import Execution, last_uses, overwritten
+from coreprune.pruning.layer.linear_maps import Operator, even_rows, operators
+from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
+
+Blocks = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Options of the repair.
+
+    ridge: λ as a multiple of the mean second moment of the features.
+    producers: whether layers that lost no input, but whose input has changed, are refit as well.
+    rows: per layer, positions of the queries beyond which only an even part is used: 64 of each query, but from half of
+        `rows` up to `rows` in all, and at least 16 per feature.
+    one_sided: rounds of one-sided targets, at most, where only a ReLU reads the result; 0 matches all of it. They end
+        when a round lowers the error by less than 1 %.
+    """
+
+    ridge: float = 1e-3
+    producers: bool = True
+    rows: int = 1 << 15
+    one_sided: int = 3
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What was done to one layer: mean squared error per output before and after, relative to the output's variance."""
+
+    weight: str
+    before: float
+    after: float
+    joined: bool
+
+
+def repaired(
+    captured: Captured,
+    original: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    masks: Mapping[tuple[str, int], Tensor],
+    blocks: Blocks,
+    options: Repair,
+    tell: Callable[[str, int, int], None],
+) -> tuple[dict[str, Tensor], list[Refit]]:
+    """Parameters and buffers of the pruned model in the original's shapes, refit.
+
+    captured: traced at the batch size of the blocks. original: its tensors by name. start: the same for the pruned
+    model, from `weights_after`. masks: (name, axis) -> which positions stay.
+    """
+    walk = _Walk(captured, original, start, masks, blocks, options)
+    done: list[Refit] = []
+    nodes, uses = walk.order, last_uses(walk.order)
+    with torch.no_grad():
+        for i, node in enumerate(nodes):
+            if node.op == "output":
+                break
+            fit = walk.step(node)
+            if fit is not None:
+                done.append(fit)
+            walk.forget(uses[node])
+            tell("repair", i + 1, len(nodes))
+    return walk.small.tensors, done  # type: ignore[return-value]
+
+
+_HELD = 1 << 25  # entries of all blocks, up to which they are held in float64: 256 MiB
+_TOGETHER = 1 << 20  # entries of a block: 8 MiB
+_SETTLED = 0.99
+_BEYOND = 1.8  # how far a round goes on the way to its least squares; up to 2 the one-sided error does not rise
+
+
+class _Walk:
+    """Both executions, and what is known of the operators."""
+
+    def __init__(
+        self,
+        captured: Captured,
+        original: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
+        masks: Mapping[tuple[str, int], Tensor],
+        blocks: Blocks,
+        options: Repair,
+    ) -> None:
+        self.captured, self.masks, self.options = captured, masks, options
+        self.samples = sum(batch_size(*block) or 1 for block in blocks)
+        self.full = Execution(captured, original, blocks)
+        # What is equal is the same object, so that only what changed is run again.
+        same = {n: original[n] if torch.equal(t, original[n]) else t for n, t in start.items()}
+        self.small = Execution(captured, same, blocks)
+        found = operators(captured)
+        nodes = list(captured.graph.graph.nodes)
+        cut = {o.node for o in found.values() if (o.weight, o.in_dim) in masks}
+        first = {o.node: path_of(o, captured) for o in found.values()}
+        # The layers that lost inputs choose their joins first.
+        _, paths = schedule(nodes, {n: p for n, p in first.items() if n in cut})
+        taken = {p.join for p in paths.values() if p.join is not None}
+        rest = {
+            n: p if p.join not in taken else Path(p.norm, p.steps, None, None) for n, p in first.items() if n not in cut
+        }
+        self.order, self.paths = schedule(nodes, {n: paths.get(n) or rest[n] for n in nodes if n in first})
+        self.operators = {o.node: o for o in found.values()}
+        self.cut = cut
+        self.tainted = overwritten(nodes)  # both models need memory of their own for these
+
+    def step(self, node: fx.Node) -> Refit | None:
+        """Run one node in both models; refit it first if it is a layer whose inputs have changed."""
+        if node not in self.full.values:
+            self.full.run(node)
+        fit = None
+        operator = self.operators.get(node)
+        if operator is not None and (node in self.cut or (self.options.producers and operator.source in self.tainted)):
+            fit = self._refit(operator, self.paths[node])
+        reads = [n for n in node.all_input_nodes]
+        changed = any(n in self.tainted or self._parameter_changed(n) for n in reads)
+        if changed:
+            self.tainted.add(node)
+            self.small.run(node)
+        else:
+            self.small.values[node] = self.full.values[node]
+        return fit
+
+    def forget(self, nodes: Sequence[fx.Node]) -> None:
+        """Drop values that nothing reads any more."""
+        for node in nodes:
+            self.full.values.pop(node, None)
+            self.small.values.pop(node, None)
+
+    def _parameter_changed(self, node: fx.Node) -> bool:
+        kind, name = self.captured.sources.get(node.name, ("", "")) if node.op == "placeholder" else ("", "")
+        return kind in ("parameter", "buffer") and self.small.tensors[name] is not self.full.tensors[name]
+
+    def _ahead(self, path: Path) -> None:
+        """Run the original up to the join."""
+        for step in (*path.steps, path.join):
+            if step is not None and step not in self.full.values:
+                self.full.run(step)
+
+    def _refit(self, operator: Operator, path: Path) -> Refit | None:
+        tensors: dict[str, Tensor] = self.small.tensors  # type: ignore[assignment]
+        start = operator.matrix(tensors[operator.weight]).double()
+        if path.join is not None:
+            self._ahead(path)
+        problem = self._problem(operator, path, start)
+        if problem is None:
+            return None
+        alive = self._alive_channels(operator, start.device)
+        columns = None if alive is None else _columns(alive, operator.taps)
+        old = start if columns is None else start.gather(2, columns[:, None, :].expand(-1, start.shape[1], -1))
+        old = problem.part(old)
+        blocks = _together([problem.block(self, b, alive) for b in range(self.small.blocks)])
+        fits = LeastSquares(intercept=operator.bias is not None or path.norm is not None)
+        for x, y, _ in blocks:
+            fits.add(x, y.mT)
+        weight, bias = fits.solve(old, self.options.ridge)
+        last = math.inf
+        for _ in range(self.options.one_sided if path.gated else 0):
+            again, off = fits.retarget(), 0.0
+            for x, y, zero in blocks:
+                said = torch.baddbmm(bias[:, :, None], weight, x.double().mT)
+                wanted = one_sided(said, y, zero)
+                again.add_targets(x, wanted.mT)
+                off += float(torch.linalg.vector_norm(said.sub_(wanted)).square())
+            solution = again.solve(old, self.options.ridge)
+            weight, bias = (now.lerp(new, _BEYOND) for now, new in zip((weight, bias), solution, strict=True))
+            if off > _SETTLED * last:
+                break
+            last = off
+        had = problem.part(self._bias(operator, start)[:, :, None])[..., 0]
+        before, after = fits.error(old, had), fits.error(weight, bias)
+        self._write(operator, path, problem, start, columns, weight, bias)
+        return Refit(operator.weight, float(before.mean()), float(after.mean()), path.join is not None)
+
+    def _problem(self, operator: Operator, path: Path, start: Tensor) -> _Problem | None:
+        """Which outputs to solve for, and the affine map from them to what follows; None when none is left."""
+        outputs = start.shape[0] * start.shape[1]
+        scale, shift = affine(path, outputs, lambda n: self.small.block(n, 0))
+        scale, shift = scale.to(start.device), shift.to(start.device)
+        live = torch.ones(outputs, dtype=torch.bool, device=start.device)
+        if path.join is not None or path.gated:
+            live = scale.abs() > 1e-6 * scale.abs().max()  # what is scaled to nothing cannot be matched
+        stays = self.masks.get((operator.weight, operator.out_dim))
+        if stays is not None:
+            live = live & stays.to(live.device)
+        if not bool(live.any()):
+            return None
+        shape = (start.shape[0], 1, start.shape[1])
+        scale = torch.where(live, scale, 1.0).reshape(shape)
+        groups, kept = _live(live.reshape(start.shape[0], start.shape[1]))
+        return _Problem(operator, path, scale, shift.reshape(shape), groups, kept, self.options.rows)
+
+    def _bias(self, operator: Operator, start: Tensor) -> Tensor:
+        if operator.bias is None:
+            return torch.zeros(start.shape[:2], dtype=torch.float64, device=start.device)
+        return self.small.tensors[operator.bias].double().reshape(start.shape[:2])
+
+    def _alive_channels(self, operator: Operator, device: torch.device) -> Tensor | None:
+        """Input channels of every group that are left, (g, left), or None for all."""
+        mask = self.masks.get((operator.weight, operator.in_dim))
+        if mask is None:
+            return None
+        rows = mask.to(device).reshape(-1, mask.shape[-1])
+        rows = rows.repeat_interleave(operator.groups // rows.shape[0], dim=0)
+        return torch.stack([r.nonzero()[:, 0] for r in rows])
+
+    def _write(
+        self,
+        operator: Operator,
+        path: Path,
+        problem: _Problem,
+        start: Tensor,
+        columns: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> None:
+        """Enter the solution; without a bias to write to, the norm's running mean takes the intercept."""
+        tensors: dict[str, Tensor] = self.small.tensors  # type: ignore[assignment]
+        if columns is not None:
+            spread = columns[problem.groups][:, None, :].expand(-1, weight.shape[1], -1)
+            weight = weight.new_zeros(*weight.shape[:2], start.shape[2]).scatter_(2, spread, weight)
+        new = problem.entered(start, weight)
+        tensors[operator.weight] = operator.from_matrix(new, tensors[operator.weight])
+        if operator.bias is not None:
+            name, values = operator.bias, self._bias(operator, start)[:, :, None]
+            values = problem.entered(values, bias[:, :, None])
+        elif path.norm is not None:
+            name = self.captured.sources[path.norm.args[3].name][1]  # type: ignore[union-attr]
+            values = tensors[name].double().reshape(*start.shape[:2], 1)
+            values = problem.entered(values, problem.part(values) - bias[:, :, None])
+        else:
+            return
+        tensors[name] = values.reshape(-1).to(tensors[name])
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """One operator's least squares: which outputs, and how they reach what follows (scale · y + shift)."""
+
+    operator: Operator
+    path: Path
+    scale: Tensor  # (g, 1, o)
+    shift: Tensor
+    groups: Tensor
+    kept: Tensor
+    rows: int
+
+    def part(self, matrix: Tensor) -> Tensor:
+        """The groups and outputs that are solved for, of (g, o, …), with the sign that they have behind the path."""
+        return matrix[self.groups][:, self.kept] * self._sign
+
+    def entered(self, matrix: Tensor, part: Tensor) -> Tensor:
+        """`matrix` with `part` in the place that `part()` reads."""
+        new = matrix.clone()
+        new[self.groups[:, None], self.kept[None, :]] = part * self._sign
+        return new
+
+    @property
+    def _sign(self) -> Tensor:
+        return _sign(self.scale).mT[self.groups][:, self.kept]  # (g, o, 1)
+
+    def block(self, walk: _Walk, b: int, alive: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (g, rows, f), targets, and the outputs at which what follows becomes zero (g, o, rows)."""
+        operator, path = self.operator, self.path
+        full = walk.full.block(path.join or operator.node, b)
+        features = operator.matrix(walk.full.tensors[operator.weight]).shape[2]
+        most = max(min(self.rows, max(self.rows // 2, 64 * walk.samples)), 16 * features)
+        rows = even_rows(operator.count(full), most // walk.small.blocks + 1, full.device)
+        x = operator.features(walk.small.block(operator.source, b), rows, alive)
+        y = operator.outputs(full, rows).double()
+        size = self.scale.abs()
+        if path.join is not None and path.other is not None:
+            behind = operator.outputs(walk.small.block(path.other, b), rows).double() + self.shift
+            y, zero = (y - behind) / size, behind / -size
+        else:
+            y, zero = y * _sign(self.scale), (-self.shift / size).expand_as(y)
+        if self.operator.groups > 1:
+            x, y, zero = x[self.groups], y[self.groups], zero[self.groups]
+        return x, y[:, :, self.kept].mT, zero[:, :, self.kept].mT
+
+
+def _sign(scale: Tensor) -> Tensor:
+    return torch.where(scale < 0, -1.0, 1.0).to(scale)
+
+
+def one_sided(said: Tensor, y: Tensor, zero: Tensor) -> Tensor:
+    """Targets for a ReLU: where the original is cut off (y < zero), anything that is cut off too is as good."""
+    return torch.where(y < zero, torch.minimum(said, zero), y)
+
+
+def _together(blocks: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Fewer, larger float64 blocks: each costs its own calls in every round, and very large ones cost page faults."""
+    if sum(x.numel() for x, _, _ in blocks) > _HELD:
+        return blocks
+    each = max(1, round(_TOGETHER / blocks[0][0].numel()))
+    out = []
+    for start in range(0, len(blocks), each):
+        x, y, zero = zip(*blocks[start : start + each], strict=True)
+        out.append((torch.cat(x, dim=1).double(), torch.cat(y, dim=2), torch.cat(zero, dim=2)))
+    return out
+
+
+def _live(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Which groups, and which outputs of each, to solve for; rows: bool (g, o)."""
+    if rows.shape[0] == 1:
+        return torch.zeros(1, dtype=torch.int64, device=rows.device), rows[0].nonzero()[:, 0]
+    return rows.any(1).nonzero()[:, 0], torch.arange(rows.shape[1], device=rows.device)
+
+
+def _columns(alive: Tensor, taps: int) -> Tensor:
+    """Features of the alive channels, (g, left · taps)."""
+    return (alive[:, :, None] * taps + torch.arange(taps, device=alive.device)).flatten(1)

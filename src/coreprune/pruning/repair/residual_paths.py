@@ -1,0 +1,168 @@
+"""Where a layer's output goes: through which affine steps, and into which residual sum.
+
+The output y of a linear map is often normalised, scaled and added to another branch before anything non-linear happens:
+join = other + a·y + c, with a and c per channel. A repair that matches the join also corrects what the other branch has
+lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from coreprune.graph import Captured
+from coreprune.graph.execution import overwritten
+from coreprune.pruning.layer.linear_maps import Operator, is_tensor_meta, readers
+
+_IDENTITY = {"dropout", "feature_dropout", "contiguous", "clone", "alias", "detach"}
+_SUMS = {"add", "add_"}
+_GATES = {"relu", "relu_"}
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """The affine steps behind an operator.
+
+    norm: the batch norm that reads the operator directly, or None. steps: the nodes in order, the sum not included.
+    join, other: the residual sum and its other operand, or None.
+    """
+
+    norm: fx.Node | None
+    steps: tuple[fx.Node, ...]
+    join: fx.Node | None
+    other: fx.Node | None
+    gated: bool = False
+
+
+def op_name(node: fx.Node) -> str:
+    """`aten.add_.Tensor` → `add_`; empty for anything but an ATen call."""
+    target = str(node.target)
+    return target.split(".")[1] if node.op == "call_function" and target.startswith("aten.") else ""
+
+
+def path_of(operator: Operator, captured: Captured) -> Path:
+    """Follow an operator's output while it has one reader and only affine things happen per channel."""
+    node, steps, norm = operator.node, [], None
+    while len(node.users) == 1:
+        (user,) = node.users
+        name = op_name(user)
+        if name == "batch_norm" and user.args[0] is node and user.args[5] is False and user.args[3] is not None:
+            mean = captured.sources.get(getattr(user.args[3], "name", ""), ("", ""))[1]
+            norm = user if node is operator.node and readers(captured, mean) == 1 else norm
+        elif name == "mul" and not _is_scale(operator, captured, node, user):
+            break
+        elif name in _SUMS:
+            other = next((a for a in user.args if isinstance(a, fx.Node) and a is not node), None)
+            plain = not user.kwargs and len(user.all_input_nodes) == 2
+            if other is not None and plain and _same_shape(other, node) and not _depends(other, operator.node):
+                return Path(norm, tuple(steps), user, other, _gated(user))
+            break
+        elif name not in _IDENTITY and name != "mul":
+            break
+        steps.append(user)
+        node = user
+    return Path(norm, tuple(steps), None, None, _gated(node))
+
+
+def _gated(node: fx.Node) -> bool:
+    """Whether only a ReLU reads the value, so that negative entries are all alike."""
+    return len(node.users) == 1 and op_name(next(iter(node.users))) in _GATES
+
+
+def affine(path: Path, channels: int, fetch: Callable[[fx.Node], Any]) -> tuple[Tensor, Tensor]:
+    """a and c, (channels,) float64, of the steps; `fetch` gives the value of a parameter's node."""
+    scale = torch.ones(channels, dtype=torch.float64)
+    shift = torch.zeros(channels, dtype=torch.float64)
+    for step in path.steps:
+        name = op_name(step)
+        if name == "batch_norm":
+            gamma, beta, mean, variance, eps = batch_norm_tensors(step, channels, fetch)
+            factor = gamma / (variance + eps).sqrt()
+            scale, shift = scale.to(factor) * factor, (shift.to(factor) - mean) * factor + beta
+        elif name == "mul":
+            factor = fetch(next(a for a in step.args if isinstance(a, fx.Node) and not a.all_input_nodes))
+            factor = factor.detach().double().reshape(-1)
+            scale, shift = scale.to(factor) * factor, shift.to(factor) * factor
+    return scale, shift
+
+
+def batch_norm_tensors(
+    node: fx.Node, channels: int, fetch: Callable[[fx.Node], Any]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """γ, β, running mean, running variance (float64) and ε of a batch norm in evaluation mode."""
+    mean, variance = (fetch(a).detach().double() for a in node.args[3:5])  # type: ignore[arg-type]
+    gamma = fetch(node.args[1]).detach().double() if node.args[1] is not None else torch.ones(channels).to(mean)  # type: ignore[arg-type]
+    beta = fetch(node.args[2]).detach().double() if node.args[2] is not None else torch.zeros(channels).to(mean)  # type: ignore[arg-type]
+    return gamma, beta, mean, variance, float(node.args[7])  # type: ignore[arg-type]
+
+
+def schedule(nodes: list[fx.Node], paths: Mapping[fx.Node, Path]) -> tuple[list[fx.Node], dict[fx.Node, Path]]:
+    """An order of execution in which the other operand of a join is known before the operator that is matched to it.
+
+    Returns the order and, per operator node, its path; of two operators that feed one join only the first keeps it.
+    """
+    claimed: dict[fx.Node, fx.Node] = {}
+    kept: dict[fx.Node, Path] = {}
+    extra: dict[fx.Node, list[fx.Node]] = {}
+    place = {node: i for i, node in enumerate(nodes)}
+    fixed = bool(overwritten(nodes))  # what is written through views is only right in the order of the graph
+    for node in nodes:
+        path = paths.get(node)
+        if path is None:
+            continue
+        if path.join is not None and path.other is not None:
+            if path.join in claimed or (fixed and place[path.other] > place[node]):
+                path = Path(path.norm, path.steps, None, None)
+            else:
+                claimed[path.join] = node
+                extra[node] = [path.other]
+        kept[node] = path
+    if fixed:
+        return nodes, kept
+    order: list[fx.Node] = []
+    state: dict[fx.Node, int] = {}
+    for root in nodes:
+        stack = [(root, False)]
+        while stack:
+            node, ready = stack.pop()
+            if ready:
+                order.append(node)
+                state[node] = 2
+            elif state.get(node, 0) == 0:
+                state[node] = 1
+                stack.append((node, True))
+                needs = [*node.all_input_nodes, *extra.get(node, ())]
+                stack.extend((n, False) for n in reversed(needs) if state.get(n, 0) == 0)
+    return order, kept
+
+
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    return is_tensor_meta(a) and a.meta["val"].shape == b.meta["val"].shape
+
+
+def _is_scale(operator: Operator, captured: Captured, node: fx.Node, user: fx.Node) -> bool:
+    """Whether a product is with a parameter that has one entry per channel of the operator's output."""
+    factor = next((a for a in user.args if isinstance(a, fx.Node) and a is not node), None)
+    kind = "" if factor is None else captured.sources.get(factor.name, ("",))[0]
+    if factor is None or kind not in ("parameter", "buffer") or len(user.args) != 2:
+        return False
+    shape, out = list(factor.meta["val"].shape), list(node.meta["val"].shape)
+    axis = operator.channel_axis % len(out)
+    shape = [1] * (len(out) - len(shape)) + shape
+    return len(shape) == len(out) and all(n == (out[a] if a == axis else 1) for a, n in enumerate(shape))
+
+
+def _depends(node: fx.Node, on: fx.Node) -> bool:
+    seen, stack = set(), [node]
+    while stack:
+        n = stack.pop()
+        if n is on:
+            return True
+        if n not in seen:
+            seen.add(n)
+            stack.extend(n.all_input_nodes)
+    return False

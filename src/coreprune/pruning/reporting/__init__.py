@@ -1,0 +1,1 @@
+"""What pruning did to a model: certificates, the report, and the report as text."""

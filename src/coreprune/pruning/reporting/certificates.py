@@ -1,0 +1,229 @@
+"""Certificates of a pruned model: of its layers (T6, T7, T8, T10), and of its answers (T11)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coreprune._example import first_tensor, largest_block, quiet
+from coreprune.coreset import (
+    Certificate,
+    Coreset,
+    agreement_bound,
+    function_space_ratio,
+    merge_bound,
+    relative_limit,
+    sampling_bound,
+    unit_floor,
+)
+from coreprune.errors import InputError
+from coreprune.graph import Captured, Group, kept_positions
+from coreprune.pruning.allocation.allocate import widths_curve
+from coreprune.pruning.layer.linear_maps import operators
+from coreprune.pruning.layer.read import plain_linear, read_layer, tensors_of
+from coreprune.pruning.layer.weights import LayerWeights
+from coreprune.pruning.plans.decide import CURVE_RIDGE, Choice, Ranked
+from coreprune.pruning.reporting.report import GroupReport
+from coreprune.pruning.selectors import Ranking
+from coreprune.pruning.selectors.functional import moments_of
+from coreprune.queries import Queries, make_queries
+
+_WIDEST_FLOOR = 1200  # features
+_BLOCK = 32  # samples that are run at once
+
+
+@dataclass(frozen=True, eq=False)
+class Refitted:
+    """Tensors by name, in the original's shapes, before and after the repair. masks: positions that stay."""
+
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    masks: Mapping[tuple[str, int], Tensor]
+
+
+def as_refitted(model: nn.Module, small: nn.Module, groups: list[Group], kept: Mapping[str, Tensor]) -> Refitted:
+    """What the pruned model really holds, spread out over the original's shapes with zeros where channels are gone.
+
+    Tensors of grouped convolutions, whose blocks are cut differently, are left as they were: no theorem reads them.
+    """
+    masks = kept_positions([(g, kept[g.name]) for g in groups if g.name in kept])
+    before, after = tensors_of(model), {}
+    for name, tensor in tensors_of(small).items():
+        cuts = {dim: mask for (param, dim), mask in masks.items() if param == name}
+        after[name] = before[name]
+        if all(mask.dim() == 1 for mask in cuts.values()):
+            axes = [
+                cuts.get(d, torch.ones(n, dtype=torch.bool)).nonzero()[:, 0] for d, n in enumerate(before[name].shape)
+            ]
+            after[name] = torch.zeros_like(before[name])
+            after[name][torch.meshgrid(*axes, indexing="ij") if axes else ...] = tensor
+    return Refitted(before, after, masks)
+
+
+def group_report(captured: Captured, choice: Choice, group: Group, refit: Refitted | None, delta: float) -> GroupReport:
+    """What became of one free group, and what is known of the error at its consumers.
+
+    refit: what the repair has changed, or None without one.
+    """
+    ranked, entry = choice.ranked[group.name], choice.plan.groups[group.name]
+    found: tuple[Certificate, ...] = ()
+    plain = plain_linear(captured, group)
+    if plain:
+        if refit is not None:
+            found = refitted(ranked.layer, captured, refit, group, torch.tensor(entry.kept))
+        else:
+            found = certificates(ranked.layer, ranked.ranking, choice.coresets[group.name], delta)
+    errors = None
+    units = len(entry.kept) // group.unit
+    # The curve is that of the ranking's order; clusters (folding) do not keep the first of it.
+    if ranked.curve is not None and _first(ranked.curve.order, choice.coresets[group.name], units):
+        found += (function_space_ratio(ranked.curve.errors, _floor(ranked), units),)
+        errors = tuple(widths_curve(ranked.curve.errors, group).tolist())
+    return GroupReport(
+        name=group.name,
+        channels=group.size,
+        kept=len(entry.kept),
+        unit=group.unit,
+        note=ranked.ranking.note,
+        certificates=found,
+        rank=relative_limit(ranked.layer.incoming).rank if plain else None,
+        errors=errors,
+    )
+
+
+def _floor(ranked: Ranked) -> Tensor:
+    """The larger of T10's floors, the one about units (T10′) where it takes no more than about a second."""
+    assert ranked.curve is not None
+    readers = ranked.layer.readers
+    if max(reader.mean.numel() for reader in readers) > _WIDEST_FLOOR:
+        return ranked.curve.optimum
+    units = unit_floor(moments_of(readers), len(ranked.layer.incoming), ridge=CURVE_RIDGE)
+    return torch.minimum(torch.maximum(ranked.curve.optimum, units), ranked.curve.errors)
+
+
+def _first(order: Tensor, coreset: Coreset, units: int) -> bool:
+    """Whether the coreset keeps the first units of an order."""
+    return order[:units].sort().values.tolist() == coreset.indices.sort().values.tolist()
+
+
+def certify(
+    model: nn.Module,
+    pruned: nn.Module,
+    example_inputs: Any,
+    samples: Any,
+    *,
+    n: int | None = None,
+    delta: float = 0.01,
+    seed: int = 0,
+) -> Certificate:
+    """T11: how often two models give the same answer at least, on the distribution that the samples come from.
+
+    samples: unlabelled samples that neither selection nor repair has seen (a tensor, a DataLoader, the path of an .npz
+        file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source, which makes
+        other inputs than `prune` with any seed.
+
+    Raises InputError for samples that do not fit, and for models that do not return scores of classes, (N, classes).
+    """
+    # prune() seeds its generator with its seed itself. The same here would make a source draw the very inputs that
+    # pruning went by, and T11 is about inputs that nothing has seen. A hash of the seed equals prune's seed, the same
+    # or another, by a chance of 2⁻³² (torch's generator takes 32 bits); the key, T11's number, is any.
+    (other,) = np.random.SeedSequence(seed % (1 << 64), spawn_key=(11,)).generate_state(1).tolist()
+    generator = torch.Generator().manual_seed(other)
+    fresh = make_queries(model, example_inputs, samples, n=n, generator=generator)
+    found = agreement(model, pruned, fresh, delta)
+    if found is None:
+        raise InputError(
+            "agreement is about the class with the highest score, but the models do not return scores of shape "
+            "(samples, classes). Compare their outputs in a way that fits the task."
+        )
+    return found
+
+
+@torch.no_grad()
+def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) -> Certificate | None:
+    """T11 on queries that nothing else has seen; None unless the models return scores of classes, (N, classes)."""
+    same = total = 0
+    answers: list[Tensor] = []
+    with quiet(model), quiet(small):
+        block = largest_block(next(fresh.blocks(2)), _BLOCK, model, small)
+        for args, kwargs in fresh.blocks(block):
+            before, after = (first_tensor(m(*args, **kwargs)) for m in (model, small))
+            if before is None or after is None or before.dim() != 2 or before.shape[1] < 2:
+                return None
+            chosen = before.argmax(dim=1)
+            answers.append(chosen)
+            same += int((chosen == after.argmax(dim=1)).sum())
+            total += len(before)
+    commonest = int(torch.cat(answers).bincount().max())
+    source = "the user's data" if fresh.source == "samples" else fresh.source
+    return agreement_bound(total - same, total, delta, trivial=1 - commonest / total, source=source)
+
+
+def refitted(
+    layer: LayerWeights, captured: Captured, refit: Refitted, group: Group, kept: Tensor
+) -> tuple[Certificate, ...]:
+    """T8 for weights that were refit, those that make the channels too; empty unless the activation allows it."""
+    phi = layer.activation
+    if not (phi.zero and phi.homogeneous and phi.lipschitz <= 1):
+        return ()
+    now = read_layer(refit.after, captured, group)
+    biases, stays = [], []
+    found = operators(captured)
+    for piece in (s for c in group.consumers for s in c.slices):
+        operator = found.get(piece.param)
+        if operator is None:
+            return ()
+        rows = refit.after[piece.param].shape[operator.out_dim]
+        name = operator.bias
+        zero = torch.zeros(rows, dtype=torch.float64)
+        biases.append(zero if name is None else (refit.after[name] - refit.before[name]).double().cpu())
+        stays.append(refit.masks.get((piece.param, operator.out_dim), torch.ones(rows, dtype=torch.bool)).cpu())
+    alive = torch.cat(stays)
+    return (
+        merge_bound(
+            layer.incoming,
+            layer.outgoing[alive],
+            kept,
+            now.outgoing[alive][:, kept],
+            new_points=now.incoming[kept],
+            bias_change=torch.cat(biases)[alive],
+        ),
+    )
+
+
+def certificates(layer: LayerWeights, ranking: Ranking, coreset: Coreset, delta: float) -> tuple[Certificate, ...]:
+    """What can be said about F' − F of this layer's consumers, for every input.
+
+    T6 for sampled coresets (1−δ over the draws), T8 for any coreset if the activation is positively homogeneous and
+    1-Lipschitz. Empty where the activation is not known to satisfy a theorem's assumptions.
+    """
+    phi = layer.activation
+    found = []
+    if not phi.zero or math.isinf(phi.lipschitz):
+        return ()
+    if ranking.stream is not None and coreset.draws:
+        points, outgoing = layer.incoming, layer.outgoing
+        if coreset.negative_weights is not None:  # two items per channel, one for each sign of the outgoing weight
+            points = torch.cat([points, points])
+            outgoing = torch.cat([outgoing.clamp(min=0), outgoing.clamp(max=0)], dim=1)
+        bound = sampling_bound(
+            points,
+            outgoing,
+            coreset.draws,
+            delta,
+            metric="lewis" if ranking.method == "lewis" else "euclidean",
+            probabilities=None if ranking.method == "lewis" else ranking.stream.probabilities,
+            lipschitz=phi.lipschitz,
+            homogeneous=phi.homogeneous,
+            stopped=True,
+        )
+        found.append(bound)
+    if phi.homogeneous and phi.lipschitz <= 1:
+        found.append(merge_bound(layer.incoming, layer.outgoing, coreset))
+    return tuple(found)

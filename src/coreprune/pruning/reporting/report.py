@@ -1,0 +1,114 @@
+"""Report: what pruning did to a model, as plain values."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from coreprune.coreset import Certificate
+from coreprune.pruning.repair.lockstep import Refit
+from coreprune.pruning.reporting import text as summary
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """One group of channels.
+
+    name: of the first layer that makes the channels. channels, kept: before and after. unit: channels that only leave
+    together. note: which form of the selector ran. locked_because: why it stayed whole, or None. certificates: what is
+    known of the error at its consumers. rank: r of the incoming rows (T7), or None where no theorem applies. errors: of
+    every width from 0 on, on the queries (T10), in shares of the variance of the model's outputs; None without queries.
+    macs: before and after, on the whole pruned model: multiply–accumulates of the convolutions and linear layers whose
+    outputs are the channels (`CostModel.making`).
+    """
+
+    name: str
+    channels: int
+    kept: int
+    unit: int = 1
+    note: str = ""
+    locked_because: str | None = None
+    certificates: tuple[Certificate, ...] = ()
+    rank: int | None = None
+    errors: tuple[float, ...] | None = None
+    macs: tuple[int, int] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        out = {**self.__dict__, "certificates": [c.as_dict() for c in self.certificates]}
+        if self.rank is not None:
+            out["channels_per_rank"] = self.channels / max(self.rank, 1)
+        return out
+
+
+@dataclass(frozen=True)
+class Report:
+    """Sizes before and after, group by group in the order of the forward, with certificates and the settings.
+
+    parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one sample. queries: where they are from.
+    refits: the layers that were repaired. agreement: T11 on fresh queries of the same source. model: name of its class.
+    """
+
+    groups: tuple[GroupReport, ...]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    bytes: tuple[int, int]
+    settings: dict[str, Any]
+    queries: str = ""
+    refits: tuple[Refit, ...] = ()
+    agreement: Certificate | None = None
+    model: str = ""
+
+    @property
+    def locked(self) -> dict[str, str]:
+        """Groups that stayed whole, and why."""
+        return {g.name: g.locked_because for g in self.groups if g.locked_because}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        sizes = {
+            name: dict(zip(("before", "after"), getattr(self, name), strict=True))
+            for name in ("parameters", "macs", "bytes")
+        }
+        return {
+            "schema": 1,
+            "model": self.model,
+            **sizes,
+            "queries": self.queries,
+            "agreement": None if self.agreement is None else self.agreement.as_dict(),
+            "groups": [g.as_dict() for g in self.groups],
+            "refits": [asdict(fit) for fit in self.refits],
+            "settings": self.settings,
+        }
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.as_dict(), indent=1)
+
+    def __str__(self) -> str:
+        """A short plain-text summary."""
+        return summary.as_text(self)
+
+    def _repr_html_(self) -> str:
+        """The summary for a notebook: static HTML without styles of its own."""
+        return summary.as_html(self)
+
+
+def versions() -> dict[str, str]:
+    """Versions and hardware that a result depends on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("coreprune")
+    except PackageNotFoundError:  # used from a source tree that was never installed
+        own = "source tree"
+    return {
+        "coreprune": own,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,0 +1,57 @@
+"""Inputs from several sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from coreprune.errors import InputError
+from coreprune.queries.sources.base import Source, Target, Tell, draw
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A share of the inputs from each source, in random order.
+
+    weights: one positive number per source, of any scale; None: equal shares.
+    """
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...] | None = None
+    name: ClassVar[str] = "mixture"
+
+    def at_once(self, target: Target) -> int | None:  # noqa: ARG002
+        """Any number; the sources are asked in turn."""
+        return None
+
+    def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
+        """Make n inputs."""
+        parts, done = [], 0
+        for source, share in zip(self.sources, self._shares(n), strict=True):
+            if share == 0:
+                continue
+
+            def told(step: int, steps: int, before: int = done, size: int = share) -> None:
+                tell(before * steps + step * size, n * steps)
+
+            parts.append(draw(source, target, share, generator, told))
+            done += share
+        return torch.cat(parts)[torch.randperm(n, generator=generator).to(target.example.device)]
+
+    def _shares(self, n: int) -> list[int]:
+        """How many from each source: the largest remainders round up."""
+        weights = torch.tensor(self.weights or [1.0] * len(self.sources), dtype=torch.float64)
+        if (
+            len(weights) != len(self.sources)
+            or len(weights) == 0
+            or not bool(((weights > 0) & weights.isfinite()).all())
+        ):
+            raise InputError(f"a mixture needs one positive weight per source, not {self.weights} for {self.sources}.")
+        exact = weights / weights.sum() * n
+        shares = exact.floor().to(torch.int64)
+        short = n - int(shares.sum())
+        shares[torch.argsort(exact - shares, descending=True, stable=True)[:short]] += 1
+        return shares.tolist()

@@ -1,0 +1,189 @@
+"""Token sequences: drawn at random, or written by a language model itself."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from coreprune.errors import InputError
+from coreprune.queries.sources.base import Target, Tell
+
+
+def vocabulary(target: Target) -> int:
+    """How many tokens there are: the rows of the embedding that looks the inputs up.
+
+    Raises InputError where no `nn.Embedding` does.
+    """
+    if target.example.is_floating_point() or target.example.dtype == torch.bool:
+        raise InputError(f"tokens are integers; these inputs are {target.example.dtype}.")
+    rows: list[int] = []
+
+    def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+        ids = args[0]
+        if ids.numel() == target.example.numel() and torch.equal(ids.flatten(), target.example.flatten()):
+            rows.append(module.num_embeddings)
+
+    handles = [m.register_forward_pre_hook(hook) for m in target.model.modules() if isinstance(m, nn.Embedding)]
+    try:
+        target.call(target.example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not rows:
+        raise InputError(
+            "no embedding looks these integers up, so their range is not known. Pass samples, or in Python say it: "
+            "RandomTokens(vocabulary=...)."
+        )
+    return max(rows)  # positions may equal the tokens in an example of zeros; there are fewer of those
+
+
+def _config(target: Target, name: str) -> int | None:
+    value = getattr(getattr(target.model, "config", None), name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _draw(target: Target, weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """(n, *shape) tokens, padding never, the start token (where the configuration names one) in front."""
+    pad, start = _config(target, "pad_token_id"), _config(target, "bos_token_id")
+    if pad is not None and 0 <= pad < len(weights) > 1:
+        weights[pad] = 0
+    count = n * max(1, target.example[0].numel())
+    ids = torch.multinomial(weights, count, replacement=True, generator=generator).reshape(n, *target.shape)
+    if start is not None and 0 <= start < len(weights) and ids.dim() > 1:
+        ids[:, 0] = start
+    return target.cast(ids)
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """Independent tokens, every one as likely. vocabulary: how many there are; None: the embedding's rows."""
+
+    vocabulary: int | None = None
+    name: ClassVar[str] = "random-tokens"
+
+    def at_once(self, target: Target) -> int | None:  # noqa: ARG002
+        """Any number."""
+        return None
+
+    def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
+        """Make n inputs."""
+        weights = torch.ones(_size(self.vocabulary, target), dtype=torch.float64)
+        tell(1, 1)
+        return _draw(target, weights, n, generator)
+
+
+@dataclass(frozen=True)
+class ZipfTokens:
+    """Independent tokens, token i with probability ∝ 1/(i + shift)^power: vocabularies are sorted by frequency, mostly.
+
+    vocabulary: as in `RandomTokens`.
+    """
+
+    power: float = 1.0
+    shift: float = 2.7  # Mandelbrot's
+    vocabulary: int | None = None
+    name: ClassVar[str] = "zipf-tokens"
+
+    def at_once(self, target: Target) -> int | None:  # noqa: ARG002
+        """Any number."""
+        return None
+
+    def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
+        """Make n inputs."""
+        if not self.shift > 0:
+            raise InputError(f"shift={self.shift} has to be positive.")
+        ranks = torch.arange(_size(self.vocabulary, target), dtype=torch.float64)
+        tell(1, 1)
+        return _draw(target, (ranks + self.shift) ** -self.power, n, generator)
+
+
+def _size(asked: int | None, target: Target) -> int:
+    size = vocabulary(target) if asked is None else asked
+    if size < 1 or target.example.is_floating_point():
+        raise InputError(
+            f"vocabulary={asked} for inputs of {target.example.dtype}: tokens are integers below a size ≥ 1."
+        )
+    return size
+
+
+@dataclass(frozen=True)
+class SelfGenerated:
+    """Text sampled from a causal language model itself, token by token.
+
+    It starts from the start token where the configuration names one, otherwise from a random token.
+
+    temperature: divides the logits; below 1 the text is likelier and less varied. batch: sequences made together.
+    """
+
+    temperature: float = 1.0
+    batch: int = 64
+    name: ClassVar[str] = "self-generated"
+
+    def at_once(self, target: Target) -> int | None:  # noqa: ARG002
+        """A batch."""
+        return self.batch
+
+    def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
+        """Make n inputs."""
+        if not self.temperature > 0:
+            raise InputError(f"temperature={self.temperature} has to be positive.")
+        if len(target.shape) != 1 or not is_causal(target):
+            raise InputError(
+                "only a causal language model, (N, T) tokens to (N, T, vocabulary) logits, can write its own queries. "
+                "Take random-tokens or zipf-tokens, or pass samples."
+            )
+        ids = RandomTokens()(target, n, generator, lambda done, total: None)  # noqa: ARG005
+        length = target.shape[0]
+        step = _cached(target) or _plain(target)
+        with torch.no_grad():
+            for t in range(1, length):
+                odds = torch.softmax(step(ids, t).to("cpu", torch.float64) / self.temperature, dim=-1)
+                ids[:, t] = torch.multinomial(odds, 1, generator=generator)[:, 0].to(ids)
+                tell(t, length - 1)
+        return ids
+
+
+def is_causal(target: Target) -> bool:
+    """Whether (1, T) tokens become (1, T, vocabulary) logits, and the last token changes nothing before it."""
+    if target.example.is_floating_point() or len(target.shape) != 1 or target.shape[0] < 2:
+        return False
+    try:
+        size = vocabulary(target)
+        here = target.logits(target.example)
+    except (InputError, TypeError):
+        return False
+    if here.dim() != 3 or here.shape[1] != target.shape[0] or here.shape[2] != size or size < 2:
+        return False
+    other = target.example.clone()
+    other[:, -1] = (other[:, -1] + 1) % size
+    there = target.logits(other)
+    same = torch.allclose(here[:, :-1], there[:, :-1], rtol=1e-3, atol=1e-4 * float(here.detach().abs().max()) + 1e-8)
+    return same and not torch.allclose(here[:, -1], there[:, -1])
+
+
+def _plain(target: Target) -> Any:
+    """Logits of token t from the whole sequence: what comes after t - 1 does not matter to a causal model."""
+    return lambda ids, t: target.logits(ids)[:, t - 1]
+
+
+def _cached(target: Target) -> Any:
+    """The same with the key/value cache of a transformers model, or None for any other."""
+    parameters = inspect.signature(target.model.forward).parameters
+    config = getattr(target.model, "config", None)
+    only = target.kwargs.get("input_ids", target.args[0] if target.args else None) is target.example
+    if not only or getattr(config, "is_encoder_decoder", config is None):
+        return None
+    if not {"input_ids", "past_key_values", "use_cache"} <= set(parameters) or not target.together:
+        return None
+    past: list[Any] = [None]
+
+    def step(ids: Tensor, t: int) -> Tensor:
+        out = target.model(input_ids=ids[:, t - 1 : t], past_key_values=past[0], use_cache=True)
+        past[0] = out.past_key_values
+        return out.logits[:, -1]
+
+    return step

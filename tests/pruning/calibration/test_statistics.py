@@ -1,0 +1,172 @@
+"""What readers see on the queries: against unfolded inputs from hooks, and against autograd on the module."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from coreprune.errors import InputError
+from coreprune.graph import capture, find_groups
+from coreprune.pruning.calibration.statistics import Collect, _pooled, collect_readers
+from coreprune.pruning.layer.read import tensors_of
+from features import normal, patches, rows_of, seen
+from graph.zoo import ZOO, randomise
+
+
+class Net(nn.Module):
+    def __init__(self, inplace=False):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1, stride=2)
+        self.act, self.head = nn.ReLU(inplace), nn.Linear(4 * 9, 3)
+
+    def forward(self, x):
+        return self.head(self.act(self.b(self.act(self.a(x)))).flatten(1))
+
+
+def collect(model, x, blocks=1, **options):
+    parts = x.tensor_split(blocks)
+    captured = capture(model, parts[0], batch=len(parts[0]))
+    groups = find_groups(captured)
+    options = {"rows": 1 << 30, "window": 1, **options}
+    generator = torch.Generator().manual_seed(0)
+    return collect_readers(
+        captured,
+        groups,
+        tensors_of(model),
+        [((part,), {}) for part in parts],
+        Collect(**options),
+        generator,
+        lambda *a: None,
+    )
+
+
+def worth_by_autograd(model, layer, x, blocks=1):
+    """Second moment, per sample, of the gradient at a layer's output of the outputs' random projection."""
+    generator, total = torch.Generator().manual_seed(0), 0
+    for part in x.tensor_split(blocks):
+        held = []
+
+        def hook(m, a, y, held=held):
+            held.append(y)
+            return y.clone()  # what follows may be in place
+
+        handle = model.get_submodule(layer).register_forward_hook(hook)
+        out = model(part)
+        handle.remove()
+        noise = torch.randn(out.shape, generator=generator).to(out)
+        scale = out.std(correction=0) * out[0].numel() ** 0.5
+        (gradient,) = torch.autograd.grad((out * noise).sum() / scale.detach(), held)
+        flat = rows_of(gradient) if gradient.dim() > 2 else gradient
+        total = total + flat.T @ flat / len(part) / blocks
+    return total
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_moments_are_those_of_the_unfolded_inputs(blocks):
+    model, x = randomise(Net()), normal(12, 3, 6, 6)
+    (reader,), (flat,) = (collect(model, x, blocks)[n] for n in ("a", "b"))
+    rows = patches(model.b, seen(model, x)["b"][0])
+    assert torch.allclose(reader.mean, rows.mean(0))
+    assert torch.allclose(reader.covariance, torch.cov(rows.T, correction=0))
+    assert torch.equal(reader.weight, model.b.weight.detach().flatten(1))
+    inputs = seen(model, x)["head"][0]
+    assert torch.allclose(flat.covariance, torch.cov(inputs.T, correction=0))
+    assert torch.equal(flat.weight, model.head.weight)
+    for found, all_rows in ((reader, rows), (flat, inputs)):
+        assert bool(((found.samples[:, None] - all_rows[None]).abs().amax(2) < 1e-12).any(1).all())
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_large_kernels_use_the_channel_version(blocks):
+    model, x = randomise(Net()), normal(12, 3, 6, 6)
+    (reader,) = collect(model, x, blocks, features=53)["a"]
+    rows = patches(model.b, seen(model, x)["b"][0]).reshape(-1, 6, 9).transpose(1, 2).reshape(-1, 6)
+    assert torch.allclose(reader.mean, rows.mean(0))
+    assert torch.allclose(reader.covariance, torch.cov(rows.T, correction=0))
+    worth = worth_by_autograd(model, "b", x, blocks)
+    w = model.b.weight.detach().flatten(2)
+    assert torch.allclose(reader.gram, torch.einsum("ocs,op,pds->cd", w, worth, w))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_the_worth_of_errors_is_that_of_autograd(inplace, blocks):
+    """In place: the gradient is that before the activation, and a mean over the blocks, whatever their number."""
+    model, x = randomise(Net(inplace)), normal(12, 3, 6, 6)
+    found = collect(model, x, blocks)
+    for name, layer in (("a", model.b), ("b", model.head)):
+        v = layer.weight.detach().flatten(1)
+        worth = worth_by_autograd(model, "b" if name == "a" else "head", x, blocks)
+        assert torch.allclose(found[name][0].gram, v.T @ worth @ v, rtol=1e-6)
+        plain = collect(model, x, blocks, worth=False)[name][0]
+        assert torch.allclose(plain.gram, v.T @ v)
+
+
+def test_the_first_order_error_is_the_measured_one_for_a_linear_reader():
+    """Removing everything from a head that is read last: tr(GK) is the share of the variance that is lost."""
+    model, x = randomise(nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 40))), normal(4000, 5)
+    shares = [float((r.gram * r.covariance).sum()) for b in (1, 8) for r in collect(model, x, b)["0"]]
+    y = model(x).detach()
+    lost = float((y - y.mean(0)).square().mean() / y.var(correction=0))
+    assert shares == pytest.approx([lost, lost], rel=0.1)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_windows_are_sums_over_neighbours_over_the_root_of_their_number(dims):
+    gradient, half = normal(2, 3, *[6] * dims), 1
+    padded = nn.functional.pad(gradient, [half] * 2 * dims)
+    for axis in range(2, 2 + dims):
+        padded = padded.unfold(axis, 3, 1)
+    wanted = padded.flatten(2 + dims).sum(-1) / 3 ** (dims / 2)
+    assert torch.allclose(_pooled(gradient, 3), wanted)
+    assert torch.equal(_pooled(gradient, 1), gradient)
+    assert _pooled(gradient[..., :2], 5).shape == gradient[..., :2].shape
+
+
+def test_small_volumes_fit_the_window():
+    """avg_pool3d refuses inputs below its kernel, so that small 3-d networks could not be measured at all."""
+    assert _pooled(normal(1, 2, 2, 2, 2), 5).shape == (1, 2, 2, 2, 2)
+
+
+def test_units_of_several_channels_own_their_features_side_by_side():
+    model = randomise(ZOO["gpt2"].build()) if "gpt2" in ZOO else pytest.skip("transformers is absent")
+    inputs = ZOO["gpt2"].inputs(8)
+    captured = capture(model, inputs, batch=8)
+    groups = [g for g in find_groups(captured) if g.unit > 1 and g.locked_because is None]
+    found = collect_readers(
+        captured, groups, tensors_of(model), [((), inputs)], Collect(), torch.Generator(), lambda *a: None
+    )
+    read = [(g, r) for g in groups for r in found[g.name]]
+    assert read
+    for group, reader in read:
+        name = next(s.param for c in group.consumers for s in c.slices)
+        with torch.no_grad():
+            layer, held = model.get_submodule(name.removesuffix(".weight")), []
+            handle = layer.register_forward_pre_hook(lambda m, a, held=held: held.append(a[0]))
+            model(**inputs)
+            handle.remove()
+        consumer = next(c for c in group.consumers if c.slices)
+        order = torch.argsort(consumer.index)
+        rows = held[0].flatten(0, -2)[:, order]
+        assert torch.allclose(reader.covariance, torch.cov(rows.T, correction=0))
+        assert torch.equal(reader.weight, layer.weight.detach().T[:, order])
+        assert reader.mean.numel() == int((consumer.index >= 0).sum())
+
+
+def test_grouped_convolutions_stack_their_blocks():
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, groups=2)))
+    x = normal(5, 3, 5, 5)
+    (reader,) = collect(model, x, worth=False)["0"]
+    rows = patches(model[2], seen(model, x)["2"][0])
+    blocks = model[2].weight.detach().flatten(1)
+    assert torch.equal(reader.weight, torch.block_diag(blocks[:2], blocks[2:]))
+    assert torch.allclose(reader.covariance, torch.cov(rows.T, correction=0))
+
+
+def test_what_is_not_finite_is_named():
+    model, x = randomise(Net()), normal(4, 3, 6, 6)
+    with torch.no_grad():
+        model.a.weight[0] = 1e308
+    with pytest.raises(InputError, match=r"b\.weight.*not finite"):
+        collect(model, 1e10 * x)
