@@ -14,7 +14,7 @@ from small_networks import mlp
 
 @dataclass
 class Rows:
-    """The part of Queries that the polish relies on."""
+    """The part of Queries that the distillation relies on."""
 
     args: tuple = ()
     kwargs: dict | None = None
@@ -24,7 +24,7 @@ class Rows:
     def __len__(self):
         return self.n or len((*self.args, *(self.kwargs or {}).values())[0])
 
-    def blocks(self, size):
+    def batches(self, size):
         assert size == len(self)
         yield self.args, self.kwargs or {}
 

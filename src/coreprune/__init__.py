@@ -33,10 +33,10 @@ from coreprune.pruning import (
     Report,
     Result,
     Uniform,
-    apply,
+    apply_plan,
     certify,
-    inspect,
-    plan,
+    list_groups,
+    make_plan,
     prune,
 )
 from coreprune.queries import Queries, make_queries
@@ -74,17 +74,29 @@ __all__ = [
     "Report",
     "Result",
     "Uniform",
-    "apply",
+    "apply_plan",
     "certify",
     "compare_latency",
     "export_onnx",
     "export_program",
-    "inspect",
+    "list_groups",
     "load",
+    "make_plan",
     "make_queries",
     "measure_latency",
-    "plan",
     "prune",
     "read_plan",
     "save",
 ]
+
+_RENAMED = {"inspect": "list_groups", "plan": "make_plan", "apply": "apply_plan"}  # until the release after 0.1
+
+
+def __getattr__(name: str) -> object:
+    """Names of functions that hid modules, with a warning."""
+    if name in _RENAMED:
+        import warnings
+
+        warnings.warn(f"coreprune.{name} is now coreprune.{_RENAMED[name]}.", DeprecationWarning, stacklevel=2)
+        return globals()[_RENAMED[name]]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -82,7 +82,7 @@ def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         ) from error
 
 
-def largest_block(two: tuple[tuple[Any, ...], dict[str, Any]], most: int, *models: nn.Module) -> int:
+def largest_batch(two: tuple[tuple[Any, ...], dict[str, Any]], most: int, *models: nn.Module) -> int:
     """How many samples the models take at once: `most`, or 1, as a program does that torch.export wrote by default.
 
     two: (args, kwargs) of two samples. Whatever else is wrong with them, a call with one sample will say.

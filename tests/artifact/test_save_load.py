@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from small_models import Attention, Buffers, ReadsValues, Residual, Tied, edit, mlp, pruned, reseal, seeded
 from torch import nn
 
-from coreprune import Plan, apply, load, save
+from coreprune import Plan, apply_plan, load, save
 from coreprune.artifact import read_manifest, read_plan
 from coreprune.errors import ArtifactError, CoreprunError, InputError, ModelError
 
@@ -129,11 +129,11 @@ def test_what_lies_in_the_folder(kept):
 def test_the_plan_fits_another_checkpoint_without_an_example(kept):
     plan = read_plan(kept[2])
     other = seeded(Residual, seed=7)
-    small = apply(other, plan)
+    small = apply_plan(other, plan)
     group = plan.groups["inner"]
     assert torch.equal(small.inner.bias, other.inner.bias[list(group.kept)])
     with pytest.raises(InputError, match="another architecture"):
-        apply(seeded(mlp), plan)
+        apply_plan(seeded(mlp), plan)
 
 
 # --- a place that is taken -----------------------------------------------------------------------------------------
@@ -502,7 +502,7 @@ def test_a_full_disk_at_every_point(kept, tmp_path, monkeypatch, point, present)
 
         with monkeypatch.context() as patch:
             if point == "save_file":  # safetensors has an error of its own, with the number in the text
-                patch.setattr(sys.modules["coreprune.artifact.save"], "save_file", unwritten)
+                patch.setattr(sys.modules["coreprune.artifact.saving"], "save_file", unwritten)
             else:
                 patch.setattr(targets[point], full)
             try:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hf_cases import BERT, GPT2, GQA, IMAGE, LLAMA, PHI3, Case, hf, made, pruned
 
-from coreprune import apply
+from coreprune import apply_plan
 from coreprune.artifact.stock import stock_config
 from graph.zoo import ZOO
 
@@ -78,7 +78,7 @@ def uneven(case: Case, group: str) -> Any:
     entry = result.plan.groups[group]
     kept = tuple(range(3 * entry.size // 4))
     groups = {**result.plan.groups, group: dataclasses.replace(entry, kept=kept, factors=None)}
-    return apply(model, dataclasses.replace(result.plan, groups=groups), case[2])
+    return apply_plan(model, dataclasses.replace(result.plan, groups=groups), case[2])
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from cli_tools import FACTORY, samples
 from click.testing import Result
 from typer.testing import CliRunner
 
-from coreprune.cli.app import app
+from coreprune.cli.commands import app
 
 Run = Callable[..., Result]
 

@@ -27,10 +27,10 @@ from typer.testing import CliRunner
 
 import coreprune
 from coreprune.cli import show
-from coreprune.cli.app import app
+from coreprune.cli.commands import app
 
 OPTIONS = ("--weights", "net.safetensors", "--queries", "white-noise", "--keep", "0.5", "--no-latency")
-POLISH = ("--distill", "60")
+DISTILL = ("--distill", "60")
 CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "tempfile.mkstemp", "tempfile.mkdtemp")
 PHASES = mmap.mmap(-1, 32)  # shared with the children: the phase that a run is in
 
@@ -117,7 +117,7 @@ def trial(out: Path, dice: random.Random, seconds: float, steps: int) -> dict[st
     kills = []
     for attempt in range(2):
         by_time = dice.random() < 0.5
-        more = (*POLISH, *(("--resume",) if attempt else ()))
+        more = (*DISTILL, *(("--resume",) if attempt else ()))
         pid = child(out, *more, die_at=None if by_time else dice.randrange(steps))
         if by_time:
             time.sleep(dice.uniform(0, seconds))
@@ -127,7 +127,7 @@ def trial(out: Path, dice: random.Random, seconds: float, steps: int) -> dict[st
         kills.append({"by": "time" if by_time else "step", "hit": code is None, "phase": phase, **state(out)})
         if kills[-1]["out"] != "absent":
             break
-    code = ended(child(out, *POLISH, "--resume"))
+    code = ended(child(out, *DISTILL, "--resume"))
     left = sorted(p.name for p in out.parent.iterdir())
     return {"kills": kills, "code": code, "said": Path("last.txt").read_text(), "left": left, "end": state(out)}
 
@@ -137,14 +137,14 @@ def main(folder: Path, wanted: int, seed: int) -> dict[str, Any]:
     sys.path.insert(0, str(folder))
     torch.set_num_threads(1)
     show.progress = told
-    # The children inherit what is imported and compiled. No polish here: the threads of autograd cannot be forked.
+    # Children inherit what is imported and compiled. No distillation here: the threads of autograd cannot be forked.
     warm = CliRunner().invoke(app, ["prune", "net_for_cli:net", "--shape", "1,8", *OPTIONS, "--out", "warm"])
     assert warm.exit_code == 0, warm.output
     save, done = sys.modules["coreprune.artifact"].save, sys.modules["coreprune.cli.prune"].Unfinished.done
     sys.modules["coreprune.artifact"].save = saying("save", save)
     sys.modules["coreprune.cli.prune"].Unfinished.done = saying("tidy", done)
     begin = time.perf_counter()
-    code = ended(child(folder / "reference" / "small", *POLISH))
+    code = ended(child(folder / "reference" / "small", *DISTILL))
     seconds = time.perf_counter() - begin
     said = Path("last.txt").read_text()
     assert code == 0, said

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from coreprune.cli.app import app
+from coreprune.cli.commands import app
 from coreprune.demo import demo
 
 REPO = Path(__file__).parents[2]

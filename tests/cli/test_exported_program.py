@@ -18,7 +18,7 @@ def exported(place, count: int) -> None:
     torch.export.save(program, place / "net.pt2")
 
 
-def test_a_program_of_one_sample_goes_through_polish_agreement_and_certify(place, run):
+def test_a_program_of_one_sample_goes_through_distillation_agreement_and_certify(place, run):
     """Each of them ran blocks of samples, and ended in a traceback."""
     exported(place, 1)
     np.savez("many.npz", samples(300))

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from coreprune.cli import options
-from coreprune.cli.app import app
+from coreprune.cli.commands import app
 
 COMMANDS = ("demo", "inspect", "prune", "certify", "report", "export", "bench")
 

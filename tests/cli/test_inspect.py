@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from coreprune.cli.app import app
+from coreprune.cli.commands import app
 from coreprune.cli.source import example, load
 from coreprune.errors import InputError
 

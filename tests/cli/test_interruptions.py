@@ -59,7 +59,7 @@ def test_the_kills_hit_runs_in_all_phases(killed):
     assert len(hits) >= KILLS
     assert {kill["by"] for kill in hits} == {"time", "step"}
     phases = Counter(kill["phase"] for kill in hits)
-    assert {"queries", "polish", "save"} <= phases.keys(), phases
+    assert {"queries", "distill", "save"} <= phases.keys(), phases
     assert len(phases) >= 5, phases
 
 
@@ -101,13 +101,13 @@ LONG = ("--queries", "white-noise", "--keep", "0.5", "--distill", "600", "--out"
 
 
 @pytest.mark.slow
-def test_control_c_in_the_middle_of_the_polish(place, prune):
+def test_control_c_in_the_middle_of_the_distillation(place, prune):
     """Exit code 130, a sentence, no OUT; then the next run refuses, and with --resume goes on."""
     call = [sys.executable, "-c", MAIN, "prune", "net_for_cli:net", "--shape", "1,8", "--no-latency", *LONG]
     with subprocess.Popen(
         call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:  # fmt: skip
-        state = place / ".small.unfinished" / "polish.safetensors"
+        state = place / ".small.unfinished" / "distill.safetensors"
         while process.poll() is None and not state.exists():
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
@@ -139,14 +139,14 @@ def test_control_c_in_the_middle_of_the_polish(place, prune):
 @pytest.mark.parametrize("at", ["source.load", "prune.measured", "save"])
 @pytest.mark.parametrize("options", [(), ("--queries", "white-noise")], ids=["samples", "made"])
 def test_control_c_at_other_times(place, prune, monkeypatch, at, options):
-    """While the model is loaded, after the polish, and while the artifact is written, which used to say nothing."""
+    """While the model is loaded, after distillation, and while the artifact is written, which used to say nothing."""
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         if at == "save":
-            patch.setattr(sys.modules["coreprune.artifact.save"], "save_file", interrupted)
+            patch.setattr(sys.modules["coreprune.artifact.saving"], "save_file", interrupted)
         else:
             patch.setattr(f"coreprune.cli.{at}", interrupted)
         done = prune(*options, "--out", "new/small")

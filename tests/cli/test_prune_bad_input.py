@@ -112,7 +112,7 @@ def test_torch_adds_no_traceback_of_its_own(place):
     """It logs the errors that become messages here; a user saw forty lines in front of the one that counts."""
     (place / "broken.pt2").write_bytes(b"no program")
     code = (
-        "from coreprune.cli.app import app\n"
+        "from coreprune.cli.commands import app\n"
         "for source, shape in (('net_for_cli:net', '1,9'), ('broken.pt2', '1,8')):\n"
         "    try: app(['prune', source, '--shape', shape, '--out', 'small'])\n"
         "    except SystemExit as end: print(end.code)\n"
@@ -248,7 +248,7 @@ def test_a_late_failure_keeps_the_queries_and_says_so(place, run, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["coreprune.artifact.save"], "save_file", full)
+        patch.setattr(sys.modules["coreprune.artifact.saving"], "save_file", full)
         failed = run(*args)
     assert failed.exit_code == 2
     assert "No space left on device. Free some space, or choose another disk." in failed.stderr

@@ -255,16 +255,16 @@ def test_several_queries_lie_one_behind_the_other(place, prune):
     assert (place / "again" / "model.safetensors").read_bytes() == (place / "one" / "model.safetensors").read_bytes()
 
 
-def test_repair_and_polish_change_the_weights_alone(place, prune):
+def test_repair_and_distillation_change_the_weights_alone(place, prune):
     weights = {}
-    for name, options in (("raw", ("--no-repair",)), ("repaired", ()), ("polished", ("--distill", "5"))):
+    for name, options in (("raw", ("--no-repair",)), ("repaired", ()), ("distilled", ("--distill", "5"))):
         done = prune("--keep", "0.5", *options, "--out", name)
         assert done.exit_code == 0, done.stderr
         weights[name] = load_file(place / name / "model.safetensors")["4.weight"]
-    assert widths(place / "raw") == widths(place / "repaired") == widths(place / "polished")
+    assert widths(place / "raw") == widths(place / "repaired") == widths(place / "distilled")
     assert not torch.equal(weights["raw"], weights["repaired"])
-    assert not torch.equal(weights["repaired"], weights["polished"])
-    assert json.loads((place / "polished" / "report.json").read_text())["settings"]["distill"]["steps"] == 5
+    assert not torch.equal(weights["repaired"], weights["distilled"])
+    assert json.loads((place / "distilled" / "report.json").read_text())["settings"]["distill"]["steps"] == 5
     assert not list(place.glob(".*"))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coreprune.errors import InputError
 from coreprune.geometry import Ellipsoid, mvee
 from coreprune.geometry.ellipsoid import _certify, _Frame
-from coreprune.geometry.span import column_scale, coordinates
+from coreprune.geometry.subspace import column_scale, coordinates
 
 METHODS = ("interior-point", "wolfe-atwood", "fixed-point")
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from coreprune.geometry import mvee
-from coreprune.geometry._solvers import fixed_point, interior_point, wolfe_atwood, working_set
+from coreprune.geometry._solvers.fixed_point import fixed_point
+from coreprune.geometry._solvers.interior_point import interior_point
 from coreprune.geometry._solvers.solution import leverages
-from coreprune.geometry._solvers.working_set import support_threshold
+from coreprune.geometry._solvers.wolfe_atwood import wolfe_atwood
+from coreprune.geometry._solvers.working_set import support_threshold, working_set
 
 SOLVERS = (interior_point, wolfe_atwood, fixed_point)
 

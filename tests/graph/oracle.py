@@ -24,7 +24,7 @@ def random_halves(groups: list[Group], g: torch.Generator) -> dict[str, Tensor]:
         if group.locked_because is not None:
             continue
         units = group.units()
-        blocks = torch.zeros(len(units), dtype=torch.int64) if group.blocks is None else group.blocks
+        blocks = torch.zeros(len(units), dtype=torch.int64) if group.sections is None else group.sections
         stay = []
         for b in blocks.unique():
             where = (blocks == b).nonzero()[:, 0]

@@ -78,7 +78,7 @@ def test_every_block_is_the_models_forward(name):
     model = randomise(ZOO[name].build())
     blocks = blocks_of(ZOO[name].inputs(6), 2)
     execution, found = run(model, blocks, 2)
-    assert len(found) == len(blocks) == execution.blocks
+    assert len(found) == len(blocks) == execution.batches
     for got, block in zip(found, blocks, strict=True):
         wanted = forward(model, block)
         assert len(got) >= 1

@@ -230,13 +230,13 @@ def test_illegal_choices_are_refused_with_the_reason() -> None:
             remove(model, captured, groups, {name: keep})
 
 
-def test_blocks_keep_the_same_number() -> None:
+def test_sections_keep_the_same_number() -> None:
     model, captured, groups, _, _ = prepared("resnext")
-    group = next(g for g in groups if g.blocks is not None)
-    assert int(group.blocks.max()) + 1 == 4
-    first = group.units()[group.blocks == 0].reshape(-1)
-    rest = group.units()[group.blocks > 0].reshape(-1)
-    with pytest.raises(InputError, match="each of 4 blocks"):
+    group = next(g for g in groups if g.sections is not None)
+    assert int(group.sections.max()) + 1 == 4
+    first = group.units()[group.sections == 0].reshape(-1)
+    rest = group.units()[group.sections > 0].reshape(-1)
+    with pytest.raises(InputError, match="each of 4 sections"):
         remove(model, captured, groups, {group.name: torch.cat([first[:1], rest]).sort().values})
 
 
@@ -294,7 +294,7 @@ def test_flagged_group_norm_keeps_the_same_number_per_group() -> None:
     model, captured, _, _, x = prepared("group-norm")
     groups = find_groups(captured, norm_statistics=True)
     group = next(g for g in groups if g.name == "a")
-    assert group.blocks.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert group.sections.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     keep = torch.tensor([0, 1, 4, 6, 9, 11])
     small = remove(model, captured, groups, {"a": keep}).model
     assert small.n.num_channels == 6
@@ -388,5 +388,5 @@ def test_experts_choose_their_own_channels() -> None:
     captured = capture(model, kwargs=ZOO["mixtral"].inputs(2))
     group = next(g for g in find_groups(captured) if g.name.endswith("experts"))
     assert group.size == 4 * 24
-    assert group.blocks.bincount().tolist() == [24] * 4
+    assert group.sections.bincount().tolist() == [24] * 4
     assert {s.index.shape for s in group.slices} == {(4, 48), (4, 24)}

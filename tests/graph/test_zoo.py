@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune.graph import CostModel, capture, find_groups, remove
-from coreprune.graph.capture import quiet
+from coreprune.graph.captured import quiet
 from graph.oracle import assert_same, masked_activations, outputs, random_halves, zeroed_original
 from graph.zoo import ZOO, Entry, gen, randomise
 

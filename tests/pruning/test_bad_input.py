@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import coreprune
-from coreprune import Budget, BudgetError, CoreprunError, InputError, ModelError, Plan, apply, prune
+from coreprune import Budget, BudgetError, CoreprunError, InputError, ModelError, Plan, apply_plan, prune
 from coreprune.pruning import SELECTORS
 from small_networks import EXAMPLE, bits, mlp
 
@@ -105,7 +105,7 @@ def test_other_arguments():
     refuse(InputError, "distill needs queries", mlp(), queries=None, distill=10)
     refuse(BudgetError, "Pass queries, or limit macs", mlp(), queries=None, budget=Budget(error=0.1))
     with pytest.raises(InputError, match="must be a Plan"):
-        apply(mlp(), {"groups": {}}, EXAMPLE)  # type: ignore[arg-type]
+        apply_plan(mlp(), {"groups": {}}, EXAMPLE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema": 99}', "[" * 100_000])
@@ -127,7 +127,7 @@ def test_plans_that_are_none(text):
 def test_plans_that_were_tampered_with(change, match):
     import json
 
-    raw = json.loads(coreprune.plan(mlp(), EXAMPLE, method="norm", queries=None).to_json())
+    raw = json.loads(coreprune.make_plan(mlp(), EXAMPLE, method="norm", queries=None).to_json())
     raw["groups"]["0"].update(change)
     with pytest.raises(InputError, match=match):
         Plan.from_json(json.dumps(raw))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from coreprune import Budget, BudgetError, InputError, Plan, apply, plan, prune
+from coreprune import Budget, BudgetError, InputError, Plan, apply_plan, make_plan, prune
 from small_networks import bits
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -83,9 +83,9 @@ def test_a_cost_budget_is_met_by_the_others() -> None:
 
 
 def test_plans_exclude_too_and_apply_needs_no_patterns() -> None:
-    made = plan(net(), EXAMPLE, method="magnitude", queries=None, exclude=("body.0",))
+    made = make_plan(net(), EXAMPLE, method="magnitude", queries=None, exclude=("body.0",))
     assert set(made.groups) == {"stem", "body.1"}
-    small = apply(net(), Plan.from_json(made.to_json()), EXAMPLE)
+    small = apply_plan(net(), Plan.from_json(made.to_json()), EXAMPLE)
     assert bits(small) == bits(quick(("body.0",)).model)
 
 
@@ -106,4 +106,4 @@ def test_patterns_that_are_wrong(exclude: Any, match: str) -> None:
     with pytest.raises(InputError, match=match):
         quick(exclude)
     with pytest.raises(InputError, match=match):
-        plan(net(), EXAMPLE, method="magnitude", queries=None, exclude=exclude)
+        make_plan(net(), EXAMPLE, method="magnitude", queries=None, exclude=exclude)

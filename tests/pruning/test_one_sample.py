@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from coreprune import Queries, certify
-from coreprune._example import largest_block
+from coreprune._example import largest_batch
 from coreprune.pruning.distill.distill import Distill, distill_
 from distill_pairs import Rows, conv_pair, mlp_pair, random
 from queries.small import Alone
@@ -17,10 +17,10 @@ from queries.small import Alone
 
 def test_how_many_samples_models_take_at_once():
     model, two = nn.Linear(8, 3), ((torch.zeros(2, 8),), {})
-    assert largest_block(two, 32, model, model) == 32
-    assert largest_block(two, 32, model, Alone(model)) == 1
+    assert largest_batch(two, 32, model, model) == 32
+    assert largest_batch(two, 32, model, Alone(model)) == 1
     one = ((torch.zeros(1, 8),), {})
-    assert largest_block(one, 32, Alone(model)) == 32, "where there is no second sample, nothing is split"
+    assert largest_batch(one, 32, Alone(model)) == 32, "where there is no second sample, nothing is split"
 
 
 def test_the_agreement_of_models_of_one_sample_is_that_of_the_same_models_together():
@@ -35,8 +35,8 @@ def test_the_agreement_of_models_of_one_sample_is_that_of_the_same_models_togeth
 
 
 @pytest.mark.parametrize(("pair", "shape"), [(mlp_pair, (8,)), (conv_pair, (3, 8, 8))])
-def test_the_polish_of_a_model_of_one_sample_is_that_of_the_same_model_together(pair, shape):
-    """The polish ran 64 samples at once. The losses are of whole batches all the same, outputs and features."""
+def test_the_distillation_of_a_model_of_one_sample_is_that_of_the_same_model_together(pair, shape):
+    """The distillation ran 64 samples at once. The losses are of whole batches all the same, outputs and features."""
     student, teacher = (m.double() for m in pair())
     x = torch.randn(20, *shape, generator=random(), dtype=torch.float64)
     start = copy.deepcopy(student.state_dict())
@@ -47,7 +47,7 @@ def test_the_polish_of_a_model_of_one_sample_is_that_of_the_same_model_together(
     assert any(not torch.equal(t, start[name]) for name, t in student.state_dict().items())
 
 
-def test_the_polish_on_a_single_query():
+def test_the_distillation_on_a_single_query():
     student, teacher = mlp_pair()
     distill_(student, teacher, Queries((torch.randn(1, 8, generator=random()),), {}, "mine"), Distill(steps=1),
              generator=random())  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import coreprune
-from coreprune import Budget, Loewner, Mussay, Norm, Plan, apply, plan, prune
+from coreprune import Budget, Loewner, Mussay, Norm, Plan, apply_plan, make_plan, prune
 from coreprune.pruning import SELECTORS
 from oracles import worst_ratio
 from small_networks import EXAMPLE, bits, mlp, widths
@@ -182,26 +182,26 @@ def test_a_plan_survives_json_and_gives_the_same_model():
     result = prune(model, EXAMPLE, method=Norm(sign_split=True), queries=None)
     again = Plan.from_json(result.plan.to_json())
     assert again == result.plan
-    assert bits(apply(model, again, EXAMPLE)) == bits(result.model)
-    assert plan(model, EXAMPLE, method=Norm(sign_split=True), queries=None) == result.plan
+    assert bits(apply_plan(model, again, EXAMPLE)) == bits(result.model)
+    assert make_plan(model, EXAMPLE, method=Norm(sign_split=True), queries=None) == result.plan
 
 
 @pytest.mark.parametrize("method", ["functional", "magnitude"])
 def test_plan_and_prune_agree_with_and_without_repair(method):
-    """A cost budget is allocated by the queries: plan(), which repairs nothing, must allocate like prune()."""
+    """A cost budget is allocated by the queries: make_plan(), which repairs nothing, must allocate like prune()."""
     model, half = mlp(), Budget(params=0.5)
     queries = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
-    made = plan(model, EXAMPLE, half, method, queries=queries)
+    made = make_plan(model, EXAMPLE, half, method, queries=queries)
     assert made == prune(model, EXAMPLE, half, method, queries=queries).plan
     assert made == prune(model, EXAMPLE, half, method, queries=queries, repair=False).plan
 
 
 def test_a_plan_fits_another_checkpoint_but_not_another_architecture():
-    made = plan(mlp(0), EXAMPLE, method="magnitude", queries=None)
-    assert widths(apply(mlp(1), made, EXAMPLE)) == [12, 6, 3]
+    made = make_plan(mlp(0), EXAMPLE, method="magnitude", queries=None)
+    assert widths(apply_plan(mlp(1), made, EXAMPLE)) == [12, 6, 3]
     other = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 3))
     with pytest.raises(coreprune.InputError, match="another architecture"):
-        apply(other, made, EXAMPLE)
+        apply_plan(other, made, EXAMPLE)
 
 
 def test_inplace_shrinks_the_given_model():

@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_plan_and_weights(repair):
     assert not torch.equal(one.queries.args[0], other.queries.args[0])
 
 
-PHASES = ("capture", "queries", "moments", "select", "repair", pytest.param("polish", marks=pytest.mark.slow))
+PHASES = ("capture", "queries", "statistics", "select", "repair", pytest.param("distill", marks=pytest.mark.slow))
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -164,7 +164,7 @@ def test_a_cache_survives_an_interruption_and_is_read_again(tmp_path):
     cache, model = tmp_path / "queries.safetensors", convnet()
 
     def stop(name, done, total):
-        if name == "moments":
+        if name == "statistics":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -190,12 +190,12 @@ def test_fresh_queries_are_none_of_those_that_were_used(n, spared):
     assert len(found.queries) == n - spared
     assert (0 if found.fresh is None else len(found.fresh)) == spared
     used = {row.numpy().tobytes() for row in found.queries.args[0]}
-    run = {row.numpy().tobytes() for args, _ in found.blocks for row in args[0]}
+    run = {row.numpy().tobytes() for args, _ in found.batches for row in args[0]}
     fresh = set() if found.fresh is None else {row.numpy().tobytes() for row in found.fresh.args[0]}
     assert len(used) == n - spared
     assert run <= used
     assert not used & fresh
-    assert len({len(args[0]) for args, _ in found.blocks}) == 1
+    assert len({len(args[0]) for args, _ in found.batches}) == 1
 
 
 def test_what_is_held_back_of_sorted_samples_is_like_what_is_used():

@@ -7,7 +7,7 @@ import collections
 import pytest
 import torch
 
-from coreprune import Budget, Norm, Plan, inspect, prune
+from coreprune import Budget, Norm, Plan, list_groups, prune
 from coreprune.graph import capture, find_groups, normalise_example
 from coreprune.pruning import Folding
 from graph.zoo import ZOO, randomise
@@ -175,7 +175,7 @@ def test_inspect_names_every_group_and_changes_nothing():
     entry = ZOO["llama-gqa"]
     model = entry.build()
     before = bits(model)
-    found = inspect(model, entry.inputs(1))
+    found = list_groups(model, entry.inputs(1))
     assert bits(model) == before
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert 0 < found.free_macs_share < 1

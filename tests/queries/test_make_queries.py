@@ -65,7 +65,7 @@ def test_auto(model: nn.Module, example: Tensor, source: str, why: str) -> None:
     assert queries.source == source
     assert why in queries.note
     assert len(queries) == 2
-    for block in queries.blocks(1):
+    for block in queries.batches(1):
         model(*block[0], **block[1])
 
 

@@ -29,7 +29,7 @@ def make(n: int = 7) -> Queries:
 def test_blocks_are_all_rows_once_in_order() -> None:
     queries = make(7)
     seen, sizes = [], []
-    for args, kwargs in queries.blocks(3):
+    for args, kwargs in queries.batches(3):
         sizes.append(len(kwargs["mask"]))
         assert len(args[0]) == len(kwargs["more"][0]) == sizes[-1]
         assert torch.equal(args[1], torch.tensor([1.0, 2.0]))  # has no batch axis, although it has rows
@@ -41,7 +41,7 @@ def test_blocks_are_all_rows_once_in_order() -> None:
 
 def test_a_shared_tensor_as_long_as_the_batch_is_not_cut() -> None:
     queries = Queries((torch.zeros(4, 2), torch.ones(4, 4)), {}, "test", shared=frozenset({1}))
-    (args, _), *_ = queries.blocks(1)
+    (args, _), *_ = queries.batches(1)
     assert args[0].shape == (1, 2)
     assert args[1].shape == (4, 4)
 
@@ -56,7 +56,7 @@ def test_take_and_split() -> None:
         with pytest.raises(InputError):
             call()
     with pytest.raises(InputError, match="at least one"):
-        next(queries.blocks(0))
+        next(queries.batches(0))
 
 
 def test_a_random_split_loses_nothing_and_keeps_the_order() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coreprune.cli import artifacts, prune  # noqa: F401 - they add their commands to the app
-from coreprune.cli.app import app
+from coreprune.cli.commands import app
 
 
 def main() -> None:

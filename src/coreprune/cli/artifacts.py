@@ -11,7 +11,7 @@ import typer
 from torch import nn
 
 from coreprune.cli import options, show, source
-from coreprune.cli.app import app, console
+from coreprune.cli.commands import app, console
 from coreprune.errors import ArtifactError, CoreprunError, InputError, first_line
 
 
@@ -56,7 +56,7 @@ def report(
 ) -> None:
     """Print an artifact's report, or make its page anew."""
     from coreprune.artifact.manifest import PAGE, QUERIES, REPORT, check_file, json_of, read_manifest
-    from coreprune.artifact.save import first_images
+    from coreprune.artifact.saving import first_images
     from coreprune.queries import Queries
     from coreprune.report import write
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from coreprune._files import check_place, refuse_taken, tidy
 from coreprune.cli import options, show, source
-from coreprune.cli.app import app, console, errors
+from coreprune.cli.commands import app, console, errors
 from coreprune.errors import ArtifactError, CoreprunError, InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ EPILOG = (
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The folder beside OUT that holds the queries and the state of the polish until OUT is there."""
+    """The folder beside OUT that holds the queries and the state of the distillation until OUT is there."""
 
     folder: Path
 
@@ -53,9 +53,9 @@ class Unfinished:
         return self.folder / "queries.safetensors"
 
     @property
-    def polish(self) -> Path:
+    def distill(self) -> Path:
         """State of the training."""
-        return self.folder / "polish.safetensors"
+        return self.folder / "distill.safetensors"
 
     @contextmanager
     def explained(self, out: Path) -> Iterator[None]:
@@ -117,7 +117,7 @@ def prune(
         list[str] | None, typer.Option(help="Pattern of groups that stay whole. Repeat for more.")
     ] = None,
     repair: Annotated[bool, typer.Option(help="Refit what reads pruned channels.")] = True,
-    distill: Annotated[int, typer.Option(min=0, help="Steps of polish on the queries after the repair.")] = 0,
+    distill: Annotated[int, typer.Option(min=0, help="Steps of distillation on the queries after the repair.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of queries and sampling.")] = 0,
     shape: options.Shapes = None,
     example: options.Example = None,
@@ -148,7 +148,7 @@ def prune(
         spec = source.queries(specs, model, given, seed, unfinished.queries, tell)
         result = run(
             model, given, budget, method, queries=spec, repair=repair, distill=distill, seed=seed,
-            exclude=tuple(exclude or ()), cache=unfinished.queries, checkpoint=unfinished.polish, progress=tell,
+            exclude=tuple(exclude or ()), cache=unfinished.queries, checkpoint=unfinished.distill, progress=tell,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, latency, result.report.macs, tell)
         found_by = {
@@ -216,11 +216,11 @@ def measured(
 
 def accuracy(model: nn.Module, samples: Queries, labels: Tensor) -> float:
     """Share of the samples whose highest score is their label. Raises InputError where there are no such scores."""
-    from coreprune._example import first_tensor, largest_block, quiet
+    from coreprune._example import first_tensor, largest_batch, quiet
 
     right = at = 0
     with quiet(model):
-        for args, kwargs in samples.blocks(largest_block(next(samples.blocks(2)), 64, model)):
+        for args, kwargs in samples.batches(largest_batch(next(samples.batches(2)), 64, model)):
             scores = first_tensor(model(*args, **kwargs))
             if scores is None or scores.dim() != 2:
                 raise InputError("accuracy needs a model that returns scores of shape (samples, classes).")

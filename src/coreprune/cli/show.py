@@ -90,7 +90,7 @@ def inspection_table(found: Inspection) -> Table:
         table.add_column(name, justify="right")
     table.add_column("locked, or what to know", overflow="fold")
     for g in found.groups:
-        unit = f"{g.unit}" + (f" × {g.blocks}" if g.blocks > 1 else "")
+        unit = f"{g.unit}" + (f" × {g.sections}" if g.sections > 1 else "")
         told = f"locked: {g.locked_because}" if g.locked_because else ", ".join(g.flags)
         style = "dim" if g.locked_because else None
         table.add_row(g.name, f"{g.channels:,}", unit, f"{g.macs_share:.1%}", told, style=style)

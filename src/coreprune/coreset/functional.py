@@ -18,8 +18,8 @@ from typing import Literal, get_args
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
-from coreprune.coreset._moments import Moments, Reader, alive, as_readers, cholesky, curve
 from coreprune.coreset._pivoting import diagonal_blocks, gain, log_det, pivot_all
+from coreprune.coreset._readers import Moments, ScaledReader, alive, as_readers, cholesky, curve
 from coreprune.coreset.bounds import Certificate
 from coreprune.errors import InputError
 from coreprune.geometry import mvee
@@ -207,12 +207,12 @@ def _coupling(inverse: Tensor, factors: Tensor) -> float:
     return float(units)
 
 
-def _coreset(readers: list[Reader], order: Tensor, errors: Tensor) -> FunctionalCoreset:
+def _coreset(readers: list[ScaledReader], order: Tensor, errors: Tensor) -> FunctionalCoreset:
     optimum = torch.stack([reader.floor() for reader in readers]).sum(dim=0)
     return FunctionalCoreset(order, errors, torch.minimum(optimum, errors))  # apart by rounding only
 
 
-def _split(readers: list[Reader]) -> tuple[Tensor, Tensor]:
+def _split(readers: list[ScaledReader]) -> tuple[Tensor, Tensor]:
     """Units that vary and units that do not, as indices."""
     varies = alive(readers)
     return varies.nonzero()[:, 0], (~varies).nonzero()[:, 0]
@@ -223,16 +223,16 @@ def _level(errors: Tensor) -> float:
     return float((errors / errors[0].clamp_min(1e-300)).clamp_min(1e-9).log().mean())
 
 
-def _weighted(reader: Reader) -> Reader:
+def _weighted(reader: ScaledReader) -> ScaledReader:
     """The reader with every unit's features multiplied by the unit's outgoing size, and nothing else to weigh them."""
     p = reader.p
     size = reader.root.square().sum(dim=0).view(-1, p).sum(dim=1).sqrt().repeat_interleave(p)
     covariance = size[:, None] * reader.covariance * size
     scale = float(covariance.diagonal().mean())
-    return Reader(covariance / (scale if scale > 0 else 1.0), reader.root[:0], reader.ridge, reader.units)
+    return ScaledReader(covariance / (scale if scale > 0 else 1.0), reader.root[:0], reader.ridge, reader.units)
 
 
-def _layers(readers: list[Reader]) -> Int[Tensor, " n"]:
+def _layers(readers: list[ScaledReader]) -> Int[Tensor, " n"]:
     """The round of peeling in which each unit is a contact point of the Löwner ellipsoid; (n,) from 0 on."""
     clouds: list[Tensor] = []
     for reader in readers:

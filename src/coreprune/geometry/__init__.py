@@ -1,11 +1,11 @@
 """Convex geometry on point clouds: tensors in, tensors out, float64 inside, no nn.Module."""
 
-from coreprune.geometry.caratheodory import Combination, caratheodory, caratheodory_many
+from coreprune.geometry.clustering import Clusters, kmeans
+from coreprune.geometry.convex_combination import Combination, caratheodory, caratheodory_many
 from coreprune.geometry.ellipsoid import Ellipsoid, Status, mvee
-from coreprune.geometry.kmeans import Clusters, kmeans
 from coreprune.geometry.lewis import leverage_scores, lewis_weights
 from coreprune.geometry.recombination import recombine
-from coreprune.geometry.span import Span, span
+from coreprune.geometry.subspace import Span, span
 
 __all__ = [
     "Clusters",

@@ -10,8 +10,12 @@ import torch
 from coreprune._shapes import Float, Int, Num, Tensor
 from coreprune._validate import as_points
 from coreprune.errors import InputError
-from coreprune.geometry._solvers import Solution, Solver, fixed_point, interior_point, wolfe_atwood, working_set
-from coreprune.geometry.span import column_scale, coordinates
+from coreprune.geometry._solvers.fixed_point import fixed_point
+from coreprune.geometry._solvers.interior_point import interior_point
+from coreprune.geometry._solvers.solution import Solution, Solver
+from coreprune.geometry._solvers.wolfe_atwood import wolfe_atwood
+from coreprune.geometry._solvers.working_set import working_set
+from coreprune.geometry.subspace import column_scale, coordinates
 
 EPS = 2.0**-52
 LARGEST_NEWTON = 16384  # the interior point's matrices take 2·n²·8 bytes: 4 GiB here

@@ -6,7 +6,7 @@ import torch
 
 from coreprune._shapes import Float, Num, Tensor
 from coreprune.errors import GeometryError, InputError
-from coreprune.geometry.span import span
+from coreprune.geometry.subspace import span
 
 
 def leverage_scores(points: Num[Tensor, "n d"]) -> Float[Tensor, " n"]:

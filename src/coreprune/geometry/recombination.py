@@ -11,7 +11,7 @@ import torch
 from coreprune._shapes import Float, Tensor
 from coreprune._validate import as_points
 from coreprune.errors import InputError
-from coreprune.geometry.caratheodory import caratheodory
+from coreprune.geometry.convex_combination import caratheodory
 
 
 def recombine(

@@ -7,7 +7,7 @@
     result = remove(model, captured, groups, {"layer1.0.conv1": kept_channels})
     result.model, result.kept, result.locked
 
-A `Group` has `size` channels in units of `unit` that leave as a whole (`group.units()`), maybe in `blocks` that all
+A `Group` has `size` channels in units of `unit` that leave as a whole (`group.units()`), maybe in `sections` that all
 have to keep the same number; `group.legal(keep)` says whether a choice is possible. `group.consumers` says where its
 channels are read: parameter axes, graph node, module, and the channel at every position of that input.
 """
@@ -15,8 +15,8 @@ channels are read: parameter axes, graph node, module, and the channel at every 
 from __future__ import annotations
 
 from coreprune._example import batch_of, normalise_example
-from coreprune.graph.capture import Captured, capture
-from coreprune.graph.cost import Cost, CostModel, cost
+from coreprune.graph.captured import Captured, capture
+from coreprune.graph.costs import Cost, CostModel, cost
 from coreprune.graph.grouping import find_groups
 from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, lock
 from coreprune.graph.recipe import Recipe, all_names, named_tensors, rebuilt, recipe_of

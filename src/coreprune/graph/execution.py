@@ -1,4 +1,4 @@
-"""Run an exported graph node by node, on several blocks of inputs at once, and keep only what is still needed."""
+"""Run an exported graph node by node, on several batches of inputs at once, and keep only what is still needed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from coreprune.graph.capture import Captured
+from coreprune.graph.captured import Captured
 
-# A value: one entry per block, or a single one (in a list of one) that does not depend on the inputs.
+# A value: one entry per batch, or a single one (in a list of one) that does not depend on the inputs.
 Value = list[Any]
 
 
@@ -21,24 +21,24 @@ class Execution:
     """Values of the nodes of one captured graph, under one set of parameters.
 
     Args:
-        captured: traced at the batch size of the blocks.
+        captured: traced at the batch size of the batches.
         tensors: parameters and buffers by canonical name; read when a node needs them, so they may change on the way.
-        blocks: (args, kwargs) per block, shaped like the example of the capture.
+        batches: (args, kwargs) per batch, shaped like the example of the capture.
     """
 
     def __init__(
         self,
         captured: Captured,
         tensors: Mapping[str, Tensor],
-        blocks: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
+        batches: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
     ) -> None:
         self.captured = captured
         self.tensors = tensors
-        self.blocks = len(blocks)
+        self.batches = len(batches)
         self.values: dict[fx.Node, Value] = {}
         self._inputs: dict[fx.Node, Value] = {}
         self._overwritten = overwritten(captured.graph.graph.nodes)
-        feeds = [iter(pytree.tree_leaves(block)) for block in blocks]
+        feeds = [iter(pytree.tree_leaves(batch)) for batch in batches]
         for node in captured.graph.graph.nodes:
             if node.op == "placeholder" and captured.sources.get(node.name, ("input",))[0] == "input":
                 self._inputs[node] = [next(feed) for feed in feeds]
@@ -58,8 +58,8 @@ class Execution:
         self.values[node] = value
         return value
 
-    def block(self, node: fx.Node, b: int) -> Any:
-        """The value of a node for one block."""
+    def batch(self, node: fx.Node, b: int) -> Any:
+        """The value of a node for one batch."""
         if node.op == "placeholder" and node not in self._inputs and node not in self._overwritten:
             return self._tensor(node)
         value = self.values[node]
@@ -73,8 +73,8 @@ class Execution:
         used = node.all_input_nodes
         varies = any(len(self.values[n]) > 1 for n in used if n in self.values)
         out = []
-        for b in range(self.blocks if varies else 1):
-            args, kwargs = map_arg((node.args, node.kwargs), lambda n, b=b: self.block(n, b))
+        for b in range(self.batches if varies else 1):
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n, b=b: self.batch(n, b))
             if mutates(node) and isinstance(args[0], Tensor) and node.args[0] not in self._overwritten:
                 # Others may hold the same tensor. In the graph, what is read from now on is the result.
                 args = (args[0].clone(), *args[1:])

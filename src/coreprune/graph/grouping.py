@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coreprune.graph.capture import Captured
+from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Consumer, Group, ParamSlice
 from coreprune.graph.interpret import trace
 from coreprune.graph.resolve import Settled, settle
@@ -36,7 +36,7 @@ def find_groups(captured: Captured, norm_statistics: bool = False) -> list[Group
             groups = builder.build()
             if builder.unbalanced <= columns:
                 break
-            # Blocks that lie in different groups: their k-th channels leave together instead.
+            # Sections that lie in different groups: their k-th channels leave together instead.
             columns |= builder.unbalanced
         return groups
 
@@ -49,14 +49,14 @@ class _Builder:
 
     def __init__(self, tracer: Tracer, settled: Settled) -> None:
         self.tracer, self.settled = tracer, settled
-        self.slots = [*tracer.slots.values(), *tracer.blocked]
+        self.slots = [*tracer.slots.values(), *tracer.sectioned]
         self.roles = [tracer.roles.get((s.param, s.dim), set()) for s in self.slots]
         self.n_units, self.n_channels = int(settled.unit.max()) + 1, int(settled.channel.max()) + 1
         unit_of_channel = torch.zeros(self.n_channels, dtype=torch.int64)
         unit_of_channel[settled.channel] = settled.unit
         self.width = torch.bincount(unit_of_channel, minlength=self.n_units)
         self.unbalanced: set[int] = set()
-        self.blocks, conflicts = self._blocks()
+        self.sections, conflicts = self._sections()
         for unit, reason in conflicts.items():
             settled.locked.setdefault(unit, reason)
 
@@ -102,7 +102,7 @@ class _Builder:
             if not roles & {"in", "out"} and slot.ids.dim() == 1:
                 others.append(piece)
         consumers = self._consumers(mine, number, read)
-        blocks, problem = self._group_blocks(order)
+        sections, problem = self._group_sections(order)
         reasons = [
             locked,
             problem,
@@ -114,7 +114,7 @@ class _Builder:
             reasons.append("a weight reads its channels in a way that is not followed")
         if any(not c.slices for c in consumers):
             flags = (*flags, "functional")
-        experts = self._experts(slots) if blocks is None else 0
+        experts = self._experts(slots) if sections is None else 0
         size = len(units) * width
         if experts:
             producers, others = ([_per_expert(s, experts, size) for s in x] for x in (producers, others))
@@ -126,7 +126,7 @@ class _Builder:
                 )
                 for c in consumers
             )
-            blocks = torch.arange(experts).repeat_interleave(len(units))
+            sections = torch.arange(experts).repeat_interleave(len(units))
             size *= experts
         name = _layer_name(producers[0].param)
         names[name] = names.get(name, 0) + 1
@@ -137,7 +137,7 @@ class _Builder:
             producers=tuple(producers),
             others=tuple(others),
             consumers=consumers,
-            blocks=blocks,
+            sections=sections,
             locked_because=next((r for r in reasons if r), None),
             flags=frozenset(flags),
             ids=mine[self.settled.unit].nonzero()[:, 0],
@@ -181,16 +181,16 @@ class _Builder:
                 found.append(Consumer(slices, r.node, r.source, r.axis, index, r.module, hookable))
         return tuple(found)
 
-    # --- the same number in every block ----------------------------------------------------------------------------
-    def _blocks(self) -> tuple[dict[int, list[tuple[int, int]]], dict[int, str]]:
-        """Per unit its (constraint, block) for every balance constraint that it takes part in, and the conflicts.
+    # --- the same number in every section ----------------------------------------------------------------------------
+    def _sections(self) -> tuple[dict[int, list[tuple[int, int]]], dict[int, str]]:
+        """Per unit its (constraint, section) for every balance constraint that it takes part in, and the conflicts.
 
-        A unit that has as many positions in every block is balanced by itself; one that has positions in some blocks
-        but not equally in all of them can never leave.
+        A unit that has as many positions in every section is balanced by itself; one that has positions in
+        some sections but not equally in all of them can never leave.
         """
-        blocks: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        sections: dict[int, list[tuple[int, int]]] = defaultdict(list)
         conflicts: dict[int, str] = {}
-        for c, (ids, reason) in enumerate(self.settled.blocks):
+        for c, (ids, reason) in enumerate(self.settled.sections):
             row = torch.arange(ids.shape[0])[:, None].expand_as(ids)[ids >= 0]
             units, where = self.settled.unit[ids[ids >= 0]].unique(return_inverse=True)
             counts = torch.zeros(len(units), ids.shape[0], dtype=torch.int64)
@@ -203,24 +203,24 @@ class _Builder:
                 conflicts[u] = reason
             chosen = uneven & single
             for u, b in zip(units[chosen].tolist(), counts[chosen].argmax(1).tolist(), strict=True):
-                blocks[u].append((c, b))
-        return blocks, conflicts
+                sections[u].append((c, b))
+        return sections, conflicts
 
-    def _group_blocks(self, units: Tensor) -> tuple[Tensor | None, str | None]:
-        """The block of every unit of a group, or why its channels cannot be balanced among themselves."""
-        labels = [tuple(self.blocks.get(u, ())) for u in units.tolist()]
+    def _group_sections(self, units: Tensor) -> tuple[Tensor | None, str | None]:
+        """The section of every unit of a group, or why its channels cannot be balanced among themselves."""
+        labels = [tuple(self.sections.get(u, ())) for u in units.tolist()]
         constraints = {c for label in labels for c, _ in label}
         if not constraints:
             return None, None
         names = {label: i for i, label in enumerate(sorted(set(labels)))}
-        block = torch.tensor([names[label] for label in labels])
-        sizes = torch.bincount(block)
-        ids, reason = max((self.settled.blocks[c] for c in constraints), key=lambda b: b[0].shape[0])
+        section = torch.tensor([names[label] for label in labels])
+        sizes = torch.bincount(section)
+        ids, reason = max((self.settled.sections[c] for c in constraints), key=lambda b: b[0].shape[0])
         alike = len({tuple(c for c, _ in label) for label in labels}) == 1
         if not alike or int(sizes.min()) != int(sizes.max()) or len(names) % ids.shape[0]:
             self.unbalanced |= constraints
             return None, f"{reason}, but they belong to different groups"
-        return block, None
+        return section, None
 
 
 def _layer_name(param: str) -> str:

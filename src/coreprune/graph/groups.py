@@ -20,7 +20,7 @@ class ParamSlice:
         param: canonical dotted name of the parameter or buffer.
         dim: the axis.
         index: int64, the channel of the group at every position, or -1. Shape [n]; or [g, n] when axis 0 falls into g
-            equal blocks whose positions along `dim` differ (the input axis of a grouped convolution's weight).
+            equal sections whose positions along `dim` differ (the input axis of a grouped convolution's weight).
     """
 
     param: str
@@ -63,7 +63,7 @@ class Group:
         producers: parameter axes that make the channels (weights and biases).
         others: norms, scales, class tokens, depthwise filters: one entry per channel.
         consumers: where the channels are read: the group's activation points.
-        blocks: int64 [units], the block of every unit, when the same number has to stay in every block.
+        sections: int64 [units], the section of every unit, when the same number has to stay in every section.
         locked_because: None, or why the group cannot be pruned.
         ids: the tracer's ids of all positions of the group, for the cost model.
         flags: "heads"; "norm-statistics" (removal changes the mean or variance in a norm); "functional" (read without a
@@ -76,7 +76,7 @@ class Group:
     producers: tuple[ParamSlice, ...]
     others: tuple[ParamSlice, ...]
     consumers: tuple[Consumer, ...]
-    blocks: Tensor | None = None
+    sections: Tensor | None = None
     locked_because: str | None = None
     flags: frozenset[str] = frozenset()
     ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64), repr=False)
@@ -117,10 +117,10 @@ class Group:
         per_unit = kept.reshape(-1, self.unit)
         if bool((per_unit.any(1) != per_unit.all(1)).any()):
             return f"channels only leave in whole units of {self.unit}"
-        if self.blocks is not None:
-            counts = torch.bincount(self.blocks[per_unit[:, 0]], minlength=int(self.blocks.max()) + 1)
+        if self.sections is not None:
+            counts = torch.bincount(self.sections[per_unit[:, 0]], minlength=int(self.sections.max()) + 1)
             if int(counts.min()) != int(counts.max()) or not int(counts.min()):
-                return f"the same number of units has to stay in each of {len(counts)} blocks, not {counts.tolist()}"
+                return f"the same number of units has to stay in each of {len(counts)} sections, not {counts.tolist()}"
         return None
 
 
@@ -141,14 +141,14 @@ def lock(group: Group, reason: str) -> Group:
 
 
 def describe(groups: list[Group], shares: dict[str, float] | None = None) -> list[dict[str, Any]]:
-    """One row per group for tables: name, channels, unit, blocks, share of MACs, locked and why."""
+    """One row per group for tables: name, channels, unit, sections, share of MACs, locked and why."""
     return [
         {
             "group": g.name,
             "channels": g.size,
             "unit": g.unit,
             "units": g.size // g.unit,
-            "blocks": int(g.blocks.max()) + 1 if g.blocks is not None else 1,
+            "sections": int(g.sections.max()) + 1 if g.sections is not None else 1,
             "producers": len(g.producers),
             "consumers": len(g.consumers),
             "macs_share": (shares or {}).get(g.name),
@@ -163,8 +163,8 @@ def layout(index: Tensor, group: Group) -> Tensor | None:
     """Where the units of a group lie on one parameter axis, int64 (units, positions per unit), or None.
 
     Position q of one unit corresponds to position q of every other: all units look alike on the axis, only shifted.
-    None where they do not, or where the axis differs between blocks (`ParamSlice.index` of two dimensions): there units
-    cannot be merged.
+    None where they do not, or where the axis differs between sections (`ParamSlice.index` of two dimensions): there
+    units cannot be merged.
     """
     units = group.size // group.unit
     if index.ndim != 1:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from coreprune.graph.capture import Captured
+from coreprune.graph.captured import Captured
 from coreprune.graph.rules import compute, movement, norm  # noqa: F401 - they register the rules
 from coreprune.graph.rules.registry import RULES, Call, values_in
 from coreprune.graph.tracer import Tracer

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from coreprune.graph.capture import Captured
+from coreprune.graph.captured import Captured
 
 # node that reads -> (node that it reads, factor per element of that input)
 Masks = Mapping[str, list[tuple[str, Tensor]]]

@@ -26,7 +26,7 @@ class Settled:
     unit: Tensor
     locked: dict[int, str]
     flags: dict[int, set[str]]
-    blocks: list[tuple[Tensor, str]]
+    sections: list[tuple[Tensor, str]]
 
 
 def settle(tracer: Tracer, norm_statistics: bool = False, columns: Collection[int] = ()) -> Settled:
@@ -34,7 +34,7 @@ def settle(tracer: Tracer, norm_statistics: bool = False, columns: Collection[in
 
     Args:
         tracer: a tracer after `run()`.
-        columns: balance constraints (positions in `tracer.balanced`) to satisfy by tying the k-th ids of all blocks.
+        columns: balance constraints (positions in `tracer.balanced`) to satisfy by tying the k-th ids of all sections.
         norm_statistics: let channels leave that enter the statistics of a LayerNorm, RMSNorm or GroupNorm; flagged.
     """
     n = max(tracer.count, 1)
@@ -54,7 +54,7 @@ def settle(tracer: Tracer, norm_statistics: bool = False, columns: Collection[in
         pending = []
         for big, small in partial:
             if _decided_without(big, axes(small), leaving):
-                locks.append((_real(small), "is shared by blocks that leave as a whole"))
+                locks.append((_real(small), "is shared by sections that leave as a whole"))
             else:
                 pending.append((big, small))
         if len(pending) < len(partial):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from coreprune.errors import CoreprunError, ModelError
 from coreprune.graph.attributes import Numbers, follow_depthwise, follow_weights, scale_numbers
-from coreprune.graph.capture import Captured
+from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group, check_keep, lock
 from coreprune.graph.interpret import trace
 from coreprune.graph.recipe import number_changes
@@ -129,10 +129,10 @@ def probe(model: nn.Module, captured: Captured, groups: list[Group]) -> list[Gro
 
 
 def _half(g: Group) -> Tensor:
-    """The first half of the units, per block."""
+    """The first half of the units, per section."""
     units = g.units()
-    blocks = torch.zeros(len(units), dtype=torch.int64) if g.blocks is None else g.blocks
-    stay = torch.cat([(w := (blocks == b).nonzero()[:, 0])[: max(1, len(w) // 2)] for b in blocks.unique()])
+    sections = torch.zeros(len(units), dtype=torch.int64) if g.sections is None else g.sections
+    stay = torch.cat([(w := (sections == b).nonzero()[:, 0])[: max(1, len(w) // 2)] for b in sections.unique()])
     return units[stay].reshape(-1).sort().values
 
 
@@ -152,7 +152,7 @@ def _same_shapes(model: nn.Module, captured: Captured) -> None:
 
 
 def kept_positions(chosen: list[tuple[Group, Tensor]]) -> dict[tuple[str, int], Tensor]:
-    """Per parameter axis, which positions stay: bool [n], or [g, n] for blocked axes."""
+    """Per parameter axis, which positions stay: bool [n], or [g, n] for sectioned axes."""
     masks: dict[tuple[str, int], Tensor] = {}
     for group, keep in chosen:
         stays = torch.zeros(group.size + 1, dtype=torch.bool)
@@ -165,12 +165,12 @@ def kept_positions(chosen: list[tuple[Group, Tensor]]) -> dict[tuple[str, int], 
 
 
 def cut(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:
-    """Keep the positions that stay, on every axis; blocked axes first, while the blocks still have their first size."""
+    """Keep the positions that stay, on every axis; sectioned axes first, while sections still have their first size."""
     out = tensor.detach()
     for dim, mask in sorted(masks.items(), key=lambda item: -item[1].dim()):
         if mask.dim() == 2:
-            blocks = out.chunk(mask.shape[0], 0)
-            out = torch.cat([_select(b, dim, m) for b, m in zip(blocks, mask, strict=True)], 0)
+            sections = out.chunk(mask.shape[0], 0)
+            out = torch.cat([_select(b, dim, m) for b, m in zip(sections, mask, strict=True)], 0)
         else:
             out = _select(out, dim, mask)
     return out.clone() if out.data_ptr() == tensor.data_ptr() else out

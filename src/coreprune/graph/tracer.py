@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from coreprune.graph.capture import Captured
+from coreprune.graph.captured import Captured
 from coreprune.graph.unionfind import Partition
 from coreprune.graph.values import FIXED, Value, place
 
@@ -22,8 +22,8 @@ from coreprune.graph.values import FIXED, Value, place
 class Slot:
     """One axis of one parameter or buffer, with an id per position.
 
-    ids has shape [n], or [g, n] when axis 0 (`blocked`) falls into g equal blocks and each block has its own ids along
-    `dim`: the second axis of a grouped convolution's weight.
+    ids has shape [n], or [g, n] when axis 0 (`sectioned`) falls into g equal sections and each section has its own
+    ids along `dim`: the second axis of a grouped convolution's weight.
     """
 
     param: str
@@ -74,12 +74,12 @@ class Tracer:
     Attributes:
         count: how many ids were handed out.
         same, tied: the two partitions of the ids.
-        slots: parameter axis -> its ids; `blocked` holds the axes whose ids differ between blocks of axis 0.
+        slots: parameter axis -> its ids; `sectioned` holds the axes whose ids differ between sections of axis 0.
         roles: parameter axis -> "out" (makes channels), "in" (reads them), "other" (one number per channel).
         depthwise, experts: parameters of depthwise convolutions; stacked parameters of experts and their number.
         locks: ids that stay, with the reason.
         seen: layers that vary along several axes; `settle` makes sure that one axis alone decides what leaves.
-        partial: pairs of layers of which the smaller is shared by the blocks of the bigger.
+        partial: pairs of layers of which the smaller is shared by the sections of the bigger.
         fixed: layers that meet a size which does not change, along these axes.
         balanced: ids [g, n]: the same number has to stay in each of the g rows.
         statistics, reads, work, heads: see the records.
@@ -90,7 +90,7 @@ class Tracer:
     same: Partition = field(default_factory=Partition)
     tied: Partition = field(default_factory=Partition)
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
-    blocked: list[Slot] = field(default_factory=list)
+    sectioned: list[Slot] = field(default_factory=list)
     roles: dict[tuple[str, int], set[str]] = field(default_factory=dict)
     depthwise: set[str] = field(default_factory=set)
     locks: list[tuple[Tensor, str]] = field(default_factory=list)

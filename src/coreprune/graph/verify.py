@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from coreprune.graph.capture import Captured, quiet
+from coreprune.graph.captured import Captured, quiet
 from coreprune.graph.groups import Group
 from coreprune.graph.replay import replay
 
@@ -65,8 +65,8 @@ def zeroed(model: nn.Module, chosen: list[tuple[Group, Tensor]]) -> dict[str, Te
                 out[s.param] = weight
                 mask = gone[s.index].to(weight.device)
                 if mask.dim() == 2:
-                    for block, m in zip(weight.chunk(mask.shape[0], 0), mask, strict=True):
-                        block.movedim(s.dim, 0)[m] = 0
+                    for section, m in zip(weight.chunk(mask.shape[0], 0), mask, strict=True):
+                        section.movedim(s.dim, 0)[m] = 0
                 else:
                     weight.movedim(s.dim, 0)[mask] = 0
     return out

@@ -2,9 +2,9 @@
 
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.distill.distill import Distill, distill_
-from coreprune.pruning.inspection import GroupRow, Inspection, inspect
+from coreprune.pruning.inspection import GroupRow, Inspection, list_groups
 from coreprune.pruning.layer.weights import LayerWeights, NormStatistics
-from coreprune.pruning.pipeline import Result, apply, plan, prune
+from coreprune.pruning.pipeline import Result, apply_plan, make_plan, prune
 from coreprune.pruning.plans.plan import GroupPlan, Plan
 from coreprune.pruning.repair.lockstep import Refit, Repair
 from coreprune.pruning.reporting.certificates import certify
@@ -64,10 +64,10 @@ __all__ = [
     "Result",
     "Selector",
     "Uniform",
-    "apply",
+    "apply_plan",
     "certify",
     "distill_",
-    "inspect",
-    "plan",
+    "list_groups",
+    "make_plan",
     "prune",
 ]

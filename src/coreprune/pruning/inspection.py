@@ -1,4 +1,4 @@
-"""inspect(): what can be pruned in a model, what it costs, and what is locked and why."""
+"""list_groups(): what can be pruned in a model, what it costs, and what is locked and why."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ class GroupRow:
     """One group of channels that leave together.
 
     name: of the first layer that makes them. channels: how many. unit: channels that only leave as a whole (a head).
-    blocks: number of blocks that all have to keep the same number of units. macs_share: share of the model's MACs that
-    goes away when all but the last unit leave. flags: what else to know. locked_because: why it stays whole, or None.
+    sections: number of sections that all have to keep the same number of units. macs_share: share of the model's MACs
+    that goes away when all but the last unit leave. flags: what else to know. locked_because: why it stays whole, or
+    None.
     """
 
     name: str
     channels: int
     unit: int
-    blocks: int
+    sections: int
     producers: int
     consumers: int
     macs_share: float
@@ -35,7 +36,7 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found. macs: of one sample. free_macs_share: share of the MACs that free groups can give up."""
+    """What `list_groups` found. macs: of one sample. free_macs_share: the share that free groups can give up."""
 
     model: str
     parameters: int
@@ -59,15 +60,15 @@ class Inspection:
         lines = [
             f"{self.model}: {self.parameters:,} parameters, {self.macs:,} MACs a sample, "
             f"{self.free_macs_share:.0%} of the MACs in free groups",
-            f"{'group':<{width}}  channels  unit  blocks   MACs  locked",
+            f"{'group':<{width}}  channels  unit  sections   MACs  locked",
         ]
         for g in self.groups:
-            numbers = f"{g.channels:>8}  {g.unit:>4}  {g.blocks:>6}  {g.macs_share:>5.1%}"
+            numbers = f"{g.channels:>8}  {g.unit:>4}  {g.sections:>6}  {g.macs_share:>5.1%}"
             lines.append(f"{g.name:<{width}}  {numbers}  {g.locked_because or ''}".rstrip())
         return "\n".join(lines)
 
 
-def inspect(model: nn.Module, example_inputs: Any, *, progress: Progress = silent) -> Inspection:
+def list_groups(model: nn.Module, example_inputs: Any, *, progress: Progress = silent) -> Inspection:
     """List every group of channels of a model. The model is not changed.
 
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
@@ -81,7 +82,7 @@ def inspect(model: nn.Module, example_inputs: Any, *, progress: Progress = silen
             name=g.name,
             channels=g.size,
             unit=g.unit,
-            blocks=1 if g.blocks is None else int(g.blocks.max()) + 1,
+            sections=1 if g.sections is None else int(g.sections.max()) + 1,
             producers=len(g.producers),
             consumers=len(g.consumers),
             macs_share=shares[g.name],

@@ -71,8 +71,8 @@ def prune(
     queries: what selection, allocation and repair go by: "auto" makes inputs without data; the name of a source or a
         source (`coreprune.queries`); unlabelled samples (a tensor, a DataLoader, the path of an .npz file); `Queries`;
         None for none at all, and then nothing is repaired. They are made only if something needs them.
-    exclude: names of groups that stay whole, or patterns of them, e.g. `("*attention*", "layer1.*")`. `inspect` lists
-        the names. A budget is met by the others.
+    exclude: names of groups that stay whole, or patterns of them, e.g. `("*attention*", "layer1.*")`. `list_groups`
+        lists the names. A budget is met by the others.
     repair: refit what reads pruned channels, in closed form. False leaves the weights of the coreset.
     distill: steps of training towards the original's answers on the queries, after the repair, or `Distill(...)`.
     checkpoint: a file for the state of that training, so that an interrupted run goes on where it was.
@@ -90,26 +90,26 @@ def prune(
     excluded = check_patterns(exclude)
     with clock("capture"):
         captured, groups = trace(model, example_inputs, clock.tell, excluded)
-    polish = _distill_options(distill, queries)
+    distillation = _distill_options(distill, queries)
     _affordable(budget, captured, groups)
-    evidence = None
+    calibration = None
     by_queries = queries is not None and _by_queries(selector, budget)
-    if by_queries or options is not None or polish is not None:
+    if by_queries or options is not None or distillation is not None:
         with clock("queries"):
-            evidence = gather(model, example_inputs, captured, queries, seed, clock.tell, cache)
-    choice, small, groups = cut_to(model, captured, groups, budget, selector, evidence, seed, clock)
+            calibration = gather(model, example_inputs, captured, queries, seed, clock.tell, cache)
+    choice, small, groups = cut_to(model, captured, groups, budget, selector, calibration, seed, clock)
     fits: tuple[Refit, ...] = ()
-    if evidence is not None and options is not None:
+    if calibration is not None and options is not None:
         with clock("repair"):
-            fits = repair_(small, model, groups, choice.plan, evidence, options, clock.tell)
-    if evidence is not None and polish is not None:
-        with clock("polish"):
+            fits = repair_(small, model, groups, choice.plan, calibration, options, clock.tell)
+    if calibration is not None and distillation is not None:
+        with clock("distill"):
             generator = torch.Generator().manual_seed(seed)
             distill_(
                 small,
                 model,
-                evidence.queries,
-                polish,
+                calibration.queries,
+                distillation,
                 generator=generator,
                 checkpoint=checkpoint,
                 progress=clock.tell,
@@ -121,21 +121,21 @@ def prune(
         "exclude": list(excluded),
         "queries": _asked(queries),
         "repair": None if options is None else asdict(options),
-        "distill": None if polish is None else asdict(polish),
+        "distill": None if distillation is None else asdict(distillation),
         "seed": seed,
         "delta": delta,
     }
     with clock("certify"):
-        report = make_report(model, small, captured, groups, choice, evidence, fits, settings)
+        report = make_report(model, small, captured, groups, choice, calibration, fits, settings)
     report.settings["seconds"] = clock.seconds
     recipe = recipe_of(model, small)
     if inplace:  # the last step, so that a failure before it leaves the given model as it was
         adopt(model, small)
         small = model
-    return Result(small, choice.plan, report, choice.rankings, recipe, evidence.queries if evidence else None)
+    return Result(small, choice.plan, report, choice.rankings, recipe, calibration.queries if calibration else None)
 
 
-def plan(
+def make_plan(
     model: nn.Module,
     example_inputs: Any,
     budget: Budget | None = None,
@@ -152,13 +152,13 @@ def plan(
     clock = Clock(progress or silent)
     captured, groups = trace(model, example_inputs, clock.tell, check_patterns(exclude))
     _affordable(budget, captured, groups)
-    evidence = None
+    calibration = None
     if queries is not None and _by_queries(selector, budget):
-        evidence = gather(model, example_inputs, captured, queries, seed, clock.tell, cache)
-    return cut_to(model, captured, groups, budget, selector, evidence, seed, clock)[0].plan
+        calibration = gather(model, example_inputs, captured, queries, seed, clock.tell, cache)
+    return cut_to(model, captured, groups, budget, selector, calibration, seed, clock)[0].plan
 
 
-def apply(
+def apply_plan(
     model: nn.Module,
     plan: Plan,
     example_inputs: Any = None,
@@ -176,10 +176,10 @@ def apply(
     Raises InputError if the architecture is another one, and what `prune` raises.
     """
     if not isinstance(plan, Plan):
-        raise InputError(f"plan must be a Plan (from plan() or Plan.from_json), not {type(plan).__name__}.")
+        raise InputError(f"plan must be a Plan (from make_plan() or Plan.from_json), not {type(plan).__name__}.")
     if example_inputs is None:
         if plan.example is None:
-            raise InputError("the plan says nothing of its example input. Pass one: apply(model, plan, example).")
+            raise InputError("the plan says nothing of its example input. Pass one: apply_plan(model, plan, example).")
         example_inputs = example_like(plan.example, device_of(model))
     check_model(model, example_inputs)
     found = fingerprint(model)
@@ -203,8 +203,8 @@ def apply(
         raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
     options = _repair_options(repair)
     if queries is not None and options is not None:
-        evidence = gather(model, example_inputs, captured, queries, plan.seed, tell)
-        repair_(smaller, model, groups, plan, evidence, options, tell)
+        calibration = gather(model, example_inputs, captured, queries, plan.seed, tell)
+        repair_(smaller, model, groups, plan, calibration, options, tell)
     if inplace:
         adopt(model, smaller)
         smaller = model

@@ -15,14 +15,14 @@ from coreprune._progress import Clock, Progress
 from coreprune.errors import InputError, ModelError
 from coreprune.graph import Captured, CostModel, Group, capture, find_groups, kept_positions, lock, probe, remove
 from coreprune.pruning.allocation.budget import Budget
-from coreprune.pruning.calibration.calibration import Evidence
+from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.statistics import Collect, collect_readers
 from coreprune.pruning.layer.read import tensors_of
 from coreprune.pruning.plans.decide import Choice, decide, rank
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
 from coreprune.pruning.repair.lockstep import Refit, Repair, repaired
-from coreprune.pruning.reporting.certificates import agreement, as_refitted, group_report
+from coreprune.pruning.reporting.certificates import agreement, embedded, group_report
 from coreprune.pruning.reporting.report import GroupReport, Report, versions
 from coreprune.pruning.selectors import Selector
 from coreprune.pruning.validate import check_model
@@ -53,7 +53,7 @@ def locked_by(exclude: tuple[str, ...], groups: list[Group]) -> list[Group]:
             near = difflib.get_close_matches(pattern.replace("*", ""), names, n=5, cutoff=0.3) or names[:5]
             raise InputError(
                 f"exclude={pattern!r} matches no group of channels. Groups are called by the first layer that makes "
-                f"their channels, e.g. {', '.join(near)}; `inspect` lists them all."
+                f"their channels, e.g. {', '.join(near)}; `list_groups` lists them all."
             )
 
     def pattern_of(group: Group) -> str | None:
@@ -71,17 +71,17 @@ def cut_to(
     groups: list[Group],
     budget: Budget,
     selector: Selector,
-    evidence: Evidence | None,
+    calibration: Calibration | None,
     seed: int,
     clock: Clock,
 ) -> tuple[Choice, nn.Module, list[Group]]:
     """Select, allocate and cut; what the forward does not survive stays whole, and the others meet the budget."""
     readers = {}
-    if evidence is not None:
-        with clock("moments"):
+    if calibration is not None:
+        with clock("statistics"):
             generator = torch.Generator().manual_seed(seed)
             readers = collect_readers(
-                evidence.captured, groups, tensors_of(model), evidence.blocks, Collect(), generator, clock.tell
+                calibration.captured, groups, tensors_of(model), calibration.batches, Collect(), generator, clock.tell
             )
     with clock("select"):
         ranked = rank(model, captured, groups, selector, readers, seed, clock.tell)
@@ -117,7 +117,7 @@ def repair_(
     model: nn.Module,
     groups: list[Group],
     plan: Plan,
-    evidence: Evidence,
+    calibration: Calibration,
     options: Repair,
     tell: Progress,
 ) -> tuple[Refit, ...]:
@@ -126,7 +126,7 @@ def repair_(
     masks = kept_positions([(g, kept[g.name]) for g in groups if g.name in kept])
     start = weights_after(model, groups, plan.groups)
     before = tensors_of(model)
-    after, fits = repaired(evidence.captured, before, start, masks, evidence.blocks, options, tell)
+    after, fits = repaired(calibration.captured, before, start, masks, calibration.batches, options, tell)
     for name, tensor in after.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(
@@ -142,7 +142,7 @@ def make_report(
     captured: Captured,
     groups: list[Group],
     choice: Choice,
-    evidence: Evidence | None,
+    calibration: Calibration | None,
     fits: tuple[Refit, ...],
     settings: dict[str, Any],
 ) -> Report:
@@ -152,7 +152,7 @@ def make_report(
     before, after = model_cost(), model_cost(widths)
     made, made_after = model_cost.making(), model_cost.making(widths)
     changed = bool(fits) or settings["distill"] is not None
-    refit = as_refitted(model, small, groups, _kept(choice.plan)) if changed else None
+    refit = embedded(model, small, groups, _kept(choice.plan)) if changed else None
     rows = tuple(
         replace(
             group_report(captured, choice, g, refit, settings["delta"])
@@ -168,9 +168,11 @@ def make_report(
         macs=(before.macs, after.macs),
         bytes=(before.bytes, after.bytes),
         settings={**settings, "versions": versions()},
-        queries=evidence.queries.note if evidence else "",
+        queries=calibration.queries.note if calibration else "",
         refits=fits,
-        agreement=agreement(model, small, evidence.fresh, settings["delta"]) if evidence and evidence.fresh else None,
+        agreement=agreement(model, small, calibration.fresh, settings["delta"])
+        if calibration and calibration.fresh
+        else None,
         model=type(model).__name__,
     )
 

@@ -1,7 +1,7 @@
 """Where inputs come from when there is no data.
 
     queries = make_queries(model, example_inputs, "auto", generator=torch.Generator().manual_seed(0))
-    for args, kwargs in queries.blocks(64):
+    for args, kwargs in queries.batches(64):
         model(*args, **kwargs)
 
 `QUERIES` lists the sources by name; each is a frozen dataclass whose fields are its options. The user's own unlabelled

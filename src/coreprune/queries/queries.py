@@ -19,7 +19,7 @@ from coreprune.queries import storage
 class Queries:
     """Inputs of a model, N of them along the first axis of every tensor with a batch axis.
 
-        for args, kwargs in queries.blocks(64):
+        for args, kwargs in queries.batches(64):
             model(*args, **kwargs)
 
     args, kwargs: what the model is called with. source: name of what made them. note: in words, for the report.
@@ -48,10 +48,10 @@ class Queries:
     def __len__(self) -> int:
         return next(len(x) for i, x in enumerate(self._leaves()) if self._batched(i, x))
 
-    def blocks(self, size: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """(args, kwargs) of up to `size` inputs at a time, in order; the last block may be smaller."""
+    def batches(self, size: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """(args, kwargs) of up to `size` inputs at a time, in order; the last batch may be smaller."""
         if size < 1:
-            raise InputError(f"blocks hold at least one input, not {size}.")
+            raise InputError(f"batches hold at least one input, not {size}.")
         for start in range(0, len(self), size):
             part = self._rows(start, start + size)
             yield part.args, part.kwargs

@@ -212,7 +212,7 @@ def test_heads_and_blocks_are_counted_in_channels():
     found = allocate(Budget(macs=0.4), groups, cost)
     for g in groups:
         if g.name in found:
-            channels = found[g.name] * g.unit * (1 if g.blocks is None else int(g.blocks.max()) + 1)
+            channels = found[g.name] * g.unit * (1 if g.sections is None else int(g.sections.max()) + 1)
             assert channels % 8 == 0
             assert channels < g.size
 
@@ -252,15 +252,15 @@ def test_blocks_keep_the_same_number_each():
         torch.zeros(1, 3, 4, 4),
     )
     groups = find_groups(captured)
-    group = next(g for g in groups if g.blocks is not None and g.locked_because is None)
-    units, blocks = group.size // group.unit, int(group.blocks.max()) + 1
+    group = next(g for g in groups if g.sections is not None and g.locked_because is None)
+    units, blocks = group.size // group.unit, int(group.sections.max()) + 1
     order = torch.randperm(units, generator=torch.Generator().manual_seed(0))
     fair = balanced(order, group)
     for w in range(units // blocks + 1):
-        counts = torch.bincount(group.blocks[fair[: w * blocks]], minlength=blocks)
+        counts = torch.bincount(group.sections[fair[: w * blocks]], minlength=blocks)
         assert counts.tolist() == [w] * blocks
     for b in range(blocks):  # within a block the order stays
-        mine = group.blocks == b
+        mine = group.sections == b
         assert fair[mine[fair]].tolist() == order[mine[order]].tolist()
     errors = torch.arange(units + 1, 0, -1, dtype=torch.float64)
     assert widths_curve(errors, group).tolist() == errors[::blocks].tolist()

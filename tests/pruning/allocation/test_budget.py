@@ -46,7 +46,7 @@ def test_met_and_no_group_could_keep_one_step_more(name, kind, share):
     kept = {g.name: len(result.plan.groups[g.name].kept) for g in groups if g.locked_because is None}
     for g in groups:
         if g.name in kept and kept[g.name] < g.size:
-            step = g.unit * (1 if g.blocks is None else int(g.blocks.max()) + 1)
+            step = g.unit * (1 if g.sections is None else int(g.sections.max()) + 1)
             assert getattr(cost({**kept, g.name: kept[g.name] + step}), kind) > limit, g.name
 
 

@@ -1,4 +1,4 @@
-"""The polish: the student comes closer on inputs it has not seen, goes on where it was interrupted, leaves no mark."""
+"""Distillation: the student comes closer on inputs it has not seen, resumes after an interruption, leaves no mark."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_student_comes_closer_on_fresh_inputs_and_the_teacher_stays(pair, sh
     )
     assert error(student, teacher, fresh) < 0.5 * before
     assert bits(teacher) == frozen
-    assert steps == [("polish", i, 60) for i in range(1, 61)]
+    assert steps == [("distill", i, 60) for i in range(1, 61)]
 
 
 def test_features_alone_are_matched(gen):
@@ -128,7 +128,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(pair, shape, dtype, stop, t
     options = Distill(steps=9, batch_size=8, save_every=2)
     whole = copy.deepcopy(student)
     distill_(whole, teacher, data, options, generator=random())
-    start, path = bits(student), tmp_path / "new" / "polish.safetensors"
+    start, path = bits(student), tmp_path / "new" / "distill.safetensors"
     with pytest.raises(Stop):
         distill_(student, teacher, data, options, generator=random(), checkpoint=path, progress=stop_at(stop))
     assert bits(student) == start

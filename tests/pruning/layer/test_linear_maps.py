@@ -70,7 +70,7 @@ class Setup:
         self.run = Execution(self.captured, dict(self.module.state_dict()), [((x,), {})])
         for node in self.captured.graph.graph.nodes:
             self.run.run(node)
-        self.x, self.y = self.run.block(self.operator.source, 0), self.run.block(self.operator.node, 0)
+        self.x, self.y = self.run.batch(self.operator.source, 0), self.run.batch(self.operator.node, 0)
 
     @property
     def weight(self) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers_by_hand import cut, layers_of
 from torch import nn
 
 from graph.zoo import ZOO, randomise
+from layers_by_hand import cut, layers_of
 
 
 def reasons(model, example) -> dict:
@@ -81,8 +81,8 @@ def test_padding_with_another_number_than_zero():
         ("bert", "intermediate", "", "gelu"),
         ("llama-gqa", "gate_proj", "", "mul"),
         ("mobilenet-v2", "expand_1x1", "", "conv_3x3"),
-        ("resnext", "1.body.0.0", "blocks", "blocks"),
-        ("mixtral", "experts", "blocks", "blocks"),
+        ("resnext", "1.body.0.0", "sections", "sections"),
+        ("mixtral", "experts", "sections", "sections"),
         ("densenet", "1.conv1", "", ""),
         ("densenet", "1.conv2", "", "norm1"),
         ("se-resnet", "1.body.2.0", "", "mul"),

@@ -30,7 +30,7 @@ def positions(piece, group, unit):
 def mergeable(groups):
     """Groups whose units see the same inputs and are read through weights."""
     for group in groups:
-        plain = group.blocks is None and "functional" not in group.flags and "norm-statistics" not in group.flags
+        plain = group.sections is None and "functional" not in group.flags and "norm-statistics" not in group.flags
         if group.locked_because is None and plain and all(s.index.ndim == 1 for s in group.slices):
             yield group
 

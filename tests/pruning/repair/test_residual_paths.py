@@ -98,11 +98,11 @@ def test_affine_is_what_the_steps_compute(bias, scale):
     for node in captured.graph.graph.nodes:
         run.run(node)
     operator, path = paths["conv.weight"]
-    a, c = (t.reshape(1, -1, 1, 1) for t in affine(path, 4, lambda n: run.block(n, 0)))
+    a, c = (t.reshape(1, -1, 1, 1) for t in affine(path, 4, lambda n: run.batch(n, 0)))
     assert path.join is not None
-    found = a * run.block(operator.node, 0) + c
-    assert torch.allclose(found, run.block(path.steps[-1], 0), atol=1e-12)
-    assert torch.allclose(found + run.block(path.other, 0), run.block(path.join, 0), atol=1e-12)
+    found = a * run.batch(operator.node, 0) + c
+    assert torch.allclose(found, run.batch(path.steps[-1], 0), atol=1e-12)
+    assert torch.allclose(found + run.batch(path.other, 0), run.batch(path.join, 0), atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import math
 
 import pytest
 import torch
-from layers_by_hand import cut, layer, layers_of, normal, seeded
 from torch import nn
 
-from coreprune import Budget, InputError, apply, prune
+from coreprune import Budget, InputError, apply_plan, prune
 from coreprune.pruning import Folding
 from coreprune.pruning.selectors.folding import representatives, rows
 from graph.zoo import ZOO, randomise
+from layers_by_hand import cut, layer, layers_of, normal, seeded
 
 
 def clusters(plan) -> dict[int, list[int]]:
@@ -162,7 +162,7 @@ def test_twins_are_folded_without_a_trace(name):
     for plan in plans.values():
         half = plan.size // 2
         assert all(plan.targets[i] == plan.targets[i + half] for i in range(half))
-    small = apply(model, dataclasses.replace(result.plan, groups=plans), example)
+    small = apply_plan(model, dataclasses.replace(result.plan, groups=plans), example)
     with torch.no_grad():
         wanted, found = (m(inputs["x"]) if set(inputs) == {"x"} else m(**inputs)[0] for m in (model, small))
     assert torch.allclose(found, wanted, atol=1e-8)

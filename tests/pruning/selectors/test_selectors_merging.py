@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from layers_by_hand import cut, layer, layers_of, normal, seeded
 from torch import nn
 
-from coreprune import Budget, InputError, apply
+from coreprune import Budget, InputError, apply_plan
 from coreprune.pruning import L1, Fpgm, Merging
 from coreprune.pruning.selectors.merging import decompose
 from graph.zoo import ZOO, randomise
+from layers_by_hand import cut, layer, layers_of, normal, seeded
 
 
 def cosine(a, b) -> float:
@@ -181,7 +181,7 @@ def test_a_residual_stream_is_merged_as_one():
     assert plan.scales == pytest.approx((*[1.0] * 8, *factors.tolist()))
     whole = cut(model, example, Budget(keep=0.5), Merging()).plan
     alone = dataclasses.replace(whole, groups={n: g for n, g in whole.groups.items() if n == "1.body.2.0"})
-    assert torch.allclose(apply(model, alone, example)(x), model(x), atol=1e-9)
+    assert torch.allclose(apply_plan(model, alone, example)(x), model(x), atol=1e-9)
 
 
 def test_nothing_is_merged_above_the_threshold_and_then_it_is_the_plain_ranking(gen):

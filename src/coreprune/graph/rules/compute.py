@@ -202,14 +202,14 @@ def _grouped(call: Call, x: Value, weight: Value, groups: int, factor: int) -> t
     for layer in weight.layers:
         if axes(layer) == {0}:
             tracer.play(weight, layer, "out")
-    blocks = ids_in.reshape(groups, -1)
+    sections = ids_in.reshape(groups, -1)
     tracer.slots.pop((param, 1), None)
-    known = next((s for s in tracer.blocked if s.param == param), None)
+    known = next((s for s in tracer.sectioned if s.param == param), None)
     if known is None:
-        tracer.blocked.append(Slot(param, 1, blocks))
+        tracer.sectioned.append(Slot(param, 1, sections))
     else:  # the same weight is used twice
-        tracer.unify(known.ids, blocks)
-    tracer.balanced += [(blocks, reason), (ids_out.reshape(groups, -1), reason)]
+        tracer.unify(known.ids, sections)
+    tracer.balanced += [(sections, reason), (ids_out.reshape(groups, -1), reason)]
     read(call, node.args[0], 1, ids_in, {(param, 1)})
     tracer.work.append(Work(node.name, factor, (ids_out.reshape(1, -1), ids_in.reshape(-1, 1)), groups, made=0))
     return (ids_out.reshape(1, -1),)

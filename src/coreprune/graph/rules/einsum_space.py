@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from coreprune.graph.capture import Captured
+from coreprune.graph.captured import Captured
 from coreprune.graph.rules.registry import Call
 from coreprune.graph.tracer import Read, Statistic, Tracer, Work
 from coreprune.graph.values import FIXED, Value, align, axes, merge_kind, place
@@ -83,12 +83,12 @@ def contract(
     kept = []
     for layer in met:
         over = axes(layer) & summed
-        block = bool(over and axes(layer) - summed)  # one block per position that is left: heads
-        if block or (over and whole):
+        section = bool(over and axes(layer) - summed)  # one section per position that is left: heads
+        if section or (over and whole):
             kept.append(tracer.tie(layer, sorted(over)))
         elif not over:
             kept.append(layer)
-        if block:
+        if section:
             tracer.heads.append(kept[-1])
     _note_reads(call, values, where, summed, sources)
     free = math.prod(n for a, n in enumerate(sizes) if not any(a in axes(x) for x in met))
@@ -191,6 +191,6 @@ def _meet_layers(tracer: Tracer, a: Tensor, b: Tensor, reason: str) -> Tensor:
         # Rotary tables meet heads like this: no coupling as long as whole heads leave.
         tracer.partial.append((big, small))
         return big
-    # One number per block (the attention of a head) times each channel of the block.
+    # One number per section (the attention of a head) times each channel of the section.
     tracer.tie_to(big, small, reason)
     return big if inner < outer else torch.broadcast_tensors(big, small)[0].contiguous()

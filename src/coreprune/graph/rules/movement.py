@@ -209,9 +209,9 @@ def _channel_shuffle(call: Call) -> Any:
     for layer in value.layers:
         one = channels_only(call, layer, 1)
         if one is not None:
-            blocks = one.reshape(groups, -1)
-            call.tracer.tie(blocks, [0])
-            layers.append(blocks.t().reshape(one.shape))
+            sections = one.reshape(groups, -1)
+            call.tracer.tie(sections, [0])
+            layers.append(sections.t().reshape(one.shape))
     return value.with_layers(layers)
 
 
@@ -223,8 +223,8 @@ def _pixel_shuffle(call: Call) -> Any:
     for layer in value.layers:
         one = channels_only(call, layer, 1)
         if one is not None:
-            blocks = one.reshape(1, -1, r * r, 1)
-            layers.append(call.tracer.tie(blocks, [2]).reshape(1, -1, 1, 1))
+            sections = one.reshape(1, -1, r * r, 1)
+            layers.append(call.tracer.tie(sections, [2]).reshape(1, -1, 1, 1))
     return value.with_layers(layers, call.shape)
 
 

@@ -28,9 +28,9 @@ def allocate(
     curves: Mapping[str, Tensor] | None = None,
     tell: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Units that stay in every block of every free group (in the whole group, where it has no blocks).
+    """Units that stay in every section of every free group (in the whole group, where it has no sections).
 
-    groups: all of them, the locked ones included. curves: per free group the error of every width, (units per block +
+    groups: all of them, the locked ones included. curves: per free group the error of every width, (units per section +
     1,), from `widths_curve`; without them, or with `budget.uniform`, all groups give up about the same share.
 
     Raises BudgetError where the budget cannot be met, and says what can.
@@ -61,7 +61,7 @@ class _Spending:
     ) -> None:
         self.kind = "macs" if budget.error is not None else budget.kind
         self.model_cost, self.ladders = model_cost, ladders
-        self.channels = {g.name: g.unit * _blocks(g) for g in groups if g.name in ladders}
+        self.channels = {g.name: g.unit * _sections(g) for g in groups if g.name in ladders}
         self.at = {name: i for i, name in enumerate(model_cost.names)}
         dense = getattr(model_cost(), self.kind)
         value = math.inf if budget.error is not None else getattr(budget, budget.kind)
@@ -170,27 +170,27 @@ def _single(ladders: Mapping[str, list[int]]) -> list[Class]:
 
 
 def _alike(free: list[Group]) -> list[Class]:
-    """Groups with the same number of channels, unit and blocks are one class."""
+    """Groups with the same number of channels, unit and sections are one class."""
     classes: dict[tuple[int, int, int], Class] = {}
     for g in free:
-        key = (g.size, g.unit, _blocks(g))
+        key = (g.size, g.unit, _sections(g))
         classes[key] = (*classes.get(key, ()), g.name)
     return list(classes.values())
 
 
 def widths_curve(errors: Tensor, group: Group) -> Tensor:
-    """Error of every width, (units per block + 1,), from the error of the first k units of a balanced order."""
-    return errors[:: _blocks(group)]
+    """Error of every width, (units per section + 1,), from the error of the first k units of a balanced order."""
+    return errors[:: _sections(group)]
 
 
 def balanced(order: Tensor, group: Group) -> Tensor:
-    """The same order with the blocks in turn, so that its first w·blocks units are the first w of every block."""
-    if group.blocks is None:
+    """The same order with the sections in turn, so that its first w·sections units are the first w of every section."""
+    if group.sections is None:
         return order
-    blocks = group.blocks.to(order.device)[order]
+    sections = group.sections.to(order.device)[order]
     turns = torch.zeros_like(order)
-    for b in range(_blocks(group)):
-        turns[blocks == b] = torch.arange(int((blocks == b).sum()), device=order.device)
+    for b in range(_sections(group)):
+        turns[sections == b] = torch.arange(int((sections == b).sum()), device=order.device)
     return order[torch.argsort(turns, stable=True)]
 
 
@@ -207,13 +207,13 @@ def _hull(x: list[int], y: list[float]) -> list[float]:
     return np.interp(x, [x[c] for c in corners], [y[c] for c in corners]).tolist()
 
 
-def _blocks(group: Group) -> int:
-    return 1 if group.blocks is None else int(group.blocks.max()) + 1
+def _sections(group: Group) -> int:
+    return 1 if group.sections is None else int(group.sections.max()) + 1
 
 
 def _units(group: Group) -> int:
-    """Units per block."""
-    return group.size // group.unit // _blocks(group)
+    """Units per section."""
+    return group.size // group.unit // _sections(group)
 
 
 def multiple_of(budget: Budget, group: Group) -> int:
@@ -232,8 +232,8 @@ def multiple_of(budget: Budget, group: Group) -> int:
 
 
 def _step(budget: Budget, group: Group) -> int:
-    """Units per block between two widths that are multiples of `multiple_of` channels."""
-    channels, multiple = group.unit * _blocks(group), multiple_of(budget, group)
+    """Units per section between two widths that are multiples of `multiple_of` channels."""
+    channels, multiple = group.unit * _sections(group), multiple_of(budget, group)
     return multiple // math.gcd(multiple, channels)
 
 

@@ -21,9 +21,10 @@ class Budget:
     error: the mean squared error of the model's outputs on the queries, relative to their variance, that may be
         predicted (to first order, summed over the groups); the model becomes as cheap in MACs as that allows.
     uniform: every free group gives up about the same share of its units, and alike groups (the same channels, unit and
-        blocks) get exactly the same width, so that a configuration with one width for all layers can say it. By default
-        the queries' error curves decide, where there are queries, and the shares are about equal where there are none.
-    min_width: units that stay in every group (in every block, where a group has blocks) at least.
+        sections) get exactly the same width, so that a configuration with one width for all layers can express it. By
+        default the queries' error curves decide, where there are queries; the shares are about equal where there are
+        none.
+    min_width: units that stay in every group (in every section, where a group has sections) at least.
     round_to: widths are multiples of this many channels, or the whole group; `keep` rounds up to them. None: multiples
         of 8 (or `min_width`) in groups of at least 128 channels, which most processors are faster at, and any width in
         narrower groups and for `keep` (`coreprune.pruning.allocation.allocate.multiple_of`).

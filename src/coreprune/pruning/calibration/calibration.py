@@ -1,4 +1,4 @@
-"""Queries, ready to be run: in blocks of one size, with the model traced at that size."""
+"""Queries, ready to be run: in batches of one size, with the model traced at that size."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from coreprune.queries import Queries, make_queries
 
 log = logging.getLogger(__name__)
 
-_BLOCK = 32  # samples that are run at once
+_BATCH = 32  # samples that are run at once
 _FRESH = 64  # queries of its own for the agreement, at least
 _SPARE = 256  # samples of the user that selection and repair have first; as many again are held back, or a quarter
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class Calibration:
     """What selection, allocation and repair go by.
 
     queries: what is used. fresh: others of the same source, which nothing but the agreement sees; None where the user
-    gave too few samples. captured: the model traced at the size of the blocks. blocks: (args, kwargs) each.
+    gave too few samples. captured: the model traced at the size of the batches. batches: (args, kwargs) each.
     """
 
     queries: Queries
     fresh: Queries | None
     captured: Captured
-    blocks: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    batches: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 def gather(
@@ -45,7 +45,7 @@ def gather(
     seed: int,
     tell: Callable[[str, int, int], None],
     cache: str | Path | None = None,
-) -> Evidence:
+) -> Calibration:
     """Make or take the queries. Arguments as in `prune`; raises what `make_queries` raises."""
     generator = torch.Generator().manual_seed(seed)
     queries = make_queries(model, example_inputs, spec, generator=generator, progress=tell, cache=cache)
@@ -58,7 +58,7 @@ def gather(
         held_back = max(_SPARE, len(queries) // 4)
         # at random, because files and loaders are often sorted, and T11 is about samples of one distribution
         queries, fresh = queries.split(max(_SPARE, len(queries) - held_back), generator)
-    return _in_blocks(model, captured, queries, fresh)
+    return _in_batches(model, captured, queries, fresh)
 
 
 def is_source(spec: Any) -> bool:
@@ -66,22 +66,22 @@ def is_source(spec: Any) -> bool:
     return callable(spec) or (isinstance(spec, str) and not spec.endswith((".npz", ".safetensors")))
 
 
-def _in_blocks(model: nn.Module, captured: Captured, queries: Queries, fresh: Queries | None) -> Evidence:
-    size = _block_size(len(queries))
-    blocks = [block for block in queries.blocks(size)][: len(queries) // size]
+def _in_batches(model: nn.Module, captured: Captured, queries: Queries, fresh: Queries | None) -> Calibration:
+    size = _batch_size(len(queries))
+    batches = [batch for batch in queries.batches(size)][: len(queries) // size]
     if size > 1:
         try:
-            larger = capture(model, *blocks[0], batch=size)
+            larger = capture(model, *batches[0], batch=size)
         except ModelError as error:
             log.info("the model cannot be traced at batch size %d (%s); samples are run one at a time", size, error)
         else:
             if operators(larger).keys() == operators(captured).keys():
-                return Evidence(queries, fresh, larger, blocks)
-    return Evidence(queries, fresh, captured, list(queries.blocks(1)))
+                return Calibration(queries, fresh, larger, batches)
+    return Calibration(queries, fresh, captured, list(queries.batches(1)))
 
 
-def _block_size(n: int) -> int:
+def _batch_size(n: int) -> int:
     """Up to 32 samples at once, such that as few as possible are left over."""
-    if n <= _BLOCK:
+    if n <= _BATCH:
         return n
-    return min(range(_BLOCK, _BLOCK // 2 - 1, -1), key=lambda size: n % size)
+    return min(range(_BATCH, _BATCH // 2 - 1, -1), key=lambda size: n % size)

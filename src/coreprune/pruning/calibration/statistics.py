@@ -17,7 +17,7 @@ from coreprune.graph.execution import Execution, last_uses
 from coreprune.pruning.layer.linear_maps import Operator, even_rows, operators
 from coreprune.pruning.layer.weights import Reader
 
-Blocks = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
+Batches = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -68,22 +68,22 @@ def collect_readers(
     captured: Captured,
     groups: Sequence[Group],
     tensors: Mapping[str, Tensor],
-    blocks: Blocks,
+    batches: Batches,
     options: Collect,
     generator: torch.Generator,
     tell: Callable[[str, int, int], None],
 ) -> dict[str, tuple[Reader, ...]]:
     """Readers of every free group, by name; a group that no linear map reads alone has none.
 
-    captured: traced at the batch size of the blocks. One block is in memory at a time.
+    captured: traced at the batch size of the batches. One batch is in memory at a time.
     """
     sites = _sites(captured, groups)
     by_node: dict[fx.Node, list[_Site]] = {}
     for site in sites:
         by_node.setdefault(site.operator.node, []).append(site)
-    for b, block in enumerate(blocks):
-        tell("moments", b, len(blocks))
-        _one_block(captured, tensors, block, by_node, options, generator, len(blocks))
+    for b, batch in enumerate(batches):
+        tell("statistics", b, len(batches))
+        _one_batch(captured, tensors, batch, by_node, options, generator, len(batches))
     for site in sites:
         _check_finite(site)
     out: dict[str, tuple[Reader, ...]] = {g.name: () for g in groups if g.locked_because is None}
@@ -92,16 +92,16 @@ def collect_readers(
     return out
 
 
-def _one_block(
+def _one_batch(
     captured: Captured,
     tensors: Mapping[str, Tensor],
-    block: Any,
+    batch: Any,
     by_node: Mapping[fx.Node, list[_Site]],
     options: Collect,
     generator: torch.Generator,
-    blocks: int,
+    batches: int,
 ) -> None:
-    run = Execution(captured, {n: t.detach() for n, t in tensors.items()}, [block])
+    run = Execution(captured, {n: t.detach() for n, t in tensors.items()}, [batch])
     nodes = list(captured.graph.graph.nodes)
     uses = last_uses(nodes)
     taped: dict[fx.Node, Tensor] = {}
@@ -111,13 +111,13 @@ def _one_block(
             value = run.run(node)[0]
             if node in by_node:
                 with torch.no_grad():
-                    x = run.block(by_node[node][0].operator.source, 0).detach()
+                    x = run.batch(by_node[node][0].operator.source, 0).detach()
                     operator = by_node[node][0].operator
                     most = max(options.rows, 16 * max(site.features(options) for site in by_node[node]))
-                    rows = even_rows(operator.count(value), most // blocks + 1, value.device)
+                    rows = even_rows(operator.count(value), most // batches + 1, value.device)
                     features = operator.features(x, rows).transpose(0, 1).flatten(1)
                     for site in by_node[node]:
-                        _add(site, features, options, blocks)
+                        _add(site, features, options, batches)
             if options.worth and isinstance(value, Tensor) and node in by_node:
                 # No view: an in-place operation behind it is then done on a copy, and the gradient is that before it.
                 value = value.clone() if value._is_view() else value
@@ -128,7 +128,7 @@ def _one_block(
             for gone in uses[node]:
                 run.values.pop(gone, None)
         if options.worth:
-            _weigh(result, taped, by_node, options, generator, blocks)
+            _weigh(result, taped, by_node, options, generator, batches)
 
 
 def _weigh(
@@ -137,7 +137,7 @@ def _weigh(
     by_node: Mapping[fx.Node, list[_Site]],
     options: Collect,
     generator: torch.Generator,
-    blocks: int,
+    batches: int,
 ) -> None:
     """Second moments of the gradient of a random projection of the outputs, at every reader's output."""
     outputs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
@@ -155,7 +155,7 @@ def _weigh(
                     .double()
                 )
                 samples = gradient.shape[0]
-                worth = flat.T @ flat / (samples * blocks)  # the mean over all queries
+                worth = flat.T @ flat / (samples * batches)  # the mean over all queries
                 site.worth = worth if site.worth is None else site.worth + worth
 
 
@@ -180,7 +180,7 @@ def _pooled(gradient: Tensor, window: int) -> Tensor:
     return gradient / window ** (dims / 2)
 
 
-def _add(site: _Site, features: Tensor, options: Collect, blocks: int) -> None:
+def _add(site: _Site, features: Tensor, options: Collect, batches: int) -> None:
     every = torch.equal(site.columns, torch.arange(features.shape[1]))
     x = features if every else features[:, site.columns]
     if site.split(options):
@@ -190,7 +190,7 @@ def _add(site: _Site, features: Tensor, options: Collect, blocks: int) -> None:
             .reshape(-1, site.units * site.channels)
         )
     site.moments.add(x[None], x[None, :, :1])
-    each = max(1, options.samples // blocks)
+    each = max(1, options.samples // batches)
     site.kept = site.kept or []
     site.kept.append(x[torch.linspace(0, x.shape[0] - 1, min(each, x.shape[0])).long()].double())
 

@@ -17,13 +17,13 @@ Batch = tuple[tuple[Any, ...], dict[str, Any]]
 
 @runtime_checkable
 class Inputs(Protocol):
-    """What `coreprune.queries.Queries` offers: N inputs, in blocks of (args, kwargs).
+    """What `coreprune.queries.Queries` offers: N inputs, in batches of (args, kwargs).
 
     Tensors have the N inputs along their first axis, but for those at the positions `shared` (if it has that attribute)
     among the leaves of (args, kwargs).
     """
 
-    def blocks(self, size: int) -> Iterator[Batch]: ...  # noqa: D102
+    def batches(self, size: int) -> Iterator[Batch]: ...  # noqa: D102
     def __len__(self) -> int: ...
 
 
@@ -34,7 +34,7 @@ class Rows:
         if not isinstance(queries, Inputs):
             raise InputError(f"queries must be Queries, not {type(queries).__name__}. Make them with make_queries().")
         self.count = len(queries)
-        whole = next(iter(queries.blocks(self.count)), None)  # all of them; slices, so nothing is copied
+        whole = next(iter(queries.batches(self.count)), None)  # all of them; slices, so nothing is copied
         if whole is None:
             raise InputError("there are no queries to train on.")
         self.leaves, self.tree = pytree.tree_flatten(whole)
@@ -64,11 +64,11 @@ class Rows:
 
         return pytree.tree_unflatten([pick(i, x) for i, x in enumerate(self.leaves)], self.tree)
 
-    def parts(self, step: int, block: int) -> Iterator[Batch]:
-        """The same, up to `block` inputs at a time."""
+    def parts(self, step: int, batch: int) -> Iterator[Batch]:
+        """The same, up to `batch` inputs at a time."""
         leaves = pytree.tree_leaves(self.batch(step))
-        for start in range(0, self.size, block):
-            part = [x[start : start + block] if i in self.batched else x for i, x in enumerate(leaves)]
+        for start in range(0, self.size, batch):
+            part = [x[start : start + batch] if i in self.batched else x for i, x in enumerate(leaves)]
             yield pytree.tree_unflatten(part, self.tree)
 
     def _generator(self, number: int) -> torch.Generator:

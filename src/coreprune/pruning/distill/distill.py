@@ -1,4 +1,4 @@
-"""Data-free polish: train the pruned model for some steps to compute what the original computes.
+"""Distillation without data: train the pruned model for some steps to compute what the original computes.
 
 Block-wise feature matching (Romero et al., FitNets, 2015) and output matching (Hinton et al. 2015) on queries: inputs
 that were made without data, or unlabelled samples. No label is used.
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import largest_block, quiet
+from coreprune._example import largest_batch, quiet
 from coreprune.errors import InputError, ModelError
 from coreprune.pruning.distill.batches import Batch, Inputs, Rows
 from coreprune.pruning.distill.block_outputs import Watched, floats, shared_features
@@ -30,7 +30,7 @@ _SMALLEST = 1e-2  # root mean square of a tensor, for its rate
 
 @dataclass(frozen=True)
 class Distill:
-    """Options of the polish.
+    """Options of the distillation.
 
     steps: of Adam. lr: its highest rate, after a linear warm-up over a twentieth of the steps; cosine decay to zero. It
         is relative: the rate of each tensor is lr times the root mean square of the tensor's entries at the start.
@@ -100,21 +100,21 @@ def distill_(
     saved = None
     if checkpoint is not None:
         saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, options)))
-    with _polishing(student, teacher) as parameters:
+    with _training(student, teacher) as parameters:
         training = _Training(parameters, _tensors(student), options)
-        block = largest_block(next(rows.parts(0, 2)), rows.size, student, teacher)
-        names = shared_features(student, teacher, next(rows.parts(0, block))) if options.features else []
+        most = largest_batch(next(rows.parts(0, 2)), rows.size, student, teacher)
+        names = shared_features(student, teacher, next(rows.parts(0, most))) if options.features else []
         # Before a checkpoint is taken up, so that an interrupted run goes on with the same maps.
-        once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, block))
+        once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most))
         maps = fit_readouts(student, teacher, names, once) if names else []
         first = training.load(saved)
         with Watched(student, names) as seen, Watched(teacher, names) as wanted:
             for step in range(first, options.steps):
-                loss = _loss(student, teacher, seen, wanted, maps, [*rows.parts(step, block)], options)
+                loss = _loss(student, teacher, seen, wanted, maps, [*rows.parts(step, most)], options)
                 training.step(step, loss)
                 if saved is not None and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
                     saved.write(step + 1, training.state())
-                tell("polish", step + 1, options.steps)
+                tell("distill", step + 1, options.steps)
 
 
 def _silent(phase: str, done: int, total: int) -> None:
@@ -140,7 +140,7 @@ def _identity(student: nn.Module, teacher: nn.Module, rows: Rows, options: Disti
 
 
 @contextmanager
-def _polishing(student: nn.Module, teacher: nn.Module) -> Iterator[list[nn.Parameter]]:
+def _training(student: nn.Module, teacher: nn.Module) -> Iterator[list[nn.Parameter]]:
     """Evaluation mode and the parameters to train; afterwards flags and modes, after an error the tensors too."""
     held = _tensors(student)
     if shared := {t.data_ptr() for t in held.values()} & {t.data_ptr() for t in _tensors(teacher).values()} - {0}:
@@ -182,7 +182,7 @@ class _Training:
         """One step of Adam down the loss."""
         if not math.isfinite(value := float(loss.detach())):
             raise InputError(
-                f"the loss of the polish is {value} in step {step}; the model is as it was before. "
+                f"the loss of the distillation is {value} in step {step}; the model is as it was before. "
                 f"Lower lr ({self.options.lr:g}), or look for infinite inputs and outputs."
             )
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)

@@ -135,9 +135,9 @@ def _op_name(node: torch.fx.Node) -> str:
 def _rows(tensor: Tensor, piece: ParamSlice, group: Group) -> Tensor:
     """The entries of one parameter that belong to each unit: (units, entries)."""
     units = group.size // group.unit
-    if piece.index.ndim == 2:  # a grouped convolution: block b of axis 0 has its own map
-        blocks = tensor.chunk(piece.index.shape[0], dim=0)
-        parts = [_gather(block, piece.dim, index) for block, index in zip(blocks, piece.index, strict=True)]
+    if piece.index.ndim == 2:  # a grouped convolution: section b of axis 0 has its own map
+        sections = tensor.chunk(piece.index.shape[0], dim=0)
+        parts = [_gather(section, piece.dim, index) for section, index in zip(sections, piece.index, strict=True)]
         values, owners = torch.cat([v for v, _ in parts]), torch.cat([o for _, o in parts])
     else:
         values, owners = _gather(tensor, piece.dim, piece.index)

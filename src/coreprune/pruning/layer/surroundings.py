@@ -125,8 +125,8 @@ def other_rows(
 
 def no_mean(group: Group) -> str:
     """Why two units of a group cannot become one, in words; empty where they can."""
-    if group.blocks is not None:
-        return "its units lie in blocks that see different inputs"
+    if group.sections is not None:
+        return "its units lie in sections that see different inputs"
     if "heads" in group.flags:
         return "attention heads are not averaged"
     if "norm-statistics" in group.flags:

@@ -68,7 +68,7 @@ class LayerWeights:
     norms: the batch norms directly behind the layers that make the channels (more than one where residual branches
         meet); then `incoming` has a bias column, even if it is zero.
     others: (n, e) float64, what else belongs to a channel: depthwise filters, scales, norms that are not in `norms`.
-    no_mean: why two units cannot become one (heads, blocks …), in words; empty where they can.
+    no_mean: why two units cannot become one (heads, sections …), in words; empty where they can.
     no_scale: why a unit cannot stand for a multiple of another (a gate, a GELU …); empty where it can.
     """
 

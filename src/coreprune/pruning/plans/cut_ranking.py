@@ -14,11 +14,11 @@ from coreprune.pruning.selectors import Ranking
 
 
 def choose(group: Group, ranking: Ranking, width: int) -> tuple[GroupPlan, Coreset]:
-    """Cut a ranking of a group's units to `width` units, in every block where the group has blocks.
+    """Cut a ranking of a group's units to `width` units, in every section where the group has sections.
 
     Returns the plan of the group and the coreset of units behind it.
     """
-    coreset = ranking.coreset(width) if group.blocks is None else _balanced(group.blocks, ranking, width)
+    coreset = ranking.coreset(width) if group.sections is None else _balanced(group.sections, ranking, width)
     channels = group.units()[coreset.indices.cpu()].reshape(-1)
     order = channels.argsort()
 
@@ -55,9 +55,9 @@ def _merged(group: Group, coreset: Coreset) -> dict[str, Any]:
     }
 
 
-def _balanced(blocks: Tensor, ranking: Ranking, width: int) -> Coreset:
-    """The first units of every block, by the ranking's order; kept weights, because T6 has no form for blocks."""
-    order, blocks = ranking.order.cpu(), blocks.cpu()
-    kept = [order[blocks[order] == b][:width] for b in range(int(blocks.max()) + 1)]
+def _balanced(sections: Tensor, ranking: Ranking, width: int) -> Coreset:
+    """The first units of every section, by the ranking's order; kept weights, because T6 has no form for sections."""
+    order, sections = ranking.order.cpu(), sections.cpu()
+    kept = [order[sections[order] == b][:width] for b in range(int(sections.max()) + 1)]
     indices = torch.cat(kept).sort().values
     return Coreset(indices, torch.ones(indices.numel(), dtype=torch.float64))

@@ -42,11 +42,11 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `apply` does. Making a plan touches no weight; the same plan fits every checkpoint of the architecture.
+    """What `apply_plan` carries out. Making a plan touches no weight; it fits every checkpoint of the architecture.
 
     groups: by name; a group that is absent stays whole. fingerprint: of the architecture the plan was made for.
     method, seed, budget: how it was made. example: structure, shapes and dtypes of the example input that the model was
-    traced with (`describe_example`), so that `apply` can do without one; None where it cannot be written as JSON.
+    traced with (`describe_example`), so that `apply_plan` can do without one; None where it cannot be written as JSON.
     """
 
     groups: Mapping[str, GroupPlan]

@@ -63,9 +63,9 @@ def pour_(small: nn.Module, tensors: Mapping[str, Tensor], groups: Iterable[Grou
 
 def _read(weight: Tensor, *, piece: ParamSlice, group: Group, plan: GroupPlan) -> Tensor:
     """Scale the positions that are read, and add what is merged into them."""
-    if piece.index.ndim == 2:  # a grouped convolution: each block of axis 0 reads its own positions
-        blocks = weight.chunk(piece.index.shape[0], dim=0)
-        scaled = [_scaled(b, row, piece.dim, plan) for b, row in zip(blocks, piece.index, strict=True)]
+    if piece.index.ndim == 2:  # a grouped convolution: each section of axis 0 reads its own positions
+        sections = weight.chunk(piece.index.shape[0], dim=0)
+        scaled = [_scaled(b, row, piece.dim, plan) for b, row in zip(sections, piece.index, strict=True)]
         new = torch.cat(scaled)
     else:
         new = _scaled(weight, piece.index, piece.dim, plan)

@@ -25,7 +25,7 @@ from coreprune.graph.execution import Execution, last_uses, overwritten
 from coreprune.pruning.layer.linear_maps import Operator, even_rows, operators
 from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
 
-Blocks = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
+Batches = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ def repaired(
     original: Mapping[str, Tensor],
     start: Mapping[str, Tensor],
     masks: Mapping[tuple[str, int], Tensor],
-    blocks: Blocks,
+    batches: Batches,
     options: Repair,
     tell: Callable[[str, int, int], None],
 ) -> tuple[dict[str, Tensor], list[Refit]]:
     """Parameters and buffers of the pruned model in the original's shapes, refit.
 
-    captured: traced at the batch size of the blocks. original: its tensors by name. start: the same for the pruned
+    captured: traced at the batch size of the batches. original: its tensors by name. start: the same for the pruned
     model, from `weights_after`. masks: (name, axis) -> which positions stay.
     """
-    walk = _Walk(captured, original, start, masks, blocks, options)
+    walk = _Walk(captured, original, start, masks, batches, options)
     done: list[Refit] = []
     nodes, uses = walk.order, last_uses(walk.order)
     with torch.no_grad():
@@ -85,8 +85,8 @@ def repaired(
     return walk.small.tensors, done  # type: ignore[return-value]
 
 
-_HELD = 1 << 25  # entries of all blocks, up to which they are held in float64: 256 MiB
-_TOGETHER = 1 << 20  # entries of a block: 8 MiB
+_HELD = 1 << 25  # entries of all batches, up to which they are held in float64: 256 MiB
+_TOGETHER = 1 << 20  # entries of a batch: 8 MiB
 _SETTLED = 0.99
 _BEYOND = 1.8  # how far a round goes on the way to its least squares; up to 2 the one-sided error does not rise
 
@@ -100,15 +100,15 @@ class _Walk:
         original: Mapping[str, Tensor],
         start: Mapping[str, Tensor],
         masks: Mapping[tuple[str, int], Tensor],
-        blocks: Blocks,
+        batches: Batches,
         options: Repair,
     ) -> None:
         self.captured, self.masks, self.options = captured, masks, options
-        self.samples = sum(batch_size(*block) or 1 for block in blocks)
-        self.full = Execution(captured, original, blocks)
+        self.samples = sum(batch_size(*batch) or 1 for batch in batches)
+        self.full = Execution(captured, original, batches)
         # What is equal is the same object, so that only what changed is run again.
         same = {n: original[n] if torch.equal(t, original[n]) else t for n, t in start.items()}
-        self.small = Execution(captured, same, blocks)
+        self.small = Execution(captured, same, batches)
         found = operators(captured)
         nodes = list(captured.graph.graph.nodes)
         cut = {o.node for o in found.values() if (o.weight, o.in_dim) in masks}
@@ -169,15 +169,15 @@ class _Walk:
         columns = None if alive is None else _columns(alive, operator.taps)
         old = start if columns is None else start.gather(2, columns[:, None, :].expand(-1, start.shape[1], -1))
         old = problem.part(old)
-        blocks = _together([problem.block(self, b, alive) for b in range(self.small.blocks)])
+        batches = _together([problem.batch(self, b, alive) for b in range(self.small.batches)])
         fits = LeastSquares(intercept=operator.bias is not None or path.norm is not None)
-        for x, y, _ in blocks:
+        for x, y, _ in batches:
             fits.add(x, y.mT)
         weight, bias = fits.solve(old, self.options.ridge)
         last = math.inf
         for _ in range(self.options.one_sided if path.gated else 0):
             again, off = fits.retarget(), 0.0
-            for x, y, zero in blocks:
+            for x, y, zero in batches:
                 said = torch.baddbmm(bias[:, :, None], weight, x.double().mT)
                 wanted = one_sided(said, y, zero)
                 again.add_targets(x, wanted.mT)
@@ -195,7 +195,7 @@ class _Walk:
     def _problem(self, operator: Operator, path: Path, start: Tensor) -> _Problem | None:
         """Which outputs to solve for, and the affine map from them to what follows; None when none is left."""
         outputs = start.shape[0] * start.shape[1]
-        scale, shift = affine(path, outputs, lambda n: self.small.block(n, 0))
+        scale, shift = affine(path, outputs, lambda n: self.small.batch(n, 0))
         scale, shift = scale.to(start.device), shift.to(start.device)
         live = torch.ones(outputs, dtype=torch.bool, device=start.device)
         if path.join is not None or path.gated:
@@ -279,18 +279,18 @@ class _Problem:
     def _sign(self) -> Tensor:
         return _sign(self.scale).mT[self.groups][:, self.kept]  # (g, o, 1)
 
-    def block(self, walk: _Walk, b: int, alive: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, walk: _Walk, b: int, alive: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Features (g, rows, f), targets, and the outputs at which what follows becomes zero (g, o, rows)."""
         operator, path = self.operator, self.path
-        full = walk.full.block(path.join or operator.node, b)
+        full = walk.full.batch(path.join or operator.node, b)
         features = operator.matrix(walk.full.tensors[operator.weight]).shape[2]
         most = max(min(self.rows, max(self.rows // 2, 64 * walk.samples)), 16 * features)
-        rows = even_rows(operator.count(full), most // walk.small.blocks + 1, full.device)
-        x = operator.features(walk.small.block(operator.source, b), rows, alive)
+        rows = even_rows(operator.count(full), most // walk.small.batches + 1, full.device)
+        x = operator.features(walk.small.batch(operator.source, b), rows, alive)
         y = operator.outputs(full, rows).double()
         size = self.scale.abs()
         if path.join is not None and path.other is not None:
-            behind = operator.outputs(walk.small.block(path.other, b), rows).double() + self.shift
+            behind = operator.outputs(walk.small.batch(path.other, b), rows).double() + self.shift
             y, zero = (y - behind) / size, behind / -size
         else:
             y, zero = y * _sign(self.scale), (-self.shift / size).expand_as(y)
@@ -308,14 +308,14 @@ def one_sided(said: Tensor, y: Tensor, zero: Tensor) -> Tensor:
     return torch.where(y < zero, torch.minimum(said, zero), y)
 
 
-def _together(blocks: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Fewer, larger float64 blocks: each costs its own calls in every round, and very large ones cost page faults."""
-    if sum(x.numel() for x, _, _ in blocks) > _HELD:
-        return blocks
-    each = max(1, round(_TOGETHER / blocks[0][0].numel()))
+def _together(batches: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Fewer, larger float64 batches: each costs its own calls in every round, and very large ones cost page faults."""
+    if sum(x.numel() for x, _, _ in batches) > _HELD:
+        return batches
+    each = max(1, round(_TOGETHER / batches[0][0].numel()))
     out = []
-    for start in range(0, len(blocks), each):
-        x, y, zero = zip(*blocks[start : start + each], strict=True)
+    for start in range(0, len(batches), each):
+        x, y, zero = zip(*batches[start : start + each], strict=True)
         out.append((torch.cat(x, dim=1).double(), torch.cat(y, dim=2), torch.cat(zero, dim=2)))
     return out
 

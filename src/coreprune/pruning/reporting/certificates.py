@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import first_tensor, largest_block, quiet
+from coreprune._example import first_tensor, largest_batch, quiet
 from coreprune.coreset import (
     Certificate,
     Coreset,
@@ -35,11 +35,11 @@ from coreprune.pruning.selectors.functional import moments_of
 from coreprune.queries import Queries, make_queries
 
 _WIDEST_FLOOR = 1200  # features
-_BLOCK = 32  # samples that are run at once
+_BATCH = 32  # samples that are run at once
 
 
 @dataclass(frozen=True, eq=False)
-class Refitted:
+class Embedded:
     """Tensors by name, in the original's shapes, before and after the repair. masks: positions that stay."""
 
     before: Mapping[str, Tensor]
@@ -47,10 +47,10 @@ class Refitted:
     masks: Mapping[tuple[str, int], Tensor]
 
 
-def as_refitted(model: nn.Module, small: nn.Module, groups: list[Group], kept: Mapping[str, Tensor]) -> Refitted:
+def embedded(model: nn.Module, small: nn.Module, groups: list[Group], kept: Mapping[str, Tensor]) -> Embedded:
     """What the pruned model really holds, spread out over the original's shapes with zeros where channels are gone.
 
-    Tensors of grouped convolutions, whose blocks are cut differently, are left as they were: no theorem reads them.
+    Tensors of grouped convolutions, whose sections are cut differently, are left as they were: no theorem reads them.
     """
     masks = kept_positions([(g, kept[g.name]) for g in groups if g.name in kept])
     before, after = tensors_of(model), {}
@@ -63,10 +63,10 @@ def as_refitted(model: nn.Module, small: nn.Module, groups: list[Group], kept: M
             ]
             after[name] = torch.zeros_like(before[name])
             after[name][torch.meshgrid(*axes, indexing="ij") if axes else ...] = tensor
-    return Refitted(before, after, masks)
+    return Embedded(before, after, masks)
 
 
-def group_report(captured: Captured, choice: Choice, group: Group, refit: Refitted | None, delta: float) -> GroupReport:
+def group_report(captured: Captured, choice: Choice, group: Group, refit: Embedded | None, delta: float) -> GroupReport:
     """What became of one free group, and what is known of the error at its consumers.
 
     refit: what the repair has changed, or None without one.
@@ -151,8 +151,8 @@ def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) 
     same = total = 0
     answers: list[Tensor] = []
     with quiet(model), quiet(small):
-        block = largest_block(next(fresh.blocks(2)), _BLOCK, model, small)
-        for args, kwargs in fresh.blocks(block):
+        batch = largest_batch(next(fresh.batches(2)), _BATCH, model, small)
+        for args, kwargs in fresh.batches(batch):
             before, after = (first_tensor(m(*args, **kwargs)) for m in (model, small))
             if before is None or after is None or before.dim() != 2 or before.shape[1] < 2:
                 return None
@@ -166,7 +166,7 @@ def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) 
 
 
 def refitted(
-    layer: LayerWeights, captured: Captured, refit: Refitted, group: Group, kept: Tensor
+    layer: LayerWeights, captured: Captured, refit: Embedded, group: Group, kept: Tensor
 ) -> tuple[Certificate, ...]:
     """T8 for weights that were refit, those that make the channels too; empty unless the activation allows it."""
     phi = layer.activation

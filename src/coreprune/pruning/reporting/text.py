@@ -1,4 +1,4 @@
-"""A report in a terminal and in a notebook: sizes, evidence, and one line per group."""
+"""A report in a terminal and in a notebook: sizes, calibration, and one line per group."""
 
 from __future__ import annotations
 

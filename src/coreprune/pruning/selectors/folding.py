@@ -46,8 +46,8 @@ class Folding:
     restarts: starts of k-means.
 
     The channel that stays is the one nearest to its cluster's centre; the mean is written into its place. Where folding
-    makes no sense (heads, blocks that see different inputs, …) channels are removed by their L2 norm, and the note says
-    why.
+    makes no sense (heads, sections that see different inputs, …) channels are removed by their L2 norm, and the note
+    says why.
     """
 
     repair: bool = True

@@ -42,7 +42,7 @@ class Merging:
     threshold: t; None is theirs, 0.45 without a norm and 0.1 behind one.
     balance: λ.
 
-    Where a merge makes no sense (heads, blocks, gates, activations that are not positively homogeneous) channels are
+    Where a merge makes no sense (heads, sections, gates, activations that are not positively homogeneous) channels are
     removed without merging, and the ranking's note says why.
     """
 

@@ -75,8 +75,8 @@ def sensitivity(reader: Reader, units: int) -> Float[Tensor, " n"]:
         if not bool(activations.any()):
             continue
         seen = activations.reshape(m, units, -1)
-        for block in weight.split(step):
-            for part in (block.clamp(min=0), (-block).clamp(min=0)):
+        for rows in weight.split(step):
+            for part in (rows.clamp(min=0), (-rows).clamp(min=0)):
                 shares = torch.einsum("mup,jup->mju", seen, part.reshape(len(part), units, -1))
                 whole = shares.sum(dim=2, keepdim=True)
                 shares = torch.where(whole > 0, shares / whole, 0.0)

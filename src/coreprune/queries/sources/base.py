@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from coreprune._example import batch_size, largest_block, quiet
+from coreprune._example import batch_size, largest_batch, quiet
 from coreprune.errors import InputError
 
 Progress = Callable[[str, int, int], None]
@@ -65,7 +65,7 @@ class Target:
     def together(self) -> bool:
         """Whether the model takes several inputs at once."""
         two = with_leaves(self.args, self.kwargs, {self.leaf: torch.cat([self.example, self.example])}, 2)
-        return largest_block(two, 2, self.model) > 1
+        return largest_batch(two, 2, self.model) > 1
 
     def logits(self, x: Tensor) -> Tensor:
         """The first tensor that the model returns for x, or its field `logits` where it has one.

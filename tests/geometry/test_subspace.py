@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coreprune.errors import InputError
 from coreprune.geometry import span
-from coreprune.geometry.span import coordinates
+from coreprune.geometry.subspace import coordinates
 
 
 @given(

@@ -32,7 +32,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ScaledReader:
     """One reader, scaled: K to a mean diagonal of 1 and G by the inverse, so that tr(GK) stays in the user's units.
 
     covariance (f, f): K, without the ridge. root (J, f): V with VᵀV = G, J = rank G. ridge: λ. units: n, f = n·p.
@@ -65,12 +65,12 @@ class Reader:
         """λ tr(G_BB): what the ridge adds to tr(G R_S) for a unit outside S, whatever the refit."""
         return self.ridge * self.root.square().sum(dim=0).view(self.units, self.p).sum(dim=1)
 
-    def restricted(self, units: Int[Tensor, " s"]) -> Reader:
+    def restricted(self, units: Int[Tensor, " s"]) -> ScaledReader:
         """The same reader on some of its units only."""
         if units.numel() == self.units:
             return self
         keep = features(units, self.p)
-        return Reader(self.covariance[keep[:, None], keep], self.root[:, keep], self.ridge, units.numel())
+        return ScaledReader(self.covariance[keep[:, None], keep], self.root[:, keep], self.ridge, units.numel())
 
     def forward(self) -> Pair:
         """The start of forward selection."""
@@ -103,7 +103,7 @@ def features(units: Tensor, p: int) -> Tensor:
     return (units[:, None] * p + torch.arange(p, device=units.device)).flatten()
 
 
-def curve(readers: Sequence[Reader], order: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
+def curve(readers: Sequence[ScaledReader], order: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
     """Σ_readers ê(k) for the first k of `order`; (n+1,), never increasing.
 
     ê may rise by a share of the ridge with a unit whose weight is better set to zero; the lower value is then taken,
@@ -113,7 +113,7 @@ def curve(readers: Sequence[Reader], order: Int[Tensor, " n"]) -> Float[Tensor, 
     return total.clamp_min(0).cummin(dim=0).values
 
 
-def alive(readers: Sequence[Reader]) -> Bool[Tensor, " n"]:
+def alive(readers: Sequence[ScaledReader]) -> Bool[Tensor, " n"]:
     """Units with a feature that varies in some reader; (n,)."""
     return torch.stack([reader.alive for reader in readers]).any(dim=0)
 
@@ -129,7 +129,7 @@ def cholesky(matrix: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
     return factor
 
 
-def as_readers(moments: Sequence[Moments], units: int, ridge: float) -> list[Reader]:
+def as_readers(moments: Sequence[Moments], units: int, ridge: float) -> list[ScaledReader]:
     """Check and scale. Readers of the same features become one, which has the higher floor."""
     if not (math.isfinite(ridge) and ridge >= 0):
         raise InputError(f"ridge must be a finite number ≥ 0, but it is {ridge}.")
@@ -152,11 +152,11 @@ def as_readers(moments: Sequence[Moments], units: int, ridge: float) -> list[Rea
     return [_scaled(covariance, gram, units, ridge) for covariance, gram in pairs]
 
 
-def _scaled(covariance: Tensor, gram: Tensor, units: int, ridge: float) -> Reader:
+def _scaled(covariance: Tensor, gram: Tensor, units: int, ridge: float) -> ScaledReader:
     size = float(covariance.diagonal().mean())
     size = size if size > 0 else 1.0
     least = max(LEAST_RIDGE, 4 * EPS * covariance.shape[0] ** 2)  # the rounding of K's inverse grows with its size
-    reader = Reader(covariance / size, _root(gram) * math.sqrt(size), max(ridge, least), units)
+    reader = ScaledReader(covariance / size, _root(gram) * math.sqrt(size), max(ridge, least), units)
     cholesky(reader.ridged)
     return reader
 

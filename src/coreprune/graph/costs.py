@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coreprune.graph.capture import Captured
+from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group
 from coreprune.graph.interpret import trace
 from coreprune.graph.unionfind import one_thread
@@ -54,7 +54,7 @@ class CostModel:
             if w.made is not None:
                 self._making.append((len(terms["macs"]), kept[w.made]))
             terms["macs"].append((w.factor / w.divisor, kept))
-        slots = {(s.param, s.dim): s for s in [*tracer.slots.values(), *tracer.blocked]}
+        slots = {(s.param, s.dim): s for s in [*tracer.slots.values(), *tracer.sectioned]}
         for name, (shape, dtype) in captured.tensors.items():
             factor, kept = 1.0, []
             for dim, n in enumerate(shape):
@@ -130,14 +130,14 @@ class CostModel:
         return out
 
     def free_share(self, kind: str = "macs") -> float:
-        """The share of the cost that goes away when every free group shrinks to one unit (one per block)."""
+        """The share of the cost that goes away when every free group shrinks to one unit (one per section)."""
         least = {g.name: _least(g) for g in self.groups if g.locked_because is None}
         full = getattr(self(), kind)
         return 1 - getattr(self(least), kind) / full if full else 0.0
 
 
 def _least(g: Group) -> int:
-    return g.unit * (1 if g.blocks is None else int(g.blocks.max()) + 1)
+    return g.unit * (1 if g.sections is None else int(g.sections.max()) + 1)
 
 
 def _table(terms: list[tuple[float, list[int]]]) -> tuple[Array, Array]:

@@ -54,7 +54,7 @@ def test_every_product_with_a_weight_makes_channels_of_some_group(name: str) -> 
     captured = capture(entry.build().double(), tuple(entry.inputs(1).values()))
     groups = find_groups(captured)
     costs = CostModel(captured, groups)
-    plain = [g for g in groups if g.locked_because is None and g.unit == 1 and g.blocks is None]
+    plain = [g for g in groups if g.locked_because is None and g.unit == 1 and g.sections is None]
     for widths in ({}, {g.name: g.size // 2 for g in plain}):
         made, total = sum(costs.making(widths).values()), costs(widths).macs
         # two blocks, each with scores and their product with v: 17 × 17 tokens × 16 channels

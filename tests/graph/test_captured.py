@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from coreprune.errors import InputError, ModelError
 from coreprune.graph import capture, normalise_example
-from coreprune.graph.capture import quiet
+from coreprune.graph.captured import quiet
 from graph.zoo import ZOO, gen
 
 
@@ -78,7 +78,7 @@ def test_quiet_is_undone_inside_out() -> None:
 
 
 def test_a_branch_on_values_is_named_with_its_line() -> None:
-    with pytest.raises(ModelError, match=r"test_capture\.py:\d+ in forward") as caught:
+    with pytest.raises(ModelError, match=r"test_captured\.py:\d+ in forward") as caught:
         capture(Branches(), torch.zeros(1, 4))
     assert "torch.cond" in str(caught.value)
 

@@ -99,11 +99,11 @@ def inspect(
 ) -> None:
     """List which channels of a model can leave, what they cost, and what is locked and why."""
     from coreprune.cli import source as sources
-    from coreprune.pruning import inspect as look
+    from coreprune.pruning import list_groups
 
     model, example = sources.load(source, weights, shape or [], example)
     with show.progress(errors) as tell:
-        found = look(model, example, progress=tell)
+        found = list_groups(model, example, progress=tell)
     if json:
         sys.stdout.write(found.to_json() + "\n")
         return

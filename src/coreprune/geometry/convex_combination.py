@@ -10,7 +10,7 @@ import torch
 from coreprune._shapes import Float, Int, Num, Tensor
 from coreprune._validate import as_points
 from coreprune.errors import GeometryError, InputError
-from coreprune.geometry.span import column_scale, coordinates
+from coreprune.geometry.subspace import column_scale, coordinates
 
 if TYPE_CHECKING:
     import numpy as np
