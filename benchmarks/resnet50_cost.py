@@ -135,7 +135,7 @@ def work(job: Row) -> Row:
         wanted, found = model(fresh), result.model.eval()(fresh)
     before, after = result.report.macs
     return {
-        "seconds": result.report.settings.get("seconds") or {"total": cost["wall_s"]},
+        "seconds": dict(result.report.seconds) or {"total": cost["wall_s"]},
         **cost,
         "macs": round(after / before, 5),
         "relative_error_of_fresh_outputs": round(float((found - wanted).norm() / (wanted - wanted.mean(0)).norm()), 4),

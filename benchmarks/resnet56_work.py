@@ -116,9 +116,8 @@ def pruned(cell: Cell, setup: Setup) -> tuple[nn.Module, Row]:
             seed=cell.seed,
         )
     )
-    settings = dict(result.report.settings)
-    seconds = settings.pop("seconds", None) or {"total": cost["wall_s"]}
-    settings.pop("versions", None)
+    settings = result.report.settings.as_dict()
+    seconds = dict(result.report.seconds) or {"total": cost["wall_s"]}
     row = {"seconds": seconds, **cost, **sizes(result.model, dense), "settings": settings}
     row["widths"] = {g.name: g.kept for g in result.report.groups if g.locked_because is None}
     stated = getattr(result.report, "agreement", None)  # what the library itself says, on queries of its own

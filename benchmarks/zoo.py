@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from coreprune.graph import CostModel, capture, find_groups, probe, remove
+from coreprune.graph import CostModel, Traced, capture, find_groups, probe, remove
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT, PAGE = ROOT / "benchmarks/results/zoo.json", ROOT / "docs/architectures.md"
@@ -110,13 +110,13 @@ def ours(model: nn.Module, inputs: Callable[[int], Inputs]) -> dict[str, Any]:
     start = time.perf_counter()
     groups = find_groups(captured)
     seconds = time.perf_counter() - start
-    groups = probe(model, captured, groups)
+    groups = probe(Traced(model, captured, groups)).groups
     costs = CostModel(captured, groups)
     reasons = collections.Counter(
         re.sub(r" \([a-z_0-9]+\)", "", g.locked_because).split(":")[0] for g in groups if g.locked_because
     )
     keep = random_halves(groups, torch.Generator().manual_seed(0))
-    result = remove(model, captured, groups, keep)
+    result = remove(Traced(model, captured, groups), keep)
     zeros = zeroed_original(model, groups, result.kept)
     equal = True
     try:
@@ -242,7 +242,7 @@ def real_size(name: str) -> dict[str, Any]:
     for h in handles:
         h.remove()
     start = time.perf_counter()
-    probe(model, captured, groups)
+    probe(Traced(model, captured, groups))
     return {
         "architecture": name,
         "groups": len(groups),

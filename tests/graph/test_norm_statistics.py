@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreprune.graph import CostModel, Group, capture, find_groups, remove
+from coreprune.graph import CostModel, Group, Traced, capture, find_groups, remove
 from graph.oracle import assert_same, outputs, random_halves, zeroed_original
 from graph.zoo import ZOO, gen, randomise
 
@@ -41,7 +41,7 @@ def test_layer_norm_over_the_channels_that_stay(name: str, monkeypatch: pytest.M
     flagged = [g for g in groups if "norm-statistics" in g.flags and g.locked_because is None]
     assert flagged
     assert {g.name for g in flagged} <= locked
-    result = remove(model, captured, groups, random_halves(groups, gen(3)))
+    result = remove(Traced(model, captured, groups), random_halves(groups, gen(3)))
     assert {g.name for g in flagged} <= set(result.kept)
     costs = CostModel(captured, groups)({n: len(k) for n, k in result.kept.items()})
     assert costs.params == sum(p.numel() for p in result.model.parameters())
@@ -82,6 +82,6 @@ def test_a_later_group_does_not_switch_off_the_comparison() -> None:
     groups = find_groups(captured, norm_statistics=True)
     keep = random_halves(groups, gen(0))
     assert "b" in keep
-    result = remove(model, captured, groups, keep)
+    result = remove(Traced(model, captured, groups), keep)
     assert "b" in result.kept
     assert not any(n.startswith("a") for n in result.kept), "the boundaries are literals: nothing of a can leave"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from coreprune.graph import capture, find_groups, remove
+from coreprune.graph import Traced, capture, find_groups, remove
 from graph.oracle import assert_same, random_halves, zeroed_original
 from graph.zoo import gen, randomise
 
@@ -191,7 +191,7 @@ def test_correct_or_locked(name: str) -> None:
     captured = capture(model, x)
     groups = find_groups(captured)
     keep = random_halves(groups, gen(1))
-    result = remove(model, captured, groups, keep)
+    result = remove(Traced(model, captured, groups), keep)
     assert ("a" in result.kept) == leaves, (result.locked, [g.locked_because for g in groups])
     assert "b" in result.kept
     if any("functional" in g.flags for g in groups if g.name in result.kept):
@@ -206,7 +206,7 @@ def test_a_channel_norm_reads_its_channels() -> None:
     x = torch.randn(3, 3, 4, 4, generator=gen(0), dtype=torch.float64)
     captured = capture(model, x)
     keep = torch.tensor([1, 2, 5])
-    small = remove(model, captured, find_groups(captured), {"a": keep}).model
+    small = remove(Traced(model, captured, find_groups(captured)), {"a": keep}).model
     h = F.normalize(torch.relu(model.a(x))[:, keep], dim=1)
     h = torch.relu(F.conv2d(h, model.b.weight[:, keep], model.b.bias, padding=1))
     assert_same([small(x)], [model.head(h.mean((2, 3)))])

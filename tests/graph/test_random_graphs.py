@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from coreprune.graph import CostModel, capture, find_groups, remove
+from coreprune.graph import CostModel, Traced, capture, find_groups, remove
 from graph.oracle import assert_same, random_halves, zeroed_original
 from graph.zoo import gen, randomise
 
@@ -157,13 +157,13 @@ def check(kinds: list[tuple[str, int]], flatten: bool, seed: int, free: bool = F
     captured = capture(model, x)
     groups = find_groups(captured)
     keep = random_halves(groups, gen(seed + 1))
-    result = remove(model, captured, groups, keep)
+    result = remove(Traced(model, captured, groups), keep)
     with torch.no_grad():
         want = zeroed_original(model, groups, result.kept)(x)
         assert_same([result.model(x)], [want])
         # What the rules promise also holds without the comparison that `remove` makes: a lock is then the only excuse.
         if not result.locked and keep:
-            trusting = remove(model, captured, groups, keep, check=False)
+            trusting = remove(Traced(model, captured, groups), keep, check=False)
             assert_same([trusting.model(x)], [want])
     costs = CostModel(captured, groups)({n: len(k) for n, k in result.kept.items()})
     assert costs.params == sum(p.numel() for p in result.model.parameters())

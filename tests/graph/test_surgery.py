@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreprune.errors import InputError, ModelError
-from coreprune.graph import capture, find_groups, probe, remove
+from coreprune.graph import Traced, capture, find_groups, probe, remove
 from graph.oracle import assert_same, outputs, random_halves, zeroed_original
 from graph.zoo import ZOO, gen, randomise
 
@@ -43,7 +43,9 @@ def same(a: dict[str, object], b: dict[str, object]) -> bool:
 
 def test_modules_say_their_new_sizes() -> None:
     model, captured, groups, _, x = prepared("autoencoder")
-    small = remove(model, captured, groups, {"enc.0": torch.tensor([0, 2, 5]), "dec.0": torch.tensor([1, 4])}).model
+    small = remove(
+        Traced(model, captured, groups), {"enc.0": torch.tensor([0, 2, 5]), "dec.0": torch.tensor([1, 4])}
+    ).model
     assert (small.enc[0].out_channels, small.enc[2].in_channels) == (3, 3)
     assert (small.dec[0].out_channels, small.dec[2].in_channels, small.dec[2].groups) == (2, 2, 2)
     assert small(x).shape == x.shape
@@ -53,7 +55,7 @@ def test_heads_and_widths_are_scaled() -> None:
     model, captured, groups, _, x = prepared("timm-style-vit")
     heads = next(g for g in groups if "heads" in g.flags)
     keep = heads.units()[[0, 2, 3]].reshape(-1)
-    small = remove(model, captured, groups, {heads.name: keep}).model
+    small = remove(Traced(model, captured, groups), {heads.name: keep}).model
     assert small.blocks[0].attn.num_heads == 3
     assert small.blocks[0].attn.qkv.out_features == 3 * 3 * 4
     assert small.blocks[0].attn.proj.in_features == 12
@@ -64,7 +66,7 @@ def test_heads_and_widths_are_scaled() -> None:
 @pytest.mark.parametrize("inplace", [False, True])
 def test_removed_memory_is_gone(inplace: bool) -> None:
     model, captured, groups, keep, _ = prepared("vgg")
-    small = remove(model, captured, groups, keep, inplace=inplace).model
+    small = remove(Traced(model, captured, groups), keep, inplace=inplace).model
     for p in small.parameters():
         assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
     originals = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -76,7 +78,7 @@ def test_in_place_keeps_modules_parameters_and_drops_gradients() -> None:
     want = zeroed_original(model, groups, keep)(x)
     model(x).sum().backward()
     modules, params = list(model.modules()), list(model.parameters())
-    result = remove(model, captured, groups, keep, inplace=True)
+    result = remove(Traced(model, captured, groups), keep, inplace=True)
     assert result.model is model
     assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
     assert all(a is b for a, b in zip(params, model.parameters(), strict=True))
@@ -97,7 +99,7 @@ def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -
         with monkeypatch.context() as patch:
             patch.setattr(f"coreprune.graph.surgery.{broken}", fail)
             with pytest.raises(ModelError, match="on purpose"):
-                remove(model, captured, groups, keep, inplace=True)
+                remove(Traced(model, captured, groups), keep, inplace=True)
         assert same(before, state(model))
 
 
@@ -118,7 +120,7 @@ def test_a_failure_half_way_through_in_place_is_undone(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(surgery, "_resize", fail_at_the_seventh)
     with pytest.raises(RuntimeError, match="no more memory"):
-        remove(model, captured, groups, keep, inplace=True)
+        remove(Traced(model, captured, groups), keep, inplace=True)
     assert same(before, state(model))
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
 
@@ -126,7 +128,7 @@ def test_a_failure_half_way_through_in_place_is_undone(monkeypatch: pytest.Monke
 def test_groups_that_break_are_put_back_and_named() -> None:
     model, captured, groups, keep, x = prepared("literal-sizes")
     before = state(model)
-    result = remove(model, captured, groups, keep)
+    result = remove(Traced(model, captured, groups), keep)
     assert set(result.kept) == {"a"}
     assert "does not run" in result.locked["b"]
     assert "c" in result.locked
@@ -151,7 +153,7 @@ def test_a_boundary_that_moves_silently_is_caught() -> None:
     groups = find_groups(captured)
     # the channels beyond 8 are read by nobody, the others pairwise
     group = next(g for g in groups if g.size == 8 or g.size == 4)
-    result = remove(model, captured, groups, {group.name: group.units()[1:].reshape(-1)})
+    result = remove(Traced(model, captured, groups), {group.name: group.units()[1:].reshape(-1)})
     assert group.name in result.locked
 
 
@@ -171,14 +173,14 @@ def test_one_fault_among_many_groups_takes_few_runs() -> None:
     model = randomise(Deep())
     captured = capture(model, torch.randn(2, 8, dtype=torch.float64, generator=gen(0)))
     groups = find_groups(captured)
-    result = remove(model, captured, groups, random_halves(groups, gen(0)))
+    result = remove(Traced(model, captured, groups), random_halves(groups, gen(0)))
     assert list(result.locked) == ["layers.20"]
     assert result.runs <= 2 * 5 + 4
 
 
 def test_probe_locks_before_the_budget_is_spent() -> None:
     model, captured, groups, _, _ = prepared("literal-sizes")
-    locked = {g.name: g.locked_because for g in probe(model, captured, groups)}
+    locked = {g.name: g.locked_because for g in probe(Traced(model, captured, groups)).groups}
     assert locked["a"] is None
     assert locked["b"]
     assert locked["c"]
@@ -193,7 +195,7 @@ def test_hooks_dtype_flags_and_mode_survive() -> None:
     captured = capture(model, torch.randn(2, 6, generator=gen(0)).bfloat16())
     groups = find_groups(captured)
     calls.clear()
-    small = remove(model, captured, groups, random_halves(groups, gen(0))).model
+    small = remove(Traced(model, captured, groups), random_halves(groups, gen(0))).model
     calls.clear()
     small(torch.randn(2, 6).bfloat16())
     assert calls == [1]
@@ -207,7 +209,7 @@ def test_hooks_dtype_flags_and_mode_survive() -> None:
 def test_ties_survive(inplace: bool) -> None:
     model, captured, groups, keep, x = prepared("shared-and-tied")
     want = zeroed_original(model, groups, keep)(x)
-    small = remove(model, captured, groups, keep, inplace=inplace).model
+    small = remove(Traced(model, captured, groups), keep, inplace=inplace).model
     assert small.left.weight is small.right.weight
     assert small.left.weight.shape[0] == 4
     assert_same([small(x)], [want])
@@ -227,7 +229,7 @@ def test_illegal_choices_are_refused_with_the_reason() -> None:
         (locked.name, torch.tensor([0]), "locked"),
     ):
         with pytest.raises(InputError, match=text):
-            remove(model, captured, groups, {name: keep})
+            remove(Traced(model, captured, groups), {name: keep})
 
 
 def test_sections_keep_the_same_number() -> None:
@@ -237,20 +239,20 @@ def test_sections_keep_the_same_number() -> None:
     first = group.units()[group.sections == 0].reshape(-1)
     rest = group.units()[group.sections > 0].reshape(-1)
     with pytest.raises(InputError, match="each of 4 sections"):
-        remove(model, captured, groups, {group.name: torch.cat([first[:1], rest]).sort().values})
+        remove(Traced(model, captured, groups), {group.name: torch.cat([first[:1], rest]).sort().values})
 
 
 def test_another_model_is_refused() -> None:
     model, captured, groups, keep, _ = prepared("mlp")
     other = nn.Sequential(nn.Linear(6, 17), *list(model)[1:])
     with pytest.raises(ModelError, match="capture it again"):
-        remove(other, captured, groups, keep)
+        remove(Traced(other, captured, groups), keep)
 
 
 def test_new_weights_of_the_same_shape_are_used() -> None:
     model, captured, groups, keep, x = prepared("mlp")
     trained = randomise(copy.deepcopy(model), seed=9)
-    small = remove(trained, captured, groups, keep).model
+    small = remove(Traced(trained, captured, groups), keep).model
     assert_same([small(x)], [zeroed_original(trained, groups, keep)(x)])
 
 
@@ -259,11 +261,11 @@ def test_pruning_twice() -> None:
     """Narrow, capture again, narrow again: the second round sees a model like any other."""
     for name in ("cifar-resnet56-a", "shufflenet-v2", "timm-style-vit"):
         model, captured, groups, keep, x = prepared(name)
-        small = remove(model, captured, groups, keep).model
+        small = remove(Traced(model, captured, groups), keep).model
         captured = capture(small, x)
         groups = find_groups(captured)
         keep = random_halves(groups, gen(2))
-        result = remove(small, captured, groups, keep)
+        result = remove(Traced(small, captured, groups), keep)
         assert result.kept
         assert not result.locked
         assert_same(outputs(result.model, {"x": x}), outputs(zeroed_original(small, groups, keep), {"x": x}))
@@ -283,7 +285,7 @@ def test_flagged_rms_norm_means_the_mean_over_what_is_left() -> None:
     model, captured, _, _, x = prepared("rms-norm-by-hand")
     groups = find_groups(captured, norm_statistics=True)
     keep = {"inp": torch.tensor([0, 3, 4, 9, 15])}
-    small = remove(model, captured, groups, keep).model
+    small = remove(Traced(model, captured, groups), keep).model
     h = model.inp(x)[:, keep["inp"]]
     h = model.norm.weight[keep["inp"]] * h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
     want = model.out(F.relu(F.linear(h, model.mid.weight[:, keep["inp"]], model.mid.bias)))
@@ -296,7 +298,7 @@ def test_flagged_group_norm_keeps_the_same_number_per_group() -> None:
     group = next(g for g in groups if g.name == "a")
     assert group.sections.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     keep = torch.tensor([0, 1, 4, 6, 9, 11])
-    small = remove(model, captured, groups, {"a": keep}).model
+    small = remove(Traced(model, captured, groups), {"a": keep}).model
     assert small.n.num_channels == 6
     h = F.conv2d(x, model.a.weight[keep], model.a.bias[keep], padding=1)
     h = F.relu(F.group_norm(h, 3, model.n.weight[keep], model.n.bias[keep]))
@@ -310,7 +312,7 @@ def test_a_residual_stream_with_layer_norm_can_be_narrowed_on_request() -> None:
     captured = capture(model, entry.inputs(2)["x"])
     groups = find_groups(captured, norm_statistics=True)
     stream = next(g for g in groups if g.name == "stem")
-    small = remove(model, captured, groups, {"stem": torch.arange(12)}).model
+    small = remove(Traced(model, captured, groups), {"stem": torch.arange(12)}).model
     assert "norm-statistics" in stream.flags
     assert small.norm.normalized_shape == (12,)
     assert small(entry.inputs(3)["x"]).shape == (3, 5)
@@ -333,7 +335,7 @@ def test_a_dot_product_of_activations_reads_channels() -> None:
     (group,) = find_groups(captured)
     assert "functional" in group.flags
     keep = torch.tensor([0, 5, 6, 11])
-    result = remove(model, captured, [group], {group.name: keep})
+    result = remove(Traced(model, captured, [group]), {group.name: keep})
     assert not result.locked
     mask = torch.zeros(12, dtype=torch.float64)
     mask[keep] = 1
@@ -374,7 +376,7 @@ def test_experts_that_are_multiplied_group_by_group() -> None:
     inputs = ZOO["mixtral"].inputs(3)
     captured = capture(model, kwargs=inputs)
     groups = find_groups(captured)
-    result = remove(model, captured, groups, random_halves(groups, gen(0)))
+    result = remove(Traced(model, captured, groups), random_halves(groups, gen(0)))
     assert sum(n.endswith("experts") for n in result.kept) == 2
     with torch.no_grad():
         want = outputs(zeroed_original(model, groups, result.kept), inputs)

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from coreprune.graph import CostModel, capture, find_groups, remove
+from coreprune.graph import CostModel, Traced, capture, find_groups, remove
 from coreprune.graph.captured import quiet
 from graph.oracle import assert_same, masked_activations, outputs, random_halves, zeroed_original
 from graph.zoo import ZOO, Entry, gen, randomise
@@ -43,7 +43,7 @@ def test_halves_of_every_free_group_leave(name: str) -> None:
     model, captured, groups = traced(entry)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     keep = random_halves(groups, gen(1))
-    result = remove(model, captured, groups, keep)
+    result = remove(Traced(model, captured, groups), keep)
     small = result.model
     assert len(result.kept) >= entry.free, result.locked
     assert not any("unusual arguments" in (g.locked_because or "") for g in groups)
@@ -75,7 +75,7 @@ def test_halves_of_every_free_group_leave(name: str) -> None:
     file = io.BytesIO()
     torch.save(small.state_dict(), file)
     file.seek(0)
-    other = remove(randomise(copy.deepcopy(model), seed=5), captured, groups, keep).model
+    other = remove(Traced(randomise(copy.deepcopy(model), seed=5), captured, groups), keep).model
     other.load_state_dict(torch.load(file, weights_only=True))
     assert_same(outputs(other, entry.inputs(1)), outputs(small, entry.inputs(1)), 0)
 

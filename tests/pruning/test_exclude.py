@@ -64,7 +64,7 @@ def test_groups_that_match_stay_whole(exclude: Any, whole: set[str]) -> None:
     for name in ("stem", "body.0", "body.1"):
         assert (rows[name].kept == rows[name].channels) == (name in whole)
         assert ("excluded by the caller (pattern " in (rows[name].locked_because or "")) == (name in whole)
-    assert result.report.settings["exclude"] == ([exclude] if isinstance(exclude, str) else list(exclude))
+    assert result.report.settings.exclude == ((exclude,) if isinstance(exclude, str) else tuple(exclude))
     assert result.model.stem.out_features == (16 if "stem" in whole else 8)
 
 

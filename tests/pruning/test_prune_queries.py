@@ -11,10 +11,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from coreprune import Budget, certify, prune
+from coreprune._progress import silent
 from coreprune.errors import CoreprunError, InputError
-from coreprune.graph import capture
 from coreprune.pruning import SELECTORS
-from coreprune.pruning.calibration.calibration import gather
+from coreprune.pruning.calibration.calibration import Asked, gather
+from coreprune.pruning.stages import trace
 from coreprune.queries import Queries
 from graph.zoo import randomise
 from oracles import worst_ratio
@@ -186,7 +187,7 @@ def test_a_cache_survives_an_interruption_and_is_read_again(tmp_path):
 @pytest.mark.parametrize(("n", "spared"), [(256, 0), (300, 44), (512, 256), (800, 256), (1200, 300)])
 def test_fresh_queries_are_none_of_those_that_were_used(n, spared):
     model, x = convnet(), images(n)
-    found = gather(model, x[:1], capture(model, x[:1]), x, 0, lambda *a: None)
+    found = gather(trace(model, x[:1], silent), Asked(x[:1], x), 0, silent)
     assert len(found.queries) == n - spared
     assert (0 if found.fresh is None else len(found.fresh)) == spared
     used = {row.numpy().tobytes() for row in found.queries.args[0]}
@@ -202,20 +203,20 @@ def test_what_is_held_back_of_sorted_samples_is_like_what_is_used():
     """The last ones were held back; of a file that is sorted by class, those are classes that nothing else has seen."""
     model, x = convnet(), images(600)
     x[:300] += 100
-    found = gather(model, x[:1], capture(model, x[:1]), x, 0, lambda *a: None)
+    found = gather(trace(model, x[:1], silent), Asked(x[:1], x), 0, silent)
     shares = [float((q.args[0].mean((1, 2, 3)) > 50).double().mean()) for q in (found.queries, found.fresh)]
     assert all(0.4 < share < 0.6 for share in shares)
 
 
 def test_a_loader_gives_enough_samples_for_the_agreement():
     model, x = convnet(), images(800)
-    found = gather(model, x[:1], capture(model, x[:1]), DataLoader(x, batch_size=100), 0, lambda *a: None)
+    found = gather(trace(model, x[:1], silent), Asked(x[:1], DataLoader(x, batch_size=100)), 0, silent)
     assert (len(found.queries), len(found.fresh)) == (256, 256)
 
 
 def test_a_source_makes_other_queries_for_the_agreement():
     model, x = convnet(), images(1)
-    found = gather(model, x, capture(model, x), "white-noise", 0, lambda *a: None)
+    found = gather(trace(model, x, silent), Asked(x, "white-noise"), 0, silent)
     assert found.fresh is not None
     used, fresh = ({row.numpy().tobytes() for row in q.args[0]} for q in (found.queries, found.fresh))
     assert not used & fresh

@@ -62,14 +62,14 @@ def report(groups: int, text: str = "") -> dict[str, Any]:
             {"weight": f"w{i} {text}", "before": 0.2, "after": 0.02, "joined": i % 2 == 0} for i in range(groups)
         ],
         "settings": {
-            "method": f"functional{text}",
-            "options": {f"key {text}": text},
+            "method": {"name": f"functional{text}", f"key {text}": text},
             "budget": {"macs": 0.5},
             "queries": f"Strokes({text})",
             "seed": 0,
-            "seconds": {f"capture{text}": 1.5},
-            "versions": {f"torch {text}": text},
         },
+        "call": f"prune({text})",
+        "seconds": {f"capture{text}": 1.5},
+        "versions": {f"torch {text}": text},
         "latency": {
             "device": f"cpu {text}",
             "threads": 1,

@@ -13,17 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-from coreprune import Budget, Functional, Repair, prune
+from coreprune import prune
 from coreprune.errors import InputError
 from coreprune.pruning import GroupReport, Report
-from coreprune.queries import WhiteNoise
 from coreprune.report import render, words, write
 from coreprune.report.gallery import contact_sheet
-from coreprune.report.snippet import recipe
 from coreprune.report.view import view
-from report.conftest import EXAMPLE, network
 from report.made_up import MARK, report
 
 ASSETS = [Path(__file__).parents[2] / "src/coreprune/report/assets", Path(__file__).parent / "assets"]
@@ -113,32 +109,6 @@ def test_what_all_certificates_assume_is_said_once_and_kinds_stay_apart():
     (proved,) = view(data)["certificates"][0]["theorems"]
     assert proved["assumptions"] == ["an assumption of T8 "]
     assert [row["own"] for row in proved["rows"]] == [f"{i} draws" for i in range(5)]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"method": "l2", "queries": None},
-        {"method": Functional(search="best"), "queries": WhiteNoise(sd=2.0), "repair": False},
-        {"method": "functional", "queries": "white-noise", "seed": 3, "repair": Repair(ridge=0.1)},
-    ],
-)
-def test_the_recipe_makes_the_same_plan(arguments):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-    first = prune(model, torch.zeros(1, 4), Budget(macs=0.6, round_to=2), **arguments)
-    names = {"model": model, "example_inputs": torch.zeros(1, 4)}
-    exec(recipe(first.report.settings), names)
-    again = names["result"]
-    assert again.plan == first.plan
-    assert all(again.report.settings[k] == first.report.settings[k] for k in ("method", "options", "queries", "repair"))
-
-
-def test_the_recipe_leaves_the_users_samples_and_code_in_a_setting_unnamed():
-    settings = prune(network(), EXAMPLE, queries=torch.rand(40, 64)).report.settings
-    assert "queries=your_samples" in recipe(settings)
-    for text in ("__import__('os').system('x')", "Strokes(shape=open('x'))", "Strokes(); x", MARK):
-        assert "queries=your_samples" in recipe({"method": "l2", "queries": text})
 
 
 # The gallery

@@ -118,7 +118,12 @@ def prune(
     ] = None,
     repair: Annotated[bool, typer.Option(help="Refit what reads pruned channels.")] = True,
     distill: Annotated[int, typer.Option(min=0, help="Steps of distillation on the queries after the repair.")] = 0,
+    n_queries: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many queries; by default all samples, 4096 vectors, or 256 others."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of queries and sampling.")] = 0,
+    delta: Annotated[float, typer.Option(help="The sampled certificates hold with probability 1 - delta.")] = 0.01,
     shape: options.Shapes = None,
     example: options.Example = None,
     weights: options.Weights = None,
@@ -147,8 +152,9 @@ def prune(
         exam = None if labelled is None else Exam.of(model, given, labelled, tell)
         spec = source.queries(specs, model, given, seed, unfinished.queries, tell)
         result = run(
-            model, given, budget, method, queries=spec, repair=repair, distill=distill, seed=seed,
-            exclude=tuple(exclude or ()), cache=unfinished.queries, checkpoint=unfinished.distill, progress=tell,
+            model, given, budget, method, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
+            repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
+            checkpoint=unfinished.distill if distill else None, progress=tell,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, latency, result.report.macs, tell)
         found_by = {

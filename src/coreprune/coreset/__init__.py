@@ -17,6 +17,7 @@ from coreprune.coreset.functional import (
     d_optimal,
     function_space_ratio,
     functional_coreset,
+    functional_order,
     in_order,
     unit_floor,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "from_stream",
     "function_space_ratio",
     "functional_coreset",
+    "functional_order",
     "importance",
     "in_order",
     "linf_coreset",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -55,6 +56,11 @@ class ScaledReader:
         out.diagonal().add_(self.ridge)
         return out
 
+    @cached_property
+    def factor(self) -> Float[Tensor, "f f"]:
+        """L, lower triangular, with K + λ = LLᵀ. Raises InputError where K is not positive semi-definite."""
+        return cholesky(self.ridged)
+
     @property
     def alive(self) -> Bool[Tensor, " n"]:
         """Units with a feature that varies."""
@@ -66,8 +72,8 @@ class ScaledReader:
         return self.ridge * self.root.square().sum(dim=0).view(self.units, self.p).sum(dim=1)
 
     def restricted(self, units: Int[Tensor, " s"]) -> ScaledReader:
-        """The same reader on some of its units only."""
-        if units.numel() == self.units:
+        """The same reader on these of its units, in their order."""
+        if torch.equal(units, torch.arange(self.units, device=units.device)):
             return self
         keep = features(units, self.p)
         return ScaledReader(self.covariance[keep[:, None], keep], self.root[:, keep], self.ridge, units.numel())
@@ -79,15 +85,12 @@ class ScaledReader:
 
     def backward(self) -> Pair:
         """The start of backward elimination."""
-        return Pair(torch.cholesky_inverse(cholesky(self.ridged)), self.root.clone(), self.charge)
+        return Pair(torch.cholesky_inverse(self.factor), self.root.clone(), self.charge)
 
     def curve(self, order: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
         """ê(k) for the first k of `order`; (n+1,). K + λ = LLᵀ in that order has tr(G R_k) = Σ_{j>k·p} ‖V l_j‖²."""
-        keep = features(order, self.p)
-        root = self.root[:, keep]
-        ridged = self.covariance[keep[:, None], keep]
-        ridged.diagonal().add_(self.ridge)
-        steps = (root @ cholesky(ridged)).square().sum(dim=0) - self.ridge * root.square().sum(dim=0)
+        inside = self.restricted(order)
+        steps = (inside.root @ inside.factor).square().sum(dim=0) - self.ridge * inside.root.square().sum(dim=0)
         return _tails(steps.view(self.units, self.p).sum(dim=1))
 
     def floor(self) -> Float[Tensor, " m"]:
@@ -157,7 +160,7 @@ def _scaled(covariance: Tensor, gram: Tensor, units: int, ridge: float) -> Scale
     size = size if size > 0 else 1.0
     least = max(LEAST_RIDGE, 4 * EPS * covariance.shape[0] ** 2)  # the rounding of K's inverse grows with its size
     reader = ScaledReader(covariance / size, _root(gram) * math.sqrt(size), max(ridge, least), units)
-    cholesky(reader.ridged)
+    reader.factor  # noqa: B018 - refuses what is indefinite
     return reader
 
 

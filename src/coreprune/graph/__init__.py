@@ -2,9 +2,9 @@
 
     captured = capture(model, args, kwargs)          # one torch.export trace, the model is left as it was
     groups = find_groups(captured)                   # every group, free or locked with the reason
-    groups = probe(model, captured, groups)          # lock what the forward does not survive (literal sizes)
-    model_cost = CostModel(captured, groups)         # model_cost({"layer1.0.conv1": 32}) -> Cost(macs, params, bytes)
-    result = remove(model, captured, groups, {"layer1.0.conv1": kept_channels})
+    traced = probe(Traced(model, captured, groups))  # lock what the forward does not survive (literal sizes)
+    traced.cost_model({"layer1.0.conv1": 32})        # Cost(macs, params, bytes)
+    result = remove(traced, {"layer1.0.conv1": kept_channels})
     result.model, result.kept, result.locked
 
 A `Group` has `size` channels in units of `unit` that leave as a whole (`group.units()`), maybe in `sections` that all
@@ -21,6 +21,7 @@ from coreprune.graph.grouping import find_groups
 from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, lock
 from coreprune.graph.recipe import Recipe, all_names, named_tensors, rebuilt, recipe_of
 from coreprune.graph.surgery import Removed, adopt, cut, kept_positions, probe, remove
+from coreprune.graph.traced import Traced
 
 __all__ = [
     "Captured",
@@ -31,6 +32,7 @@ __all__ = [
     "ParamSlice",
     "Recipe",
     "Removed",
+    "Traced",
     "adopt",
     "all_names",
     "batch_of",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +16,9 @@ from torch.export.graph_signature import InputKind
 
 from coreprune._example import ANY_BATCH, batch_of, normalise_example, quiet
 from coreprune.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from coreprune.graph.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +36,7 @@ class Captured:
         module_types: dotted module name -> class name.
         constants: placeholder name -> tensor that the forward holds as a literal.
         args, kwargs: the example that was traced, at batch size 1.
+        readers: canonical name of a parameter or buffer -> how many nodes read it, under whatever name.
         seconds: how long tracing took.
     """
 
@@ -43,8 +49,15 @@ class Captured:
     constants: dict[str, Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    readers: Counter[str]
     seconds: float = 0.0
-    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def channel_ids(self) -> Tracer:
+        """What running the graph on channel ids has shown."""
+        from coreprune.graph.interpret import trace  # the rules import this module
+
+        return trace(self)
 
 
 def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, batch: int = 1) -> Captured:
@@ -86,6 +99,10 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
         else:
             sources[name] = ("constant", str(spec.target))
             constants[name] = program.constants.get(str(spec.target))
+    readers: Counter[str] = Counter()
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            readers[sources.get(node.name, ("", node.name))[1]] += len(node.users)
     seconds = time.perf_counter() - start
     log.debug("captured %s: %d nodes in %.2f s", type(model).__name__, len(program.graph.nodes), seconds)
     return Captured(
@@ -98,6 +115,7 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
         constants=constants,
         args=args,
         kwargs=kwargs,
+        readers=readers,
         seconds=seconds,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group
-from coreprune.graph.interpret import trace
 from coreprune.graph.unionfind import one_thread
 
 Array = np.ndarray
@@ -34,17 +33,17 @@ class CostModel:
     linear layers and attention products, as in `torch.utils.flop_counter` (which counts two flops per MAC).
     """
 
-    def __init__(self, captured: Captured, groups: list[Group]) -> None:
+    def __init__(self, captured: Captured, groups: Sequence[Group]) -> None:
         with one_thread():
             self._collect(captured, groups)
 
-    def _collect(self, captured: Captured, groups: list[Group]) -> None:
+    def _collect(self, captured: Captured, groups: Sequence[Group]) -> None:
         self.groups = groups
         self.names = [g.name for g in groups]
         self._sizes = np.array([g.size for g in groups], dtype=np.float64)
         self._axes: list[tuple[int, dict[int, float]]] = [(1, {})]  # factor 0 is the constant 1
         self._making: list[tuple[int, int]] = []  # a term of the MACs, and the axis of the channels that are made
-        tracer = trace(captured)
+        tracer = captured.channel_ids
         owner = torch.full((max(tracer.count, 1),), -1)
         for i, g in enumerate(groups):
             owner[g.ids] = i
@@ -137,7 +136,7 @@ class CostModel:
 
 
 def _least(g: Group) -> int:
-    return g.unit * (1 if g.sections is None else int(g.sections.max()) + 1)
+    return g.unit * g.section_count
 
 
 def _table(terms: list[tuple[float, list[int]]]) -> tuple[Array, Array]:
@@ -149,7 +148,7 @@ def _table(terms: list[tuple[float, list[int]]]) -> tuple[Array, Array]:
     return factor, index
 
 
-def cost(captured: Captured, groups: list[Group], widths: Mapping[str, int] | None = None) -> Cost:
+def cost(captured: Captured, groups: Sequence[Group], widths: Mapping[str, int] | None = None) -> Cost:
     """Cost at the given widths (channels that stay, by group name; all of them by default).
 
     To evaluate many widths make a `CostModel` once.

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Consumer, Group, ParamSlice
-from coreprune.graph.interpret import trace
 from coreprune.graph.resolve import Settled, settle
 from coreprune.graph.tracer import Slot, Tracer
 from coreprune.graph.unionfind import one_thread
@@ -28,7 +27,7 @@ def find_groups(captured: Captured, norm_statistics: bool = False) -> list[Group
             channels; such groups carry the flag "norm-statistics". By default they are locked.
     """
     with one_thread():
-        tracer = trace(captured)
+        tracer = captured.channel_ids
         columns: set[int] = set()
         while True:
             settled = settle(tracer, norm_statistics, columns)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -92,6 +94,16 @@ class Group:
         read = {(s.param, s.dim): s for c in self.consumers for s in c.slices}
         return (*self.producers, *self.others, *read.values())
 
+    @cached_property
+    def layouts(self) -> dict[tuple[str, int], Tensor | None]:
+        """Where the units lie on every parameter axis: (name, axis) -> `layout` of its slice."""
+        return {(s.param, s.dim): layout(s.index, self) for s in self.slices}
+
+    @property
+    def section_count(self) -> int:
+        """How many sections the units lie in; 1 where the group has none."""
+        return 1 if self.sections is None else int(self.sections.max()) + 1
+
     def units(self) -> Tensor:
         """The channels of every unit: int64 [size / unit, unit]."""
         return torch.arange(self.size).reshape(-1, self.unit)
@@ -124,7 +136,7 @@ class Group:
         return None
 
 
-def check_keep(groups: list[Group], keep: dict[str, Tensor]) -> None:
+def check_keep(groups: Sequence[Group], keep: dict[str, Tensor]) -> None:
     """Raise InputError for a name that is not a group, or a choice that the group does not allow."""
     known = {g.name: g for g in groups}
     for name, ids in keep.items():
@@ -148,7 +160,7 @@ def describe(groups: list[Group], shares: dict[str, float] | None = None) -> lis
             "channels": g.size,
             "unit": g.unit,
             "units": g.size // g.unit,
-            "sections": int(g.sections.max()) + 1 if g.sections is not None else 1,
+            "sections": g.section_count,
             "producers": len(g.producers),
             "consumers": len(g.consumers),
             "macs_share": (shares or {}).get(g.name),

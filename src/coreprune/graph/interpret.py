@@ -23,14 +23,12 @@ log = logging.getLogger(__name__)
 
 
 def trace(captured: Captured) -> Tracer:
-    """Run the graph on ids, once per capture."""
-    if "tracer" not in captured.cache:
-        tracer = Tracer(captured)
-        inputs = [_input(tracer, n) for n in captured.graph.graph.nodes if n.op == "placeholder"]
-        result = interpret(tracer, captured.graph, inputs)
-        tracer.lock_all(values_in(result), "model output")
-        captured.cache["tracer"] = tracer
-    return captured.cache["tracer"]
+    """Run the graph on ids. `Captured.channel_ids` does so once."""
+    tracer = Tracer(captured)
+    inputs = [_input(tracer, n) for n in captured.graph.graph.nodes if n.op == "placeholder"]
+    result = interpret(tracer, captured.graph, inputs)
+    tracer.lock_all(values_in(result), "model output")
+    return tracer
 
 
 def _input(tracer: Tracer, node: fx.Node) -> Value | None:

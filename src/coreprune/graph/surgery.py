@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from coreprune.errors import CoreprunError, ModelError
 from coreprune.graph.attributes import Numbers, follow_depthwise, follow_weights, scale_numbers
 from coreprune.graph.captured import Captured
-from coreprune.graph.groups import Group, check_keep, lock
-from coreprune.graph.interpret import trace
+from coreprune.graph.groups import Group, check_keep
 from coreprune.graph.recipe import number_changes
+from coreprune.graph.traced import Traced
 from coreprune.graph.verify import difference
 
 log = logging.getLogger(__name__)
@@ -28,25 +28,19 @@ class Removed:
     Attributes:
         model: the smaller model.
         kept: per group that shrank, the channels that stayed.
+        masks: (parameter, axis) -> which positions stayed, of every axis that was cut (`kept_positions`).
         locked: groups that were put back, with the reason.
         runs: how many times a pruned model was tried.
     """
 
     model: nn.Module
     kept: dict[str, Tensor]
+    masks: dict[tuple[str, int], Tensor]
     locked: dict[str, str]
     runs: int
 
 
-def remove(
-    model: nn.Module,
-    captured: Captured,
-    groups: list[Group],
-    keep: Mapping[str, Tensor],
-    *,
-    inplace: bool = False,
-    check: bool = True,
-) -> Removed:
+def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False, check: bool = True) -> Removed:
     """Make a physically smaller model in which only the given channels are left.
 
     The result is run on the captured example and compared with the original whose consumers' weights for the removed
@@ -54,20 +48,20 @@ def remove(
     model that was passed in is not touched, unless `inplace`, and then only after everything has succeeded.
 
     Args:
-        model: the model that was captured; its weights may have changed since, its shapes may not.
-        captured: from `capture`.
-        groups: from `find_groups`.
+        traced: the model, its graph and its groups. Its weights may have changed since it was captured, its shapes may
+            not.
         keep: group name -> sorted int64 channels that stay; groups that are not named stay whole.
-        inplace: shrink `model` itself. Parameters keep their identity; their gradients are dropped.
+        inplace: shrink `traced.model` itself. Parameters keep their identity; their gradients are dropped.
         check: run and compare. Without it the caller vouches that nothing in the forward depends on the sizes.
 
     Raises:
         InputError: `keep` names an unknown group or a choice that the group does not allow.
         ModelError: the model is not the one that was captured, or cannot be copied.
     """
-    check_keep(groups, dict(keep))
+    model, captured = traced.model, traced.captured
+    check_keep(traced.groups, dict(keep))
     _same_shapes(model, captured)
-    cuts = {g.name: (g, keep[g.name]) for g in groups if g.name in keep and len(keep[g.name]) < g.size}
+    cuts = {g.name: (g, keep[g.name]) for g in traced.groups if g.name in keep and len(keep[g.name]) < g.size}
     locked: dict[str, str] = {}
     runs = 0
 
@@ -115,17 +109,15 @@ def remove(
     if inplace:
         adopt(model, small)
         small = model
-    return Removed(small, {n: cuts[n][1] for n in good}, locked, runs)
+    return Removed(small, {n: cuts[n][1] for n in good}, kept_positions([cuts[n] for n in good]), locked, runs)
 
 
-def probe(model: nn.Module, captured: Captured, groups: list[Group]) -> list[Group]:
+def probe(traced: Traced) -> Traced:
     """Try to remove half of every free group, and lock those that the forward does not survive.
 
     Run this before choosing widths, so that a budget is only spent on channels that can really leave.
     """
-    keep = {g.name: _half(g) for g in groups if g.locked_because is None}
-    locked = remove(model, captured, groups, keep).locked
-    return [lock(g, locked[g.name]) if g.name in locked else g for g in groups]
+    return traced.locking(remove(traced, {name: _half(g) for name, g in traced.free.items()}).locked)
 
 
 def _half(g: Group) -> Tensor:
@@ -207,7 +199,7 @@ def _smaller(
 def _follow_weights(small: nn.Module, captured: Captured, lengths: dict[str, int]) -> None:
     """Adjust the layers of torch whose parameters were cut; `lengths` are the former lengths of their first axes."""
     modules = dict(small.named_modules())
-    depthwise = trace(captured).depthwise
+    depthwise = captured.channel_ids.depthwise
     for alias, name in captured.aliases.items():
         owner = modules.get(alias.rpartition(".")[0])
         if name not in lengths or owner is None:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from coreprune._progress import Progress, silent
-from coreprune.graph import CostModel
 from coreprune.pruning.stages import trace
 
 
@@ -74,22 +73,22 @@ def list_groups(model: nn.Module, example_inputs: Any, *, progress: Progress = s
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
     Raises InputError for arguments and ModelError for models that cannot be traced.
     """
-    captured, groups = trace(model, example_inputs, progress)
-    model_cost = CostModel(captured, groups)
+    traced = trace(model, example_inputs, progress)
+    model_cost = traced.cost_model
     shares, total = model_cost.shares(), model_cost()
     rows = tuple(
         GroupRow(
             name=g.name,
             channels=g.size,
             unit=g.unit,
-            sections=1 if g.sections is None else int(g.sections.max()) + 1,
+            sections=g.section_count,
             producers=len(g.producers),
             consumers=len(g.consumers),
             macs_share=shares[g.name],
             flags=tuple(sorted(g.flags)),
             locked_because=g.locked_because,
         )
-        for g in groups
+        for g in traced.groups
     )
     return Inspection(
         model=type(model).__name__,
@@ -97,6 +96,6 @@ def list_groups(model: nn.Module, example_inputs: Any, *, progress: Progress = s
         macs=total.macs,
         bytes=total.bytes,
         free_macs_share=model_cost.free_share(),
-        seconds=captured.seconds,
+        seconds=traced.captured.seconds,
         groups=rows,
     )

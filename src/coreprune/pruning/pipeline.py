@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,28 @@ from torch import nn
 from coreprune._example import device_of, example_like
 from coreprune._progress import Clock, Progress, silent
 from coreprune.errors import BudgetError, InputError
-from coreprune.graph import Captured, CostModel, Group, Recipe, adopt, recipe_of
+from coreprune.graph import Recipe, Traced, adopt, recipe_of
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
-from coreprune.pruning.calibration.calibration import gather
+from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.distill.distill import Distill, distill_
-from coreprune.pruning.plans.decide import options_of
 from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.repair.lockstep import Refit, Repair
 from coreprune.pruning.reporting.report import Report
 from coreprune.pruning.selectors import Ranking, Selector, resolve
-from coreprune.pruning.stages import cut, cut_to, make_report, repair_, trace
-from coreprune.pruning.validate import check_model, check_patterns, check_settings
+from coreprune.pruning.settings import Settings, asked_queries
+from coreprune.pruning.stages import carry_out, exclude_names, make_report, prune_to, repair_, trace
+from coreprune.pruning.validate import check_count, check_exclude, check_model, check_settings
 from coreprune.queries import Queries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What `prune` returns.
 
-    rankings: scores and order of every free group, by name. queries: what selection and repair went by, or None; pass
-    them to the next call, or save them. recipe: what became of shapes and remembered numbers, for `save`.
+    model: the smaller model. plan: which channels stay. report: sizes, certificates, settings. rankings: scores and
+    order of every free group, by name. recipe: what became of shapes and remembered numbers, for `save`. queries: what
+    selection and repair went by, or None; pass them to the next call, or save them.
     """
 
     model: nn.Module
@@ -43,6 +44,16 @@ class Result:
     recipe: Recipe
     queries: Queries | None = None
 
+    def __repr__(self) -> str:
+        """One line: what it is of, and how much is left."""
+        sizes = [(name, *getattr(self.report, name)) for name in ("parameters", "macs")]
+        left = ", ".join(f"{name} {before:,} → {after:,}" for name, before, after in sizes)
+        return f"Result({self.report.model}: {left}; see .model, .plan, .report)"
+
+    def _repr_html_(self) -> str:
+        """The report's summary, for a notebook."""
+        return self.report._repr_html_()
+
 
 def prune(
     model: nn.Module,
@@ -51,7 +62,8 @@ def prune(
     method: str | Selector = "auto",
     *,
     queries: Any = "auto",
-    exclude: Sequence[str] = (),
+    n_queries: int | None = None,
+    exclude: str | nn.Module | Sequence[str | nn.Module] = (),
     repair: bool | Repair = True,
     distill: int | Distill = 0,
     seed: int = 0,
@@ -66,19 +78,22 @@ def prune(
     model: any module that torch.export can trace. It is not changed, unless `inplace`; a failure never changes it.
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
     budget: what may stay; half of every group when absent.
-    method: a selector or its name (`SELECTORS`): functional (ours), loewner (the paper), magnitude, … "auto" takes
-        functional where the result is repaired, folding where it is not.
+    method: a selector or its name (`coreprune.selectors`): functional (ours), loewner (the paper), magnitude, … "auto"
+        takes functional where the result is repaired, and folding where it is not.
     queries: what selection, allocation and repair go by: "auto" makes inputs without data; the name of a source or a
         source (`coreprune.queries`); unlabelled samples (a tensor, a DataLoader, the path of an .npz file); `Queries`;
         None for none at all, and then nothing is repaired. They are made only if something needs them.
-    exclude: names of groups that stay whole, or patterns of them, e.g. `("*attention*", "layer1.*")`. `list_groups`
-        lists the names. A budget is met by the others.
-    repair: refit what reads pruned channels, in closed form. False leaves the weights of the coreset.
+    n_queries: how many queries; of samples, the first so many. By default all samples, or 4,096 vectors, or 256 of
+        anything else that is made.
+    exclude: what stays whole: names of groups, patterns of names, or modules of the model, e.g.
+        `("*attention*", model.head)`. `list_groups` lists the names. The others meet the budget.
+    repair: refit what reads pruned channels, in closed form. False leaves the weights as the selector says.
     distill: steps of training towards the original's answers on the queries, after the repair, or `Distill(...)`.
-    checkpoint: a file for the state of that training, so that an interrupted run goes on where it was.
     seed: of queries and sampling; the same seed on the same machine gives the same plan and weights.
-    delta: δ of the sampled certificates.
-    cache: a file for the queries, so that an interrupted run goes on where it was and a later one need not make them.
+    delta: the sampled certificates hold with probability 1 − delta.
+    inplace: shrink `model` itself, as the last step.
+    checkpoint: a file for the state of the distillation, so that an interrupted run resumes where it was.
+    cache: a file for the queries, so that an interrupted run resumes, and a later one need not make them again.
     progress: called as progress(phase, done, total) while it works.
 
     Raises InputError (arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be met);
@@ -86,53 +101,56 @@ def prune(
     """
     options = _repair_options(repair) if queries is not None else None
     budget, selector = check_settings(budget, seed, delta), resolve(method, options is not None)
+    training = _distill_options(distill, queries, checkpoint)
+    check_count(n_queries, "n_queries")
     clock = Clock(progress or silent)
-    excluded = check_patterns(exclude)
+    excluded = check_exclude(exclude)
     with clock("capture"):
-        captured, groups = trace(model, example_inputs, clock.tell, excluded)
-    distillation = _distill_options(distill, queries)
-    _affordable(budget, captured, groups)
+        traced = trace(model, example_inputs, clock.tell, excluded)
+    _check_affordable(budget, traced)
+    settings = Settings(
+        budget=budget,
+        method=selector,
+        queries=asked_queries(queries),
+        n_queries=n_queries,
+        exclude=exclude_names(traced, excluded),
+        repair=options,
+        distill=training,
+        seed=seed,
+        delta=delta,
+    )
     calibration = None
     by_queries = queries is not None and _by_queries(selector, budget)
-    if by_queries or options is not None or distillation is not None:
+    if by_queries or options is not None or training is not None:
         with clock("queries"):
-            calibration = gather(model, example_inputs, captured, queries, seed, clock.tell, cache)
-    choice, small, groups = cut_to(model, captured, groups, budget, selector, calibration, seed, clock)
+            calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
+    pruned = prune_to(traced, settings, calibration, clock)
+    small = pruned.removed.model
     fits: tuple[Refit, ...] = ()
     if calibration is not None and options is not None:
         with clock("repair"):
-            fits = repair_(small, model, groups, choice.plan, calibration, options, clock.tell)
-    if calibration is not None and distillation is not None:
+            fits = repair_(pruned, calibration, options, clock.tell)
+    if calibration is not None and training is not None:
         with clock("distill"):
             generator = torch.Generator().manual_seed(seed)
             distill_(
                 small,
                 model,
                 calibration.queries,
-                distillation,
+                training,
                 generator=generator,
                 checkpoint=checkpoint,
                 progress=clock.tell,
             )
-    settings = {
-        "method": selector.name,
-        "options": options_of(selector),
-        "budget": asdict(budget),
-        "exclude": list(excluded),
-        "queries": _asked(queries),
-        "repair": None if options is None else asdict(options),
-        "distill": None if distillation is None else asdict(distillation),
-        "seed": seed,
-        "delta": delta,
-    }
     with clock("certify"):
-        report = make_report(model, small, captured, groups, choice, calibration, fits, settings)
-    report.settings["seconds"] = clock.seconds
+        report = make_report(pruned, settings, calibration, fits)
+    report = replace(report, seconds=clock.seconds)
     recipe = recipe_of(model, small)
     if inplace:  # the last step, so that a failure before it leaves the given model as it was
         adopt(model, small)
         small = model
-    return Result(small, choice.plan, report, choice.rankings, recipe, calibration.queries if calibration else None)
+    rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
+    return Result(small, pruned.plan, report, rankings, recipe, calibration.queries if calibration else None)
 
 
 def make_plan(
@@ -142,20 +160,26 @@ def make_plan(
     method: str | Selector = "auto",
     *,
     queries: Any = "auto",
-    exclude: Sequence[str] = (),
+    n_queries: int | None = None,
+    exclude: str | nn.Module | Sequence[str | nn.Module] = (),
     seed: int = 0,
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Decide which channels stay, and touch no weight. Arguments and errors as in `prune`."""
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None)
+    check_count(n_queries, "n_queries")
     clock = Clock(progress or silent)
-    captured, groups = trace(model, example_inputs, clock.tell, check_patterns(exclude))
-    _affordable(budget, captured, groups)
+    excluded = check_exclude(exclude)
+    traced = trace(model, example_inputs, clock.tell, excluded)
+    _check_affordable(budget, traced)
+    settings = Settings(
+        budget, selector, asked_queries(queries), n_queries, exclude_names(traced, excluded), None, None, seed, 0.01
+    )
     calibration = None
     if queries is not None and _by_queries(selector, budget):
-        calibration = gather(model, example_inputs, captured, queries, seed, clock.tell, cache)
-    return cut_to(model, captured, groups, budget, selector, calibration, seed, clock)[0].plan
+        calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
+    return prune_to(traced, settings, calibration, clock).plan
 
 
 def apply_plan(
@@ -164,6 +188,7 @@ def apply_plan(
     example_inputs: Any = None,
     *,
     queries: Any = None,
+    n_queries: int | None = None,
     repair: bool | Repair = True,
     inplace: bool = False,
     progress: Progress | None = None,
@@ -172,50 +197,49 @@ def apply_plan(
 
     example_inputs: as in `prune`; by default made up after the example that the plan was made with.
     queries: as in `prune`; with them the result is repaired, without (None) it has the weights that the plan says.
+    Other arguments as in `prune`.
 
     Raises InputError if the architecture is another one, and what `prune` raises.
     """
     if not isinstance(plan, Plan):
         raise InputError(f"plan must be a Plan (from make_plan() or Plan.from_json), not {type(plan).__name__}.")
+    check_count(n_queries, "n_queries")
     if example_inputs is None:
         if plan.example is None:
             raise InputError("the plan says nothing of its example input. Pass one: apply_plan(model, plan, example).")
         example_inputs = example_like(plan.example, device_of(model))
     check_model(model, example_inputs)
-    found = fingerprint(model)
-    if found != plan.fingerprint:
-        raise InputError(
-            f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
-            "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
-        )
+    _check_architecture(model, plan)
     tell = progress or silent
-    captured, groups = trace(model, example_inputs, tell)
-    sizes = {g.name: g.size for g in groups}
+    traced = trace(model, example_inputs, tell)
+    sizes = {g.name: g.size for g in traced.groups}
     for name, entry in plan.groups.items():
         if sizes.get(name) != entry.size:
             raise InputError(
                 f"the plan prunes {name!r} with {entry.size} channels, but this model has "
                 f"{sizes.get(name, 'no such group')}. Make a plan for this model."
             )
-    smaller, put_back = cut(model, captured, groups, plan)
-    if put_back:
-        name, reason = next(iter(put_back.items()))
+    pruned = carry_out(traced, plan)
+    if pruned.removed.locked:
+        name, reason = next(iter(pruned.removed.locked.items()))
         raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
     options = _repair_options(repair)
     if queries is not None and options is not None:
-        calibration = gather(model, example_inputs, captured, queries, plan.seed, tell)
-        repair_(smaller, model, groups, plan, calibration, options, tell)
+        calibration = gather(traced, Asked(example_inputs, queries, n_queries), plan.seed, tell)
+        repair_(pruned, calibration, options, tell)
     if inplace:
-        adopt(model, smaller)
-        smaller = model
-    return smaller
+        adopt(model, pruned.removed.model)
+        return model
+    return pruned.removed.model
 
 
-def _asked(queries: Any) -> str | None:
-    """What was asked for, as text: a name, a path, a source with its options; the user's own tensors have no name."""
-    if queries is None or isinstance(queries, (str, Path)):
-        return queries if queries is None else str(queries)
-    return repr(queries) if callable(queries) else "samples"
+def _check_architecture(model: nn.Module, plan: Plan) -> None:
+    found = fingerprint(model)
+    if found != plan.fingerprint:
+        raise InputError(
+            f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
+            "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
+        )
 
 
 def _by_queries(selector: Selector, budget: Budget) -> bool:
@@ -224,13 +248,13 @@ def _by_queries(selector: Selector, budget: Budget) -> bool:
     return allocates or getattr(selector, "reads", False)
 
 
-def _affordable(budget: Budget, captured: Captured, groups: list[Group]) -> None:
+def _check_affordable(budget: Budget, traced: Traced) -> None:
     """Refuse a budget that cannot be met before any queries are made, which may take long. Raises BudgetError."""
     if budget.kind != "error":
-        allocate(budget, groups, CostModel(captured, groups))
+        allocate(budget, list(traced.groups), traced.cost_model)
 
 
-def _distill_options(distill: int | Distill, queries: Any) -> Distill | None:
+def _distill_options(distill: int | Distill, queries: Any, checkpoint: str | Path | None) -> Distill | None:
     if (
         isinstance(distill, bool)
         or not isinstance(distill, (int, Distill))
@@ -238,6 +262,11 @@ def _distill_options(distill: int | Distill, queries: Any) -> Distill | None:
     ):
         raise InputError(f"distill must be a number of steps ≥ 0 or Distill(...), not {distill!r}.")
     if distill == 0:
+        if checkpoint is not None:
+            raise InputError(
+                "checkpoint is the file for the state of the distillation, and distill=0 asks for none. "
+                "Set distill to a number of steps, or leave checkpoint out."
+            )
         return None
     if queries is None:
         raise InputError("distill needs queries, and there are to be none. Have them made (auto), or pass samples.")
@@ -245,6 +274,7 @@ def _distill_options(distill: int | Distill, queries: Any) -> Distill | None:
 
 
 def _repair_options(repair: bool | Repair) -> Repair | None:
+    """The options of the repair, or None without one. Raises InputError."""
     if not isinstance(repair, (bool, Repair)):
         raise InputError(f"repair must be True, False or Repair(...), not {repair!r}.")
     return repair if isinstance(repair, Repair) else Repair() if repair else None

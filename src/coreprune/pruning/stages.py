@@ -1,10 +1,11 @@
-"""The stages that prune(), plan() and apply() are made of."""
+"""The stages that prune(), make_plan() and apply_plan() are made of."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,167 +14,173 @@ from torch import Tensor, nn
 from coreprune._example import check_runs, normalise_example
 from coreprune._progress import Clock, Progress
 from coreprune.errors import InputError, ModelError
-from coreprune.graph import Captured, CostModel, Group, capture, find_groups, kept_positions, lock, probe, remove
-from coreprune.pruning.allocation.budget import Budget
+from coreprune.graph import Captured, Group, Removed, Traced, capture, find_groups, probe, remove
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.statistics import Collect, collect_readers
-from coreprune.pruning.layer.read import tensors_of
-from coreprune.pruning.plans.decide import Choice, decide, rank
+from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
-from coreprune.pruning.repair.lockstep import Refit, Repair, repaired
+from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
 from coreprune.pruning.reporting.certificates import agreement, embedded, group_report
 from coreprune.pruning.reporting.report import GroupReport, Report, versions
-from coreprune.pruning.selectors import Selector
-from coreprune.pruning.validate import check_model
+from coreprune.pruning.settings import Settings
+from coreprune.pruning.validate import Exclude, check_model
 
 
-def trace(
-    model: nn.Module, example_inputs: Any, tell: Progress, exclude: tuple[str, ...] = ()
-) -> tuple[Captured, list[Group]]:
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A model after surgery, and what led to it.
+
+    traced: the original; what turned out not to be free is locked. plan: what was carried out. removed: the smaller
+    model, with the positions that stayed. start: its tensors in the original's shapes, before any repair.
+    decisions: by name of the group; empty for a plan that was made before.
+    """
+
+    traced: Traced
+    plan: Plan
+    removed: Removed
+    start: Mapping[str, Tensor]
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+
+
+def trace(model: nn.Module, example_inputs: Any, tell: Progress, exclude: Exclude = ()) -> Traced:
     """Groups, with those locked that the forward does not survive, so that no budget is spent on them.
 
-    exclude: glob patterns of names of groups that are locked too. Raises InputError for one that no group matches.
+    exclude: names of groups, patterns of them, or modules of the model; these groups are locked too. Raises InputError
+    for one that no group belongs to.
     """
     check_model(model, example_inputs)
     tell("capture", 0, 1)
     captured = capture(model, *normalise_example(example_inputs))
     # Tracing does not see all that is wrong, and then no group would survive the probe, as if the model were at fault.
     check_runs(model, captured.args, captured.kwargs)
-    groups = probe(model, captured, locked_by(exclude, find_groups(captured)))
+    found = Traced(model, captured, find_groups(captured))
+    traced = probe(found.locking(excluded(found, exclude)))
     tell("capture", 1, 1)
-    return captured, groups
+    return traced
 
 
-def locked_by(exclude: tuple[str, ...], groups: list[Group]) -> list[Group]:
-    """The groups, with those locked whose names match a pattern. Raises InputError for one that matches none."""
-    names = [g.name for g in groups]
-    for pattern in exclude:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern.replace("*", ""), names, n=5, cutoff=0.3) or names[:5]
-            raise InputError(
-                f"exclude={pattern!r} matches no group of channels. Groups are called by the first layer that makes "
-                f"their channels, e.g. {', '.join(near)}; `list_groups` lists them all."
-            )
+def excluded(traced: Traced, exclude: Exclude) -> dict[str, str]:
+    """Name of every free group that stays whole because the caller said so -> the reason. Raises InputError."""
+    reasons: dict[str, str] = {}
+    for item in exclude:
+        if isinstance(item, nn.Module):
+            found, why = _made_by(item, traced)
+        else:
+            found = [g for g in traced.groups if fnmatch.fnmatchcase(g.name, item)]
+            why = f"excluded by the caller (pattern {item!r})"
+            if not found:
+                names = [g.name for g in traced.groups]
+                near = difflib.get_close_matches(item.replace("*", ""), names, n=5, cutoff=0.3) or names[:5]
+                raise InputError(
+                    f"exclude={item!r} matches no group of channels. Groups are called by the first layer that makes "
+                    f"their channels, e.g. {', '.join(near)}; `list_groups` lists them all."
+                )
+        for group in found:
+            if group.locked_because is None:
+                reasons.setdefault(group.name, why)
+    return reasons
 
-    def pattern_of(group: Group) -> str | None:
-        return next((p for p in exclude if fnmatch.fnmatchcase(group.name, p)), None)
 
-    return [
-        lock(g, f"excluded by the caller (pattern {p!r})") if g.locked_because is None and (p := pattern_of(g)) else g
-        for g in groups
-    ]
+def exclude_names(traced: Traced, exclude: Exclude) -> tuple[str, ...]:
+    """The same exclusions with modules replaced by the names of the groups that they make."""
+    named: list[str] = []
+    for item in exclude:
+        named += [item] if isinstance(item, str) else [g.name for g in _made_by(item, traced)[0]]
+    return tuple(dict.fromkeys(named))
 
 
-def cut_to(
-    model: nn.Module,
-    captured: Captured,
-    groups: list[Group],
-    budget: Budget,
-    selector: Selector,
-    calibration: Calibration | None,
-    seed: int,
-    clock: Clock,
-) -> tuple[Choice, nn.Module, list[Group]]:
+def _made_by(module: nn.Module, traced: Traced) -> tuple[list[Group], str]:
+    """The groups with a channel that a layer inside `module` makes."""
+    paths = [path for path, m in traced.model.named_modules(remove_duplicate=False) if m is module]
+    kind = type(module).__name__
+    if not paths:
+        raise InputError(
+            f"exclude: a {kind} is given that is not a module of this model. Pass one of its modules, "
+            "e.g. exclude=(model.head,), or the names of groups."
+        )
+    inside = tuple(f"{path}." if path else "" for path in paths)
+    found = [g for g in traced.groups if any(p.param.startswith(inside) for p in g.producers)]
+    if not found:
+        raise InputError(
+            f"exclude: no layer inside {paths[0]!r} ({kind}) makes channels, so there is nothing to exclude."
+        )
+    return found, f"excluded by the caller (module {paths[0]!r})"
+
+
+def prune_to(traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock) -> Pruned:
     """Select, allocate and cut; what the forward does not survive stays whole, and the others meet the budget."""
     readers = {}
     if calibration is not None:
         with clock("statistics"):
-            generator = torch.Generator().manual_seed(seed)
-            readers = collect_readers(
-                calibration.captured, groups, tensors_of(model), calibration.batches, Collect(), generator, clock.tell
-            )
+            generator = torch.Generator().manual_seed(settings.seed)
+            readers = collect_readers(traced, calibration, Collect(), generator, clock.tell)
     with clock("select"):
-        ranked = rank(model, captured, groups, selector, readers, seed, clock.tell)
+        ranked = rank(traced, settings.method, readers, settings.seed, clock.tell)
     while True:
         with clock("allocate"):
-            choice = decide(model, captured, groups, ranked, budget, selector, seed, clock.tell)
+            decisions = decide(traced, ranked, settings.budget, clock.tell)
+            plan = plan_of(traced, decisions, settings.method, settings.budget, settings.seed)
         with clock("surgery"):
-            small, put_back = cut(model, captured, groups, choice.plan)
-        if not put_back:
-            return choice, small, groups
-        groups = [lock(g, put_back[g.name]) if g.name in put_back else g for g in groups]
+            pruned = carry_out(traced, plan)
+        if not pruned.removed.locked:
+            return replace(pruned, decisions=decisions)
+        traced = traced.locking(pruned.removed.locked)
 
 
-def cut(model: nn.Module, captured: Captured, groups: list[Group], plan: Plan) -> tuple[nn.Module, dict[str, str]]:
-    """A smaller copy with re-weighted consumers, and the groups that had to be put back, with the reason."""
-    removed = remove(model, captured, groups, _keep(plan))
-    done = {name: entry for name, entry in plan.groups.items() if name not in removed.locked}
-    pour_(removed.model, weights_after(model, groups, done), groups, removed.kept)
-    return removed.model, dict(removed.locked)
+def carry_out(traced: Traced, plan: Plan) -> Pruned:
+    """A smaller copy with re-weighted consumers; `removed.locked` names the groups that had to be put back."""
+    keep = {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
+    removed = remove(traced, keep)
+    start = weights_after(traced, {n: entry for n, entry in plan.groups.items() if n not in removed.locked})
+    pour_(removed.model, start, removed.masks)
+    return Pruned(traced, plan, removed, start)
 
 
-def _keep(plan: Plan) -> dict[str, Tensor]:
-    return {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
-
-
-def _kept(plan: Plan) -> dict[str, Tensor]:
-    """The channels that stay, of the groups that shrink."""
-    return {name: keep for name, keep in _keep(plan).items() if len(keep) < plan.groups[name].size}
-
-
-def repair_(
-    small: nn.Module,
-    model: nn.Module,
-    groups: list[Group],
-    plan: Plan,
-    calibration: Calibration,
-    options: Repair,
-    tell: Progress,
-) -> tuple[Refit, ...]:
+def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Progress) -> tuple[Refit, ...]:
     """Refit the pruned model in place."""
-    kept = _kept(plan)
-    masks = kept_positions([(g, kept[g.name]) for g in groups if g.name in kept])
-    start = weights_after(model, groups, plan.groups)
-    before = tensors_of(model)
-    after, fits = repaired(calibration.captured, before, start, masks, calibration.batches, options, tell)
+    masks = pruned.removed.masks
+    after, fits = repaired(Cut(pruned.traced.tensors, pruned.start, masks), calibration, options, tell)
     for name, tensor in after.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(
                 f"the repair made {name} infinite. Leave it out, or in Python use a larger ridge: Repair(ridge=0.01)."
             )
-    pour_(small, after, groups, kept)
+    pour_(pruned.removed.model, after, masks)
     return tuple(fits)
 
 
-def make_report(
-    model: nn.Module,
-    small: nn.Module,
-    captured: Captured,
-    groups: list[Group],
-    choice: Choice,
-    calibration: Calibration | None,
-    fits: tuple[Refit, ...],
-    settings: dict[str, Any],
-) -> Report:
+def make_report(pruned: Pruned, settings: Settings, calibration: Calibration | None, fits: tuple[Refit, ...]) -> Report:
     """What became of the model: sizes, groups with their certificates, repairs, agreement."""
-    model_cost = CostModel(captured, groups)
-    widths = {name: len(entry.kept) for name, entry in choice.plan.groups.items()}
-    before, after = model_cost(), model_cost(widths)
-    made, made_after = model_cost.making(), model_cost.making(widths)
-    changed = bool(fits) or settings["distill"] is not None
-    refit = embedded(model, small, groups, _kept(choice.plan)) if changed else None
+    traced, small = pruned.traced, pruned.removed.model
+    costs = traced.cost_model
+    widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
+    before, after = costs(), costs(widths)
+    made, made_after = costs.making(), costs.making(widths)
+    change = None
+    if calibration is not None and (fits or settings.distill is not None):
+        change = embedded(traced, pruned.removed, calibration.operators)
     rows = tuple(
         replace(
-            group_report(captured, choice, g, refit, settings["delta"])
+            group_report(traced.captured, pruned.decisions[g.name], change, settings.delta)
             if g.locked_because is None
             else GroupReport(g.name, g.size, g.size, g.unit, locked_because=g.locked_because),
             macs=(made[g.name], made_after[g.name]),
         )
-        for g in _by_depth(captured, groups)
+        for g in _by_depth(traced.captured, list(traced.groups))
     )
+    fresh = calibration.fresh if calibration else None
     return Report(
         groups=rows,
         parameters=(before.params, after.params),
         macs=(before.macs, after.macs),
         bytes=(before.bytes, after.bytes),
-        settings={**settings, "versions": versions()},
+        settings=settings,
         queries=calibration.queries.note if calibration else "",
         refits=fits,
-        agreement=agreement(model, small, calibration.fresh, settings["delta"])
-        if calibration and calibration.fresh
-        else None,
-        model=type(model).__name__,
+        agreement=agreement(traced.model, small, fresh, settings.delta) if fresh else None,
+        model=type(traced.model).__name__,
+        versions=versions(),
     )
 
 

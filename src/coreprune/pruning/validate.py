@@ -12,6 +12,8 @@ from coreprune._example import normalise_example
 from coreprune.errors import InputError
 from coreprune.pruning.allocation.budget import Budget
 
+Exclude = tuple[str | nn.Module, ...]
+
 
 def check_model(model: object, example_inputs: Any) -> None:
     """Refuse models that no method here can read: nothing trainable, non-float weights, several devices."""
@@ -57,9 +59,20 @@ def check_settings(budget: object, seed: object, delta: object) -> Budget:
     return budget
 
 
-def check_patterns(exclude: object) -> tuple[str, ...]:
-    """Patterns of names; one on its own is a list of one. Raises InputError for anything else."""
-    patterns = (exclude,) if isinstance(exclude, str) else exclude
-    if not isinstance(patterns, (tuple, list, set, frozenset)) or not all(isinstance(p, str) and p for p in patterns):
-        raise InputError(f"exclude must be names or patterns of groups, e.g. ('*attention*',), not {exclude!r}.")
-    return tuple(sorted(patterns) if isinstance(patterns, (set, frozenset)) else patterns)
+def check_exclude(exclude: object) -> Exclude:
+    """Patterns of names, and modules; one on its own is a list of one. Raises InputError for anything else."""
+    items = (exclude,) if isinstance(exclude, (str, nn.Module)) else exclude
+    if not isinstance(items, (tuple, list, set, frozenset)) or not all(
+        isinstance(item, nn.Module) or (isinstance(item, str) and item) for item in items
+    ):
+        raise InputError(
+            "exclude must be names or patterns of groups, or modules of the model, e.g. ('*attention*', model.head), "
+            f"not {exclude!r}."
+        )
+    return tuple(sorted(items, key=str) if isinstance(items, (set, frozenset)) else items)
+
+
+def check_count(n: object, name: str) -> None:
+    """Raises InputError unless n is None or a whole number of at least one."""
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+        raise InputError(f"{name} must be a whole number of queries, at least one, not {n!r}.")

@@ -10,7 +10,6 @@ from typing import Any
 
 from coreprune.errors import InputError
 from coreprune.report import words
-from coreprune.report.snippet import recipe
 
 Row = dict[str, Any]
 
@@ -47,9 +46,9 @@ def view(data: Mapping[str, Any]) -> dict[str, Any]:
         "independent": _independent(_rows(data, "groups")),
         "queries": str(data.get("queries") or ""),
         "artifact": _artifact(data),
-        "recipe": recipe(settings),
-        "settings": _plain(settings),
-        "seconds": _seconds(settings),
+        "call": str(data.get("call") or ""),
+        "settings": _plain({**settings, "versions": data.get("versions") or {}}),
+        "seconds": _seconds(_mapping(data.get("seconds") or {}, "seconds")),
     }
 
 
@@ -217,9 +216,8 @@ def _independent(groups: list[Mapping[str, Any]]) -> Row | None:
     return {"of": len(known), "without": sum(n <= r for n, r in known)} if known else None
 
 
-def _seconds(settings: Mapping[str, Any]) -> list[Row]:
-    raw = settings.get("seconds")
-    found = [(str(k), _number(v)) for k, v in raw.items()] if isinstance(raw, Mapping) else []
+def _seconds(raw: Mapping[str, Any]) -> list[Row]:
+    found = [(str(k), _number(v)) for k, v in raw.items()]
     return [{"phase": k, "seconds": v} for k, v in found if v is not None]
 
 
@@ -227,8 +225,6 @@ def _plain(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings in rows of text, nested ones with a dot."""
     rows = []
     for key, value in settings.items():
-        if key == "seconds":
-            continue
         if isinstance(value, Mapping):
             rows += [(f"{key}.{k}", _text(v)) for k, v in value.items() if v is not None]
         elif value is not None:

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune import Budget, prune
-from coreprune.graph import CostModel, capture, find_groups, normalise_example, probe
+from coreprune.graph import CostModel, Traced, capture, find_groups, normalise_example, probe
 from graph.zoo import ZOO
 from small_networks import EXAMPLE, mlp, widths
 from zoo_examples import example
@@ -41,7 +41,7 @@ def test_met_and_no_group_could_keep_one_step_more(name, kind, share):
     assert getattr(result.report, {"params": "parameters"}.get(kind, kind))[1] == counted(result.model, inputs, kind)
 
     captured = capture(model, *normalise_example(inputs))
-    groups = probe(model, captured, find_groups(captured))
+    groups = probe(Traced(model, captured, find_groups(captured))).groups
     cost = CostModel(captured, groups)
     kept = {g.name: len(result.plan.groups[g.name].kept) for g in groups if g.locked_because is None}
     for g in groups:

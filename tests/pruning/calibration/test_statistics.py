@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from coreprune._progress import silent
 from coreprune.errors import InputError
-from coreprune.graph import capture, find_groups
+from coreprune.graph import Traced, capture, find_groups
+from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.statistics import Collect, _pooled, collect_readers
-from coreprune.pruning.layer.read import tensors_of
+from coreprune.pruning.layer.linear_maps import operators
+from coreprune.queries import Queries
 from features import normal, patches, rows_of, seen
 from graph.zoo import ZOO, randomise
 
@@ -30,15 +33,12 @@ def collect(model, x, blocks=1, **options):
     groups = find_groups(captured)
     options = {"rows": 1 << 30, "window": 1, **options}
     generator = torch.Generator().manual_seed(0)
-    return collect_readers(
-        captured,
-        groups,
-        tensors_of(model),
-        [((part,), {}) for part in parts],
-        Collect(**options),
-        generator,
-        lambda *a: None,
-    )
+    calibration = calibrated(captured, x, [((part,), {}) for part in parts])
+    return collect_readers(Traced(model, captured, groups), calibration, Collect(**options), generator, silent)
+
+
+def calibrated(captured, x, batches):
+    return Calibration(Queries((x,), {}, "samples", ""), None, captured, operators(captured), batches)
 
 
 def worth_by_autograd(model, layer, x, blocks=1):
@@ -134,9 +134,8 @@ def test_units_of_several_channels_own_their_features_side_by_side():
     inputs = ZOO["gpt2"].inputs(8)
     captured = capture(model, inputs, batch=8)
     groups = [g for g in find_groups(captured) if g.unit > 1 and g.locked_because is None]
-    found = collect_readers(
-        captured, groups, tensors_of(model), [((), inputs)], Collect(), torch.Generator(), lambda *a: None
-    )
+    calibration = calibrated(captured, inputs["input_ids"], [((), inputs)])
+    found = collect_readers(Traced(model, captured, groups), calibration, Collect(), torch.Generator(), silent)
     read = [(g, r) for g in groups for r in found[g.name]]
     assert read
     for group, reader in read:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coreprune import InputError, Plan
-from coreprune.graph import capture, find_groups, normalise_example, remove
+from coreprune.graph import Traced, capture, find_groups, normalise_example, remove
 from coreprune.graph.groups import layout
 from coreprune.pruning.plans.plan import GroupPlan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
@@ -78,13 +78,13 @@ def test_merging_twins_loses_nothing(name, mean):
         clone(model, group)
     plans = {g.name: drop_second(g, mean=mean) for g in found}
     captured = capture(model, *normalise_example(example(entry.inputs(1))))
-    removed = remove(model, captured, groups, {n: torch.tensor(p.kept) for n, p in plans.items()})
+    removed = remove(Traced(model, captured, groups), {n: torch.tensor(p.kept) for n, p in plans.items()})
     plans = {n: p for n, p in plans.items() if n not in removed.locked}
     assert plans
     before = bits(model)
-    after = weights_after(model, groups, plans)
+    after = weights_after(Traced(model, captured, groups), plans)
     assert bits(model) == before
-    pour_(removed.model, after, groups, removed.kept)
+    pour_(removed.model, after, removed.masks)
     wanted, found = (call(m, entry.inputs(2)) for m in (model, removed.model))
     assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-9)
 
@@ -100,10 +100,10 @@ def test_the_full_shaped_weights_compute_what_the_pruned_model_computes(name, ge
         scales[pair(group)[1] * group.unit : (pair(group)[1] + 1) * group.unit] = 0.7
         plans[group.name] = drop_second(group, factors=factors, scales=tuple(scales.tolist()), mean=True)
     captured = capture(model, *normalise_example(example(entry.inputs(1))))
-    removed = remove(model, captured, groups, {n: torch.tensor(p.kept) for n, p in plans.items()})
+    removed = remove(Traced(model, captured, groups), {n: torch.tensor(p.kept) for n, p in plans.items()})
     plans = {n: p for n, p in plans.items() if n not in removed.locked}
-    after = weights_after(model, groups, plans)
-    pour_(removed.model, after, groups, removed.kept)
+    after = weights_after(Traced(model, captured, groups), plans)
+    pour_(removed.model, after, removed.masks)
     full = copy.deepcopy(model)
     with torch.no_grad():
         for key, tensor in [*full.named_parameters(), *full.named_buffers()]:
@@ -116,11 +116,12 @@ def test_the_full_shaped_weights_compute_what_the_pruned_model_computes(name, ge
 def test_merged_columns_are_summed_with_their_scales_and_rows_averaged(gen):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     randomise(model).float()
-    groups = find_groups(capture(model, torch.zeros(2, 3)))
+    captured = capture(model, torch.zeros(2, 3))
+    groups = find_groups(captured)
     plan = GroupPlan(
         4, (0, 3), (2.0, 1.0), None, (0, 0, -1, 3), (1.0, 0.5, 1.0, 1.0), True, {"1.weight": (3.0, 1.0, 1.0, 1.0)}
     )
-    after = weights_after(model, groups, {"0": plan})
+    after = weights_after(Traced(model, captured, groups), {"0": plan})
     v, w, scale = model[3].weight.double(), model[0].weight.double(), model[1].weight.double()
     wanted = torch.stack([2 * v[:, 0] + 0.5 * v[:, 1], torch.zeros(2), torch.zeros(2), v[:, 3]], dim=1)
     assert torch.allclose(after["3.weight"].double(), wanted, atol=1e-6)
@@ -144,11 +145,12 @@ def test_units_that_lie_differently_cannot_be_merged():
             return self.b(torch.cat([y, y.flip(1) ** 2], dim=1))
 
     model = Odd()
-    groups = find_groups(capture(model, torch.zeros(1, 3)))
+    captured = capture(model, torch.zeros(1, 3))
+    groups = find_groups(captured)
     group = next(g for g in groups if g.name == "a")
     assert layout(group.consumers[0].slices[0].index, group) is None
     with pytest.raises(InputError, match=r"do not lie alike in b\.weight"):
-        weights_after(model, groups, {"a": drop_second(group)})
+        weights_after(Traced(model, captured, groups), {"a": drop_second(group)})
 
 
 GOOD = {"size": 4, "kept": [0, 3], "factors": None, "negative_factors": None}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from coreprune._progress import Progress
 from coreprune.errors import ModelError
-from coreprune.graph import Captured, capture
-from coreprune.pruning.layer.linear_maps import operators
+from coreprune.graph import Captured, Traced, capture
+from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.queries import Queries, make_queries
 
 log = logging.getLogger(__name__)
@@ -24,41 +23,49 @@ _SPARE = 256  # samples of the user that selection and repair have first; as man
 
 
 @dataclass(frozen=True, eq=False)
+class Asked:
+    """What the caller said of the queries: arguments of `prune` by other names.
+
+    example: the example inputs. spec: what makes or holds them. n: how many, or None. cache: a file, or None.
+    """
+
+    example: Any
+    spec: Any
+    n: int | None = None
+    cache: str | Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """What selection, allocation and repair go by.
 
     queries: what is used. fresh: others of the same source, which nothing but the agreement sees; None where the user
-    gave too few samples. captured: the model traced at the size of the batches. batches: (args, kwargs) each.
+    gave too few samples. captured: the model traced at the size of the batches. operators: its linear maps, by the name
+    of their weight. batches: (args, kwargs) each.
     """
 
     queries: Queries
     fresh: Queries | None
     captured: Captured
+    operators: dict[str, Operator]
     batches: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
-def gather(
-    model: nn.Module,
-    example_inputs: Any,
-    captured: Captured,
-    spec: Any,
-    seed: int,
-    tell: Callable[[str, int, int], None],
-    cache: str | Path | None = None,
-) -> Calibration:
-    """Make or take the queries. Arguments as in `prune`; raises what `make_queries` raises."""
+def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibration:
+    """Make or take the queries. Raises what `make_queries` raises."""
+    model, spec, cache = traced.model, asked.spec, asked.cache
     generator = torch.Generator().manual_seed(seed)
-    queries = make_queries(model, example_inputs, spec, generator=generator, progress=tell, cache=cache)
+    queries = make_queries(model, asked.example, spec, n=asked.n, generator=generator, progress=tell, cache=cache)
     fresh = None
     if is_source(spec):
         count = max(_FRESH, len(queries) // 4)
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
-        fresh = make_queries(model, example_inputs, spec, n=count, generator=generator, progress=tell, cache=again)
+        fresh = make_queries(model, asked.example, spec, n=count, generator=generator, progress=tell, cache=again)
     elif queries.source == "samples" and len(queries) > _SPARE:  # inputs made before are used as they are
         held_back = max(_SPARE, len(queries) // 4)
         # at random, because files and loaders are often sorted, and T11 is about samples of one distribution
         queries, fresh = queries.split(max(_SPARE, len(queries) - held_back), generator)
-    return _in_batches(model, captured, queries, fresh)
+    return _in_batches(traced, queries, fresh)
 
 
 def is_source(spec: Any) -> bool:
@@ -66,18 +73,19 @@ def is_source(spec: Any) -> bool:
     return callable(spec) or (isinstance(spec, str) and not spec.endswith((".npz", ".safetensors")))
 
 
-def _in_batches(model: nn.Module, captured: Captured, queries: Queries, fresh: Queries | None) -> Calibration:
+def _in_batches(traced: Traced, queries: Queries, fresh: Queries | None) -> Calibration:
+    found = operators(traced.captured)
     size = _batch_size(len(queries))
     batches = [batch for batch in queries.batches(size)][: len(queries) // size]
     if size > 1:
         try:
-            larger = capture(model, *batches[0], batch=size)
+            larger = capture(traced.model, *batches[0], batch=size)
         except ModelError as error:
             log.info("the model cannot be traced at batch size %d (%s); samples are run one at a time", size, error)
         else:
-            if operators(larger).keys() == operators(captured).keys():
-                return Calibration(queries, fresh, larger, batches)
-    return Calibration(queries, fresh, captured, list(queries.batches(1)))
+            if (at_size := operators(larger)).keys() == found.keys():
+                return Calibration(queries, fresh, larger, at_size, batches)
+    return Calibration(queries, fresh, traced.captured, found, list(queries.batches(1)))
 
 
 def _batch_size(n: int) -> int:

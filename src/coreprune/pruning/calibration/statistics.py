@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from coreprune._progress import Progress
 from coreprune.coreset.regression import LeastSquares
 from coreprune.errors import InputError
-from coreprune.graph import Captured, Group, ParamSlice
+from coreprune.graph import Group, ParamSlice, Traced
 from coreprune.graph.execution import Execution, last_uses
-from coreprune.pruning.layer.linear_maps import Operator, even_rows, operators
+from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.layer.weights import Reader
-
-Batches = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Collect:
-    """How moments are collected.
+    """How statistics are collected.
 
     features: readers with more features than this use the channel version (every kernel position is a row of its own).
     rows: per reader, positions of the queries beyond which only an even part is used; at least 16 per feature.
@@ -65,43 +65,46 @@ class _Site:
 
 
 def collect_readers(
-    captured: Captured,
-    groups: Sequence[Group],
-    tensors: Mapping[str, Tensor],
-    batches: Batches,
-    options: Collect,
-    generator: torch.Generator,
-    tell: Callable[[str, int, int], None],
+    traced: Traced, calibration: Calibration, options: Collect, generator: torch.Generator, tell: Progress
 ) -> dict[str, tuple[Reader, ...]]:
     """Readers of every free group, by name; a group that no linear map reads alone has none.
 
-    captured: traced at the batch size of the batches. One batch is in memory at a time.
+    One batch is in memory at a time.
     """
-    sites = _sites(captured, groups)
+    sites = _sites(traced.free, calibration.operators)
     by_node: dict[fx.Node, list[_Site]] = {}
     for site in sites:
         by_node.setdefault(site.operator.node, []).append(site)
-    for b, batch in enumerate(batches):
-        tell("statistics", b, len(batches))
-        _one_batch(captured, tensors, batch, by_node, options, generator, len(batches))
+    walk = _Walk(traced.tensors, calibration, by_node, options, generator)
+    for b in range(walk.batches):
+        tell("statistics", b, walk.batches)
+        _one_batch(walk, b)
     for site in sites:
         _check_finite(site)
-    out: dict[str, tuple[Reader, ...]] = {g.name: () for g in groups if g.locked_because is None}
+    out: dict[str, tuple[Reader, ...]] = dict.fromkeys(traced.free, ())
     for site in sites:
-        out[site.group] += (_reader(site, tensors[site.operator.weight]),)
+        out[site.group] += (_reader(site, traced.tensors[site.operator.weight]),)
     return out
 
 
-def _one_batch(
-    captured: Captured,
-    tensors: Mapping[str, Tensor],
-    batch: Any,
-    by_node: Mapping[fx.Node, list[_Site]],
-    options: Collect,
-    generator: torch.Generator,
-    batches: int,
-) -> None:
-    run = Execution(captured, {n: t.detach() for n, t in tensors.items()}, [batch])
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """What every batch is run with."""
+
+    tensors: Mapping[str, Tensor]
+    calibration: Calibration
+    by_node: Mapping[fx.Node, list[_Site]]
+    options: Collect
+    generator: torch.Generator
+
+    @property
+    def batches(self) -> int:
+        return len(self.calibration.batches)
+
+
+def _one_batch(walk: _Walk, b: int) -> None:
+    captured, by_node, options = walk.calibration.captured, walk.by_node, walk.options
+    run = Execution(captured, walk.tensors, [walk.calibration.batches[b]])
     nodes = list(captured.graph.graph.nodes)
     uses = last_uses(nodes)
     taped: dict[fx.Node, Tensor] = {}
@@ -114,10 +117,10 @@ def _one_batch(
                     x = run.batch(by_node[node][0].operator.source, 0).detach()
                     operator = by_node[node][0].operator
                     most = max(options.rows, 16 * max(site.features(options) for site in by_node[node]))
-                    rows = even_rows(operator.count(value), most // batches + 1, value.device)
+                    rows = even_rows(operator.count(value), most // walk.batches + 1, value.device)
                     features = operator.features(x, rows).transpose(0, 1).flatten(1)
                     for site in by_node[node]:
-                        _add(site, features, options, batches)
+                        _add(site, features, options, walk.batches)
             if options.worth and isinstance(value, Tensor) and node in by_node:
                 # No view: an in-place operation behind it is then done on a copy, and the gradient is that before it.
                 value = value.clone() if value._is_view() else value
@@ -128,34 +131,27 @@ def _one_batch(
             for gone in uses[node]:
                 run.values.pop(gone, None)
         if options.worth:
-            _weigh(result, taped, by_node, options, generator, batches)
+            _weigh(walk, result, taped)
 
 
-def _weigh(
-    result: Any,
-    taped: Mapping[fx.Node, Tensor],
-    by_node: Mapping[fx.Node, list[_Site]],
-    options: Collect,
-    generator: torch.Generator,
-    batches: int,
-) -> None:
+def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> None:
     """Second moments of the gradient of a random projection of the outputs, at every reader's output."""
     outputs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
     if not outputs:
         return
-    total = sum((x * torch.randn(x.shape, generator=generator).to(x)).sum() / _scale(x) for x in outputs)
+    total = sum((x * torch.randn(x.shape, generator=walk.generator).to(x)).sum() / _scale(x) for x in outputs)
     gradients = torch.autograd.grad(total, list(taped.values()), allow_unused=True)  # type: ignore[arg-type]
     for node, gradient in zip(taped, gradients, strict=True):
-        for site in by_node[node]:
+        for site in walk.by_node[node]:
             if gradient is not None:
                 flat = (
-                    site.operator.outputs(_pooled(gradient, options.window) if site.operator.kernel else gradient)
+                    site.operator.outputs(_pooled(gradient, walk.options.window) if site.operator.kernel else gradient)
                     .transpose(0, 1)
                     .flatten(1)
                     .double()
                 )
                 samples = gradient.shape[0]
-                worth = flat.T @ flat / (samples * batches)  # the mean over all queries
+                worth = flat.T @ flat / (samples * walk.batches)  # the mean over all queries
                 site.worth = worth if site.worth is None else site.worth + worth
 
 
@@ -219,14 +215,11 @@ def _reader(site: _Site, weight: Tensor) -> Reader:
     return Reader(v, mean[0], covariance[0], gram, torch.cat(site.kept or []))  # type: ignore[arg-type]
 
 
-def _sites(captured: Captured, groups: Sequence[Group]) -> list[_Site]:
-    found = operators(captured)
+def _sites(free: Mapping[str, Group], operators: Mapping[str, Operator]) -> list[_Site]:
     sites = []
-    for group in groups:
-        if group.locked_because is not None:
-            continue
+    for group in free.values():
         for piece in {(s.param, s.dim): s for c in group.consumers for s in c.slices}.values():
-            operator = found.get(piece.param)
+            operator = operators.get(piece.param)
             columns = None if operator is None or piece.dim != operator.in_dim else _columns(group, piece, operator)
             if operator is not None and columns is not None:
                 units = group.size // group.unit

@@ -7,7 +7,6 @@ features X (g, rows, f), weight W (g, o, f), output Y = X Wᵀ (g, rows, o), wit
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -119,18 +118,7 @@ def operators(captured: Captured) -> dict[str, Operator]:
         if operator is not None:
             found[operator.weight] = operator
     alone = {o: [n for n in (o.weight, o.bias) if n is not None] for o in found.values()}
-    return {o.weight: o for o, names in alone.items() if all(readers(captured, n) == 1 for n in names)}
-
-
-def readers(captured: Captured, name: str) -> int:
-    """How many nodes read a parameter or buffer, under whatever name."""
-    if "readers" not in captured.cache:
-        nodes = [n for n in captured.graph.graph.nodes if n.op == "placeholder"]
-        count: Counter[str] = Counter()
-        for node in nodes:
-            count[captured.sources.get(node.name, ("", node.name))[1]] += len(node.users)
-        captured.cache["readers"] = count
-    return captured.cache["readers"][name]
+    return {o.weight: o for o, names in alone.items() if all(captured.readers[n] == 1 for n in names)}
 
 
 def _operator(node: fx.Node, sources: Mapping[str, tuple[str, str]]) -> Operator | None:

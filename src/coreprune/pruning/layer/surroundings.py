@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, fx
 
 from coreprune.graph import Captured, Group, ParamSlice
-from coreprune.graph.groups import layout
 from coreprune.graph.rules.registry import op_name
 from coreprune.pruning.layer.weights import NormStatistics
 
@@ -104,7 +103,7 @@ def _name(captured: Captured, node: object) -> str | None:
 
 def _per_channel(tensor: Tensor, piece: ParamSlice, group: Group) -> Tensor | None:
     """The one number that every channel has in a tensor, (n,) float64; None where it is not one."""
-    table = layout(piece.index, group)
+    table = group.layouts[piece.param, piece.dim]
     if tensor.ndim != 1 or table is None or table.shape[1] != 1:
         return None
     return tensor[table[:, 0].to(tensor.device)].to(torch.float64)
@@ -116,7 +115,7 @@ def other_rows(
     """What else belongs to every unit, (units, e) float64: the parameters in `others` that are not of `norms`."""
     rows = []
     for piece in group.others:
-        table = layout(piece.index, group)
+        table = group.layouts[piece.param, piece.dim]
         if table is not None and piece.param in captured.parameters and not _belongs(piece.param, norms):
             part = tensors[piece.param].movedim(piece.dim, 0)
             rows.append(part[table.to(part.device)].reshape(len(table), -1).to(torch.float64))
@@ -133,7 +132,7 @@ def no_mean(group: Group) -> str:
         return "its channels enter the statistics of a norm"
     if not all(consumer.slices for consumer in group.consumers):
         return "its channels are also read without a weight"
-    odd = next((s.param for s in group.slices if layout(s.index, group) is None), None)
+    odd = next((s.param for s in group.slices if group.layouts[s.param, s.dim] is None), None)
     return f"its channels do not lie alike in {odd}" if odd else ""
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coreprune._example import describe_example
+from coreprune._progress import Progress
 from coreprune.coreset import Coreset, FunctionalCoreset, in_order
-from coreprune.graph import Captured, CostModel, Group
+from coreprune.graph import Group, Traced
 from coreprune.pruning.allocation.allocate import allocate, balanced, widths_curve
 from coreprune.pruning.allocation.budget import Budget
-from coreprune.pruning.layer.read import read_layer, tensors_of
+from coreprune.pruning.layer.read import read_layer
 from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.plans.cut_ranking import choose
 from coreprune.pruning.plans.plan import GroupPlan, Plan, fingerprint
@@ -22,84 +22,72 @@ from coreprune.pruning.selectors import Ranking, Selector
 from coreprune.pruning.selectors.functional import moments_of
 
 CURVE_RIDGE = 1e-3  # that of the repair, so that the curves are about what the repair can reach
+_WIDEST_FLOOR = 1200  # features, up to which T10′ takes no more than about a second
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """One free group, ranked. curve: the error of its order on the queries, by units, or None without queries."""
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What is decided about one free group, and what it rests on.
+
+    group, layer: its channels, and the weights around them. ranking: what the selector says of its units.
+    curve: error on the queries of keeping the first k units of that order, for every k; None without queries.
+    entry, coreset: what stays at the width that was allocated; None before that, when the group is whole.
+    """
 
     group: Group
     layer: LayerWeights
     ranking: Ranking
     curve: FunctionalCoreset | None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A plan, and what led to it."""
-
-    plan: Plan
-    ranked: Mapping[str, Ranked]
-    coresets: Mapping[str, Coreset]
-
-    @property
-    def rankings(self) -> dict[str, Ranking]:
-        """By name of the group."""
-        return {name: r.ranking for name, r in self.ranked.items()}
+    entry: GroupPlan | None = None
+    coreset: Coreset | None = None
 
 
 def rank(
-    model: nn.Module,
-    captured: Captured,
-    groups: list[Group],
-    selector: Selector,
-    readers: Mapping[str, tuple[Reader, ...]],
-    seed: int,
-    tell: Callable[[str, int, int], None],
-) -> dict[str, Ranked]:
-    """Rank the units of every free group."""
-    free = [g for g in groups if g.locked_because is None]
-    tensors = tensors_of(model)
+    traced: Traced, selector: Selector, readers: Mapping[str, tuple[Reader, ...]], seed: int, tell: Progress
+) -> dict[str, Decision]:
+    """Rank the units of every free group. readers: by name of the group, from the queries; empty without them."""
     generator = torch.Generator().manual_seed(seed)
     out = {}
-    for i, group in enumerate(free):
-        tell("select", i, len(free))
-        layer = replace(read_layer(tensors, captured, group), readers=readers.get(group.name, ()))
+    for i, (name, group) in enumerate(traced.free.items()):
+        tell("select", i, len(traced.free))
+        layer = replace(read_layer(traced.tensors, traced.captured, group), readers=readers.get(name, ()))
         ranking = selector(layer, generator)
-        curve = None
-        if layer.readers:
-            order = balanced(ranking.order, group)
-            curve = in_order(moments_of(layer.readers), group.size // group.unit, order, ridge=CURVE_RIDGE)
-        out[group.name] = Ranked(group, layer, ranking, curve)
+        out[name] = Decision(group, layer, ranking, _curve(group, layer, ranking))
     return out
 
 
 def decide(
-    model: nn.Module,
-    captured: Captured,
-    groups: list[Group],
-    ranked: Mapping[str, Ranked],
-    budget: Budget,
-    selector: Selector,
-    seed: int,
-    tell: Callable[[str, int, int], None],
-) -> Choice:
-    """Allocate widths under the budget and cut every ranking to its width.
+    traced: Traced, ranked: Mapping[str, Decision], budget: Budget, tell: Progress | None = None
+) -> dict[str, Decision]:
+    """Allocate widths under the budget, and cut the ranking of every free group to its width. Raises BudgetError.
 
-    groups: all of them, with those locked that turned out not to be free. Raises BudgetError.
+    ranked: from `rank`; groups that have been locked since are left out.
     """
-    free = {g.name: g for g in groups if g.locked_because is None}
-    widths = allocate(budget, groups, CostModel(captured, groups), _curves(free, ranked), tell)
-    plans: dict[str, GroupPlan] = {}
-    coresets: dict[str, Coreset] = {}
-    for name, group in free.items():
-        plans[name], coresets[name] = choose(group, ranked[name].ranking, widths[name])
-    example = describe_example(captured.args, captured.kwargs)
-    made = Plan(plans, fingerprint(model), selector.name, seed, asdict(budget), example)
-    return Choice(made, {name: ranked[name] for name in free}, coresets)
+    widths = allocate(budget, list(traced.groups), traced.cost_model, _error_by_width(traced.free, ranked), tell)
+    decided = {}
+    for name, group in traced.free.items():
+        entry, coreset = choose(group, ranked[name].ranking, widths[name])
+        decided[name] = replace(ranked[name], group=group, entry=entry, coreset=coreset)
+    return decided
 
 
-def _curves(free: Mapping[str, Group], ranked: Mapping[str, Ranked]) -> dict[str, Tensor] | None:
+def plan_of(traced: Traced, decisions: Mapping[str, Decision], selector: Selector, budget: Budget, seed: int) -> Plan:
+    """What was decided, as a plan that can be written down."""
+    entries = {name: d.entry for name, d in decisions.items() if d.entry is not None}
+    example = describe_example(traced.captured.args, traced.captured.kwargs)
+    return Plan(entries, fingerprint(traced.model), selector.name, seed, asdict(budget), example)
+
+
+def _curve(group: Group, layer: LayerWeights, ranking: Ranking) -> FunctionalCoreset | None:
+    """The error of the ranking's order on the queries, and its floors."""
+    if not layer.readers:
+        return None
+    narrow = max(reader.mean.numel() for reader in layer.readers) <= _WIDEST_FLOOR
+    units, order = group.size // group.unit, balanced(ranking.order, group)
+    return in_order(moments_of(layer.readers), units, order, ridge=CURVE_RIDGE, unit_floor=narrow)
+
+
+def _error_by_width(free: Mapping[str, Group], ranked: Mapping[str, Decision]) -> dict[str, Tensor] | None:
     """Error by width of every free group; None where no group has been seen on queries.
 
     A group that no linear map reads (q·k) is given the median group's error and a quadratic rise.
@@ -113,8 +101,3 @@ def _curves(free: Mapping[str, Group], ranked: Mapping[str, Ranked]) -> dict[str
             steps = len(widths_curve(torch.zeros(group.size // group.unit + 1), group))
             seen[name] = typical * torch.linspace(1, 0, steps, dtype=torch.float64) ** 2
     return seen
-
-
-def options_of(selector: Selector) -> dict[str, Any]:
-    """The plain options of a selector, for the report."""
-    return {k: v for k, v in vars(selector).items() if isinstance(v, (int, float, str, bool, type(None)))}

@@ -5,41 +5,40 @@ Everything is worked out in the shapes of the original model, where the removed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from coreprune.errors import InputError
-from coreprune.graph import Group, ParamSlice, cut, kept_positions
-from coreprune.graph.groups import layout
+from coreprune.graph import Group, ParamSlice, Traced, cut
 from coreprune.pruning.plans.plan import GroupPlan
 
 _Step = Callable[[Tensor], Tensor]
 
 
-def weights_after(model: nn.Module, groups: Iterable[Group], plans: Mapping[str, GroupPlan]) -> dict[str, Tensor]:
+def weights_after(traced: Traced, plans: Mapping[str, GroupPlan]) -> dict[str, Tensor]:
     """Every parameter and buffer as it is after pruning, but still in the original's shapes. Nothing is changed.
 
     For every parameter axis that reads planned channels V'_jk = factor_k V_jk + Σ_{i→k} scale_i V_ji, and 0 for removed
     channels, so that a copy of the original with these tensors computes what the pruned model computes. Where the plan
     averages, the rows that make a kept channel and its entries in norms are means over what goes into it.
 
-    model: the original. groups: of the original; only those that `plans` names matter. Returns canonical names; tensors
-    that the plans do not touch are the model's own.
+    traced: the original; of its groups only those that `plans` names matter. Returns canonical names; tensors that the
+    plans do not touch are the model's own.
 
     Raises InputError where a plan merges channels that this group cannot merge (`layout`).
     """
     steps: dict[str, list[_Step]] = {}
-    for group in groups:
+    for group in traced.groups:
         if (plan := plans.get(group.name)) is None:
             continue
         for piece in {(s.param, s.dim): s for c in group.consumers for s in c.slices}.values():
             steps.setdefault(piece.param, []).append(partial(_read, piece=piece, group=group, plan=plan))
         for piece in (*group.producers, *group.others) if plan.mean else ():
             steps.setdefault(piece.param, []).append(partial(_averaged, piece=piece, group=group, plan=plan))
-    tensors = {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    tensors = dict(traced.tensors)
     for name, work in steps.items():
         value = tensors[name].to(torch.float64)
         for step in work:
@@ -48,13 +47,12 @@ def weights_after(model: nn.Module, groups: Iterable[Group], plans: Mapping[str,
     return tensors
 
 
-def pour_(small: nn.Module, tensors: Mapping[str, Tensor], groups: Iterable[Group], kept: Mapping[str, Tensor]) -> None:
+def pour_(small: nn.Module, tensors: Mapping[str, Tensor], masks: Mapping[tuple[str, int], Tensor]) -> None:
     """Write the kept part of full-shaped tensors into the model after surgery, in place.
 
-    small: the model after surgery. tensors: by canonical name, in the original's shapes. kept: by group name, the
-    channels that stayed (`Removed.kept`); groups that are absent are whole.
+    small: the model after surgery. tensors: by canonical name, in the original's shapes. masks: which positions of
+    every axis stayed (`Removed.masks`); axes that are absent are whole.
     """
-    masks = kept_positions([(group, kept[group.name]) for group in groups if group.name in kept])
     mine = dict([*small.named_parameters(), *small.named_buffers()])
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -106,7 +104,7 @@ def _moves(piece: ParamSlice, group: Group, plan: GroupPlan) -> tuple[Tensor, Te
     targets = torch.tensor(plan.targets, dtype=torch.int64)
     mine = torch.arange(plan.size)
     moves = (targets >= 0) & (targets != mine)
-    table = layout(piece.index, group)
+    table = group.layouts[piece.param, piece.dim]
     if table is None or bool((targets[moves] % group.unit != mine[moves] % group.unit).any()):
         raise InputError(
             f"the channels of {group.name} cannot be merged: they do not lie alike in {piece.param}, axis {piece.dim}. "

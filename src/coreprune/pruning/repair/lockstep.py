@@ -11,21 +11,19 @@ fit goes somewhat beyond its minimum). Later layers see what the repaired ones d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from coreprune._example import batch_size
+from coreprune._progress import Progress
 from coreprune.coreset.regression import LeastSquares
-from coreprune.graph import Captured
 from coreprune.graph.execution import Execution, last_uses, overwritten
-from coreprune.pruning.layer.linear_maps import Operator, even_rows, operators
+from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
-
-Batches = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -56,21 +54,24 @@ class Refit:
     joined: bool
 
 
-def repaired(
-    captured: Captured,
-    original: Mapping[str, Tensor],
-    start: Mapping[str, Tensor],
-    masks: Mapping[tuple[str, int], Tensor],
-    batches: Batches,
-    options: Repair,
-    tell: Callable[[str, int, int], None],
-) -> tuple[dict[str, Tensor], list[Refit]]:
-    """Parameters and buffers of the pruned model in the original's shapes, refit.
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Two models in the original's shapes.
 
-    captured: traced at the batch size of the batches. original: its tensors by name. start: the same for the pruned
-    model, from `weights_after`. masks: (name, axis) -> which positions stay.
+    original: its tensors by name. start: those of the pruned one, from `weights_after`. masks: (name, axis) -> which
+    positions stay.
     """
-    walk = _Walk(captured, original, start, masks, batches, options)
+
+    original: Mapping[str, Tensor]
+    start: Mapping[str, Tensor]
+    masks: Mapping[tuple[str, int], Tensor]
+
+
+def repaired(
+    cut: Cut, calibration: Calibration, options: Repair, tell: Progress
+) -> tuple[dict[str, Tensor], list[Refit]]:
+    """Parameters and buffers of the pruned model in the original's shapes, refit."""
+    walk = _Walk(cut, calibration, options)
     done: list[Refit] = []
     nodes, uses = walk.order, last_uses(walk.order)
     with torch.no_grad():
@@ -94,22 +95,15 @@ _BEYOND = 1.8  # how far a round goes on the way to its least squares; up to 2 t
 class _Walk:
     """Both executions, and what is known of the operators."""
 
-    def __init__(
-        self,
-        captured: Captured,
-        original: Mapping[str, Tensor],
-        start: Mapping[str, Tensor],
-        masks: Mapping[tuple[str, int], Tensor],
-        batches: Batches,
-        options: Repair,
-    ) -> None:
+    def __init__(self, both: Cut, calibration: Calibration, options: Repair) -> None:
+        captured, batches, found = calibration.captured, calibration.batches, calibration.operators
+        original, masks = both.original, both.masks
         self.captured, self.masks, self.options = captured, masks, options
         self.samples = sum(batch_size(*batch) or 1 for batch in batches)
         self.full = Execution(captured, original, batches)
         # What is equal is the same object, so that only what changed is run again.
-        same = {n: original[n] if torch.equal(t, original[n]) else t for n, t in start.items()}
+        same = {n: original[n] if torch.equal(t, original[n]) else t for n, t in both.start.items()}
         self.small = Execution(captured, same, batches)
-        found = operators(captured)
         nodes = list(captured.graph.graph.nodes)
         cut = {o.node for o in found.values() if (o.weight, o.in_dim) in masks}
         first = {o.node: path_of(o, captured) for o in found.values()}
@@ -189,7 +183,10 @@ class _Walk:
             last = off
         had = problem.part(self._bias(operator, start)[:, :, None])[..., 0]
         before, after = fits.error(old, had), fits.error(weight, bias)
-        self._write(operator, path, problem, start, columns, weight, bias)
+        if columns is not None:
+            spread = columns[problem.groups][:, None, :].expand(-1, weight.shape[1], -1)
+            weight = weight.new_zeros(*weight.shape[:2], start.shape[2]).scatter_(2, spread, weight)
+        self._write(problem, start, weight, bias)
         return Refit(operator.weight, float(before.mean()), float(after.mean()), path.join is not None)
 
     def _problem(self, operator: Operator, path: Path, start: Tensor) -> _Problem | None:
@@ -224,21 +221,10 @@ class _Walk:
         rows = rows.repeat_interleave(operator.groups // rows.shape[0], dim=0)
         return torch.stack([r.nonzero()[:, 0] for r in rows])
 
-    def _write(
-        self,
-        operator: Operator,
-        path: Path,
-        problem: _Problem,
-        start: Tensor,
-        columns: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-    ) -> None:
+    def _write(self, problem: _Problem, start: Tensor, weight: Tensor, bias: Tensor) -> None:
         """Enter the solution; without a bias to write to, the norm's running mean takes the intercept."""
+        operator, path = problem.operator, problem.path
         tensors: dict[str, Tensor] = self.small.tensors  # type: ignore[assignment]
-        if columns is not None:
-            spread = columns[problem.groups][:, None, :].expand(-1, weight.shape[1], -1)
-            weight = weight.new_zeros(*weight.shape[:2], start.shape[2]).scatter_(2, spread, weight)
         new = problem.entered(start, weight)
         tensors[operator.weight] = operator.from_matrix(new, tensors[operator.weight])
         if operator.bias is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from coreprune.graph import Captured
 from coreprune.graph.execution import overwritten
-from coreprune.pruning.layer.linear_maps import Operator, is_tensor_meta, readers
+from coreprune.pruning.layer.linear_maps import Operator, is_tensor_meta
 
 _IDENTITY = {"dropout", "feature_dropout", "contiguous", "clone", "alias", "detach"}
 _SUMS = {"add", "add_"}
@@ -52,7 +52,7 @@ def path_of(operator: Operator, captured: Captured) -> Path:
         name = op_name(user)
         if name == "batch_norm" and user.args[0] is node and user.args[5] is False and user.args[3] is not None:
             mean = captured.sources.get(getattr(user.args[3], "name", ""), ("", ""))[1]
-            norm = user if node is operator.node and readers(captured, mean) == 1 else norm
+            norm = user if node is operator.node and captured.readers[mean] == 1 else norm
         elif name == "mul" and not _is_scale(operator, captured, node, user):
             break
         elif name in _SUMS:

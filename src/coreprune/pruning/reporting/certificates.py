@@ -20,42 +20,43 @@ from coreprune.coreset import (
     merge_bound,
     relative_limit,
     sampling_bound,
-    unit_floor,
 )
 from coreprune.errors import InputError
-from coreprune.graph import Captured, Group, kept_positions
+from coreprune.graph import Captured, Removed, Traced
 from coreprune.pruning.allocation.allocate import widths_curve
-from coreprune.pruning.layer.linear_maps import operators
+from coreprune.pruning.layer.linear_maps import Operator
 from coreprune.pruning.layer.read import plain_linear, read_layer, tensors_of
 from coreprune.pruning.layer.weights import LayerWeights
-from coreprune.pruning.plans.decide import CURVE_RIDGE, Choice, Ranked
+from coreprune.pruning.plans.decide import Decision
 from coreprune.pruning.reporting.report import GroupReport
 from coreprune.pruning.selectors import Ranking
-from coreprune.pruning.selectors.functional import moments_of
 from coreprune.queries import Queries, make_queries
 
-_WIDEST_FLOOR = 1200  # features
 _BATCH = 32  # samples that are run at once
 
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """Tensors by name, in the original's shapes, before and after the repair. masks: positions that stay."""
+    """The pruned model in the original's shapes, with zeros where channels are gone.
+
+    before, after: tensors by name, of the original and of the pruned model. masks: which positions stay.
+    operators: the linear maps of the graph, by the name of their weight.
+    """
 
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     masks: Mapping[tuple[str, int], Tensor]
+    operators: Mapping[str, Operator]
 
 
-def embedded(model: nn.Module, small: nn.Module, groups: list[Group], kept: Mapping[str, Tensor]) -> Embedded:
-    """What the pruned model really holds, spread out over the original's shapes with zeros where channels are gone.
+def embedded(traced: Traced, removed: Removed, operators: Mapping[str, Operator]) -> Embedded:
+    """What the pruned model really holds, after repair and distillation.
 
     Tensors of grouped convolutions, whose sections are cut differently, are left as they were: no theorem reads them.
     """
-    masks = kept_positions([(g, kept[g.name]) for g in groups if g.name in kept])
-    before, after = tensors_of(model), {}
-    for name, tensor in tensors_of(small).items():
-        cuts = {dim: mask for (param, dim), mask in masks.items() if param == name}
+    before, after = traced.tensors, {}
+    for name, tensor in tensors_of(removed.model).items():
+        cuts = {dim: mask for (param, dim), mask in removed.masks.items() if param == name}
         after[name] = before[name]
         if all(mask.dim() == 1 for mask in cuts.values()):
             axes = [
@@ -63,48 +64,40 @@ def embedded(model: nn.Module, small: nn.Module, groups: list[Group], kept: Mapp
             ]
             after[name] = torch.zeros_like(before[name])
             after[name][torch.meshgrid(*axes, indexing="ij") if axes else ...] = tensor
-    return Embedded(before, after, masks)
+    return Embedded(before, after, removed.masks, operators)
 
 
-def group_report(captured: Captured, choice: Choice, group: Group, refit: Embedded | None, delta: float) -> GroupReport:
+def group_report(captured: Captured, decision: Decision, change: Embedded | None, delta: float) -> GroupReport:
     """What became of one free group, and what is known of the error at its consumers.
 
-    refit: what the repair has changed, or None without one.
+    change: what repair and distillation have made of the weights, or None without them.
     """
-    ranked, entry = choice.ranked[group.name], choice.plan.groups[group.name]
+    group, entry, coreset = decision.group, decision.entry, decision.coreset
+    assert entry is not None  # widths have been allocated
+    assert coreset is not None
     found: tuple[Certificate, ...] = ()
     plain = plain_linear(captured, group)
     if plain:
-        if refit is not None:
-            found = refitted(ranked.layer, captured, refit, group, torch.tensor(entry.kept))
+        if change is not None:
+            found = of_new_weights(captured, decision, change)
         else:
-            found = certificates(ranked.layer, ranked.ranking, choice.coresets[group.name], delta)
+            found = of_coreset(decision.layer, decision.ranking, coreset, delta)
     errors = None
     units = len(entry.kept) // group.unit
     # The curve is that of the ranking's order; clusters (folding) do not keep the first of it.
-    if ranked.curve is not None and _first(ranked.curve.order, choice.coresets[group.name], units):
-        found += (function_space_ratio(ranked.curve.errors, _floor(ranked), units),)
-        errors = tuple(widths_curve(ranked.curve.errors, group).tolist())
+    if (curve := decision.curve) is not None and _first(curve.order, coreset, units):
+        found += (function_space_ratio(curve.errors, curve.optimum, units),)
+        errors = tuple(widths_curve(curve.errors, group).tolist())
     return GroupReport(
         name=group.name,
         channels=group.size,
         kept=len(entry.kept),
         unit=group.unit,
-        note=ranked.ranking.note,
+        note=decision.ranking.note,
         certificates=found,
-        rank=relative_limit(ranked.layer.incoming).rank if plain else None,
+        rank=relative_limit(decision.layer.incoming).rank if plain else None,
         errors=errors,
     )
-
-
-def _floor(ranked: Ranked) -> Tensor:
-    """The larger of T10's floors, the one about units (T10′) where it takes no more than about a second."""
-    assert ranked.curve is not None
-    readers = ranked.layer.readers
-    if max(reader.mean.numel() for reader in readers) > _WIDEST_FLOOR:
-        return ranked.curve.optimum
-    units = unit_floor(moments_of(readers), len(ranked.layer.incoming), ridge=CURVE_RIDGE)
-    return torch.minimum(torch.maximum(ranked.curve.optimum, units), ranked.curve.errors)
 
 
 def _first(order: Tensor, coreset: Coreset, units: int) -> bool:
@@ -165,25 +158,24 @@ def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) 
     return agreement_bound(total - same, total, delta, trivial=1 - commonest / total, source=source)
 
 
-def refitted(
-    layer: LayerWeights, captured: Captured, refit: Embedded, group: Group, kept: Tensor
-) -> tuple[Certificate, ...]:
+def of_new_weights(captured: Captured, decision: Decision, change: Embedded) -> tuple[Certificate, ...]:
     """T8 for weights that were refit, those that make the channels too; empty unless the activation allows it."""
+    group, layer = decision.group, decision.layer
     phi = layer.activation
-    if not (phi.zero and phi.homogeneous and phi.lipschitz <= 1):
+    if not (phi.zero and phi.homogeneous and phi.lipschitz <= 1) or decision.entry is None:
         return ()
-    now = read_layer(refit.after, captured, group)
+    kept = torch.tensor(decision.entry.kept)
+    now = read_layer(change.after, captured, group)
     biases, stays = [], []
-    found = operators(captured)
     for piece in (s for c in group.consumers for s in c.slices):
-        operator = found.get(piece.param)
+        operator = change.operators.get(piece.param)
         if operator is None:
             return ()
-        rows = refit.after[piece.param].shape[operator.out_dim]
+        rows = change.after[piece.param].shape[operator.out_dim]
         name = operator.bias
         zero = torch.zeros(rows, dtype=torch.float64)
-        biases.append(zero if name is None else (refit.after[name] - refit.before[name]).double().cpu())
-        stays.append(refit.masks.get((piece.param, operator.out_dim), torch.ones(rows, dtype=torch.bool)).cpu())
+        biases.append(zero if name is None else (change.after[name] - change.before[name]).double().cpu())
+        stays.append(change.masks.get((piece.param, operator.out_dim), torch.ones(rows, dtype=torch.bool)).cpu())
     alive = torch.cat(stays)
     return (
         merge_bound(
@@ -197,7 +189,7 @@ def refitted(
     )
 
 
-def certificates(layer: LayerWeights, ranking: Ranking, coreset: Coreset, delta: float) -> tuple[Certificate, ...]:
+def of_coreset(layer: LayerWeights, ranking: Ranking, coreset: Coreset, delta: float) -> tuple[Certificate, ...]:
     """What can be said about F' − F of this layer's consumers, for every input.
 
     T6 for sampled coresets (1−δ over the draws), T8 for any coreset if the activation is positively homogeneous and

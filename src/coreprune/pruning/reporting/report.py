@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from coreprune.coreset import Certificate
 from coreprune.pruning.repair.lockstep import Refit
-from coreprune.pruning.reporting import text as summary
+from coreprune.pruning.reporting import text
+from coreprune.pruning.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,22 @@ class GroupReport:
 class Report:
     """Sizes before and after, group by group in the order of the forward, with certificates and the settings.
 
-    parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one sample. queries: where they are from.
-    refits: the layers that were repaired. agreement: T11 on fresh queries of the same source. model: name of its class.
+    parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one sample. settings: what was asked for.
+    queries: where they are from. refits: the layers that were repaired. agreement: T11 on fresh queries of the same
+    source. model: name of its class. seconds: per phase.
     """
 
     groups: tuple[GroupReport, ...]
     parameters: tuple[int, int]
     macs: tuple[int, int]
     bytes: tuple[int, int]
-    settings: dict[str, Any]
+    settings: Settings
     queries: str = ""
     refits: tuple[Refit, ...] = ()
     agreement: Certificate | None = None
     model: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def locked(self) -> dict[str, str]:
@@ -82,7 +87,10 @@ class Report:
             "agreement": None if self.agreement is None else self.agreement.as_dict(),
             "groups": [g.as_dict() for g in self.groups],
             "refits": [asdict(fit) for fit in self.refits],
-            "settings": self.settings,
+            "settings": self.settings.as_dict(),
+            "call": self.settings.call(),
+            "seconds": dict(self.seconds),
+            "versions": dict(self.versions),
         }
 
     def to_json(self) -> str:
@@ -91,11 +99,11 @@ class Report:
 
     def __str__(self) -> str:
         """A short plain-text summary."""
-        return summary.as_text(self)
+        return text.as_text(self.as_dict())
 
     def _repr_html_(self) -> str:
         """The summary for a notebook: static HTML without styles of its own."""
-        return summary.as_html(self)
+        return text.as_html(self.as_dict())
 
 
 def versions() -> dict[str, str]:

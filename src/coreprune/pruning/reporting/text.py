@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from coreprune.pruning.reporting.report import GroupReport, Report
+Data = Mapping[str, Any]
 
 _LONGEST = 24  # groups that a terminal shows
 _OPEN = 12  # groups that a notebook shows without being asked
 _HEAD = ("group", "channels", "kept", "T10 error", "for every input")
 
 
-def as_text(report: Report) -> str:
-    """Aligned lines, at most about forty."""
+def as_text(report: Data) -> str:
+    """Aligned lines, at most about forty. report: the dict of a `Report`."""
     sizes = [(name, f"{b:,}", f"{a:,}", _share(b, a)) for name, b, a in _sizes(report)]
     wide = [max(len(row[i]) for row in sizes) for i in (1, 2)]
     lines = [f"{name:<10} {b:>{wide[0]}} → {a:>{wide[1]}}  ({share})" for name, b, a, share in sizes]
     lines += [f"{name:<10} {told}" for name, told in _evidence(report)]
-    free = [g for g in report.groups if not g.locked_because]
+    free = [g for g in report["groups"] if not g["locked_because"]]
     rows = [_row(g) for g in free[:_LONGEST]]
     if rows:
         columns = [i for i in range(len(_HEAD)) if any(row[i] for row in rows)]
@@ -34,67 +33,71 @@ def as_text(report: Report) -> str:
             lines.append("  ".join(cells).rstrip())
     if len(free) > _LONGEST:
         lines.append(f"… and {len(free) - _LONGEST} more (report.groups)")
-    if report.locked:
+    if _locked(report):
         lines.append("")
         lines += [f"whole: {_some(names)}: {reason}" for reason, names in _locked(report)]
     return "\n".join(lines)
 
 
-def as_html(report: Report) -> str:
-    """Static HTML without scripts, in the colours of the page that it is put into."""
+def as_html(report: Data) -> str:
+    """Static HTML without scripts, in the colours of the page that it is put into. report: the dict of a `Report`."""
     sizes = [(name, f"{b:,}", f"{a:,}", _share(b, a)) for name, b, a in _sizes(report)]
     told = "".join(f"<p><b>{escape(name)}</b> {escape(text)}</p>" for name, text in _evidence(report))
-    free = [g for g in report.groups if not g.locked_because]
+    free = [g for g in report["groups"] if not g["locked_because"]]
     groups = _table(_HEAD, [_row(g) for g in free], "groups that may shrink")
     whole = "".join(f"<li>{escape(_some(names))}: {escape(reason)}</li>" for reason, names in _locked(report))
-    shown = " open" if len(free) <= _OPEN else ""
+    shown, name = " open" if len(free) <= _OPEN else "", report["model"] or "model"
+    locked = _count(len(report["groups"]) - len(free), "group")
     return (
-        f"<div><b>{escape(report.model or 'model')}</b>, pruned"
+        f"<div><b>{escape(name)}</b>, pruned"
         + _table(("", "before", "after", "left"), sizes, "sizes before and after")
         + told
-        + (f"<details{shown}><summary>{_count(len(free), 'group')} that may shrink</summary>{groups}</details>")
-        + (f"<details><summary>{_count(len(report.locked), 'group')} left whole</summary><ul>{whole}</ul></details>")
-        + "</div>"
+        + f"<details{shown}><summary>{_count(len(free), 'group')} that may shrink</summary>{groups}</details>"
+        + f"<details><summary>{locked} left whole</summary><ul>{whole}</ul></details></div>"
     )
 
 
-def _sizes(report: Report) -> list[tuple[str, int, int]]:
-    return [("parameters", *report.parameters), ("MACs", *report.macs), ("bytes", *report.bytes)]
+def _sizes(report: Data) -> list[tuple[str, int, int]]:
+    names = (("parameters", "parameters"), ("MACs", "macs"), ("bytes", "bytes"))
+    return [(shown, report[key]["before"], report[key]["after"]) for shown, key in names]
 
 
-def _evidence(report: Report) -> list[tuple[str, str]]:
+def _evidence(report: Data) -> list[tuple[str, str]]:
     told = []
-    if report.queries:
-        told.append(("queries", report.queries))
-    if report.agreement is not None:
-        sure = f"with confidence {1 - (report.agreement.delta or 0):.0%}"
-        vacuous = "; no better than a constant answer" if report.agreement.vacuous else ""
-        told.append(("agreement", f"{report.agreement.statement}, {sure}{vacuous}"))
-    if report.refits:
-        before, after = (statistics.median(getattr(f, at) for f in report.refits) for at in ("before", "after"))
-        layers = _count(len(report.refits), "layer")
+    if report["queries"]:
+        told.append(("queries", report["queries"]))
+    if (agreement := report["agreement"]) is not None:
+        sure = f"with confidence {1 - (agreement['delta'] or 0):.0%}"
+        vacuous = "; no better than a constant answer" if agreement["vacuous"] else ""
+        told.append(("agreement", f"{agreement['statement']}, {sure}{vacuous}"))
+    if refits := report["refits"]:
+        before, after = (statistics.median(fit[at] for fit in refits) for at in ("before", "after"))
+        layers = _count(len(refits), "layer")
         told.append(("repair", f"{layers}; median error {before:.2%} → {after:.2%} of the output's variance"))
     return told
 
 
-def _row(group: GroupReport) -> tuple[str, ...]:
+def _row(group: Data) -> tuple[str, ...]:
     """Cells in the order of _HEAD; the error is T10's, the bounds are those that hold for every input."""
     error, bounds = "", []
-    for c in group.certificates:
-        if c.theorem == "T10":
-            error = f"{c.bound / c.trivial if c.trivial else 0:.2%}"
+    for c in group["certificates"]:
+        # JSON knows no infinity: a bound that is not finite is None there.
+        value = math.inf if c["bound"] is None else c["bound"]
+        if c["theorem"] == "T10":
+            error = f"{value / c['trivial'] if c['trivial'] else 0:.2%}"
         else:
-            bound = f"{c.bound:.3g}·‖x‖" if math.isfinite(c.bound) else "∞"
-            bounds.append(f"{c.theorem} {c.kind} ≤ {bound}" + (" (vacuous)" if c.vacuous else ""))
-    kept = f"{group.kept:,} ({group.kept / max(group.channels, 1):.0%})"
-    return group.name, f"{group.channels:,}", kept, error, ", ".join(bounds)
+            bound = f"{value:.3g}·‖x‖" if math.isfinite(value) else "∞"
+            bounds.append(f"{c['theorem']} {c['kind']} ≤ {bound}" + (" (vacuous)" if c["vacuous"] else ""))
+    kept = f"{group['kept']:,} ({group['kept'] / max(group['channels'], 1):.0%})"
+    return group["name"], f"{group['channels']:,}", kept, error, ", ".join(bounds)
 
 
-def _locked(report: Report) -> list[tuple[str, list[str]]]:
+def _locked(report: Data) -> list[tuple[str, list[str]]]:
     """Names of the groups that stayed whole by reason, the most frequent reason first."""
     by_reason: dict[str, list[str]] = defaultdict(list)
-    for name, reason in report.locked.items():
-        by_reason[reason].append(name)
+    for group in report["groups"]:
+        if group["locked_because"]:
+            by_reason[group["locked_because"]].append(group["name"])
     return sorted(by_reason.items(), key=lambda item: -len(item[1]))
 
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from coreprune.coreset import FunctionalCoreset, Moments, d_optimal, functional_coreset
+from coreprune._shapes import Tensor
+from coreprune.coreset import Moments, d_optimal, functional_order
 from coreprune.coreset.functional import Search
 from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.selectors.base import Ranking, ranked
@@ -30,8 +31,8 @@ class Functional:
         """Rank the channels of one layer."""
         if not layer.readers:
             return _unseen(self.name, layer)
-        found = functional_coreset(moments_of(layer.readers), len(layer.incoming), ridge=self.ridge, search=self.search)
-        return _ranking(self.name, found, f"{self.search} pivoting, {_readers(layer.readers)}")
+        order = functional_order(moments_of(layer.readers), len(layer.incoming), ridge=self.ridge, search=self.search)
+        return _ranking(self.name, order, f"{self.search} pivoting, {_readers(layer.readers)}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class DOptimal:
         if not layer.readers:
             return _unseen(self.name, layer)
         found = d_optimal(moments_of(layer.readers), len(layer.incoming), ridge=self.ridge)
-        return _ranking(self.name, found, f"Löwner support in function space, {_readers(layer.readers)}")
+        return _ranking(self.name, found.order, f"Löwner support in function space, {_readers(layer.readers)}")
 
 
 def moments_of(readers: tuple[Reader, ...]) -> list[Moments]:
@@ -55,11 +56,11 @@ def moments_of(readers: tuple[Reader, ...]) -> list[Moments]:
     return [Moments(reader.covariance, reader.gram) for reader in readers]
 
 
-def _ranking(name: str, found: FunctionalCoreset, note: str) -> Ranking:
-    n = found.order.numel()
-    scores = torch.empty(n, dtype=torch.float64, device=found.order.device)
-    scores[found.order] = torch.arange(n, 0, -1, dtype=torch.float64, device=scores.device)
-    return Ranking(name, scores, found.order, note)
+def _ranking(name: str, order: Tensor, note: str) -> Ranking:
+    n = order.numel()
+    scores = torch.empty(n, dtype=torch.float64, device=order.device)
+    scores[order] = torch.arange(n, 0, -1, dtype=torch.float64, device=order.device)
+    return Ranking(name, scores, order, note)
 
 
 def _readers(readers: tuple[Reader, ...]) -> str:

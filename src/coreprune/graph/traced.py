@@ -1,0 +1,50 @@
+"""A model together with its graph and its groups of channels: what every later step works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from coreprune.graph.captured import Captured
+from coreprune.graph.costs import CostModel
+from coreprune.graph.groups import Group, lock
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """One model, traced.
+
+    Attributes:
+        model: the model that was captured; it is not changed.
+        captured: its graph, from `capture`.
+        groups: from `find_groups`, free or locked, in the order of the layers that make them.
+    """
+
+    model: nn.Module
+    captured: Captured
+    groups: Sequence[Group]
+
+    @cached_property
+    def free(self) -> dict[str, Group]:
+        """The groups that may shrink, by name."""
+        return {g.name: g for g in self.groups if g.locked_because is None}
+
+    @cached_property
+    def cost_model(self) -> CostModel:
+        """What the model costs at any widths of its groups."""
+        return CostModel(self.captured, self.groups)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and buffer of the model by dotted name, detached."""
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {name: tensor.detach() for name, tensor in named}
+
+    def locking(self, reasons: Mapping[str, str]) -> Traced:
+        """The same, with the named groups locked for these reasons."""
+        if not reasons:
+            return self
+        return replace(self, groups=[lock(g, reasons[g.name]) if g.name in reasons else g for g in self.groups])

@@ -1,0 +1,147 @@
+"""What a call of prune() asked for: frozen, and walked field by field by the report and by the call that repeats it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any, ClassVar
+
+from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.distill.distill import Distill
+from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.selectors import Selector
+
+SAMPLES = "samples"  # what the settings keep of samples, which may be large and have no name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of one call of prune(), checked and completed, by their names there.
+
+    method: the selector itself. exclude: names or patterns of groups. queries: a name, a path, a source, or "samples"
+    for the user's own tensors; None for none. repair, distill: their options, or None without them.
+    """
+
+    budget: Budget
+    method: Selector
+    queries: Any
+    n_queries: int | None
+    exclude: tuple[str, ...]
+    repair: Repair | None
+    distill: Distill | None
+    seed: int
+    delta: float
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(), which the call need not say
+        "queries": "auto",
+        "n_queries": None,
+        "exclude": (),
+        "repair": Repair(),
+        "distill": None,
+        "delta": 0.01,
+    }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, one entry a field."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    def call(self) -> str:
+        """Python source that makes the same result again; what the caller made is imported, or left as a name."""
+        code = _Source()
+        arguments = ["model", "example_inputs"]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in self.DEFAULTS and value == self.DEFAULTS[f.name]:
+                continue
+            if f.name == "repair" and value is None:
+                value = False
+            written = "your_samples" if f.name == "queries" and value == SAMPLES else code.of(value)
+            arguments.append(f"{f.name}={written}")
+        body = "".join(f"    {a},\n" for a in arguments)
+        return f"{code.imports('prune')}\nresult = prune(\n{body})"
+
+
+def asked_queries(queries: Any) -> Any:
+    """What `Settings.queries` keeps of the argument."""
+    if queries is None or isinstance(queries, (str, Path)):
+        return queries if queries is None else str(queries)
+    return queries if callable(queries) else SAMPLES
+
+
+class _Source:
+    """Writes values as Python source, and collects what has to be imported for it."""
+
+    def __init__(self) -> None:
+        self.imported: dict[str, set[str]] = {}
+        self.yours: list[str] = []
+
+    def of(self, value: Any) -> str:
+        """The source of one value."""
+        if isinstance(value, str):
+            return json.dumps(value, ensure_ascii=False)
+        if value is None or isinstance(value, (bool, int, float)):
+            return repr(value)
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{self.of(k)}: {self.of(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, (tuple, list)):
+            inside = ", ".join(map(self.of, value))
+            return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' if len(value) == 1 else ''})"
+        if is_dataclass(value) and not isinstance(value, type) and self._importable(type(value)):
+            given = [
+                f"{f.name}={self.of(getattr(value, f.name))}"
+                for f in fields(value)
+                if f.init and (f.default is MISSING or getattr(value, f.name) != f.default)
+            ]
+            return f"{type(value).__name__}({', '.join(given)})"
+        if isinstance(value, FunctionType) and self._importable(value):
+            return value.__name__
+        name = getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__
+        self.yours.append(str(name))
+        return f"your_{''.join(c if c.isalnum() else '_' for c in str(name))}"
+
+    def imports(self, *ours: str) -> str:
+        """The import lines, ours first, and a remark on what could not be imported."""
+        self.imported.setdefault("coreprune", set()).update(ours)
+        lines = [
+            f"from {place} import {', '.join(sorted(names, key=lambda n: (n.islower(), n)))}\n"
+            for place, names in sorted(self.imported.items(), key=lambda item: (item[0] != "coreprune", item[0]))
+        ]
+        return "".join(lines) + "".join(
+            f"# your_{name}: made by the caller, not in any module\n" for name in self.yours
+        )
+
+    def _importable(self, thing: Any) -> bool:
+        """Whether a class or function can be imported by its name, and then from where."""
+        name = thing.__name__
+        for place in _places(thing.__module__):
+            if place in sys.modules and getattr(sys.modules[place], name, None) is thing:
+                self.imported.setdefault(place, set()).add(name)
+                return True
+        return False
+
+
+def _places(module: str) -> Iterable[str]:
+    """Where a reader looks for what is defined in a module: our public modules first, never a script."""
+    if module.partition(".")[0] == "coreprune":
+        yield from ("coreprune", "coreprune.selectors", "coreprune.queries")
+    if module != "__main__":
+        yield module
+
+
+def _plain(value: Any) -> Any:
+    """A value for JSON: options as a dict with the name of their kind, and everything unknown as text."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (Budget, Repair, Distill)):
+        return _plain(asdict(value))
+    options = {f.name: _plain(getattr(value, f.name)) for f in fields(value)} if is_dataclass(value) else {}
+    name = getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__
+    return {"name": str(name), **options}
