@@ -1,15 +1,19 @@
-"""Plots of the ResNet-56 experiment, from its JSON alone."""
+"""Plots of the ResNet-56 experiment, from its JSON alone: python benchmarks/resnet56_plot.py"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from children import Row
-from resnet56_cells import BOTH, FINAL, IMAGES, NO_DATA, PEER
+from coreprune.demo.lines import Line, draw
+from resnet56_cells import BOTH, FINAL, NO_DATA, PEER, SHARES
 
 NAME = "resnet56_cifar"
-MARKERS = "osD^vXPd<>*h"
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 
 
 def label(row: Row) -> str:
@@ -18,77 +22,103 @@ def label(row: Row) -> str:
         return "dense"
     if row["method"].startswith(PEER):
         return row["method"].replace(PEER, "Torch-Pruning")
-    extra = " + repair + polish" if row["distill"] else " + repair" if row["repair"] else ""
-    return (
-        row["method"] + extra + {IMAGES: ", given images", BOTH: ", given images and made ones"}.get(row["source"], "")
-    )
+    return row["method"] + (" + repair + distillation" if row["distill"] else " + repair" if row["repair"] else "")
 
 
 def plot(record: dict[str, Any], folder: Path) -> None:
-    """resnet56_cifar_before.png and resnet56_cifar_after.png; one that would be empty is left out."""
+    """accuracy.png for the first page; resnet56_cifar_before.png and resnet56_cifar_after.png for the benchmarks."""
+    rows = [row for row in record["summary"] if row["kind"] == "prune"]
+    dense, dense_tuned = (
+        next((r["accuracy"]["mean"] for r in record["summary"] if r["kind"] == "dense" and r["tuned"] == tuned), None)
+        for tuned in (False, True)
+    )
+
+    def line(name: str, method: str, source: str = NO_DATA, **treated: Any) -> Line:
+        asked = {"method": method, "source": source, "repair": False, "distill": 0, "tuned": False} | treated
+        return _line(name, [row for row in rows if all(row[key] == value for key, value in asked.items())])
+
+    tuned_peer = "torch-pruning L2 global inner"
+    peer = _line("Torch-Pruning,\nbest of eight settings", _best([r for r in rows if _peer(r) and not r["tuned"]]))
+    merging = line("neuron merging", "merging")
+    distilled = line("coreprune without data,\n1,000 steps of distillation", FINAL, repair=True, distill=1000)
+    repaired = line("coreprune without data,\nno training", FINAL, repair=True)
+    first = [
+        distilled,
+        repaired,
+        line("Torch-Pruning, then one epoch\non 15,000 labelled images", tuned_peer, "", tuned=True),
+        merging,
+        peer,
+    ]
+    alone = [merging, line("folding", "folding"), line("functional", FINAL), line("L2 norms", "l2"),
+             line("Löwner (the paper)", "loewner"), peer]  # fmt: skip
+    final = [
+        line("functional, distilled", FINAL, repair=True, distill=1000),
+        line("functional, 256 images\nand 256 made queries", FINAL, BOTH, repair=True),
+        line("functional", FINAL, repair=True),
+        line("L2 norms", "l2", repair=True),
+        line("Löwner (the paper)", "loewner", repair=True),
+        line("random", "random", repair=True),
+    ]
+    after = [
+        line("functional + repair, no data", FINAL, repair=True, tuned=True),
+        line("L2 norms", "l2", tuned=True),
+        line("Torch-Pruning, L2, global", tuned_peer, "", tuned=True),
+    ]
+    _figure(
+        folder / "accuracy.png",
+        "ResNet-56 on CIFAR-10 (as JPEG): accuracy kept as the network shrinks",
+        [("", first)],
+        dense,
+    )
+    _figure(
+        folder / f"{NAME}_before.png",
+        "ResNet-56, before any fine-tuning (six of the table's rows each; bars: least and most of the seeds)",
+        [("selection alone, no data", alone), ("selection and repair, no data unless named", final)],
+        dense,
+    )
+    _figure(folder / f"{NAME}_after.png", "ResNet-56, after one epoch of fine-tuning on labelled images",
+            [("", after)], dense_tuned)  # fmt: skip
+
+
+def _peer(row: Row) -> bool:
+    return row["method"].startswith(PEER)
+
+
+def _best(rows: Sequence[Row], by: Callable[[Row], float] = lambda row: row["accuracy"]["mean"]) -> list[Row]:
+    """The best row of every share."""
+    return [max((row for row in rows if row["share"] == share), key=by) for share in {row["share"] for row in rows}]
+
+
+def _line(name: str, rows: Sequence[Row]) -> Line:
+    rows = sorted(rows, key=lambda row: -row["macs"])
+    means = [row["accuracy"]["mean"] for row in rows]
+    below = [mean - row["accuracy"]["least"] for mean, row in zip(means, rows, strict=True)]
+    above = [row["accuracy"]["most"] - mean for mean, row in zip(means, rows, strict=True)]
+    return Line(name, [100 * row["macs"] for row in rows], means, (below, above))
+
+
+def _figure(path: Path, title: str, panels: list[tuple[str, list[Line]]], dense: float | None) -> None:
+    """Panels beside each other; one without lines is left out, and a figure without panels too."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in record["summary"] if row["kind"] == "prune"]
-    dense = next((r["accuracy"]["mean"] for r in record["summary"] if r["kind"] == "dense" and not r["tuned"]), None)
-    plain = [r for r in rows if not r["tuned"] and not r["repair"] and r["source"] in ("", NO_DATA)]
-    final = [r for r in rows if not r["tuned"] and r["repair"] and (r["source"] == NO_DATA or r["method"] == FINAL)]
-    panels = {
-        "before": [("selection alone, no data", plain), ("with repair; no data unless said", final)],
-        "after": [("started from", [r for r in rows if r["tuned"]])],
-    }
-    for when, parts in panels.items():
-        drawn = [(title, found) for title, found in parts if found]
-        if not drawn:
-            continue
-        size = (8.5 * len(drawn), 5)
-        figure, axes = plt.subplots(1, len(drawn), figsize=size, layout="constrained", squeeze=False)
-        for axis, (title, found) in zip(axes[0], drawn, strict=True):
-            _panel(axis, title, found, dense if when == "before" else _tuned_dense(record))
-        axes[0][0].set_ylabel("accuracy on the test images (%)")
-        epochs = record["recipe"]["epochs"]
-        what = (
-            "before any fine-tuning"
-            if when == "before"
-            else f"after {'one epoch' if epochs == 1 else f'{epochs} epochs'} on the labelled training images"
-        )
-        figure.suptitle(f"ResNet-56, CIFAR-10 as JPEG, {what}\n(bars: least and most of the seeds)")
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{NAME}_{when}.png", dpi=120)
-        plt.close(figure)
+    drawn = [(name, found) for name, lines in panels if (found := [line for line in lines if line.values])]
+    if not drawn:
+        return
+    figure, axes = plt.subplots(1, len(drawn), figsize=(8 if len(drawn) == 1 else 13, 4.6), squeeze=False)
+    right = 0.7 if len(drawn) == 1 else 0.84
+    figure.subplots_adjust(left=0.09 if len(drawn) == 1 else 0.055, right=right, wspace=0.6, top=0.88, bottom=0.12)
+    for axis, (name, lines) in zip(axes[0], drawn, strict=True):
+        axis.set(title=name, xlabel="multiply-accumulates left (%)")
+        draw(axis, lines, [100 * share for share in SHARES], dense)
+    axes[0][0].set_ylabel("accuracy (%)")
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
-def _tuned_dense(record: dict[str, Any]) -> float | None:
-    return next((r["accuracy"]["mean"] for r in record["summary"] if r["kind"] == "dense" and r["tuned"]), None)
-
-
-def _panel(axis: Any, title: str, rows: list[Row], dense: float | None) -> None:
-    from matplotlib import colormaps
-
-    colours = colormaps["tab20"]
-    names = list(dict.fromkeys(label(row) for row in rows))
-    for place, name in enumerate(names):
-        mine = sorted((row for row in rows if label(row) == name), key=lambda row: row["macs"])
-        means = [row["accuracy"]["mean"] for row in mine]
-        below = [m - row["accuracy"]["least"] for m, row in zip(means, mine, strict=True)]
-        above = [row["accuracy"]["most"] - m for m, row in zip(means, mine, strict=True)]
-        axis.errorbar(
-            [100 * row["macs"] for row in mine],
-            means,
-            yerr=[below, above],
-            label=name,
-            marker=MARKERS[place % len(MARKERS)],
-            markersize=5,
-            capsize=2,
-            color=colours(place % 20),
-            linestyle=":" if name.startswith("Torch-Pruning") else "-",
-            linewidth=2.4 if mine[0]["method"] == FINAL else 1.1,
-            alpha=0.9,
-        )
-    if dense is not None:
-        axis.axhline(dense, color="0.4", linestyle="--", linewidth=1, label="dense")
-    axis.set(title=title, xlabel="multiply-accumulates kept, whole network (%)")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+if __name__ == "__main__":
+    plot(json.loads((HERE / "results" / f"{NAME}.json").read_text()), DOCS)

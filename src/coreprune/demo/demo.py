@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from coreprune._progress import silent
 from coreprune.demo.finetune import Batches, accuracy, fine_tune_
+from coreprune.demo.lines import Line, draw
 from coreprune.errors import InputError
 from coreprune.pruning import Budget, prune
 from coreprune.pruning.reporting.report import versions
@@ -24,6 +25,15 @@ METHODS = {
     "functional": ("functional", True),
     "magnitude+repair": ("magnitude", True),
     **{name: (name, False) for name in ("loewner", "lewis", "norm", "mussay", "uniform", "magnitude")},
+}
+# Six of the eight for the picture; for ReLU `mussay` is `norm`, and report.json has them all.
+DRAWN = {
+    "functional": "functional + repair",
+    "magnitude+repair": "magnitude + repair",
+    "magnitude": "magnitude",
+    "uniform": "uniform",
+    "norm": "norm (= mussay)",
+    "loewner": "Löwner (the paper)",
 }
 WIDTHS = (0.5, 0.25, 0.1)
 
@@ -152,22 +162,19 @@ def _plot(demo: Demo, path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True)
+    figure.subplots_adjust(left=0.06, right=0.87, wspace=0.45, top=0.86, bottom=0.12)
     for axis, field, title in (
         (axes[0], "accuracy", "right after pruning"),
         (axes[1], "accuracy_fine_tuned", "after 3 epochs of fine-tuning"),
     ):
-        for method, marker in zip(METHODS, "*PosD^vX", strict=True):
+        lines = []
+        for method, name in DRAWN.items():
             rows = [row for row in demo.rows if row.method == method]
-            shares = [100 * row.keep for row in rows]
-            axis.plot(shares, [100 * getattr(row, field) for row in rows], marker=marker, label=method, alpha=0.85)
-        axis.axhline(100 * demo.accuracy, color="0.4", linestyle=":", label="dense")
+            lines.append(Line(name, [100 * row.keep for row in rows], [100 * getattr(row, field) for row in rows]))
         axis.set(title=title, xlabel="neurons kept in both hidden layers (%)", xscale="log")
-        axis.set_xticks([100 * w for w in WIDTHS], [f"{100 * w:g}" for w in WIDTHS])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
+        draw(axis, lines, [100 * width for width in WIDTHS], 100 * demo.accuracy)
     axes[0].set_ylabel("test accuracy (%)")
-    axes[1].legend(fontsize=8)
     figure.suptitle("64-300-100-10 on scikit-learn's digits, no data used for pruning")
     figure.savefig(path, dpi=130)
     plt.close(figure)
