@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 # Okabe and Ito's palette without its yellow, in an order whose greys differ from one to the next.
@@ -58,14 +59,15 @@ def _names(axis: Any, lines: Sequence[Line]) -> None:
     order = sorted(range(len(lines)), key=wanted.__getitem__)
     placed = list(wanted)
     for _ in range(_TURNS):
-        for low, high in zip(order, order[1:], strict=False):
+        for low, high in pairwise(order):
             rows = (lines[low].name.count("\n") + lines[high].name.count("\n") + 2) / 2
             missing = 1.3 * _SIZE * rows - (placed[high] - placed[low])
             if missing > 0:
                 placed[low] -= missing / 2
                 placed[high] += missing / 2
     for line, end, colour, to, at in zip(lines, ends, COLOURS, placed, wanted, strict=False):
+        leader = {"arrowstyle": "-", "color": colour, "linewidth": 1, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 5}
         axis.annotate(
             line.name, end, (24, to - at), textcoords="offset points", fontsize=_SIZE, va="center", color="0.1",
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 5},
+            annotation_clip=False, arrowprops=leader,
         )  # fmt: skip
