@@ -9,6 +9,25 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def test_the_readme_is_short_and_in_its_order():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) < 700
+    assert re.findall(r"^## (.+)$", text, re.M) == [
+        "Install",
+        "Use it",
+        "What it does that others do not",
+        "What to expect",
+        "Limits",
+        "How to cite",
+    ]
+    assert text.index("![") < text.index("## Install")
+
+
+def test_the_readme_names_no_theorem_by_its_number():
+    """A number alone says nothing to a visitor."""
+    assert not re.search(r"\bT\d", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
 def test_every_link_to_a_file_of_the_project_exists():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
