@@ -64,6 +64,18 @@ def test_every_chart_is_drawn_and_the_curves_can_be_picked(look, real):
     assert page.inner_html("[data-chart=errors] svg") in whole
 
 
+@pytest.mark.parametrize("groups", [4, 12])
+def test_the_error_curves_are_at_most_six_and_differ_without_colour(look, groups):
+    page = look(render(report(groups))).page
+    lines = page.evaluate(
+        """[...document.querySelectorAll('[data-chart=errors] svg path[fill=none][stroke-width="2"]')]
+          .filter(path => path.getBoundingClientRect().width > 300)
+          .map(path => path.getAttribute('stroke-dasharray') + path.getAttribute('stroke'))"""
+    )
+    dashes = [line.split("#")[0] for line in lines]
+    assert len(set(dashes)) == len(set(lines)) == min(groups, 6)
+
+
 def test_the_bars_are_as_long_as_the_numbers_say(look, real, result):
     page = look(real).page
     heights = """colour => { const fill = getComputedStyle(document.documentElement).getPropertyValue(colour).trim();

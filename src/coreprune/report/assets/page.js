@@ -8,7 +8,8 @@
   const PRINT_WIDTH = 680; // CSS pixels between the margins of A4 and of Letter
 
   const colour = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
-  const series = (i) => colour("c" + (i % 8));
+  const LINES = 6; // that a reader can tell apart
+  const series = (i) => colour("c" + (i % LINES));
   const hatch = () => ({ symbol: "rect", dashArrayX: [1, 0], dashArrayY: [2, 4], rotation: -Math.PI / 4, color: colour("page") });
 
   const short = (given) => {
@@ -71,33 +72,28 @@
     ],
   });
 
+  // The picked group alone, or those with the largest error; they differ in dashes as well as in colour.
   const curves = () => {
-    const drawn = data.groups.filter((g) => g.curve && g.curve.length);
-    const picked = drawn.filter((g) => String(g.number) === select.value);
-    const few = drawn.length <= 8;
-    const at = (g, i) => (few ? series(i) : colour("after"));
+    const all = data.groups.filter((g) => g.curve && g.curve.length);
+    const worst = [...all].sort((a, b) => b.error - a.error).slice(0, LINES);
+    const drawn = all.filter((g) => (select.value ? String(g.number) === select.value : worst.includes(g)));
     const tip = (p) => echarts.format.encodeHTML(p.seriesName === "chosen" ? named(p.data.group) : p.seriesName) +
       "<br>" + p.value[0] + " % kept: " + percent(p.value[1]);
     return base({
       tooltip: { trigger: "item", formatter: tip },
-      legend: { show: few, data: drawn.map(named) },
-      grid: { top: few ? 40 : 24, bottom: 4 },
+      legend: { data: drawn.map(named) },
+      grid: { bottom: 4 },
       xAxis: axis({ type: "value", min: 0, max: 100, name: "channels kept (%)", nameLocation: "middle", nameGap: 26 }),
       yAxis: axis({ type: "log", axisLabel: { formatter: percent } }),
       series: [
-        ...drawn.map((g, i) => {
-          const faded = picked.length > 0 && g !== picked[0];
-          return {
-            name: named(g), type: "line", data: g.curve, symbol: "circle", symbolSize: 5, z: faded ? 1 : 3, silent: faded,
-            showSymbol: g === picked[0], triggerLineEvent: true, itemStyle: { color: faded ? colour("line") : at(g, i) },
-            lineStyle: { width: g === picked[0] ? 3 : few ? 2 : 1, color: faded ? colour("line") : at(g, i),
-              opacity: few || picked.length ? 1 : 0.45 },
-            emphasis: { lineStyle: { width: 3, opacity: 1 } },
-          };
-        }),
-        { name: "chosen", type: "scatter", symbolSize: 9, z: 5, itemStyle: { borderColor: colour("page"), borderWidth: 1 },
-          data: drawn.map((g, i) => [g, i]).filter(([g]) => g.error > 0 && (!picked.length || g === picked[0])).map(([g, i]) => (
-            { value: [+(100 * g.share).toFixed(1), g.error], group: g, itemStyle: { color: few ? series(i) : colour("c1") } })) },
+        ...drawn.map((g, i) => (
+          { name: named(g), type: "line", data: g.curve, symbol: "none", triggerLineEvent: true, itemStyle: { color: series(i) },
+            lineStyle: { width: 2, color: series(i), type: ["solid", "dashed", "dotted", [10, 3, 2, 3], [14, 4], [2, 5]][i] },
+            emphasis: { lineStyle: { width: 3 } } })),
+        { name: "chosen", type: "scatter", symbolSize: 10, z: 5, itemStyle: { borderColor: colour("page"), borderWidth: 1 },
+          label: { show: true, position: "right", formatter: (p) => String(p.data.group.number), color: colour("text"), fontWeight: 600 },
+          data: drawn.map((g, i) => [g, i]).filter(([g]) => g.error > 0).map(([g, i]) => (
+            { value: [+(100 * g.share).toFixed(1), g.error], group: g, itemStyle: { color: series(i) } })) },
       ],
     });
   };
