@@ -302,9 +302,9 @@ def test_the_overview_answers_the_readers_questions_before_it_certifies():
     text = overview(report(3))
     places = [text.index(part) for part in ("How much smaller", "How much faster", "How good", "What is certain")]
     assert places == sorted(places)
-    assert "87.3\u00a0% accuracy" in text
+    assert "87.3 % accuracy" in text
     assert "1.73× as fast at batch 8" in text
-    assert "≥ 96.6\u00a0% of the answers unchanged" in text
+    assert "≥ 96.6 % of the answers unchanged" in text
     assert "no other inputs, and it does not say whether the answers are right" in text
 
 
