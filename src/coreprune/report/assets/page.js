@@ -82,16 +82,16 @@
     return base({
       tooltip: { trigger: "item", formatter: tip },
       legend: { data: drawn.map(named) },
-      grid: { bottom: 4 },
+      grid: { right: 32, bottom: 4 },
       xAxis: axis({ type: "value", min: 0, max: 100, name: "channels kept (%)", nameLocation: "middle", nameGap: 26 }),
       yAxis: axis({ type: "log", axisLabel: { formatter: percent } }),
       series: [
         ...drawn.map((g, i) => (
           { name: named(g), type: "line", data: g.curve, symbol: "none", triggerLineEvent: true, itemStyle: { color: series(i) },
             lineStyle: { width: 2, color: series(i), type: ["solid", "dashed", "dotted", [10, 3, 2, 3], [14, 4], [2, 5]][i] },
-            emphasis: { lineStyle: { width: 3 } } })),
+            emphasis: { lineStyle: { width: 3 } },
+            endLabel: { show: true, formatter: String(g.number), color: colour("text"), fontWeight: 600 } })),
         { name: "chosen", type: "scatter", symbolSize: 10, z: 5, itemStyle: { borderColor: colour("page"), borderWidth: 1 },
-          label: { show: true, position: "right", formatter: (p) => String(p.data.group.number), color: colour("text"), fontWeight: 600 },
           data: drawn.map((g, i) => [g, i]).filter(([g]) => g.error > 0).map(([g, i]) => (
             { value: [+(100 * g.share).toFixed(1), g.error], group: g, itemStyle: { color: series(i) } })) },
       ],
