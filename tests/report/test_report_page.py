@@ -250,7 +250,7 @@ def test_a_terminal_is_not_flooded():
 
 def test_a_report_in_the_terminal_names_groups_and_evidence(result):
     text = str(result.report)
-    for word in ("parameters", "queries", "agreement", "repair", "T8 proved", "T10 error", "model output"):
+    for word in ("parameters", "queries", "agreement", "repair", "T8 proved", "refit error", "not other inputs", "model output"):
         assert word in text
 
 

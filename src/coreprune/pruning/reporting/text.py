@@ -1,4 +1,4 @@
-"""A report in a terminal and in a notebook: sizes, calibration, and one line per group."""
+"""A report in a terminal and in a notebook: sizes, evidence, and one line per group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ Data = Mapping[str, Any]
 
 _LONGEST = 24  # groups that a terminal shows
 _OPEN = 12  # groups that a notebook shows without being asked
-_HEAD = ("group", "channels", "kept", "T10 error", "for every input")
+_HEAD = ("group", "channels", "kept", "refit error", "bound for every input")
+_COVERS = "covers further inputs from that source; not other inputs, and not whether an answer is right"
 
 
 def as_text(report: Data) -> str:
@@ -63,17 +64,19 @@ def _sizes(report: Data) -> list[tuple[str, int, int]]:
 
 
 def _evidence(report: Data) -> list[tuple[str, str]]:
+    """How good the result is, what that covers, and where it comes from."""
     told = []
-    if report["queries"]:
-        told.append(("queries", report["queries"]))
     if (agreement := report["agreement"]) is not None:
         sure = f"with confidence {1 - (agreement['delta'] or 0):.0%}"
         vacuous = "; no better than a constant answer" if agreement["vacuous"] else ""
         told.append(("agreement", f"{agreement['statement']}, {sure}{vacuous}"))
+        told.append(("", _COVERS))
     if refits := report["refits"]:
         before, after = (statistics.median(fit[at] for fit in refits) for at in ("before", "after"))
         layers = _count(len(refits), "layer")
         told.append(("repair", f"{layers}; median error {before:.2%} → {after:.2%} of the output's variance"))
+    if report["queries"]:
+        told.append(("queries", report["queries"]))
     return told
 
 
