@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from page_parts import MISSING, missing, ran_on, spread, table
+from page_parts import MISSING, missing, phases, ran_on, spread, table
 from page_resnet56 import resnet56
 
 HERE = Path(__file__).parent
@@ -29,9 +29,9 @@ def lenet(record: dict[str, Any]) -> str:
     reached = cells[best, 0.1]["after"]
     return f"""## LeNet-300-100 on MNIST
 
-Test accuracy in % against the share of neurons kept in both hidden layers; dense {record["dense"]:.2f} %. Mean and standard deviation
-over {cells[best, 0.1]["seeds"]} seeds (sampling, data order and augmentation; `magnitude` selects without chance). Pruning uses no data. Fine-tuning is three
-epochs of `benchmarks/lenet_recipe.py`: 60,000 slightly warped images an epoch, labels and the dense model's answers.
+The tables show the test accuracy in %, by the share of neurons kept in both hidden layers. The dense network reaches {record["dense"]:.2f} %. Each cell is the mean and standard deviation
+over {cells[best, 0.1]["seeds"]} seeds, which change the sampling, the order of the data and the augmentation (`magnitude` samples nothing). Pruning uses no data. Fine-tuning is three
+epochs of `benchmarks/lenet_recipe.py`: 60,000 slightly warped images an epoch, with their labels and the answers of the dense model.
 
 ![LeNet-300-100: accuracy against neurons kept](lenet_mnist.png)
 
@@ -39,18 +39,18 @@ epochs of `benchmarks/lenet_recipe.py`: 60,000 slightly warped images an epoch, 
 
 {chr(10).join(parts[1:])}
 
-Wanted: at 10 % at least {record["target"]["after_at_least"]:.2f} % after fine-tuning. Best selector: {best} with {reached["mean"]:.2f} %
-({reached["least"]:.2f} to {reached["most"]:.2f}). The others stay below it, see the table.
+Our target was at least {record["target"]["after_at_least"]:.2f} % after fine-tuning, with 10 % of the neurons. The best selector, {best}, reaches {reached["mean"]:.2f} %
+({reached["least"]:.2f} to {reached["most"]:.2f}). The others are below it, see the table.
 
-- In both layers of this network n ≤ r (300 neurons in 785 dimensions, 100 in 301). The plain bound of the paper and the Lewis weights
-  are then the same for every neuron: `loewner, plain bound` and `lewis` are uniform sampling. For ReLU `mussay` is `norm`.
-- The ridge form of `loewner` tells neurons apart; it is no better than the norms here.
-- What limits the 10 % point is three epochs, not the size of the network: in a trial of 50 epochs (55,000 images, labels only) the
-  `magnitude` start reached 98.07 %.
-- `magnitude` keeps its seeds apart only by data order and warping. Its lead at 10 % was known when this table was made; no setting of the
+- In both layers of this network there are no more neurons than input dimensions (300 neurons in 785 dimensions, 100 in 301). The plain bound of the paper and the Lewis weights
+  are then the same for every neuron, so `loewner, plain bound` and `lewis` sample uniformly. For ReLU, `mussay` is the same as `norm`.
+- The ridge form of `loewner` distinguishes neurons, but it is no better than the norms here.
+- At 10 %, what limits the accuracy is three epochs of training, and not the size of the network: in a trial of 50 epochs (55,000 images, labels only) the
+  network from `magnitude` reached 98.07 %.
+- The seeds of `magnitude` differ only in the order of the data and the warping. We knew its lead at 10 % when we made this table. No setting of the
   recipe was chosen on the test images.
 
-Ran on {ran_on(record["environment"])}
+Measured on {ran_on(record["environment"])}
 {no_training(record)}"""
 
 
@@ -70,13 +70,13 @@ def no_training(record: dict[str, Any]) -> str:
     return f"""
 ### Without any training
 
-The same network and test images, no labels and no gradient steps. *No data*: {measured["queries_made"]:,} queries made from the network alone; otherwise
-that many unlabelled training images, drawn at random. Mean and standard deviation over up to {max(r["seeds"] for r in rows)} seeds. A selector that reads no
-queries and is not repaired gives the same network for all of them.{missing(failed, "runs")}
+This table is about the same network and test images, without labels and without gradient steps. *No data* means {measured["queries_made"]:,} queries made from the network alone. The other rows
+use that many unlabelled training images, drawn at random. Each cell is the mean and standard deviation over up to {max(r["seeds"] for r in rows)} seeds. If a selector reads no
+queries and nothing is repaired, the network is the same for all of them.{missing(failed, "runs")}
 
 {table(["selector", "then", "queries", *(f"{k:.0%}" for k in keeps)], lines)}
 
-Ran on {ran_on(measured["environment"])}
+Measured on {ran_on(measured["environment"])}
 """
 
 
@@ -88,16 +88,15 @@ def resnet50(record: dict[str, Any]) -> str:
         if "error" in row:
             lines.append([*name, "failed; the JSON says why", MISSING, MISSING])
             continue
-        phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in row["seconds"].items())
-        lines.append([*name, phases, f"{row['wall_s']:.1f}", f"{row.get('peak_memory_mib', 0):,}"])
+        lines.append([*name, phases(row["seconds"]), f"{row['wall_s']:.1f}", f"{row.get('peak_memory_mib', 0):,}"])
     return f"""## What a ResNet-50 costs
 
-ResNet-50 ({record["parameters"]:,} parameters, random weights, batch-norm statistics measured on noise), {setup["size"]}×{setup["size"]} pixels, {setup["queries"]} given queries, {setup["macs"]:.0%} of the
-multiply-accumulates kept, {setup["threads"]} threads, one process per row. Wanted on {wanted["cores"]} cores: at most {wanted["seconds"]} s and {wanted["peak_memory_mib"]:,} MiB.
+How long does it take to prune a ResNet-50, and how much memory? The network has {record["parameters"]:,} parameters, random weights, and batch-norm statistics measured on noise. It reads images of {setup["size"]}×{setup["size"]} pixels. We gave {setup["queries"]} queries and kept {setup["macs"]:.0%} of the
+multiply-accumulates, with {setup["threads"]} threads and one process per row. Our target on {wanted["cores"]} cores was at most {wanted["seconds"]} s and {wanted["peak_memory_mib"]:,} MiB.
 
 {table(["selector", "then", "seconds of the phases", "seconds in all", "peak memory (MiB)"], lines)}
 
-Ran on {ran_on(record["environment"])}
+Measured on {ran_on(record["environment"])}
 """
 
 
@@ -120,17 +119,17 @@ def mvee(record: dict[str, Any]) -> str:
     header = ["points", "tol", "coreprune", "WATY (accbpg)", "cvxpy + Clarabel", "× WATY", "× cvxpy"]
     return f"""## Löwner ellipsoids
 
-Time; gap certified by the same code for everyone; iterations; peak memory. One thread, best of {record["config"]["rounds"]} turns, {record["config"]["limit"]:g} s at
-most per process ("did not finish" otherwise, out of memory included). How the contenders were started and stopped: `benchmarks/mvee.py`.
+The table compares three solvers for the smallest ellipsoid around points. Each cell gives the time, the gap to the optimum (certified by the same code for everyone), the iterations and the peak memory. Each solver ran on one thread; the time is the best of {record["config"]["rounds"]} turns. "Did not finish" means that
+a process took more than {record["config"]["limit"]:g} s or ran out of memory. `benchmarks/mvee.py` shows how each solver was started and stopped.
 
 {table(header, rows)}
 
-- cvxpy stops at its own tolerance, which is looser than the certified gap asked for at most shapes. It ran on the Gaussian points only; where it did
-  not finish it ran out of 12 GiB.
-- One cell of the heavy-tailed points is slower than WATY: 5000×20 at 1e-2. WATY's time there is
+- cvxpy stops at its own tolerance, which at most shapes is looser than the gap that we asked for. It ran on the Gaussian points only. Where it did
+  not finish, it ran out of 12 GiB of memory.
+- In one cell of the heavy-tailed points, 5000×20 at 1e-2, coreprune is slower than WATY. WATY's time there is
   that of its first iterate with the gap; a caller cannot stop there.
 
-Ran on {ran_on(record["environment"])}
+Measured on {ran_on(record["environment"])}
 """
 
 
@@ -148,19 +147,22 @@ def latency(record: dict[str, Any]) -> str:
     setup = record["setup"]
     return f"""## Latency
 
-Milliseconds per batch before and after pruning to {setup["macs"]:.0%} of the multiply-accumulates, medians of calls made in turn. Selection by `{setup["method"]}`,
-which does not matter for speed.
+The table shows milliseconds per batch before and after pruning to {setup["macs"]:.0%} of the multiply-accumulates. They are medians of calls made in turn. The channels were selected by `{setup["method"]}`;
+the selector does not matter for speed.
 
 {table(["model", "widths in multiples of", "batch", "before", "after", "times as fast"], lines)}
 
 {chr(10).join(notes)}
 
-Ran on {ran_on(record["environment"])}
+Measured on {ran_on(record["environment"])}
 """
 
 
 def main() -> None:
-    parts = ["# Benchmarks\n\nMade by `python benchmarks/page.py` from the JSONs in `benchmarks/results`.\n"]
+    parts = [
+        "# Benchmarks\n\nWhat coreprune reaches, what it costs, and how it compares. [Selectors](selectors.md) explains the names in the tables, and [Limits](limits.md) "
+        "says what these numbers do not show. The page is made by `python benchmarks/page.py` from the JSON files in `benchmarks/results`, which name versions and hardware.\n"
+    ]
     for name, section in (
         ("resnet56_cifar", resnet56),
         ("resnet50_cost", resnet50),

@@ -21,5 +21,11 @@ def spread(row: dict[str, Any]) -> str:
     return f"{row['mean']:.2f}" + (f" ± {row['deviation']:.2f}" if row["deviation"] is not None else "")
 
 
+def phases(seconds: dict[str, float]) -> str:
+    """How long each phase took. Two have another name since they were measured."""
+    renamed = {"polish": "distillation", "moments": "statistics"}
+    return ", ".join(f"{renamed.get(name, name)} {spent:.1f}" for name, spent in seconds.items())
+
+
 def missing(count: int, what: str) -> str:
-    return f" Failed and not shown: {count} {what} (the JSON says why)." if count else ""
+    return f" {count} {what} failed and are not shown; the JSON says why." if count else ""

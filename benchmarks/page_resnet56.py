@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from page_parts import MISSING, missing, ran_on, spread, table
+from page_parts import MISSING, missing, phases, ran_on, spread, table
 from resnet56_cells import BOTH, FINAL, IMAGES, NO_DATA, PEER
 from resnet56_plot import label
 
@@ -38,34 +38,38 @@ def resnet56(record: dict[str, Any]) -> str:
             rows.append([method, *(value(method, then, source, share) for source in sources for share in shares)])
         columns = [f"{head}, {source}" for source in (NO_DATA, IMAGES, BOTH) for head in heads]
         title = {"none": "Selection alone", "repair": "Selection and repair"}.get(
-            then, f"Repair and polish ({then} steps)"
+            then, f"Repair and distillation ({then} steps)"
         )
         parts.append(f"{title}:\n\n" + table(["selector", *columns], rows))
     failed = sum("error" in cell for cell in record["cells"])
     answered = f"dense {dense:.2f} %" if dense is not None else "the dense network is not measured yet"
     return f"""## ResNet-56 on CIFAR-10, recompressed as JPEG
 
-Accuracy in % on {setup["test"]:,} test images, before any fine-tuning, against the share of the whole network's multiply-accumulates that stays; {answered}.
-*No data*: {setup["queries"]} queries made from the batch-norm statistics; *images*: {setup["queries"]} unlabelled training images; *images and made*: both together. Mean and standard deviation over the seeds where
-there are several. Budgets are met and never missed.{peers(record)}{missing(failed, "cells")}
+The tables show the accuracy in % on {setup["test"]:,} test images, before any fine-tuning, by the share of the whole network's multiply-accumulates that stays ({answered}).
+*No data* means {setup["queries"]} queries made from the batch-norm statistics, *images* means {setup["queries"]} unlabelled training images, and *images and made* means both together. Where there are several seeds,
+a cell shows the mean and the standard deviation. No network that coreprune made exceeds its budget.{peers(record)}{missing(failed, "cells")}
 
-{asked(cells)}Defaults of the library were chosen in trials some of which looked at the first 2,000 of these test images; comparing blocks that have lost channels in the polish came after its first
-result at 25 %, which was 79.53. How many rows the repair reads, and which, was looked into again because accuracy on all 10,000 had dropped with fewer, and chosen on training images; the rows
-with images and made queries were measured three times on the way. The polished rows start from the repair before that.
-`magnitude` is `l2`, and `mussay` is `norm` in a ReLU network; they were not run again. {MISSING}: not run.
+{asked(cells)}What was chosen with a look at the test images:
+
+- Some trials that led to the defaults of the library used the first 2,000 of these test images.
+- The distillation compares blocks that have lost channels. We added this after its first result at 25 %, which was 79.53.
+- We looked again into how many rows of queries the repair reads, and which, because the accuracy on all 10,000 test images had dropped with fewer rows. The choice was then made on training images.
+  The cells with images and made queries were measured three times on the way. The rows with distillation start from the repair before that change.
+
+In a ReLU network `magnitude` is the same as `l2`, and `mussay` the same as `norm`; they were not run again. {MISSING} means not run.
 
 {picture("before")}{(chr(10) * 2).join(parts)}
 
 {wins(cells)}
 
 {details(record, cells)}{tuned(record, shares, heads)}
-Ran on {ran_on(record["environment"])}
+Measured on {ran_on(record["environment"])}
 """
 
 
 WANTED = {
     ("no data, no training", NO_DATA, "repair"): {0.5: 86.5, 0.35: 83.5, 0.25: 76.0},
-    ("no data, polish", NO_DATA, "polish"): {0.5: 88.0, 0.35: 86.0, 0.25: 81.0},
+    ("no data, distillation", NO_DATA, "distillation"): {0.5: 88.0, 0.35: 86.0, 0.25: 81.0},
     ("256 unlabelled images, no training", IMAGES, "repair"): {0.5: 87.2, 0.35: 84.5, 0.25: 79.0},
     ("256 unlabelled images with 256 made ones, no training", BOTH, "repair"): {0.5: 87.2, 0.35: 84.5, 0.25: 79.0},
 }
@@ -81,12 +85,12 @@ def asked(cells: dict[Any, Any]) -> str:
                 row
                 for (method, treated, made_of, kept), row in cells.items()
                 if (method, made_of, kept) == (FINAL, source, share)
-                and (treated == then or (then == "polish" and treated.isdigit()))
+                and (treated == then or (then == "distillation" and treated.isdigit()))
             ]
             reached = f"{spread(found[-1]['accuracy'])} ({found[-1]['seeds']})" if found else MISSING
-            line.append(f"{reached}, wanted {least:g}")
+            line.append(f"{reached}, target {least:g}")
         rows.append(line)
-    return f"""What was asked of `{FINAL}`, and what it reached (in brackets: seeds):
+    return f"""Our targets for `{FINAL}`, and what it reached (the number of seeds in brackets):
 
 {table(["", *(f"{100 * share:g}%" for share in (0.5, 0.35, 0.25))], rows)}
 
@@ -109,7 +113,7 @@ def wins(cells: dict[Any, Any]) -> str:
             lines.append([then, source, f"{100 * share:g}%", f"{method} {best:.2f}", f"{other} {second:.2f}", of])
     if not lines:
         return ""
-    return f"""Which selector wins where, of those that have been run (the others have one seed, and a difference of 0.3 is within noise):
+    return f"""Which of the selectors in the table is best where? All but `{FINAL}` ran with one seed, and a difference of 0.3 is within noise.
 
 {table(["then", "queries", "kept", "best", "second", f"rank of {FINAL}"], lines)}
 """
@@ -119,8 +123,8 @@ def peers(record: dict[str, Any]) -> str:
     called = [c["settings"] for c in record["cells"] if c["method"].startswith(PEER) and "settings" in c]
     if not called:
         return ""
-    return f""" Torch-Pruning {called[0]["version"]} reads no data; shown is the smallest network that it makes with at least the share.
-*Inner*: it prunes the first convolution of every block only; *whole*: out of the box, the residual stream included. All else is its default."""
+    return f""" Torch-Pruning {called[0]["version"]} reads no data. We show the smallest network that it makes with at least the share.
+*Inner* means that it prunes only the first convolution of every block; *whole* means out of the box, with the residual stream. Everything else is its default."""
 
 
 def treatment(row: dict[str, Any]) -> str:
@@ -149,7 +153,7 @@ def details(record: dict[str, Any], cells: dict[Any, Any]) -> str:
             and (c["method"], treatment(c), c["source"], c["share"], c["tuned"]) == (method, then, source, share, False)
         ]
         timed = [c for c in mine if c["threads"] > 1] or mine  # those had the machine for themselves
-        phases = {name: fmean(c["seconds"].get(name, 0.0) for c in timed) for name in timed[0].get("seconds", {})}
+        seconds = {name: fmean(c["seconds"].get(name, 0.0) for c in timed) for name in timed[0].get("seconds", {})}
         lines.append(
             [
                 {"none": "none", "repair": "repair"}.get(then, f"repair, {then} steps"),
@@ -157,7 +161,7 @@ def details(record: dict[str, Any], cells: dict[Any, Any]) -> str:
                 f"{100 * share:g}%",
                 f"{row['agreement_at_least']:.2f}",
                 f"{row['agreement_measured']:.2f}",
-                ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items()),
+                phases(seconds),
                 f"{max(c.get('peak_memory_mib', 0) for c in mine):,}",
                 str(timed[0]["threads"]),
             ]
@@ -167,10 +171,10 @@ def details(record: dict[str, Any], cells: dict[Any, Any]) -> str:
     setup = record["setup"]
     made = [c["wall_s"] for c in record["cells"] if c["kind"] == "queries" and "wall_s" in c and c["threads"] > 1]
     queries = f" Making the queries took {fmean(made):.0f} s, with two threads on a quiet machine." if made else ""
-    return f"""`{FINAL}` in detail. *At least*: with probability {1 - setup["delta"]:.0%} its answers are the dense network's on at least this share of such images (one-sided
-Clopper–Pearson, {setup["certify"]:,} unlabelled test images; least over the seeds). *Measured*: on the other {setup["test"] - setup["certify"]:,}. Seconds are those of the phases, with as many
-threads as the last column says. With two, the machine was quiet; wanted there are 15 s at most from the moments to the repair. With one, other processes ran beside it on the same two
-cores, and the seconds say little. Memory is the peak of the process.{queries}
+    return f"""The next table shows `{FINAL}` in detail. *Agreement at least*: with probability {1 - setup["delta"]:.0%} the pruned network gives the dense network's answers on at least this share of such images (one-sided
+Clopper–Pearson bound from {setup["certify"]:,} unlabelled test images; the least over the seeds). *Measured*: the share on the other {setup["test"] - setup["certify"]:,} images. *Seconds* are those of each phase, with as many
+threads as the last column says. With two threads the machine was quiet; our target was at most 15 s from the statistics to the repair. With one thread, other processes ran on the same two
+cores, so these seconds say little. *MiB* is the peak memory of the process.{queries}
 
 {table(["then", "queries", "kept", "agreement at least (%)", "measured (%)", "seconds", "MiB", "threads"], lines)}
 
@@ -186,11 +190,13 @@ def tuned(record: dict[str, Any], shares: list[float], heads: list[str]) -> str:
         [name, *(cells.get((name, share), MISSING) for share in shares)] for name in dict.fromkeys(k[0] for k in cells)
     ]
     dense = next((spread(r["accuracy"]) for r in rows if r["kind"] == "dense"), None)
-    same = f" The dense network reaches {dense} % with the same treatment." if dense else ""
+    same = f" The dense network reaches {dense} % with the same training." if dense else ""
     recipe = record["recipe"]
     guide = ", labels and the dense network's answers" if recipe["teacher"] else ""
     epochs = "one epoch" if recipe["epochs"] == 1 else f"{recipe['epochs']} epochs"
-    return f"""After {epochs} on the {record["setup"]["train"]:,} labelled training images, the same recipe for every network (crops, flips, Adam at {recipe["lr"]:g}{guide}).{same}
+    return f"""### After fine-tuning
+
+Every network was trained for {epochs} on the {record["setup"]["train"]:,} labelled training images with the same recipe: crops, flips, Adam at {recipe["lr"]:g}{guide}.{same}
 
 {picture("after")}{table(["start", *heads], lines)}
 

@@ -7,7 +7,7 @@
 
 DIR holds cifar10_jpeg.npz and resnet56_cifar10_jpeg.safetensors. Every selector, with and without repair, on queries
 made without data and on 256 unlabelled training images, at three shares of the whole network's multiply-accumulates;
-the final method also polished; Torch-Pruning, where it is installed; some of all that fine-tuned for one epoch.
+the final method also distilled; Torch-Pruning, where it is installed; some of all that fine-tuned for one epoch.
 Each cell runs in a process of its own and is kept in a journal beside the result. `--resume` goes on after an
 interruption, and tries again what failed. Writes resnet56_cifar.json, and the plots into docs/.
 """
@@ -135,7 +135,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds-rest", type=int, default=1, help="seeds of the other selectors")
     parser.add_argument("--seeds-tuned", type=int, default=1, help="seeds of what is fine-tuned")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the multiply-accumulates")
-    parser.add_argument("--distill", type=int, default=1000, help="steps of the polished rows")
+    parser.add_argument("--distill", type=int, default=1000, help="steps of the distilled rows")
     parser.add_argument("--only", default="", help="a regular expression for the names of the cells, see --list")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier run ended")
     parser.add_argument("--threads", type=int, default=2, help="of each process")
