@@ -316,8 +316,8 @@ def table(data: dict[str, Any]) -> str:
     lines = [
         "# Architectures",
         "",
-        "coreprune works on any architecture that torch.export can trace: convolutions, residual and dense connections,",
-        "attention heads, gated units, experts.",
+        "coreprune works on any architecture that torch.export can trace: convolutions, residual and dense",
+        "connections, attention heads, gated units, experts.",
         "",
         f"This page tests whether coreprune cuts {len(rows)} architectures correctly. The networks are small and have",
         "random weights; they are built from their configurations. The test removes half of the units of every group",
