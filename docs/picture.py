@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-WIDTH, HEIGHT, COLOURS = 900, 825, 64
+WIDTH, HEIGHT, COLOURS = 900, 755, 64
 
 
 def main(report: Path, picture: Path) -> None:

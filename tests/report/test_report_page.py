@@ -250,7 +250,16 @@ def test_a_terminal_is_not_flooded():
 
 def test_a_report_in_the_terminal_names_groups_and_evidence(result):
     text = str(result.report)
-    for word in ("parameters", "queries", "agreement", "repair", "T8 proved", "refit error", "not other inputs", "model output"):
+    for word in (
+        "parameters",
+        "queries",
+        "agreement",
+        "repair",
+        "T8 proved",
+        "refit error",
+        "not other inputs",
+        "model output",
+    ):
         assert word in text
 
 
@@ -314,6 +323,14 @@ def test_the_overview_says_what_is_not_known():
     assert "Not measured." in text
     assert "Not known." in text
     assert "none covers the whole network" in text
+
+
+def test_a_speed_up_within_the_noise_is_marked():
+    data = report(3)
+    assert "may be noise" not in overview(data)
+    data["latency"]["rows"][1]["after"] = {"median": 0.0071, "low": 0.007, "high": 0.0125}
+    assert "12.3 ms → 7.1 ms; quartiles overlap, may be noise" in overview(data)
+    assert overview(data).count("may be noise") == 1
 
 
 def test_a_bound_that_says_nothing_is_not_given_as_goodness():

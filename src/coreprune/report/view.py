@@ -76,11 +76,18 @@ def _latency(data: Mapping[str, Any]) -> Row | None:
             when: {at: _number(_mapping(row.get(when) or {}, when).get(at)) for at in ("median", "low", "high")}
             for when in ("before", "after")
         }
-        rows.append({"batch": _number(row.get("batch")), **times, "speedup": _number(row.get("speedup"))})
+        speedup = _number(row.get("speedup"))
+        rows.append({"batch": _number(row.get("batch")), **times, "speedup": speedup, "overlap": _overlap(**times)})
     if not rows:
         return None
     about = {k: str(raw.get(k) or "") for k in ("device", "threads", "note")}
     return {"rows": rows, **about}
+
+
+def _overlap(before: Row, after: Row) -> bool:
+    """Whether the ranges between the quartiles have a time in common, so that the difference may be noise."""
+    ends = (before["low"], after["high"], after["low"], before["high"])
+    return None not in ends and ends[0] <= ends[1] and ends[2] <= ends[3]
 
 
 def _accuracy(data: Mapping[str, Any]) -> Row | None:
