@@ -17,6 +17,7 @@ from PIL import Image
 from coreprune import prune
 from coreprune.errors import InputError
 from coreprune.pruning import GroupReport, Report
+from coreprune.pruning.settings import Settings
 from coreprune.report import render, words, write
 from coreprune.report.gallery import contact_sheet
 from coreprune.report.view import view
@@ -236,7 +237,8 @@ def large(groups: int, text: str = "") -> Report:
         return GroupReport(f"layer.{i}{text}", 64, 64 if whole else 20, locked_because=reason)
 
     sizes = (1000, 500), (9_000_000, 4_000_000), (4000, 2000)
-    return Report(tuple(map(row, range(groups))), *sizes, {}, queries=f"some{text}", model=f"Net{text}")
+    asked = Settings(Budget(), L2(), None, None, (), None, None, seed=0, delta=0.01)
+    return Report(tuple(map(row, range(groups))), *sizes, asked, queries=f"some{text}", model=f"Net{text}")
 
 
 def test_a_terminal_is_not_flooded():
