@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from coreprune import prune
+from coreprune import L2, Budget, prune
 from coreprune.errors import InputError
 from coreprune.pruning import GroupReport, Report
 from coreprune.pruning.settings import Settings
