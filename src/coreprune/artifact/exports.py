@@ -108,32 +108,38 @@ def _export(
     note = ""
     with quiet(model), _in_place(path) as place:
         _outputs(model, inputs)
+        job = _Job(model, inputs, tolerance, write, place)
         if batch == "dynamic" and own:
             sizes = sorted({1, 2, 3, own})  # 1 and 2, because torch.export treats 0 and 1 as special
             try:
-                difference = _attempt(model, inputs, max(own, 2), sizes, tolerance, write, place)
+                difference = _attempt(job, sizes, traced=max(own, 2))
                 return Exported(path, "dynamic", difference)
             except (ModelError, ArtifactError) as error:
                 note = f"The batch axis is fixed: with a free one, {error}"
-        difference = _attempt(model, inputs, own or 1, [own or 1], tolerance, write, place, free=False)
+        difference = _attempt(job, [own or 1], traced=None)
     return Exported(path, own or 1, difference, note)
 
 
-def _attempt(
-    model: nn.Module,
-    inputs: Inputs,
-    traced: int,
-    sizes: Sequence[int],
-    tolerance: float,
-    write: Write,
-    place: Path,
-    free: bool = True,
-) -> float:
-    """Write one file, traced with `traced` samples, and return the largest difference at these batch sizes."""
-    example = repeated(*inputs, traced) if free else inputs
-    program = _trace(model, example, free)
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is exported, how, to where, and how far the outputs may be from the model's."""
+
+    model: nn.Module
+    inputs: Inputs
+    tolerance: float
+    write: Write
+    place: Path
+
+
+def _attempt(job: _Job, sizes: Sequence[int], traced: int | None) -> float:
+    """Write one file, and return the largest difference from the model at these batch sizes.
+
+    traced: samples to trace with, so that the batch axis is free; None traces the inputs themselves, with a fixed one.
+    """
+    model, inputs, tolerance, free = job.model, job.inputs, job.tolerance, traced is not None
+    program = _trace(model, inputs if traced is None else repeated(*inputs, traced), free)
     try:
-        run = write(program, place)
+        run = job.write(program, job.place)
     except OSError:
         raise
     except Exception as error:

@@ -7,7 +7,7 @@ that were made without data, or unlabelled samples. No label is used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._example import largest_batch, quiet
+from coreprune._progress import Progress, silent
 from coreprune.errors import InputError, ModelError
 from coreprune.pruning.distill.batches import Batch, Inputs, Rows
 from coreprune.pruning.distill.block_outputs import Watched, floats, shared_features
 from coreprune.pruning.distill.channel_maps import Readout, fit_readouts
 from coreprune.pruning.distill.checkpoint import Checkpoint, digest
-
-Progress = Callable[[str, int, int], None]
 
 _SMALLEST = 1e-2  # root mean square of a tensor, for its rate
 
@@ -95,7 +94,7 @@ def distill_(
     damaged or of another run; ModelError if the outputs of the models cannot be compared.
     """
     options = options or Distill()
-    tell = progress or _silent
+    tell = progress or silent
     rows = Rows(queries, options.batch_size, options.augment, _seed(generator))
     saved = None
     if checkpoint is not None:
@@ -109,16 +108,13 @@ def distill_(
         maps = fit_readouts(student, teacher, names, once) if names else []
         first = training.load(saved)
         with Watched(student, names) as seen, Watched(teacher, names) as wanted:
+            pair = _Pair(student, teacher, seen, wanted, maps)
             for step in range(first, options.steps):
-                loss = _loss(student, teacher, seen, wanted, maps, [*rows.parts(step, most)], options)
+                loss = _loss(pair, [*rows.parts(step, most)], options)
                 training.step(step, loss)
                 if saved is not None and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
                     saved.write(step + 1, training.state())
                 tell("distill", step + 1, options.steps)
-
-
-def _silent(phase: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 def _seed(generator: torch.Generator) -> int:
@@ -230,22 +226,27 @@ class _Training:
         return step
 
 
-def _loss(
-    student: nn.Module,
-    teacher: nn.Module,
-    seen: Watched,
-    wanted: Watched,
-    maps: list[Readout | None],
-    parts: Sequence[Batch],
-    options: Distill,
-) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Both models, the features that are watched in each, and the maps from the student's to the teacher's."""
+
+    student: nn.Module
+    teacher: nn.Module
+    seen: Watched
+    wanted: Watched
+    maps: list[Readout | None]
+
+
+def _loss(pair: _Pair, parts: Sequence[Batch], options: Distill) -> Tensor:
     targets: list[Tensor] = []
     outputs: list[Tensor] = []
     for args, kwargs in parts:
         with torch.no_grad():
-            targets += floats(teacher(*args, **kwargs))
-        outputs += floats(student(*args, **kwargs))
-    outputs, targets, now, then = (_joined(x, len(parts)) for x in (outputs, targets, seen.take(), wanted.take()))
+            targets += floats(pair.teacher(*args, **kwargs))
+        outputs += floats(pair.student(*args, **kwargs))
+    outputs, targets, now, then = (
+        _joined(x, len(parts)) for x in (outputs, targets, pair.seen.take(), pair.wanted.take())
+    )
     pairs = [(s, t) for s, t in zip(outputs, targets, strict=False) if s.shape == t.shape]
     if not pairs:
         raise ModelError(
@@ -255,7 +256,7 @@ def _loss(
     loss = torch.stack([_error(s, t) for s, t in pairs]).mean()
     if pairs[0][0].dim() in (2, 3):
         loss = loss + _divergence(*pairs[0], options.temperature)
-    features = [_error(m(s) if m else s, t) for m, s, t in zip(maps, now, then, strict=True)]
+    features = [_error(m(s) if m else s, t) for m, s, t in zip(pair.maps, now, then, strict=True)]
     return loss + options.features * torch.stack(features).mean() if features else loss
 
 
