@@ -84,9 +84,9 @@ def _apply(call: Call) -> Any:
         call.lock(reason)
         result = pytree.tree_map(_opaque, node.meta.get("val"))
     for value in values_in(result):
-        for layer in value.layers:
-            if len(axes(layer)) > 1:
-                call.tracer.seen[id(layer)] = layer
+        for ids in value.maps:
+            if len(axes(ids)) > 1:
+                call.tracer.seen[id(ids)] = ids
     return result
 
 

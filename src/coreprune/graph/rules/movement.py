@@ -28,15 +28,15 @@ CREATE = (
 
 
 def move(value: Value, function: Callable[[Tensor], Any]) -> Any:
-    """Run a data movement on every layer; returns one Value or a list of them."""
-    results = [function(layer.expand(value.shape)) for layer in value.layers]
+    """Run a data movement on every id map; returns one Value or a list of them."""
+    results = [function(ids.expand(value.shape)) for ids in value.maps]
     if not results:
         # The shape still has to be known; a meta tensor costs nothing.
         result = function(torch.empty(value.shape, dtype=torch.int64, device="meta"))
-        return pytree.tree_map_only(Tensor, lambda x: value.with_layers((), x.shape), result)
+        return pytree.tree_map_only(Tensor, lambda x: value.with_maps((), x.shape), result)
     if isinstance(results[0], Tensor):
-        return value.with_layers([compact(r) for r in results], results[0].shape)
-    return [value.with_layers([compact(r[i]) for r in results], results[0][i].shape) for i in range(len(results[0]))]
+        return value.with_maps([compact(r) for r in results], results[0].shape)
+    return [value.with_maps([compact(r[i]) for r in results], results[0][i].shape) for i in range(len(results[0]))]
 
 
 @rule(*MOVES.split())
@@ -46,9 +46,8 @@ def _move(call: Call) -> Any:
         return NotImplemented
     _lock_literals(call, value)
     rest = pytree.tree_map_only(Value, lambda v: torch.empty(v.shape), (call.args[1:], call.kwargs))
-    target = (
-        torch.reshape if call.node.target in VIEWS else call.node.target
-    )  # ids are broadcast, so strides differ from the real ones
+    # The ids are broadcast, so their strides differ from the real ones.
+    target = torch.reshape if call.node.target in VIEWS else call.node.target
     result = move(value, lambda ids: target(ids, *rest[0], **rest[1]))  # pyright: ignore[reportCallIssue]
     pieces = [v for v in result if isinstance(v, Value)] if isinstance(result, (list, tuple)) else []
     if len(pieces) > 1 and "unbind" not in call.node.name:
@@ -65,9 +64,9 @@ def _lock_literals(call: Call, value: Value) -> None:
     elif call.name == "roll":
         dims = call.arg(2, "dims", ())
         touched = {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])} or set(range(ndim))
-    for layer in value.layers:
-        if axes(layer) & touched:
-            call.tracer.lock(layer, f"{call.name} with a fixed step along the channels ({call.node.name})")
+    for ids in value.maps:
+        if axes(ids) & touched:
+            call.tracer.lock(ids, f"{call.name} with a fixed step along the channels ({call.node.name})")
 
 
 def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
@@ -75,11 +74,11 @@ def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
     cut = next((a for a, n in enumerate(value.shape) if pieces[0].shape[a] != n), None)
     if cut is None or any(p.shape != pieces[0].shape for p in pieces):
         return
-    for layer in value.layers:
-        if axes(layer) == {cut}:
+    for ids in value.maps:
+        if axes(ids) == {cut}:
             call.tracer.balanced.append(
                 (
-                    layer.reshape(len(pieces), -1),
+                    ids.reshape(len(pieces), -1),
                     f"the same number has to stay in each of {len(pieces)} pieces ({call.node.name})",
                 )
             )
@@ -88,7 +87,7 @@ def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
 @rule(*LIKE.split())
 def _like(call: Call) -> Any:
     value = call.args[0]
-    return Value(value.shape, value.layers, value.weight, value.created)
+    return Value(value.shape, value.maps, value.weight, value.created)
 
 
 @rule(*CREATE.split())
@@ -97,7 +96,7 @@ def _create(call: Call) -> Any:
     if not isinstance(value, Tensor):
         return value
     if "like" in call.node.name and isinstance(call.args[0], Value) and call.args[0].shape == tuple(value.shape):
-        return Value(tuple(value.shape), call.args[0].layers, created=not call.args[0].layers)
+        return Value(tuple(value.shape), call.args[0].maps, created=not call.args[0].maps)
     return Value(tuple(value.shape), created=True)
 
 
@@ -114,16 +113,16 @@ def _pad(call: Call) -> Any:
     mode = call.args[2] if len(call.args) > 2 and isinstance(call.args[2], str) else call.kwargs.get("mode", "constant")
     ndim = len(value.shape)
     if mode == "constant":
-        layers = []
-        for layer in value.layers:  # an axis without ids stays so: a padded row belongs to its channel like any other
-            own = [n if layer.shape[ndim - 1 - i // 2] > 1 else 0 for i, n in enumerate(widths)]
-            layers.append(torch.ops.aten.constant_pad_nd(layer, own, FIXED))
-        return value.with_layers(layers, shape)
+        maps = []
+        for ids in value.maps:  # an axis without ids stays so: a padded row belongs to its channel like any other
+            own = [n if ids.shape[ndim - 1 - i // 2] > 1 else 0 for i, n in enumerate(widths)]
+            maps.append(torch.ops.aten.constant_pad_nd(ids, own, FIXED))
+        return value.with_maps(maps, shape)
     padded = {ndim - 1 - i // 2 for i, n in enumerate(widths) if n}
-    for layer in value.layers:
-        if axes(layer) & padded:
-            call.tracer.lock(layer, f"channels are padded by {mode} ({call.node.name})")
-    return value.with_layers([x for x in value.layers if not axes(x) & padded], shape)
+    for ids in value.maps:
+        if axes(ids) & padded:
+            call.tracer.lock(ids, f"channels are padded by {mode} ({call.node.name})")
+    return value.with_maps([x for x in value.maps if not axes(x) & padded], shape)
 
 
 @rule("cat", "concatenate", "concat")
@@ -147,48 +146,51 @@ def join_along(call: Call, values: list[Value], axis: int) -> Value:
     flat = (*shape[:axis], 1, *shape[axis + 1 :])
     weight, created = merge_kind(values)
     # Layers of different operands belong together when they vary along the same other axes.
-    strung = {axes(x) - {axis} for v in values for x in v.layers if axis in axes(x)}
+    strung = {axes(x) - {axis} for v in values for x in v.maps if axis in axes(x)}
     across = [
         Value(
             (*v.shape[:axis], 1, *v.shape[axis + 1 :]),
-            tuple(x for x in v.layers if axes(x) - {axis} not in strung),
+            tuple(x for x in v.maps if axes(x) - {axis} not in strung),
             v.weight,
             v.created,
         )
         for v in values
     ]
-    layers = list(pointwise(call, across, flat).layers) if any(v.layers for v in across) else []
+    maps = list(pointwise(call, across, flat).maps) if any(v.maps for v in across) else []
     for key in strung:
         parts = []
         for v in values:
-            mine = [x for x in v.layers if axes(x) - {axis} == key]
+            mine = [x for x in v.maps if axes(x) - {axis} == key]
             for extra in mine[1:]:
                 call.tracer.lock(extra, f"two kinds of channels on one axis ({call.node.name})")
-            layer = mine[0] if mine else torch.full((1,) * len(shape), FIXED)
-            parts.append(layer.expand([n if a in key | {axis} else 1 for a, n in enumerate(v.shape)]))
-        layers.append(compact(torch.cat(parts, axis)))
-    return Value(shape, weight=weight, created=created).with_layers(layers)
+            ids = mine[0] if mine else torch.full((1,) * len(shape), FIXED)
+            parts.append(ids.expand([n if a in key | {axis} else 1 for a, n in enumerate(v.shape)]))
+        maps.append(compact(torch.cat(parts, axis)))
+    return Value(shape, weight=weight, created=created).with_maps(maps)
 
 
-def channels_only(call: Call, layer: Tensor, axis: int) -> Tensor | None:
-    """A layer whose ids depend on the channel axis alone: ids of one channel at several places leave together."""
-    if axis not in axes(layer):
-        call.tracer.lock(layer, f"channels on a spatial axis ({call.node.name})")
+def channels_only(call: Call, ids: Tensor, axis: int) -> Tensor | None:
+    """The id map reduced to the channel axis, or None where it does not vary along this axis.
+
+    The ids that one channel has at several places leave together.
+    """
+    if axis not in axes(ids):
+        call.tracer.lock(ids, f"channels on a spatial axis ({call.node.name})")
         return None
-    return call.tracer.tie(layer, sorted(axes(layer) - {axis}))
+    return call.tracer.tie(ids, sorted(axes(ids) - {axis}))
 
 
 def one_expert(call: Call, stacked: Value) -> Value:
     """One of several stacked weights (axis 0), picked by the data: which one is not known, so experts stay."""
-    layers = []
-    for layer in stacked.layers:
-        if 0 in axes(layer):
-            call.tracer.lock(layer, f"experts are picked by the data ({call.node.name})")
+    maps = []
+    for ids in stacked.maps:
+        if 0 in axes(ids):
+            call.tracer.lock(ids, f"experts are picked by the data ({call.node.name})")
             continue
-        for name, _ in call.tracer.origins(layer):
+        for name, _ in call.tracer.origins(ids):
             call.tracer.experts[name] = stacked.shape[0]
-        layers.append(layer[0])
-    return Value(stacked.shape[1:], tuple(layers), stacked.weight)
+        maps.append(ids[0])
+    return Value(stacked.shape[1:], tuple(maps), stacked.weight)
 
 
 @rule("expand_as")
@@ -196,36 +198,36 @@ def _expand_as(call: Call) -> Any:
     """Axes of size 1 grow to the size of another tensor, and shrink with it."""
     value, other = call.args[0], call.args[1]
     ndim = len(other.shape)
-    own = [align(x, ndim) for x in value.layers]
+    own = [align(x, ndim) for x in value.maps]
     grown = {a for a, n in enumerate(other.shape) if n > 1 and ((1,) * ndim + value.shape)[-ndim:][a] == 1}
-    return value.with_layers([*own, *(x for x in other.layers if axes(x) <= grown)], other.shape)
+    return value.with_maps([*own, *(x for x in other.maps if axes(x) <= grown)], other.shape)
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def _channel_shuffle(call: Call) -> Any:
     """[N, g k, ...] seen as [g, k] and transposed: the k-th channels of all groups leave together."""
     value, groups = call.args[0], call.args[1]
-    layers = []
-    for layer in value.layers:
-        one = channels_only(call, layer, 1)
+    maps = []
+    for ids in value.maps:
+        one = channels_only(call, ids, 1)
         if one is not None:
             sections = one.reshape(groups, -1)
             call.tracer.tie(sections, [0])
-            layers.append(sections.t().reshape(one.shape))
-    return value.with_layers(layers)
+            maps.append(sections.t().reshape(one.shape))
+    return value.with_maps(maps)
 
 
 @rule("pixel_shuffle")
 def _pixel_shuffle(call: Call) -> Any:
     """[N, C r^2, H, W] -> [N, C, rH, rW]: r^2 channels make one."""
     value, r = call.args[0], call.args[1]
-    layers = []
-    for layer in value.layers:
-        one = channels_only(call, layer, 1)
+    maps = []
+    for ids in value.maps:
+        one = channels_only(call, ids, 1)
         if one is not None:
             sections = one.reshape(1, -1, r * r, 1)
-            layers.append(call.tracer.tie(sections, [2]).reshape(1, -1, 1, 1))
-    return value.with_layers(layers, call.shape)
+            maps.append(call.tracer.tie(sections, [2]).reshape(1, -1, 1, 1))
+    return value.with_maps(maps, call.shape)
 
 
 @rule("copy", "slice_scatter", "select_scatter", "index_put", "masked_scatter")
@@ -240,14 +242,14 @@ def _embedding(call: Call) -> Any:
     table, where = call.args[0], call.args[1]
     shape = call.shape
     call.tracer.lock_all([where], f"used as an index ({call.node.name})")
-    layers = []
-    for layer in table.layers:
-        if axes(layer) == {1}:
-            call.tracer.play(table, layer, "out")
-            layers.append(align(layer[0], len(shape)))
+    maps = []
+    for ids in table.maps:
+        if axes(ids) == {1}:
+            call.tracer.play(table, ids, "out")
+            maps.append(align(ids[0], len(shape)))
         else:
-            call.tracer.lock(layer, f"rows are looked up by index ({call.node.name})")
-    return Value(shape).with_layers(layers)
+            call.tracer.lock(ids, f"rows are looked up by index ({call.node.name})")
+    return Value(shape).with_maps(maps)
 
 
 @rule("index", "index_select", "gather", "take_along_dim")
@@ -264,21 +266,21 @@ def _index(call: Call) -> Any:
     call.tracer.lock_all(values_in(call.args[1:]), f"used as an index ({call.node.name})")
     chosen = value.weight and picked == {0} and not all(v.weight for v in values_in(call.args[1:]))
     if chosen and len(value.shape) > 1:
-        for layer in value.layers:
-            for name, _ in call.tracer.origins(layer) if 0 not in axes(layer) else ():
+        for ids in value.maps:
+            for name, _ in call.tracer.origins(ids) if 0 not in axes(ids) else ():
                 call.tracer.experts[name] = value.shape[0]
-    for layer in value.layers:
-        if axes(layer) & picked:
-            call.tracer.lock(layer, f"looked up by index ({call.node.name})")
-    free = Value(value.shape, tuple(x for x in value.layers if not axes(x) & picked), value.weight)
+    for ids in value.maps:
+        if axes(ids) & picked:
+            call.tracer.lock(ids, f"looked up by index ({call.node.name})")
+    free = Value(value.shape, tuple(x for x in value.maps if not axes(x) & picked), value.weight)
     shape = call.shape
-    layers = []
-    for layer in free.layers:
-        ids = layer.expand([1 if a in picked else n for a, n in enumerate(value.shape)])
-        layers.append(compact(call.node.target(ids, *rest[0], **rest[1])))  # pyright: ignore[reportCallIssue]
+    maps = []
+    for ids in free.maps:
+        one = ids.expand([1 if a in picked else n for a, n in enumerate(value.shape)])
+        maps.append(compact(call.node.target(one, *rest[0], **rest[1])))  # pyright: ignore[reportCallIssue]
         if chosen and len(value.shape) == 2:
-            call.tracer.play(value, layer, "out")  # a look-up table makes its columns, like an embedding
-    return Value(shape, weight=value.weight and not (chosen and len(value.shape) == 2)).with_layers(layers, shape)
+            call.tracer.play(value, ids, "out")  # a look-up table makes its columns, like an embedding
+    return Value(shape, weight=value.weight and not (chosen and len(value.shape) == 2)).with_maps(maps, shape)
 
 
 @rule("im2col")
@@ -286,10 +288,10 @@ def _im2col(call: Call) -> Any:
     """Patches [N, C, H, W] -> [N, C*kh*kw, L]: each channel fills a run of kh*kw rows."""
     value, kernel = call.args[0], call.args[1]
     shape = call.shape
-    layers = []
-    for layer in value.layers:
-        if axes(layer) == {1}:
-            layers.append(layer.reshape(1, -1, 1).repeat_interleave(kernel[0] * kernel[1], 1))
+    maps = []
+    for ids in value.maps:
+        if axes(ids) == {1}:
+            maps.append(ids.reshape(1, -1, 1).repeat_interleave(kernel[0] * kernel[1], 1))
         else:
-            call.tracer.lock(layer, f"channels on a spatial axis ({call.node.name})")
-    return value.with_layers(layers, shape)
+            call.tracer.lock(ids, f"channels on a spatial axis ({call.node.name})")
+    return value.with_maps(maps, shape)

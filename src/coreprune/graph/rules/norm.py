@@ -34,11 +34,11 @@ POINTWISE = """
 @rule(*POINTWISE.split())
 def _pointwise(call: Call) -> Any:
     values = call.values()
-    if call.name == "prelu" and len(call.args[1].layers):
+    if call.name == "prelu" and len(call.args[1].maps):
         weight = call.args[1]
         shape = [1] * len(call.args[0].shape)
         shape[1] = weight.shape[0]
-        values = [call.args[0], Value(tuple(shape), tuple(x.reshape(shape) for x in weight.layers), weight=True)]
+        values = [call.args[0], Value(tuple(shape), tuple(x.reshape(shape) for x in weight.maps), weight=True)]
     return pointwise(call, values)
 
 
@@ -53,7 +53,7 @@ def _channel_norm(call: Call) -> Any:
         statistic(call, x, [a for a in range(len(shape)) if a != 1], "statistics over channels")
     for p in call.args[1:5]:
         if isinstance(p, Value):
-            values.append(Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=p.weight))
+            values.append(Value(tuple(shape), tuple(y.reshape(shape) for y in p.maps), weight=p.weight))
     return pointwise(call, values, x.shape)
 
 
@@ -72,11 +72,11 @@ def _group_norm(call: Call) -> Any:
     params = [p for p in (call.arg(2, "weight"), call.arg(3, "bias")) if isinstance(p, Value)]
     if groups < x.shape[1]:
         statistic(call, x, [1], "its channels enter the statistics of a norm", NORM_FLAG)
-        for layer in x.layers:
-            if axes(layer) == {1} and groups > 1:
+        for ids in x.maps:
+            if axes(ids) == {1} and groups > 1:
                 call.tracer.balanced.append(
                     (
-                        layer.reshape(groups, -1),
+                        ids.reshape(groups, -1),
                         f"the same number has to stay in each of {groups} groups ({call.node.name})",
                     )
                 )
@@ -86,7 +86,7 @@ def _group_norm(call: Call) -> Any:
         )
     shape = [1] * len(x.shape)
     shape[1] = x.shape[1]
-    scales = [Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=True) for p in params]
+    scales = [Value(tuple(shape), tuple(y.reshape(shape) for y in p.maps), weight=True) for p in params]
     return pointwise(call, [x, *scales], x.shape)
 
 
@@ -147,27 +147,27 @@ def _reduce(call: Call) -> Any:
     if name in ("var", "std", "var_mean", "std_mean") and not x.weight:
         flag = NORM_FLAG
     reason = "its channels enter the statistics of a norm" if flag else f"{name} over channels"
-    layers = []
-    for layer in x.layers:
-        along = sorted(axes(layer) & set(over))
-        current = layer
-        if along and axes(layer) - set(over):
-            current = call.tracer.tie(layer, along)
+    maps = []
+    for ids in x.maps:
+        along = sorted(axes(ids) & set(over))
+        current = ids
+        if along and axes(ids) - set(over):
+            current = call.tracer.tie(ids, along)
         elif along:
             if not (additive and not x.weight and len(along) == 1):
-                statistic(call, Value(x.shape, (layer,)), along, reason, flag)
+                statistic(call, Value(x.shape, (ids,)), along, reason, flag)
             else:
-                read(call, call.node.args[0], along[0], layer.reshape(-1), set())
+                read(call, call.node.args[0], along[0], ids.reshape(-1), set())
             continue
-        layers.append(current if keep else _squeeze(current, over))
+        maps.append(current if keep else _squeeze(current, over))
     values = call.node.meta["val"]
     if isinstance(values, (tuple, list)):
-        return [Value(tuple(v.shape), weight=x.weight).with_layers(layers) for v in values]
-    return Value(tuple(values.shape), weight=x.weight).with_layers(layers)
+        return [Value(tuple(v.shape), weight=x.weight).with_maps(maps) for v in values]
+    return Value(tuple(values.shape), weight=x.weight).with_maps(maps)
 
 
-def _squeeze(layer: Tensor, over: list[int]) -> Tensor:
-    return layer.reshape([n for a, n in enumerate(layer.shape) if a not in over])
+def _squeeze(ids: Tensor, over: list[int]) -> Tensor:
+    return ids.reshape([n for a, n in enumerate(ids.shape) if a not in over])
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "argsort")
@@ -186,8 +186,8 @@ def _ranked(call: Call) -> Any:
     """Positions are picked by their values, as a router picks experts."""
     x, axis = call.args[0], call.arg(2, "dim", -1)
     statistic(call, x, [axis], f"{call.name} over channels")
-    kept = [layer for layer in x.layers if axis % len(x.shape) not in axes(layer)]
-    return [Value(tuple(v.shape)).with_layers(kept) for v in call.node.meta["val"]]
+    kept = [ids for ids in x.maps if axis % len(x.shape) not in axes(ids)]
+    return [Value(tuple(v.shape)).with_maps(kept) for v in call.node.meta["val"]]
 
 
 @rule("glu")
@@ -208,11 +208,11 @@ def _spatial(call: Call) -> Any:
     dims = {"1": 1, "2": 2, "3": 3}
     number = next((dims[c] for c in reversed(call.name) if c in dims), 2)
     space = set(range(len(shape) - number, len(shape)))
-    layers = []
-    for layer in x.layers:
-        if not axes(layer) & space:
-            layers.append(layer)
-        elif (one := channels_only(call, layer, len(shape) - number - 1)) is not None:
-            layers.append(one)
-    result = Value(shape, weight=x.weight).with_layers(layers)
+    maps = []
+    for ids in x.maps:
+        if not axes(ids) & space:
+            maps.append(ids)
+        elif (one := channels_only(call, ids, len(shape) - number - 1)) is not None:
+            maps.append(one)
+    result = Value(shape, weight=x.weight).with_maps(maps)
     return [result, *[Value(tuple(v.shape)) for v in values[1:]]] if isinstance(values, (tuple, list)) else result
