@@ -8,8 +8,9 @@ from torch import nn
 
 from coreprune.graph import capture
 from coreprune.graph.execution import Execution
+from coreprune.graph.ops import op_name
 from coreprune.pruning.layer.linear_maps import operators
-from coreprune.pruning.repair.residual_paths import affine, op_name, path_of, schedule
+from coreprune.pruning.repair.residual_paths import affine, path_of, schedule
 from graph.zoo import randomise
 
 

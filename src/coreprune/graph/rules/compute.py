@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import contract, pointwise, read, statistic
 from coreprune.graph.rules.movement import channels_only, move, one_expert
 from coreprune.graph.rules.registry import Call, rule
@@ -61,24 +62,24 @@ def product(call: Call, a: Value, b: Value, *, at: tuple[int, int] = (0, 1), who
     return result
 
 
-@rule("linear")
+@rule(*of_kind("linear"))
 def _linear(call: Call) -> Any:
     x, weight, bias = data(call.args[0]), call.args[1], call.arg(2, "bias")
     flipped = move(weight, lambda ids: ids.t())
     return add_bias(call, product(call, x, flipped), bias)
 
 
-@rule("mm", "bmm", "matmul", "mv", "dot")
+@rule(*of_kind("matmul"))
 def _matmul(call: Call) -> Any:
     return product(call, call.args[0], call.args[1])
 
 
-@rule("addmm", "baddbmm")
+@rule(*of_kind("addmm"))
 def _addmm(call: Call) -> Any:
     return add_bias(call, product(call, data(call.args[1]), call.args[2], at=(1, 2)), call.args[0])
 
 
-@rule("_grouped_mm", "grouped_mm_fallback")
+@rule(*of_kind("grouped matmul"))
 def _grouped_mm(call: Call) -> Any:
     """Tokens sorted by expert times stacked expert weights: [S, k] @ [E, k, n] -> [S, n]."""
     x, weight = data(call.args[0]), call.args[1]
@@ -87,7 +88,7 @@ def _grouped_mm(call: Call) -> Any:
     return product(call, x, one_expert(call, weight))
 
 
-@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+@rule(*of_kind("recurrent"))
 def _recurrent(call: Call) -> Any:
     """Locked; but what it costs is known: every weight matrix once per time step."""
     weights = [v for v in call.args[2] if isinstance(v, Value) and len(v.shape) == 2]
@@ -97,7 +98,7 @@ def _recurrent(call: Call) -> Any:
     return [Value(tuple(v.shape)) for v in call.node.meta["val"]]
 
 
-@rule("einsum")
+@rule(*of_kind("einsum"))
 def _einsum(call: Call) -> Any:
     equation, values = call.args[0].replace(" ", ""), call.args[1]
     inputs, _, output = equation.partition("->")
@@ -113,7 +114,7 @@ def _einsum(call: Call) -> Any:
     return Value(call.shape, weight=all(v.weight for v in values)).with_maps(maps)
 
 
-@rule("scaled_dot_product_attention")
+@rule(*of_kind("attention"))
 def _attention(call: Call) -> Any:
     """softmax(q kT / sqrt(d) + mask) v: heads leave as a whole, because the scale depends on their width."""
     q, k, v, mask = call.args[0], call.args[1], call.args[2], call.arg(3, "attn_mask")
@@ -131,10 +132,10 @@ def _conv_io(call: Call, x: Value) -> list[Tensor]:
     return [y for ids in x.maps if (y := channels_only(call, ids, 1)) is not None]
 
 
-@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rule(*of_kind("conv", "transposed conv"))
 def _conv(call: Call) -> Any:
     x, weight, bias = data(call.args[0]), call.args[1], call.arg(2, "bias")
-    transposed = "transpose" in call.name
+    transposed = call.operation.kind == "transposed conv"
     groups = call.arg(6, "groups", 1)
     shape = call.shape
     if len(x.shape) != len(weight.shape):
@@ -191,7 +192,7 @@ def _grouped(call: Call, x: Value, weight: Value, groups: int, factor: int) -> t
     tracer, node = call.tracer, call.node
     param = next((name for ids in weight.maps for name, _ in tracer.origins(ids)), None)
     plain = param is not None and tracer.captured.tensors[param][0][:2] == weight.shape
-    if "transpose" in call.name or not plain:
+    if call.operation.kind == "transposed conv" or not plain:
         tracer.lock_all([x, weight], f"grouped convolution of a kind that is not supported ({node.name})")
         tracer.work.append(Work(node.name, factor * math.prod(weight.shape), ()))
         return ()

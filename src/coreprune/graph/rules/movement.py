@@ -9,22 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import pointwise
 from coreprune.graph.rules.registry import Call, rule, values_in
 from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind
 
-MOVES = """
-    view reshape _unsafe_view permute transpose t numpy_T mT reshape_as swapaxes movedim slice select narrow
-    unsqueeze squeeze expand view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll
-    flip rot90 repeat tile repeat_interleave pixel_unshuffle diagonal unfold alias detach contiguous clone
-    lift_fresh_copy lift_fresh unsafe_split unsafe_chunk
-"""
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
-LIKE = "to _to_copy type_as dropout feature_dropout alpha_dropout bernoulli tril triu nan_to_num"
-CREATE = (
-    "zeros ones full empty arange scalar_tensor eye linspace rand randn new_zeros new_ones new_full new_empty tensor "
-    "zeros_like ones_like full_like empty_like rand_like randn_like empty_permuted sym_size randint"
-)
 
 
 def move(value: Value, function: Callable[[Tensor], Any]) -> Any:
@@ -39,7 +29,7 @@ def move(value: Value, function: Callable[[Tensor], Any]) -> Any:
     return [value.with_maps([compact(r[i]) for r in results], results[0][i].shape) for i in range(len(results[0]))]
 
 
-@rule(*MOVES.split())
+@rule(*of_kind("move"))
 def _move(call: Call) -> Any:
     value = call.args[0]
     if not isinstance(value, Value):
@@ -50,7 +40,7 @@ def _move(call: Call) -> Any:
     target = torch.reshape if call.node.target in VIEWS else call.node.target
     result = move(value, lambda ids: target(ids, *rest[0], **rest[1]))  # pyright: ignore[reportCallIssue]
     pieces = [v for v in result if isinstance(v, Value)] if isinstance(result, (list, tuple)) else []
-    if len(pieces) > 1 and "unbind" not in call.node.name:
+    if len(pieces) > 1 and call.name != "unbind":
         _equal_pieces(call, value, pieces)
     return result
 
@@ -84,28 +74,29 @@ def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
             )
 
 
-@rule(*LIKE.split())
+@rule(*of_kind("like"))
 def _like(call: Call) -> Any:
     value = call.args[0]
     return Value(value.shape, value.maps, value.weight, value.created)
 
 
-@rule(*CREATE.split())
+@rule(*of_kind("creation", "creation like"))
 def _create(call: Call) -> Any:
     value = call.node.meta.get("val")
     if not isinstance(value, Tensor):
         return value
-    if "like" in call.node.name and isinstance(call.args[0], Value) and call.args[0].shape == tuple(value.shape):
-        return Value(tuple(value.shape), call.args[0].maps, created=not call.args[0].maps)
+    model = call.args[0] if call.operation.kind == "creation like" else None
+    if isinstance(model, Value) and model.shape == tuple(value.shape):
+        return Value(model.shape, model.maps, created=not model.maps)
     return Value(tuple(value.shape), created=True)
 
 
-@rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range", "_check")
+@rule(*of_kind("check"))
 def _nothing(_: Call) -> Any:
     """Checks do not make anything."""
 
 
-@rule("pad", "constant_pad_nd")
+@rule(*of_kind("pad"))
 def _pad(call: Call) -> Any:
     """Padded positions stay: their number is written in the forward."""
     value, widths = call.args[0], list(call.args[1])
@@ -125,14 +116,14 @@ def _pad(call: Call) -> Any:
     return value.with_maps([x for x in value.maps if not axes(x) & padded], shape)
 
 
-@rule("cat", "concatenate", "concat")
+@rule(*of_kind("cat"))
 def _cat(call: Call) -> Any:
     values = [v for v in call.args[0] if len(v.shape) > 1 or v.shape != (0,)]
     axis = call.arg(1, "dim", 0) % len(values[0].shape)
     return join_along(call, values, axis)
 
 
-@rule("stack")
+@rule(*of_kind("stack"))
 def _stack(call: Call) -> Any:
     ndim = len(call.args[0][0].shape) + 1
     axis = call.arg(1, "dim", 0) % ndim
@@ -193,7 +184,7 @@ def one_expert(call: Call, stacked: Value) -> Value:
     return Value(stacked.shape[1:], tuple(maps), stacked.weight)
 
 
-@rule("expand_as")
+@rule(*of_kind("expand as"))
 def _expand_as(call: Call) -> Any:
     """Axes of size 1 grow to the size of another tensor, and shrink with it."""
     value, other = call.args[0], call.args[1]
@@ -203,7 +194,7 @@ def _expand_as(call: Call) -> Any:
     return value.with_maps([*own, *(x for x in other.maps if axes(x) <= grown)], other.shape)
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@rule(*of_kind("channel shuffle"))
 def _channel_shuffle(call: Call) -> Any:
     """[N, g k, ...] seen as [g, k] and transposed: the k-th channels of all groups leave together."""
     value, groups = call.args[0], call.args[1]
@@ -217,7 +208,7 @@ def _channel_shuffle(call: Call) -> Any:
     return value.with_maps(maps)
 
 
-@rule("pixel_shuffle")
+@rule(*of_kind("pixel shuffle"))
 def _pixel_shuffle(call: Call) -> Any:
     """[N, C r^2, H, W] -> [N, C, rH, rW]: r^2 channels make one."""
     value, r = call.args[0], call.args[1]
@@ -230,14 +221,14 @@ def _pixel_shuffle(call: Call) -> Any:
     return value.with_maps(maps, call.shape)
 
 
-@rule("copy", "slice_scatter", "select_scatter", "index_put", "masked_scatter")
+@rule(*of_kind("write"))
 def _write(call: Call) -> Any:
     """Writing into a part of a tensor: ids are not followed through it."""
     call.tracer.lock_all(call.values(), f"written into a part of a tensor ({call.node.name})")
     return Value(call.shape)
 
 
-@rule("embedding")
+@rule(*of_kind("embedding"))
 def _embedding(call: Call) -> Any:
     table, where = call.args[0], call.args[1]
     shape = call.shape
@@ -252,17 +243,17 @@ def _embedding(call: Call) -> Any:
     return Value(shape).with_maps(maps)
 
 
-@rule("index", "index_select", "gather", "take_along_dim")
+@rule(*of_kind("index"))
 def _index(call: Call) -> Any:
     """Indexing with computed positions; fine along axes that carry no channels."""
+    if call.name not in ("index", "index_select"):
+        return NotImplemented
     value = call.args[0]
     rest = pytree.tree_map_only(Value, lambda v: torch.zeros(v.shape, dtype=torch.int64), (call.args[1:], call.kwargs))
-    if call.node.target is torch.ops.aten.index.Tensor:
+    if call.name == "index":
         picked = {a for a, i in enumerate(call.args[1]) if i is not None}
     else:
         picked = {call.args[1] % len(value.shape)}
-    if "gather" in call.node.name or "take" in call.node.name:
-        return NotImplemented
     call.tracer.lock_all(values_in(call.args[1:]), f"used as an index ({call.node.name})")
     chosen = value.weight and picked == {0} and not all(v.weight for v in values_in(call.args[1:]))
     if chosen and len(value.shape) > 1:
@@ -283,7 +274,7 @@ def _index(call: Call) -> Any:
     return Value(shape, weight=value.weight and not (chosen and len(value.shape) == 2)).with_maps(maps, shape)
 
 
-@rule("im2col")
+@rule(*of_kind("patches"))
 def _im2col(call: Call) -> Any:
     """Patches [N, C, H, W] -> [N, C*kh*kw, L]: each channel fills a run of kh*kw rows."""
     value, kernel = call.args[0], call.args[1]
