@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 from coreprune.errors import InputError, first_line
 from coreprune.graph.captured import Captured
-from coreprune.graph.rules import compute, movement  # noqa: F401 - they register the rules
-from coreprune.graph.rules.norm import element_wise
+from coreprune.graph.rules import compute, movement, norm  # noqa: F401 - they register the rules
+from coreprune.graph.rules.elementwise import element_wise
 from coreprune.graph.rules.registry import RULES, Call, Rule, values_in
 from coreprune.graph.tracer import Tracer
 from coreprune.graph.values import Value, axes
@@ -101,7 +101,7 @@ def _outcome(function: Rule, call: Call) -> tuple[Any, str]:
     try:
         result = function(call)
     except Exception as error:  # whatever it is: the rule has not followed the call
-        return NotImplemented, f"it raised {type(error).__name__}: {first_line(error)}"
+        return NotImplemented, f"it raised {first_line(error)}"
     problem = "" if result is NotImplemented else _mismatch(result, call.node.meta.get("val"))
     return (NotImplemented, problem) if problem else (result, "")
 

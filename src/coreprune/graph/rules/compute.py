@@ -38,9 +38,12 @@ def data(value: Value) -> Value:
 
 
 def product(call: Call, a: Value, b: Value, *, at: tuple[int, int] = (0, 1), whole: bool = False) -> Value:
-    """Matrix product with batch axes, [..., m, k] @ [..., k, n] -> [..., m, n]; vectors as in torch.matmul.
+    """The result of a matrix product, [..., m, k] @ [..., k, n] -> [..., m, n], with vectors as in torch.matmul.
 
-    `at` are the positions of a and b among the arguments of the node.
+    This is where channels are read (k) and made (n, if b is a parameter).
+
+    call: what the rule got. a, b: the factors. at: the positions of a and b among the arguments of the call. whole:
+        whether the channels that are summed over leave together, because the result depends on their number.
     """
     left, right = len(a.shape) == 1, len(b.shape) == 1
     if left:

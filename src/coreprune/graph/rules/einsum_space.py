@@ -25,7 +25,11 @@ class Operand:
 
 
 def pointwise(call: Call, values: Sequence[Value], shape: tuple[int, ...] | None = None) -> Value:
-    """Element-wise combination with broadcasting."""
+    """The result of an element-wise operation: channels that stand at one place become one channel.
+
+    call: what the rule got. values: the operands, broadcast as torch does it. Parameters among them lose the entries of
+        channels that leave. shape: of the result; by default the one that was traced.
+    """
     shape = call.shape if shape is None else shape
     operands = []
     for v in values:
@@ -131,7 +135,13 @@ def read(call: Call, source: object, axis: int, ids: Tensor, params: set[tuple[s
 
 
 def statistic(call: Call, value: Value, over: Sequence[int], reason: str, flag: str | None = None) -> None:
-    """The channels on each line along these axes have to leave together, or the result would change."""
+    """Say that an operation mixes the channels along some axes, as a mean or a softmax does.
+
+    Channels on a line along these axes then leave together or stay.
+
+    call: what the rule got. value: the argument that is mixed. over: the axes. reason: why, in the words of a report.
+    flag: name of a kind of statistic that may be allowed to change; None for what must not.
+    """
     for ids in value.maps:
         along = axes(ids) & {a % len(value.shape) for a in over}
         if along:

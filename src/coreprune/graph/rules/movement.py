@@ -18,7 +18,12 @@ VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 def move(value: Value, function: Callable[[Tensor], Any]) -> Any:
-    """Run a data movement on every id map; returns one Value or a list of them."""
+    """The result of an operation that only moves numbers, found by moving the channel ids in the same way.
+
+    value: the argument. function: the movement; it gets a tensor of whole numbers in the shape of the argument.
+
+    Returns one Value, or a list of them where the function returns several tensors.
+    """
     results = [function(ids.expand(value.shape)) for ids in value.maps]
     if not results:
         # The shape still has to be known; a meta tensor costs nothing.

@@ -15,22 +15,6 @@ from coreprune.graph.values import Value, axes
 NORM_FLAG = "norm-statistics"
 
 
-@rule(*of_kind("elementwise"))
-def element_wise(call: Call) -> Any:
-    """One number out for one number in; also for operations that torch tags as such."""
-    return pointwise(call, call.values())
-
-
-@rule(*of_kind("prelu"))
-def _prelu(call: Call) -> Any:
-    """One slope for all channels, or one per channel of axis 1."""
-    x, weight = call.args[0], call.args[1]
-    shape = [1] * len(x.shape)
-    if weight.maps:
-        shape[1] = weight.shape[0]
-    return pointwise(call, [x, Value(tuple(shape), tuple(y.reshape(shape) for y in weight.maps), weight=True)])
-
-
 @rule(*of_kind("channel norm"))
 def _channel_norm(call: Call) -> Any:
     """One set of numbers per channel; nothing is shared between channels."""
