@@ -376,6 +376,22 @@ def test_aliases_lock_nothing(what):
     assert [g.locked_because for g in groups if g.name == "a"] == [None]
 
 
+def test_volumes_are_sampled_channel_by_channel():
+    """Two spatial axes were assumed, and all channels locked."""
+    grid = torch.zeros(1, 2, 2, 2, 3)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv3d(2, 8, 1), nn.Conv3d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.grid_sample(self.a(x), grid, align_corners=False))
+
+    groups = find_groups(capture(Net(), torch.ones(1, 2, 3, 3, 3)))
+    assert [g.locked_because for g in groups if g.name == "a"] == [None]
+
+
 def test_a_rule_for_an_operation_that_torch_does_not_have():
     with pytest.raises(InputError, match=r"no operation 'scale'.*mylib::scale"):
         rule("scale")
