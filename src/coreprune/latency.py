@@ -1,4 +1,4 @@
-"""How long a model takes, measured: the models in turn, so that whatever disturbs the machine disturbs them alike."""
+"""Measure how long models take. They run in turn, so that whatever disturbs the machine disturbs all of them alike."""
 
 from __future__ import annotations
 
@@ -57,8 +57,11 @@ class LatencyRow:
 
 @dataclass(frozen=True)
 class Latency:
-    """What `measure_latency` found. threads: of torch on the CPU. note: rows that are missing, and speed-ups that stay
-    behind what was removed, each with what is known of the reason; empty if there is nothing to say."""
+    """What `measure_latency` found.
+
+    threads: how many threads torch used on the CPU. note: which rows are missing and why, and why a speed-up is smaller
+        than the reduction of MACs. Empty if there is nothing to say.
+    """
 
     device: str
     threads: int

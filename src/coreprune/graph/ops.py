@@ -1,11 +1,13 @@
 """What is known about operations: one table, read by tracing, selection, repair, certificates and latency.
 
-An operation is known by its namespace and name. ATen's go without the namespace, without the overload and without the
-underscore of in-place variants: `aten.add_.Tensor` is `add`, and somebody's `mylib::add` is another operation. Another
-name that torch has for an operation (`multiply`) stands in its row (`mul`) as an alias.
+An operation is named by its namespace and name, as in `mylib::add`. Operations of ATen are written without the
+namespace, and without the underscore of in-place variants: `aten.add_.Tensor` is `add`. Where torch has several names
+for one operation, the others are aliases in its row: `multiply` is `mul`.
 
-The claims of a row (homogeneous, lipschitz, zero, one_sided, bijective, identity) are what theorems and merges rest on;
-tests/graph/test_ops.py checks each of them against torch. A claim that is not made is no claim of the opposite.
+Some columns are claims: homogeneous, lipschitz, zero, one_sided, bijective, identity. Theorems, merges and repair rely
+on them, and tests/graph/test_ops.py checks each one against torch. A row without a claim says nothing about it.
+
+To add an operation, add its name to a row of the same kind, or a row. A new kind needs a rule in `rules/`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operations with weights and contractions: where channels are made (out) and read (in)."""
+"""Layers and matrix products, where channels are made (out) and read (in)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _grouped_mm(call: Call) -> Any:
 
 @rule(*of_kind("recurrent"))
 def _recurrent(call: Call) -> Any:
-    """Locked; but what it costs is known: every weight matrix once per time step."""
+    """Recurrent layers stay whole. Their cost is known: every weight matrix once per time step."""
     weights = [v for v in call.args[2] if isinstance(v, Value) and len(v.shape) == 2]
     steps = math.prod(call.args[0].shape[:-1])
     call.tracer.work.append(Work(call.node.name, steps * sum(math.prod(v.shape) for v in weights), ()))

@@ -1,4 +1,4 @@
-"""Element-wise meetings and sums of products, in a joint index space as in einsum."""
+"""What happens where tensors meet: entry by entry, or in a sum of products. Both use one index space, as in einsum."""
 
 from __future__ import annotations
 

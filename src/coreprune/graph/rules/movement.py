@@ -51,7 +51,10 @@ def _move(call: Call) -> Any:
 
 
 def _lock_literals(call: Call, value: Value) -> None:
-    """Every second channel, or channels shifted by a fixed number: other channels once some have left."""
+    """Lock channels that the forward picks with a fixed step, or shifts by a fixed number.
+
+    Once some channels have left, it would pick others.
+    """
     ndim = len(value.shape)
     touched: set[int] = set()
     if call.name == "slice" and call.arg(4, "step", 1) != 1:
@@ -65,7 +68,7 @@ def _lock_literals(call: Call, value: Value) -> None:
 
 
 def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
-    """A channel axis cut into equal pieces: the same number has to stay in each."""
+    """Where a channel axis is cut into equal pieces, the same number of channels must stay in each."""
     cut = next((a for a, n in enumerate(value.shape) if pieces[0].shape[a] != n), None)
     if cut is None or any(p.shape != pieces[0].shape for p in pieces):
         return
@@ -98,7 +101,7 @@ def _create(call: Call) -> Any:
 
 @rule(*of_kind("check"))
 def _nothing(_: Call) -> Any:
-    """Checks do not make anything."""
+    """A check has no result."""
 
 
 @rule(*of_kind("pad"))
@@ -177,7 +180,7 @@ def channels_only(call: Call, ids: Tensor, axis: int) -> Tensor | None:
 
 
 def one_expert(call: Call, stacked: Value) -> Value:
-    """One of several stacked weights (axis 0), picked by the data: which one is not known, so experts stay."""
+    """One of several weights that are stacked along axis 0. The data picks which one, so no expert can leave."""
     maps = []
     for ids in stacked.maps:
         if 0 in axes(ids):
@@ -228,7 +231,7 @@ def _pixel_shuffle(call: Call) -> Any:
 
 @rule(*of_kind("write"))
 def _write(call: Call) -> Any:
-    """Writing into a part of a tensor: ids are not followed through it."""
+    """A write into a part of a tensor. Ids are not followed through it."""
     call.tracer.lock_all(call.values(), f"written into a part of a tensor ({call.node.name})")
     return Value(call.shape)
 
@@ -250,7 +253,7 @@ def _embedding(call: Call) -> Any:
 
 @rule(*of_kind("index"))
 def _index(call: Call) -> Any:
-    """Indexing with computed positions; fine along axes that carry no channels."""
+    """Indexing with computed positions. Channels along other axes are not affected."""
     if call.name not in ("index", "index_select"):
         return NotImplemented
     value = call.args[0]

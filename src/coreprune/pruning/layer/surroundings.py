@@ -1,4 +1,4 @@
-"""What stands around a group of channels: its batch norms, and whether channels can stand for each other."""
+"""What surrounds a group of channels: its batch norms, and whether one channel can replace another."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def other_rows(
 
 
 def no_mean(group: Group) -> str:
-    """Why two units of a group cannot become one, in words; empty where they can."""
+    """In words, why two units of a group cannot be averaged into one. Empty where they can."""
     if group.sections is not None:
         return "its units lie in sections that see different inputs"
     if "heads" in group.flags:
@@ -120,10 +120,10 @@ def no_mean(group: Group) -> str:
 
 
 def no_scale(captured: Captured, group: Group, norms: tuple[NormStatistics, ...]) -> str:
-    """Why a unit of a group cannot stand for a multiple of another, in words; empty where it can.
+    """In words, why no unit of a group can be replaced by a multiple of another. Empty where it can.
 
     It can where everything between the layers that make the channels and their consumers is positively homogeneous and
-    works on each channel alone, apart from the batch norms directly behind these layers.
+    works on each channel alone. Batch norms directly behind these layers do not count.
     """
     if reason := no_mean(group):
         return reason
