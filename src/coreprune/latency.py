@@ -1,4 +1,4 @@
-"""How long a model takes, measured: the models in turn, so that whatever disturbs the machine disturbs them alike."""
+"""Measure how long models take. They run in turn, so that whatever disturbs the machine disturbs all of them alike."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreprune._example import batch_size, device_of, normalise_example, quiet, repeated
 from coreprune.errors import InputError, ModelError, first_line
+from coreprune.graph.ops import OPERATIONS, UNKNOWN, op_name
 
 _STABLE = 1.1  # three runs in a row within this factor of each other: warm
 _SHORTFALL = 0.8  # of the factor by which the MACs fell; a speed-up below it is explained
-_PRODUCTS = ("conv", "mm", "mv", "linear", "matmul", "attention", "rnn", "lstm", "gru")  # in names of operations
 _TAKEN = ("batch", "speedup", "repeats")  # the other keys of a row
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -57,8 +57,11 @@ class LatencyRow:
 
 @dataclass(frozen=True)
 class Latency:
-    """What `measure_latency` found. threads: of torch on the CPU. note: rows that are missing, and speed-ups that stay
-    behind what was removed, each with what is known of the reason; empty if there is nothing to say."""
+    """What `measure_latency` found.
+
+    threads: how many threads torch used on the CPU. note: which rows are missing and why, and why a speed-up is smaller
+        than the reduction of MACs. Empty if there is nothing to say.
+    """
 
     device: str
     threads: int
@@ -242,7 +245,7 @@ class _Stopwatch(TorchDispatchMode):
         start = perf_counter()
         out = func(*args, **(kwargs or {}))
         _wait(self.device)
-        self.seconds[func.overloadpacket.__name__] += perf_counter() - start
+        self.seconds[op_name(func)] += perf_counter() - start
         return out
 
 
@@ -256,8 +259,8 @@ def _by_operation(model: nn.Module, inputs: Inputs, device: torch.device, runs: 
     return dict(stopwatch.seconds)
 
 
-def _product(operation: str) -> bool:
-    return any(part in operation for part in _PRODUCTS)
+def _product(name: str) -> bool:
+    return OPERATIONS.get(name, UNKNOWN).product
 
 
 def _odd_widths(before: nn.Module, after: nn.Module) -> list[str]:

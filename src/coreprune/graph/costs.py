@@ -49,7 +49,7 @@ class CostModel:
             owner[g.ids] = i
         terms = {"macs": [], "params": [], "bytes": []}
         for w in tracer.work:
-            kept = [self._axis(layer, owner) for layer in w.layers]
+            kept = [self._axis(ids, owner) for ids in w.maps]
             if w.made is not None:
                 self._making.append((len(terms["macs"]), kept[w.made]))
             terms["macs"].append((w.factor / w.divisor, kept))

@@ -61,8 +61,8 @@ class _Builder:
 
     def build(self) -> list[Group]:
         """One group per profile that some layer makes, in the order in which the model holds these layers."""
-        layers = [s.ids for s in self.slots] + [x for w in self.tracer.work for x in w.layers]
-        counted = [self.settled.unit[x[x >= 0]].unique(return_counts=True) for x in layers]
+        maps = [s.ids for s in self.slots] + [x for w in self.tracer.work for x in w.maps]
+        counted = [self.settled.unit[x[x >= 0]].unique(return_counts=True) for x in maps]
         which = torch.cat([torch.full_like(u, i) for i, (u, _) in enumerate(counted)])
         units, order = torch.cat([u for u, _ in counted]).sort(stable=True)
         entries = torch.stack([which, torch.cat([c for _, c in counted])], 1)[order].numpy()

@@ -1,6 +1,6 @@
 """Run an exported graph on channel ids instead of numbers.
 
-The rules per operation are in `rules/`; an operation without a rule locks every channel that it reads.
+The rules for the operations are in `rules/`. An operation without a rule keeps every channel that it reads.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from coreprune.errors import InputError, first_line
 from coreprune.graph.captured import Captured
 from coreprune.graph.rules import compute, movement, norm  # noqa: F401 - they register the rules
-from coreprune.graph.rules.registry import RULES, Call, values_in
+from coreprune.graph.rules.elementwise import element_wise
+from coreprune.graph.rules.registry import RULES, Call, Rule, values_in
 from coreprune.graph.tracer import Tracer
 from coreprune.graph.values import Value, axes
 
@@ -63,31 +65,66 @@ def interpret(tracer: Tracer, module: fx.GraphModule, inputs: Sequence[Any]) -> 
 
 def _apply(call: Call) -> Any:
     name, node, args = call.name, call.node, call.args
-    if name == "getitem":
+    kind = call.operation.kind
+    if kind == "getitem":
         return args[0][args[1]] if isinstance(args[0], (tuple, list)) else None
-    if name.startswith("wrap_with"):
+    if kind == "subgraph":
         at = next(i for i, a in enumerate(args) if isinstance(a, fx.GraphModule))
         return interpret(call.tracer, args[at], args[at + 1 :])
     function = RULES.get(name)
-    if function is None and isinstance(node.target, torch._ops.OpOverload):
-        function = RULES["pointwise"] if torch.Tag.pointwise in node.target.tags else None
+    if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        function = element_wise
     reason = f"no rule for {name}"
     result = NotImplemented
     if function is not None:
-        try:
-            result = function(call)
-        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
-            # An argument that the rule does not expect: not followed, so locked.
-            log.debug("rule for %s failed at %s: %s", name, node.name, error)
+        result, problem = _outcome(function, call)
+        if problem and not getattr(function, "__module__", "").startswith("coreprune."):
+            raise InputError(
+                f"the rule for {name} failed at node {node.name}: {problem}. "
+                "Mend the rule, or let it return NotImplemented, which keeps every channel of the arguments."
+            )
+        if problem:  # an argument that our rule does not expect: not followed, so locked
+            log.debug("rule for %s failed at %s: %s", name, node.name, problem)
             reason = f"unusual arguments of {name}"
     if result is NotImplemented:
         call.lock(reason)
         result = pytree.tree_map(_opaque, node.meta.get("val"))
     for value in values_in(result):
-        for layer in value.layers:
-            if len(axes(layer)) > 1:
-                call.tracer.seen[id(layer)] = layer
+        for ids in value.maps:
+            if len(axes(ids)) > 1:
+                call.tracer.seen[id(ids)] = ids
     return result
+
+
+def _outcome(function: Rule, call: Call) -> tuple[Any, str]:
+    """What a rule returns, and what is wrong with it in words; NotImplemented if anything is."""
+    try:
+        result = function(call)
+    except Exception as error:  # whatever it is: the rule has not followed the call
+        return NotImplemented, f"it raised {first_line(error)}"
+    problem = "" if result is NotImplemented else _mismatch(result, call.node.meta.get("val"))
+    return (NotImplemented, problem) if problem else (result, "")
+
+
+def _mismatch(result: Any, real: Any) -> str:
+    """Where a rule's result does not have the form of the real one, in words; empty if it does."""
+    given, wanted = pytree.tree_leaves(result), pytree.tree_leaves(real)
+    if len(given) != len(wanted):
+        return f"it returns {len(given)} results of {len(wanted)}"
+    for value, tensor in zip(given, wanted, strict=True):
+        if not isinstance(tensor, Tensor):
+            continue
+        if not isinstance(value, Value):
+            return f"it returns a {type(value).__name__} instead of a Value"
+        shape = tuple(tensor.shape)
+        if not all(isinstance(n, int) for n in shape):  # a size that depends on the data
+            continue
+        if tuple(value.shape) != shape:
+            return f"it returns a Value of shape {tuple(value.shape)}, but the result has shape {shape}"
+        for ids in value.maps:
+            if ids.dim() != len(shape) or any(m not in (1, n) for m, n in zip(ids.shape, shape, strict=True)):
+                return f"it returns an id map of shape {tuple(ids.shape)} for a result of shape {shape}"
+    return ""
 
 
 def _opaque(value: Any) -> Any:

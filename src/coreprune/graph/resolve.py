@@ -67,12 +67,12 @@ def settle(tracer: Tracer, norm_statistics: bool = False, columns: Collection[in
                     locks.append((_real(big), "meets positions of a fixed size"))
             partial, changed = [], True
         if not changed:
-            changed = any([_make_slabs(layer, leaving, tied, locks) for layer in tracer.seen.values()])
+            changed = any([_make_slabs(ids, leaving, tied, locks) for ids in tracer.seen.values()])
         if not changed:
             break
-    for layer, along, reason in tracer.fixed:
-        if not _decided_without(layer, along, leaving):
-            locks.append((_real(layer), reason))
+    for ids, along, reason in tracer.fixed:
+        if not _decided_without(ids, along, leaving):
+            locks.append((_real(ids), reason))
     for s in tracer.statistics:
         if not _uniform(s.ids, s.axes, unit):
             if s.flag and norm_statistics:
@@ -90,8 +90,8 @@ def settle(tracer: Tracer, norm_statistics: bool = False, columns: Collection[in
     return Settled(same.labels(n), unit, locked, flagged, list(tracer.balanced))
 
 
-def _real(layer: Tensor) -> Tensor:
-    return layer[layer >= 0].reshape(-1)
+def _real(ids: Tensor) -> Tensor:
+    return ids[ids >= 0].reshape(-1)
 
 
 def _classes(
@@ -114,9 +114,9 @@ def _leaving(unit: Tensor, locked: dict[int, str]) -> Tensor:
     return torch.where(stays[unit], FIXED, unit)
 
 
-def _names(layer: Tensor, unit: Tensor) -> Tensor:
-    """The unit of every position of a layer; -1 for positions that stay."""
-    return torch.where(layer >= 0, unit[layer.clamp(min=0)], FIXED)
+def _names(ids: Tensor, unit: Tensor) -> Tensor:
+    """The unit of every position of an id map; -1 for positions that stay."""
+    return torch.where(ids >= 0, unit[ids.clamp(min=0)], FIXED)
 
 
 def _constant_along(names: Tensor, along: frozenset[int]) -> bool:
@@ -126,24 +126,24 @@ def _constant_along(names: Tensor, along: frozenset[int]) -> bool:
     return bool((names == first).all())
 
 
-def _decided_without(layer: Tensor, along: frozenset[int], leaving: Tensor) -> bool:
+def _decided_without(ids: Tensor, along: frozenset[int], leaving: Tensor) -> bool:
     """Whether what leaves does not depend on the position along these axes, nor consists of slabs along them alone."""
-    names = _names(layer, leaving)
+    names = _names(ids, leaving)
     if bool((names == FIXED).all()):
         return True
-    rest = axes(layer) - along
+    rest = axes(ids) - along
     return bool(rest) and _constant_along(names, along)
 
 
-def _uniform(layer: Tensor, along: frozenset[int], unit: Tensor) -> bool:
+def _uniform(ids: Tensor, along: frozenset[int], unit: Tensor) -> bool:
     """Whether all ids on every line along these axes leave together, and other lines can leave without them."""
-    return bool(axes(layer) - along) and _constant_along(_names(layer, unit), along)
+    return bool(axes(ids) - along) and _constant_along(_names(ids, unit), along)
 
 
-def _make_slabs(layer: Tensor, leaving: Tensor, tied: Partition, locks: list[tuple[Tensor, str]]) -> bool:
+def _make_slabs(ids: Tensor, leaving: Tensor, tied: Partition, locks: list[tuple[Tensor, str]]) -> bool:
     """Tie ids until one axis alone decides what leaves; returns whether anything had to be tied."""
-    names = _names(layer, leaving)
-    vary = axes(layer)
+    names = _names(ids, leaving)
+    vary = axes(ids)
     if any(_constant_along(names, vary - {a}) for a in vary):
         return False
     # The axis that leaves the most freedom; on equal terms the last one: blocks written into the forward stay.
@@ -157,8 +157,8 @@ def _make_slabs(layer: Tensor, leaving: Tensor, tied: Partition, locks: list[tup
         free = len(classes[lines[whole]].unique())
         if free >= count:
             best, count = a, free
-    lines = layer.movedim(best, 0).reshape(layer.shape[best], -1)
-    stays = names.movedim(best, 0).reshape(layer.shape[best], -1) == FIXED
+    lines = ids.movedim(best, 0).reshape(ids.shape[best], -1)
+    stays = names.movedim(best, 0).reshape(ids.shape[best], -1) == FIXED
     tied.unite(lines, lines.max(1, keepdim=True).values)
     mixed = stays.any(1) & ~stays.all(1)
     if bool(mixed.any()):

@@ -45,14 +45,14 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Multiply-accumulates of one operation: factor * prod over layers (number of kept elements) // divisor.
+    """Multiply-accumulates of one operation: factor * prod over id maps (number of kept elements) // divisor.
 
-    made: the place in `layers` of the channels that a weight makes here, or None.
+    made: the place in `maps` of the channels that a weight makes here, or None.
     """
 
     node: str
     factor: int
-    layers: tuple[Tensor, ...]
+    maps: tuple[Tensor, ...]
     divisor: int = 1
     made: int | None = None
 
@@ -78,9 +78,9 @@ class Tracer:
         roles: parameter axis -> "out" (makes channels), "in" (reads them), "other" (one number per channel).
         depthwise, experts: parameters of depthwise convolutions; stacked parameters of experts and their number.
         locks: ids that stay, with the reason.
-        seen: layers that vary along several axes; `settle` makes sure that one axis alone decides what leaves.
-        partial: pairs of layers of which the smaller is shared by the sections of the bigger.
-        fixed: layers that meet a size which does not change, along these axes.
+        seen: id maps that vary along several axes; `settle` makes sure that one axis alone decides what leaves.
+        partial: pairs of id maps of which the smaller is shared by the sections of the bigger.
+        fixed: id maps that meet a size which does not change, along these axes.
         balanced: ids [g, n]: the same number has to stay in each of the g rows.
         statistics, reads, work, heads: see the records.
     """
@@ -107,9 +107,9 @@ class Tracer:
 
     # --- ids -------------------------------------------------------------------------------------------------------
     def parameter(self, name: str) -> Value:
-        """The value of a parameter or buffer: one layer per axis longer than 1."""
+        """The value of a parameter or buffer: one id map per axis longer than 1."""
         shape, _ = self.captured.tensors[name]
-        layers = []
+        maps = []
         for dim, n in enumerate(shape):
             if n < 2:
                 continue
@@ -118,12 +118,12 @@ class Tracer:
                 self.slots[name, dim] = Slot(name, dim, ids)
                 self.origin.append((self.count, self.count + n, name, dim))
                 self.count += n
-            layers.append(place(self.slots[name, dim].ids, [dim], len(shape)))
-        return Value(shape, tuple(layers), weight=True)
+            maps.append(place(self.slots[name, dim].ids, [dim], len(shape)))
+        return Value(shape, tuple(maps), weight=True)
 
-    def origins(self, layer: Tensor) -> set[tuple[str, int]]:
-        """The parameter axes whose ids occur in a layer (as written; ids that were united with them do not count)."""
-        ids = layer[layer >= 0]
+    def origins(self, ids: Tensor) -> set[tuple[str, int]]:
+        """The parameter axes whose ids occur in an id map. Ids that were united with them do not count."""
+        ids = ids[ids >= 0]
         if not len(ids):
             return set()
         low, high = int(ids.min()), int(ids.max())
@@ -133,10 +133,10 @@ class Tracer:
             if lo <= high and low < hi and bool(((ids >= lo) & (ids < hi)).any())
         }
 
-    def play(self, value: Value, layer: Tensor, role: str) -> None:
-        """Note what role the parameter axes behind a layer of a weight play."""
+    def play(self, value: Value, ids: Tensor, role: str) -> None:
+        """Note what role the parameter axes behind an id map of a weight play."""
         if value.weight:
-            for slot in self.origins(layer):
+            for slot in self.origins(ids):
                 self.roles.setdefault(slot, set()).add(role)
 
     # --- what the rules say ----------------------------------------------------------------------------------------
@@ -154,15 +154,15 @@ class Tracer:
         self.lock(a[(b == FIXED) & (a != FIXED)], reason)
         self.lock(b[(a == FIXED) & (b != FIXED)], reason)
 
-    def tie(self, layer: Tensor, along: Sequence[int]) -> Tensor:
-        """All ids on each line along these axes leave together; returns the layer without these axes' variation."""
-        first = layer
+    def tie(self, ids: Tensor, along: Sequence[int]) -> Tensor:
+        """All ids on each line along these axes leave together; returns the id map without these axes' variation."""
+        first = ids
         for a in along:
             first = first.narrow(a, 0, 1)
-        self.tied.unite(layer, first)
-        mixed = (layer == FIXED) != (first == FIXED)
+        self.tied.unite(ids, first)
+        mixed = (ids == FIXED) != (first == FIXED)
         if bool(mixed.any()):
-            self.lock(layer, "leaves together with positions of a fixed size")
+            self.lock(ids, "leaves together with positions of a fixed size")
         return first
 
     def lock(self, ids: Tensor, reason: str) -> None:
@@ -174,5 +174,5 @@ class Tracer:
     def lock_all(self, values: Sequence[Value], reason: str) -> None:
         """Every channel of these values stays."""
         for value in values:
-            for layer in value.layers:
-                self.lock(layer, reason)
+            for ids in value.maps:
+                self.lock(ids, reason)

@@ -1,8 +1,9 @@
 """What the tracer knows about a tensor: its shape, and which channel every position along an axis belongs to.
 
-A *layer* is an int64 tensor with as many axes as the tensor that it describes; it holds a channel id per position (-1:
-a position that always stays) and has size 1 along every axis on which the id does not depend. A weight [out, in] has
-two layers, of shapes [out, 1] and [1, in]; an activation [1, C, H, W] usually has one, of shape [1, C, 1, 1].
+An *id map* says which channel every position of a tensor belongs to. It is an int64 tensor with as many axes as the
+tensor that it describes. It holds one channel id per position, or -1 for a position that always stays. It has size 1
+along every axis on which the id does not depend. A weight [out, in] has two id maps, of shapes [out, 1] and [1, in]. An
+activation [1, C, H, W] usually has one, of shape [1, C, 1, 1].
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ FIXED = -1
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """An abstract tensor.
+    """An abstract tensor: its shape and its channels, without its numbers.
 
     Attributes:
         shape: the real shape, at batch size 1.
-        layers: id tensors, each of shape `shape` with 1 where the id does not depend on that axis.
+        maps: its id maps, each of shape `shape`, but with size 1 where the id does not depend on the axis.
         weight: computed from parameters and buffers only.
-        created: made by the forward from sizes only (zeros, arange …); such sizes usually follow the model's widths.
+        created: made by the forward from sizes alone (zeros, arange …). Such sizes usually follow the model's widths.
     """
 
     shape: tuple[int, ...]
-    layers: tuple[Tensor, ...] = ()
+    maps: tuple[Tensor, ...] = ()
     weight: bool = False
     created: bool = False
 
-    def with_layers(self, layers: Sequence[Tensor], shape: Sequence[int] | None = None) -> Value:
-        """The same kind of value with other layers (and shape). Layers without any axis left are dropped."""
+    def with_maps(self, maps: Sequence[Tensor], shape: Sequence[int] | None = None) -> Value:
+        """The same kind of value with other id maps (and shape). A map with one entry is dropped."""
         shape = self.shape if shape is None else tuple(shape)
-        return replace(self, shape=shape, layers=tuple(x for x in layers if x.numel() > 1))
+        return replace(self, shape=shape, maps=tuple(x for x in maps if x.numel() > 1))
 
 
-def axes(layer: Tensor) -> frozenset[int]:
-    """The axes along which the ids of a layer vary."""
-    return frozenset(a for a, n in enumerate(layer.shape) if n > 1)
+def axes(ids: Tensor) -> frozenset[int]:
+    """The axes along which the ids of an id map vary."""
+    return frozenset(a for a, n in enumerate(ids.shape) if n > 1)
 
 
 def compact(ids: Tensor) -> Tensor:
@@ -52,18 +53,18 @@ def compact(ids: Tensor) -> Tensor:
     return ids
 
 
-def align(layer: Tensor, ndim: int) -> Tensor:
+def align(ids: Tensor, ndim: int) -> Tensor:
     """Prepend axes of size 1, as broadcasting does."""
-    return layer.reshape((1,) * (ndim - layer.dim()) + tuple(layer.shape))
+    return ids.reshape((1,) * (ndim - ids.dim()) + tuple(ids.shape))
 
 
-def place(layer: Tensor, where: Sequence[int], ndim: int) -> Tensor:
-    """Move axis i of a layer to axis where[i] of a space with ndim axes; the others have size 1."""
-    order = sorted(range(layer.dim()), key=lambda i: where[i])
+def place(ids: Tensor, where: Sequence[int], ndim: int) -> Tensor:
+    """Move axis i of an id map to axis where[i] of a space with ndim axes. The other axes have size 1."""
+    order = sorted(range(ids.dim()), key=lambda i: where[i])
     shape = [1] * ndim
-    for i in range(layer.dim()):
-        shape[where[i]] = layer.shape[i]
-    return layer.permute(order).reshape(shape)
+    for i in range(ids.dim()):
+        shape[where[i]] = ids.shape[i]
+    return ids.permute(order).reshape(shape)
 
 
 def merge_kind(values: Sequence[Value]) -> tuple[bool, bool]:

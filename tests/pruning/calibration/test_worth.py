@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from coreprune import Budget, prune
 from small_networks import EXAMPLE, mlp
@@ -28,3 +29,27 @@ def test_curves_do_not_depend_on_how_often_the_queries_are_repeated(gen):
     once, often = errors(x), errors(x.repeat(4, 1))
     for name in once:
         assert float(often[name][0]) == pytest.approx(float(once[name][0]), rel=0.3)
+
+
+@torch.library.custom_op("worthtest::halved", mutates_args=())
+def halved(x: Tensor) -> Tensor:
+    return x / 2
+
+
+halved.register_fake(torch.empty_like)
+
+
+def test_without_a_gradient_errors_weigh_the_same_and_a_warning_says_so(gen, caplog):
+    """torch's "no autograd formula was registered" reached the user."""
+
+    class Halved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x):
+            return halved(self.net(x))
+
+    result = prune(Halved(), EXAMPLE, Budget(macs=0.5), "functional", queries=torch.randn(64, 8, generator=gen))
+    assert result.report.macs[1] <= result.report.macs[0] / 2
+    assert caplog.text.count("the model has no gradient") == 1

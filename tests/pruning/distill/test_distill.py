@@ -246,9 +246,11 @@ class Odd(nn.Module):
 
 
 def test_keyword_inputs_nested_outputs_and_shared_leaves(gen):
-    teacher = Odd().eval()
-    student = copy.deepcopy(teacher)
-    student.block[0], student.block[2] = nn.Linear(6, 8), nn.Linear(8, 6)
+    with torch.random.fork_rng(devices=[]):  # with some first weights 60 steps are not enough
+        torch.manual_seed(0)
+        teacher = Odd().eval()
+        student = copy.deepcopy(teacher)
+        student.block[0], student.block[2] = nn.Linear(6, 8), nn.Linear(8, 6)
     data = Rows(
         (torch.randn(12, 6, generator=gen),),
         {"scale": torch.rand(12, generator=gen), "table": torch.randn(12, 6, generator=gen)[0]},

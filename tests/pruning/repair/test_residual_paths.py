@@ -8,8 +8,9 @@ from torch import nn
 
 from coreprune.graph import capture
 from coreprune.graph.execution import Execution
+from coreprune.graph.ops import op_name
 from coreprune.pruning.layer.linear_maps import operators
-from coreprune.pruning.repair.residual_paths import affine, op_name, path_of, schedule
+from coreprune.pruning.repair.residual_paths import affine, path_of, schedule
 from graph.zoo import randomise
 
 
@@ -32,6 +33,24 @@ class Block(nn.Module):
             y += z
             return y.relu_()
         return torch.relu(z + y)
+
+
+class AtWork(nn.Module):
+    """Dropout in evaluation as well."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, training=True)
+
+
+class Dropped(Block):
+    """One kind of dropout, and a scale in place, before the sum."""
+
+    def __init__(self, drop):
+        super().__init__()
+        self.drop = drop
+
+    def forward(self, x):
+        return self.drop(self.conv(x)).mul_(self.scale) + self.other(x)
 
 
 class TwoReaders(Block):
@@ -69,6 +88,21 @@ X = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=to
 def traced(model, x=X):
     captured = capture(model, x.clone(), batch=len(x))
     return captured, {o.weight: (o, path_of(o, captured)) for o in operators(captured).values()}
+
+
+@pytest.mark.parametrize(
+    ("drop", "found"),
+    [
+        (nn.Dropout(), True),
+        (nn.Dropout2d(), True),
+        (nn.AlphaDropout(), True),
+        (nn.FeatureAlphaDropout(), True),
+        (AtWork(), False),
+    ],
+)
+def test_every_dropout_is_passed_unless_it_drops(drop, found):
+    _, paths = traced(randomise(Dropped(drop)))
+    assert (paths["conv.weight"][1].join is not None) == found
 
 
 @pytest.mark.parametrize("inplace", [False, True])

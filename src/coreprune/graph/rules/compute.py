@@ -1,4 +1,4 @@
-"""Operations with weights and contractions: where channels are made (out) and read (in)."""
+"""Layers and matrix products, where channels are made (out) and read (in)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import contract, pointwise, read, statistic
 from coreprune.graph.rules.movement import channels_only, move, one_expert
 from coreprune.graph.rules.registry import Call, rule
@@ -24,10 +25,10 @@ def add_bias(call: Call, value: Value, bias: Value | None, axis: int = -1, *, ro
     shape = [1] * ndim
     if len(bias.shape) == 1:
         shape[axis] = bias.shape[0]
-        layers = tuple(x.reshape([1 if n == 1 else x.numel() for n in shape]) for x in bias.layers)
-        bias = replace(bias, shape=tuple(shape), layers=layers)
-    for layer in bias.layers:
-        call.tracer.play(bias, layer, role)
+        maps = tuple(x.reshape([1 if n == 1 else x.numel() for n in shape]) for x in bias.maps)
+        bias = replace(bias, shape=tuple(shape), maps=maps)
+    for ids in bias.maps:
+        call.tracer.play(bias, ids, role)
     return replace(pointwise(call, [value, bias], value.shape), weight=value.weight and bias.weight)
 
 
@@ -37,9 +38,12 @@ def data(value: Value) -> Value:
 
 
 def product(call: Call, a: Value, b: Value, *, at: tuple[int, int] = (0, 1), whole: bool = False) -> Value:
-    """Matrix product with batch axes, [..., m, k] @ [..., k, n] -> [..., m, n]; vectors as in torch.matmul.
+    """The result of a matrix product, [..., m, k] @ [..., k, n] -> [..., m, n], with vectors as in torch.matmul.
 
-    `at` are the positions of a and b among the arguments of the node.
+    This is where channels are read (k) and made (n, if b is a parameter).
+
+    call: what the rule got. a, b: the factors. at: the positions of a and b among the arguments of the call. whole:
+        whether the channels that are summed over leave together, because the result depends on their number.
     """
     left, right = len(a.shape) == 1, len(b.shape) == 1
     if left:
@@ -51,9 +55,9 @@ def product(call: Call, a: Value, b: Value, *, at: tuple[int, int] = (0, 1), who
     where_a = [*range(batch + 2 - len(a.shape), batch), m, k]
     where_b = [*range(batch + 2 - len(b.shape), batch), k, n]
     sources = [call.node.args[i] for i in at]
-    layers = contract(call, [a, b], [where_a, where_b], [*range(batch), m, n], sources=sources, whole=whole)
+    maps = contract(call, [a, b], [where_a, where_b], [*range(batch), m, n], sources=sources, whole=whole)
     lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    result = Value((*lead, a.shape[-2], b.shape[-1]), weight=a.weight and b.weight).with_layers(layers)
+    result = Value((*lead, a.shape[-2], b.shape[-1]), weight=a.weight and b.weight).with_maps(maps)
     if left:
         result = move(result, lambda ids: ids.squeeze(-2))
     if right:
@@ -61,24 +65,24 @@ def product(call: Call, a: Value, b: Value, *, at: tuple[int, int] = (0, 1), who
     return result
 
 
-@rule("linear")
+@rule(*of_kind("linear"))
 def _linear(call: Call) -> Any:
     x, weight, bias = data(call.args[0]), call.args[1], call.arg(2, "bias")
     flipped = move(weight, lambda ids: ids.t())
     return add_bias(call, product(call, x, flipped), bias)
 
 
-@rule("mm", "bmm", "matmul", "mv", "dot")
+@rule(*of_kind("matmul"))
 def _matmul(call: Call) -> Any:
     return product(call, call.args[0], call.args[1])
 
 
-@rule("addmm", "baddbmm")
+@rule(*of_kind("addmm"))
 def _addmm(call: Call) -> Any:
     return add_bias(call, product(call, data(call.args[1]), call.args[2], at=(1, 2)), call.args[0])
 
 
-@rule("_grouped_mm", "grouped_mm_fallback")
+@rule(*of_kind("grouped matmul"))
 def _grouped_mm(call: Call) -> Any:
     """Tokens sorted by expert times stacked expert weights: [S, k] @ [E, k, n] -> [S, n]."""
     x, weight = data(call.args[0]), call.args[1]
@@ -87,9 +91,9 @@ def _grouped_mm(call: Call) -> Any:
     return product(call, x, one_expert(call, weight))
 
 
-@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+@rule(*of_kind("recurrent"))
 def _recurrent(call: Call) -> Any:
-    """Locked; but what it costs is known: every weight matrix once per time step."""
+    """Recurrent layers stay whole. Their cost is known: every weight matrix once per time step."""
     weights = [v for v in call.args[2] if isinstance(v, Value) and len(v.shape) == 2]
     steps = math.prod(call.args[0].shape[:-1])
     call.tracer.work.append(Work(call.node.name, steps * sum(math.prod(v.shape) for v in weights), ()))
@@ -97,7 +101,7 @@ def _recurrent(call: Call) -> Any:
     return [Value(tuple(v.shape)) for v in call.node.meta["val"]]
 
 
-@rule("einsum")
+@rule(*of_kind("einsum"))
 def _einsum(call: Call) -> Any:
     equation, values = call.args[0].replace(" ", ""), call.args[1]
     inputs, _, output = equation.partition("->")
@@ -107,13 +111,13 @@ def _einsum(call: Call) -> Any:
     letters = {c: i for i, c in enumerate(sorted(set(inputs) - {","}))}
     where = [[letters[c] for c in t] for t in terms]
     sources = list(call.node.args[1])  # pyright: ignore[reportArgumentType]
-    layers = contract(call, values, where, [letters[c] for c in output], sources=sources)
+    maps = contract(call, values, where, [letters[c] for c in output], sources=sources)
     if len(values) == 1:
         call.tracer.work.pop()  # a sum or a permutation, no products
-    return Value(call.shape, weight=all(v.weight for v in values)).with_layers(layers)
+    return Value(call.shape, weight=all(v.weight for v in values)).with_maps(maps)
 
 
-@rule("scaled_dot_product_attention")
+@rule(*of_kind("attention"))
 def _attention(call: Call) -> Any:
     """softmax(q kT / sqrt(d) + mask) v: heads leave as a whole, because the scale depends on their width."""
     q, k, v, mask = call.args[0], call.args[1], call.args[2], call.arg(3, "attn_mask")
@@ -127,14 +131,14 @@ def _attention(call: Call) -> Any:
 
 
 def _conv_io(call: Call, x: Value) -> list[Tensor]:
-    """The channel layers of the input of a convolution, one id per channel."""
-    return [y for layer in x.layers if (y := channels_only(call, layer, 1)) is not None]
+    """The id maps of the input of a convolution, one id per channel."""
+    return [y for ids in x.maps if (y := channels_only(call, ids, 1)) is not None]
 
 
-@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rule(*of_kind("conv", "transposed conv"))
 def _conv(call: Call) -> Any:
     x, weight, bias = data(call.args[0]), call.args[1], call.arg(2, "bias")
-    transposed = "transpose" in call.name
+    transposed = call.operation.kind == "transposed conv"
     groups = call.arg(6, "groups", 1)
     shape = call.shape
     if len(x.shape) != len(weight.shape):
@@ -145,35 +149,35 @@ def _conv(call: Call) -> Any:
     flat = Value((x.shape[0], x.shape[1]), tuple(g.reshape(1, -1) for g in good), x.weight)
     filters = Value(
         (weight.shape[0], weight.shape[1]),
-        tuple(w.reshape(w.shape[:2]) for w in weight.layers if not any(a > 1 for a in axes(w))),
+        tuple(w.reshape(w.shape[:2]) for w in weight.maps if not any(a > 1 for a in axes(w))),
         weight=weight.weight,
     )
     # positions of the joint space: 0 batch, 1 in, 2 out
     role = "out"
     if groups == 1:
         where = [1, 2] if transposed else [2, 1]
-        layers = contract(
+        maps = contract(
             call, [flat, filters], [[0, 1], where], [0, 2], sources=call.node.args[:2], factor=kernel * spatial
         )
     elif groups == x.shape[1] and weight.shape[1] == 1:
         role = "other"
-        layers = _depthwise(call, flat, filters, shape[1], kernel * spatial * shape[0])
+        maps = _depthwise(call, flat, filters, shape[1], kernel * spatial * shape[0])
     else:
-        layers = _grouped(call, flat, filters, groups, kernel * spatial * shape[0])
+        maps = _grouped(call, flat, filters, groups, kernel * spatial * shape[0])
     ndim = len(shape)
     result = Value(shape, weight=x.weight and weight.weight)
-    result = result.with_layers([x.reshape(1, -1, *[1] * (ndim - 2)) for x in layers if x.numel() > 1])
+    result = result.with_maps([x.reshape(1, -1, *[1] * (ndim - 2)) for x in maps if x.numel() > 1])
     return add_bias(call, result, bias, 1, role=role)
 
 
 def _depthwise(call: Call, x: Value, weight: Value, n_out: int, factor: int) -> tuple[Tensor, ...]:
     """Each input channel makes its own n_out/n_in outputs: they leave with it."""
     n_in = x.shape[1]
-    ids_in = x.layers[0].reshape(-1) if x.layers else torch.full((n_in,), FIXED)
-    made = [w.reshape(-1) for w in weight.layers if axes(w) == {0}]
-    for layer in weight.layers:
-        call.tracer.play(weight, layer, "other")
-        call.tracer.depthwise.update(name for name, _ in call.tracer.origins(layer))
+    ids_in = x.maps[0].reshape(-1) if x.maps else torch.full((n_in,), FIXED)
+    made = [w.reshape(-1) for w in weight.maps if axes(w) == {0}]
+    for ids in weight.maps:
+        call.tracer.play(weight, ids, "other")
+        call.tracer.depthwise.update(name for name, _ in call.tracer.origins(ids))
     ids_out = made[0] if made else ids_in.repeat_interleave(n_out // n_in)
     spread = ids_in.repeat_interleave(n_out // n_in)
     if n_out == n_in:
@@ -181,27 +185,27 @@ def _depthwise(call: Call, x: Value, weight: Value, n_out: int, factor: int) -> 
     else:
         call.tracer.tied.unite(ids_out, spread)
         call.tracer.lock(ids_out[spread == FIXED], f"filters an input of a fixed size ({call.node.name})")
-    layer = ids_out.reshape(1, -1)
-    call.tracer.work.append(Work(call.node.name, factor, (layer,), made=0))
-    return (layer,)
+    ids = ids_out.reshape(1, -1)
+    call.tracer.work.append(Work(call.node.name, factor, (ids,), made=0))
+    return (ids,)
 
 
 def _grouped(call: Call, x: Value, weight: Value, groups: int, factor: int) -> tuple[Tensor, ...]:
     """A grouped convolution: the same number of inputs and of outputs has to stay in every one of its groups."""
     tracer, node = call.tracer, call.node
-    param = next((name for layer in weight.layers for name, _ in tracer.origins(layer)), None)
+    param = next((name for ids in weight.maps for name, _ in tracer.origins(ids)), None)
     plain = param is not None and tracer.captured.tensors[param][0][:2] == weight.shape
-    if "transpose" in call.name or not plain:
+    if call.operation.kind == "transposed conv" or not plain:
         tracer.lock_all([x, weight], f"grouped convolution of a kind that is not supported ({node.name})")
         tracer.work.append(Work(node.name, factor * math.prod(weight.shape), ()))
         return ()
     assert param is not None
     reason = f"the same number has to stay in each of {groups} groups ({node.name})"
-    ids_in = x.layers[0].reshape(-1) if x.layers else torch.full((x.shape[1],), FIXED)
-    ids_out = next((w.reshape(-1) for w in weight.layers if axes(w) == {0}), torch.full((weight.shape[0],), FIXED))
-    for layer in weight.layers:
-        if axes(layer) == {0}:
-            tracer.play(weight, layer, "out")
+    ids_in = x.maps[0].reshape(-1) if x.maps else torch.full((x.shape[1],), FIXED)
+    ids_out = next((w.reshape(-1) for w in weight.maps if axes(w) == {0}), torch.full((weight.shape[0],), FIXED))
+    for ids in weight.maps:
+        if axes(ids) == {0}:
+            tracer.play(weight, ids, "out")
     sections = ids_in.reshape(groups, -1)
     tracer.slots.pop((param, 1), None)
     known = next((s for s in tracer.sectioned if s.param == param), None)

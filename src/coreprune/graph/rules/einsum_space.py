@@ -1,4 +1,4 @@
-"""Element-wise meetings and sums of products, in a joint index space as in einsum."""
+"""What happens where tensors meet: entry by entry, or in a sum of products. Both use one index space, as in einsum."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ from coreprune.graph.values import FIXED, Value, align, axes, merge_kind, place
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """A value inside a joint index space: its layers, and the axes on which its size is more than 1."""
+    """A value inside a joint index space: its id maps, and the axes on which its size is more than 1."""
 
-    layers: tuple[Tensor, ...]
+    maps: tuple[Tensor, ...]
     covers: frozenset[int]
     created: bool = False
 
 
 def pointwise(call: Call, values: Sequence[Value], shape: tuple[int, ...] | None = None) -> Value:
-    """Element-wise combination with broadcasting."""
+    """The result of an element-wise operation: channels that stand at one place become one channel.
+
+    call: what the rule got. values: the operands, broadcast as torch does it. Parameters among them lose the entries of
+        channels that leave. shape: of the result; by default the one that was traced.
+    """
     shape = call.shape if shape is None else shape
     operands = []
     for v in values:
         covers = frozenset(a + len(shape) - len(v.shape) for a, n in enumerate(v.shape) if n > 1)
-        operands.append(Operand(tuple(align(x, len(shape)) for x in v.layers), covers, v.created))
-    layers = _meet(call, operands) if operands else ()
+        operands.append(Operand(tuple(align(x, len(shape)) for x in v.maps), covers, v.created))
+    maps = _meet(call, operands) if operands else ()
     for v in values:
         if v.weight and not all(u.weight for u in values):
-            for layer in v.layers:
-                call.tracer.play(v, layer, "other")
+            for ids in v.maps:
+                call.tracer.play(v, ids, "other")
     weight, created = merge_kind(values)
-    return Value(shape, weight=weight, created=created).with_layers(layers)
+    return Value(shape, weight=weight, created=created).with_maps(maps)
 
 
 def contract(
@@ -50,7 +54,7 @@ def contract(
     factor: int = 1,
     whole: bool = False,
 ) -> tuple[Tensor, ...]:
-    """A sum of products in a joint index space, as in einsum; returns the layers of the result.
+    """A sum of products in a joint index space, as in einsum; returns the id maps of the result.
 
     Args:
         call: where the facts go.
@@ -69,34 +73,34 @@ def contract(
         for a, n in zip(w, v.shape, strict=True):
             sizes[a] = max(sizes[a], n)
         covers = frozenset(a for a, n in zip(w, v.shape, strict=True) if n > 1)
-        operands.append(Operand(tuple(place(x, w, ndim) for x in v.layers), covers, v.created))
+        operands.append(Operand(tuple(place(x, w, ndim) for x in v.maps), covers, v.created))
     if not all(v.weight for v in values):
         for value, operand in zip(values, operands, strict=True):
-            for layer in operand.layers:
-                tracer.play(value, layer, "out" if axes(layer) <= set(out) else "in")
+            for ids in operand.maps:
+                tracer.play(value, ids, "out" if axes(ids) <= set(out) else "in")
     met = _meet(call, operands)
     summed = set(range(ndim)) - set(out)
     if all(v.weight for v in values):
-        for layer in met:
-            if axes(layer) & summed:
-                tracer.lock(layer, f"weights are summed over ({call.node.name})")
+        for ids in met:
+            if axes(ids) & summed:
+                tracer.lock(ids, f"weights are summed over ({call.node.name})")
     kept = []
-    for layer in met:
-        over = axes(layer) & summed
-        section = bool(over and axes(layer) - summed)  # one section per position that is left: heads
+    for ids in met:
+        over = axes(ids) & summed
+        section = bool(over and axes(ids) - summed)  # one section per position that is left: heads
         if section or (over and whole):
-            kept.append(tracer.tie(layer, sorted(over)))
+            kept.append(tracer.tie(ids, sorted(over)))
         elif not over:
-            kept.append(layer)
+            kept.append(ids)
         if section:
             tracer.heads.append(kept[-1])
     _note_reads(call, values, where, summed, sources)
     free = math.prod(n for a, n in enumerate(sizes) if not any(a in axes(x) for x in met))
     new = {a for v, w in zip(values, where, strict=True) if v.weight for a in w}.intersection(out)
     new -= {a for v, w in zip(values, where, strict=True) if not v.weight for a in w}
-    made = next((i for i, layer in enumerate(met) if axes(layer) & new), None)
+    made = next((i for i, ids in enumerate(met) if axes(ids) & new), None)
     tracer.work.append(Work(call.node.name, factor * free, met, made=made))
-    return tuple(layer.permute([*out, *sorted(summed)]).reshape([layer.shape[a] for a in out]) for layer in kept)
+    return tuple(ids.permute([*out, *sorted(summed)]).reshape([ids.shape[a] for a in out]) for ids in kept)
 
 
 def _note_reads(
@@ -109,14 +113,14 @@ def _note_reads(
         slot
         for v, w in zip(values, where, strict=True)
         if v.weight
-        for layer in v.layers
-        if {w[a] for a in axes(layer)} & summed
-        for slot in call.tracer.origins(layer)
+        for ids in v.maps
+        if {w[a] for a in axes(ids)} & summed
+        for slot in call.tracer.origins(ids)
     }
     for v, w, source in zip(values, where, sources, strict=True):
-        for layer in () if v.weight else v.layers:
-            if len(axes(layer)) == 1 and all(w[a] in summed for a in axes(layer)):
-                read(call, source, next(iter(axes(layer))), layer.reshape(-1), params)
+        for ids in () if v.weight else v.maps:
+            if len(axes(ids)) == 1 and all(w[a] in summed for a in axes(ids)):
+                read(call, source, next(iter(axes(ids))), ids.reshape(-1), params)
 
 
 def read(call: Call, source: object, axis: int, ids: Tensor, params: set[tuple[str, int]]) -> None:
@@ -131,11 +135,17 @@ def read(call: Call, source: object, axis: int, ids: Tensor, params: set[tuple[s
 
 
 def statistic(call: Call, value: Value, over: Sequence[int], reason: str, flag: str | None = None) -> None:
-    """The channels on each line along these axes have to leave together, or the result would change."""
-    for layer in value.layers:
-        along = axes(layer) & {a % len(value.shape) for a in over}
+    """Say that an operation mixes the channels along some axes, as a mean or a softmax does.
+
+    Channels on a line along these axes then leave together or stay.
+
+    call: what the rule got. value: the argument that is mixed. over: the axes. reason: why, in the words of a report.
+    flag: name of a kind of statistic that may be allowed to change; None for what must not.
+    """
+    for ids in value.maps:
+        along = axes(ids) & {a % len(value.shape) for a in over}
         if along:
-            call.tracer.statistics.append(Statistic(layer, along, f"{reason} ({call.node.name})", flag))
+            call.tracer.statistics.append(Statistic(ids, along, f"{reason} ({call.node.name})", flag))
 
 
 def owner(node: fx.Node, captured: Captured) -> str | None:
@@ -148,31 +158,31 @@ def owner(node: fx.Node, captured: Captured) -> str | None:
     return None
 
 
-# --- how layers meet --------------------------------------------------------------------------------------------------
+# --- how id maps meet -----------------------------------------------------------------------------------------------
 def _meet(call: Call, operands: Sequence[Operand]) -> tuple[Tensor, ...]:
-    """The layers of an element-wise combination of operands that live in one index space."""
+    """The id maps of an element-wise combination of operands that live in one index space."""
     left = operands[0]
     for right in operands[1:]:
         left = _join(call, left, right)
-    return left.layers
+    return left.maps
 
 
 def _join(call: Call, a: Operand, b: Operand) -> Operand:
     kept: list[Tensor] = []
     met: set[int] = set()
     reason = f"meets a tensor of a fixed size ({call.node.name})"
-    for layer in a.layers:
-        current, loose = layer, axes(layer)
-        for j, other in enumerate(b.layers):
-            if axes(layer) & axes(other):
+    for ids in a.maps:
+        current, loose = ids, axes(ids)
+        for j, other in enumerate(b.maps):
+            if axes(ids) & axes(other):
                 met.add(j)
                 loose -= axes(other)
-                current = _meet_layers(call.tracer, current, other, reason)
+                current = _meet_maps(call.tracer, current, other, reason)
         if loose & b.covers and not b.created:
             call.tracer.fixed.append((current, loose & b.covers, reason))
         kept.append(current)
-    for j, other in enumerate(b.layers):
-        loose = (axes(other) & a.covers).difference(*(axes(x) for x in a.layers))
+    for j, other in enumerate(b.maps):
+        loose = (axes(other) & a.covers).difference(*(axes(x) for x in a.maps))
         if loose and not a.created:
             call.tracer.fixed.append((other, loose, reason))
         if j not in met:
@@ -180,7 +190,7 @@ def _join(call: Call, a: Operand, b: Operand) -> Operand:
     return Operand(tuple(kept), a.covers | b.covers, a.created and b.created)
 
 
-def _meet_layers(tracer: Tracer, a: Tensor, b: Tensor, reason: str) -> Tensor:
+def _meet_maps(tracer: Tracer, a: Tensor, b: Tensor, reason: str) -> Tensor:
     big, small = (a, b) if len(axes(a)) >= len(axes(b)) else (b, a)
     inner, outer = axes(small), axes(big)
     if inner == outer:

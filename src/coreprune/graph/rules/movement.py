@@ -9,55 +9,52 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import pointwise
 from coreprune.graph.rules.registry import Call, rule, values_in
 from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind
 
-MOVES = """
-    view reshape _unsafe_view permute transpose t numpy_T mT reshape_as swapaxes movedim slice select narrow
-    unsqueeze squeeze expand view_as flatten unflatten unbind split split_with_sizes tensor_split chunk roll
-    flip rot90 repeat tile repeat_interleave pixel_unshuffle diagonal unfold alias detach contiguous clone
-    lift_fresh_copy lift_fresh unsafe_split unsafe_chunk
-"""
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
-LIKE = "to _to_copy type_as dropout feature_dropout alpha_dropout bernoulli tril triu nan_to_num"
-CREATE = (
-    "zeros ones full empty arange scalar_tensor eye linspace rand randn new_zeros new_ones new_full new_empty tensor "
-    "zeros_like ones_like full_like empty_like rand_like randn_like empty_permuted sym_size randint"
-)
 
 
 def move(value: Value, function: Callable[[Tensor], Any]) -> Any:
-    """Run a data movement on every layer; returns one Value or a list of them."""
-    results = [function(layer.expand(value.shape)) for layer in value.layers]
+    """The result of an operation that only moves numbers, found by moving the channel ids in the same way.
+
+    value: the argument. function: the movement; it gets a tensor of whole numbers in the shape of the argument.
+
+    Returns one Value, or a list of them where the function returns several tensors.
+    """
+    results = [function(ids.expand(value.shape)) for ids in value.maps]
     if not results:
         # The shape still has to be known; a meta tensor costs nothing.
         result = function(torch.empty(value.shape, dtype=torch.int64, device="meta"))
-        return pytree.tree_map_only(Tensor, lambda x: value.with_layers((), x.shape), result)
+        return pytree.tree_map_only(Tensor, lambda x: value.with_maps((), x.shape), result)
     if isinstance(results[0], Tensor):
-        return value.with_layers([compact(r) for r in results], results[0].shape)
-    return [value.with_layers([compact(r[i]) for r in results], results[0][i].shape) for i in range(len(results[0]))]
+        return value.with_maps([compact(r) for r in results], results[0].shape)
+    return [value.with_maps([compact(r[i]) for r in results], results[0][i].shape) for i in range(len(results[0]))]
 
 
-@rule(*MOVES.split())
+@rule(*of_kind("move"))
 def _move(call: Call) -> Any:
     value = call.args[0]
     if not isinstance(value, Value):
         return NotImplemented
     _lock_literals(call, value)
     rest = pytree.tree_map_only(Value, lambda v: torch.empty(v.shape), (call.args[1:], call.kwargs))
-    target = (
-        torch.reshape if call.node.target in VIEWS else call.node.target
-    )  # ids are broadcast, so strides differ from the real ones
+    # The ids are broadcast, so their strides differ from the real ones.
+    target = torch.reshape if call.node.target in VIEWS else call.node.target
     result = move(value, lambda ids: target(ids, *rest[0], **rest[1]))  # pyright: ignore[reportCallIssue]
     pieces = [v for v in result if isinstance(v, Value)] if isinstance(result, (list, tuple)) else []
-    if len(pieces) > 1 and "unbind" not in call.node.name:
+    if len(pieces) > 1 and call.name != "unbind":
         _equal_pieces(call, value, pieces)
     return result
 
 
 def _lock_literals(call: Call, value: Value) -> None:
-    """Every second channel, or channels shifted by a fixed number: other channels once some have left."""
+    """Lock channels that the forward picks with a fixed step, or shifts by a fixed number.
+
+    Once some channels have left, it would pick others.
+    """
     ndim = len(value.shape)
     touched: set[int] = set()
     if call.name == "slice" and call.arg(4, "step", 1) != 1:
@@ -65,48 +62,49 @@ def _lock_literals(call: Call, value: Value) -> None:
     elif call.name == "roll":
         dims = call.arg(2, "dims", ())
         touched = {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])} or set(range(ndim))
-    for layer in value.layers:
-        if axes(layer) & touched:
-            call.tracer.lock(layer, f"{call.name} with a fixed step along the channels ({call.node.name})")
+    for ids in value.maps:
+        if axes(ids) & touched:
+            call.tracer.lock(ids, f"{call.name} with a fixed step along the channels ({call.node.name})")
 
 
 def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
-    """A channel axis cut into equal pieces: the same number has to stay in each."""
+    """Where a channel axis is cut into equal pieces, the same number of channels must stay in each."""
     cut = next((a for a, n in enumerate(value.shape) if pieces[0].shape[a] != n), None)
     if cut is None or any(p.shape != pieces[0].shape for p in pieces):
         return
-    for layer in value.layers:
-        if axes(layer) == {cut}:
+    for ids in value.maps:
+        if axes(ids) == {cut}:
             call.tracer.balanced.append(
                 (
-                    layer.reshape(len(pieces), -1),
+                    ids.reshape(len(pieces), -1),
                     f"the same number has to stay in each of {len(pieces)} pieces ({call.node.name})",
                 )
             )
 
 
-@rule(*LIKE.split())
+@rule(*of_kind("like"))
 def _like(call: Call) -> Any:
     value = call.args[0]
-    return Value(value.shape, value.layers, value.weight, value.created)
+    return Value(value.shape, value.maps, value.weight, value.created)
 
 
-@rule(*CREATE.split())
+@rule(*of_kind("creation", "creation like"))
 def _create(call: Call) -> Any:
     value = call.node.meta.get("val")
     if not isinstance(value, Tensor):
         return value
-    if "like" in call.node.name and isinstance(call.args[0], Value) and call.args[0].shape == tuple(value.shape):
-        return Value(tuple(value.shape), call.args[0].layers, created=not call.args[0].layers)
+    model = call.args[0] if call.operation.kind == "creation like" else None
+    if isinstance(model, Value) and model.shape == tuple(value.shape):
+        return Value(model.shape, model.maps, created=not model.maps)
     return Value(tuple(value.shape), created=True)
 
 
-@rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range", "_check")
+@rule(*of_kind("check"))
 def _nothing(_: Call) -> Any:
-    """Checks do not make anything."""
+    """A check has no result."""
 
 
-@rule("pad", "constant_pad_nd")
+@rule(*of_kind("pad"))
 def _pad(call: Call) -> Any:
     """Padded positions stay: their number is written in the forward."""
     value, widths = call.args[0], list(call.args[1])
@@ -114,26 +112,26 @@ def _pad(call: Call) -> Any:
     mode = call.args[2] if len(call.args) > 2 and isinstance(call.args[2], str) else call.kwargs.get("mode", "constant")
     ndim = len(value.shape)
     if mode == "constant":
-        layers = []
-        for layer in value.layers:  # an axis without ids stays so: a padded row belongs to its channel like any other
-            own = [n if layer.shape[ndim - 1 - i // 2] > 1 else 0 for i, n in enumerate(widths)]
-            layers.append(torch.ops.aten.constant_pad_nd(layer, own, FIXED))
-        return value.with_layers(layers, shape)
+        maps = []
+        for ids in value.maps:  # an axis without ids stays so: a padded row belongs to its channel like any other
+            own = [n if ids.shape[ndim - 1 - i // 2] > 1 else 0 for i, n in enumerate(widths)]
+            maps.append(torch.ops.aten.constant_pad_nd(ids, own, FIXED))
+        return value.with_maps(maps, shape)
     padded = {ndim - 1 - i // 2 for i, n in enumerate(widths) if n}
-    for layer in value.layers:
-        if axes(layer) & padded:
-            call.tracer.lock(layer, f"channels are padded by {mode} ({call.node.name})")
-    return value.with_layers([x for x in value.layers if not axes(x) & padded], shape)
+    for ids in value.maps:
+        if axes(ids) & padded:
+            call.tracer.lock(ids, f"channels are padded by {mode} ({call.node.name})")
+    return value.with_maps([x for x in value.maps if not axes(x) & padded], shape)
 
 
-@rule("cat", "concatenate", "concat")
+@rule(*of_kind("cat"))
 def _cat(call: Call) -> Any:
     values = [v for v in call.args[0] if len(v.shape) > 1 or v.shape != (0,)]
     axis = call.arg(1, "dim", 0) % len(values[0].shape)
     return join_along(call, values, axis)
 
 
-@rule("stack")
+@rule(*of_kind("stack"))
 def _stack(call: Call) -> Any:
     ndim = len(call.args[0][0].shape) + 1
     axis = call.arg(1, "dim", 0) % ndim
@@ -147,149 +145,152 @@ def join_along(call: Call, values: list[Value], axis: int) -> Value:
     flat = (*shape[:axis], 1, *shape[axis + 1 :])
     weight, created = merge_kind(values)
     # Layers of different operands belong together when they vary along the same other axes.
-    strung = {axes(x) - {axis} for v in values for x in v.layers if axis in axes(x)}
+    strung = {axes(x) - {axis} for v in values for x in v.maps if axis in axes(x)}
     across = [
         Value(
             (*v.shape[:axis], 1, *v.shape[axis + 1 :]),
-            tuple(x for x in v.layers if axes(x) - {axis} not in strung),
+            tuple(x for x in v.maps if axes(x) - {axis} not in strung),
             v.weight,
             v.created,
         )
         for v in values
     ]
-    layers = list(pointwise(call, across, flat).layers) if any(v.layers for v in across) else []
+    maps = list(pointwise(call, across, flat).maps) if any(v.maps for v in across) else []
     for key in strung:
         parts = []
         for v in values:
-            mine = [x for x in v.layers if axes(x) - {axis} == key]
+            mine = [x for x in v.maps if axes(x) - {axis} == key]
             for extra in mine[1:]:
                 call.tracer.lock(extra, f"two kinds of channels on one axis ({call.node.name})")
-            layer = mine[0] if mine else torch.full((1,) * len(shape), FIXED)
-            parts.append(layer.expand([n if a in key | {axis} else 1 for a, n in enumerate(v.shape)]))
-        layers.append(compact(torch.cat(parts, axis)))
-    return Value(shape, weight=weight, created=created).with_layers(layers)
+            ids = mine[0] if mine else torch.full((1,) * len(shape), FIXED)
+            parts.append(ids.expand([n if a in key | {axis} else 1 for a, n in enumerate(v.shape)]))
+        maps.append(compact(torch.cat(parts, axis)))
+    return Value(shape, weight=weight, created=created).with_maps(maps)
 
 
-def channels_only(call: Call, layer: Tensor, axis: int) -> Tensor | None:
-    """A layer whose ids depend on the channel axis alone: ids of one channel at several places leave together."""
-    if axis not in axes(layer):
-        call.tracer.lock(layer, f"channels on a spatial axis ({call.node.name})")
+def channels_only(call: Call, ids: Tensor, axis: int) -> Tensor | None:
+    """The id map reduced to the channel axis, or None where it does not vary along this axis.
+
+    The ids that one channel has at several places leave together.
+    """
+    if axis not in axes(ids):
+        call.tracer.lock(ids, f"channels on a spatial axis ({call.node.name})")
         return None
-    return call.tracer.tie(layer, sorted(axes(layer) - {axis}))
+    return call.tracer.tie(ids, sorted(axes(ids) - {axis}))
 
 
 def one_expert(call: Call, stacked: Value) -> Value:
-    """One of several stacked weights (axis 0), picked by the data: which one is not known, so experts stay."""
-    layers = []
-    for layer in stacked.layers:
-        if 0 in axes(layer):
-            call.tracer.lock(layer, f"experts are picked by the data ({call.node.name})")
+    """One of several weights that are stacked along axis 0. The data picks which one, so no expert can leave."""
+    maps = []
+    for ids in stacked.maps:
+        if 0 in axes(ids):
+            call.tracer.lock(ids, f"experts are picked by the data ({call.node.name})")
             continue
-        for name, _ in call.tracer.origins(layer):
+        for name, _ in call.tracer.origins(ids):
             call.tracer.experts[name] = stacked.shape[0]
-        layers.append(layer[0])
-    return Value(stacked.shape[1:], tuple(layers), stacked.weight)
+        maps.append(ids[0])
+    return Value(stacked.shape[1:], tuple(maps), stacked.weight)
 
 
-@rule("expand_as")
+@rule(*of_kind("expand as"))
 def _expand_as(call: Call) -> Any:
     """Axes of size 1 grow to the size of another tensor, and shrink with it."""
     value, other = call.args[0], call.args[1]
     ndim = len(other.shape)
-    own = [align(x, ndim) for x in value.layers]
+    own = [align(x, ndim) for x in value.maps]
     grown = {a for a, n in enumerate(other.shape) if n > 1 and ((1,) * ndim + value.shape)[-ndim:][a] == 1}
-    return value.with_layers([*own, *(x for x in other.layers if axes(x) <= grown)], other.shape)
+    return value.with_maps([*own, *(x for x in other.maps if axes(x) <= grown)], other.shape)
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@rule(*of_kind("channel shuffle"))
 def _channel_shuffle(call: Call) -> Any:
     """[N, g k, ...] seen as [g, k] and transposed: the k-th channels of all groups leave together."""
     value, groups = call.args[0], call.args[1]
-    layers = []
-    for layer in value.layers:
-        one = channels_only(call, layer, 1)
+    maps = []
+    for ids in value.maps:
+        one = channels_only(call, ids, 1)
         if one is not None:
             sections = one.reshape(groups, -1)
             call.tracer.tie(sections, [0])
-            layers.append(sections.t().reshape(one.shape))
-    return value.with_layers(layers)
+            maps.append(sections.t().reshape(one.shape))
+    return value.with_maps(maps)
 
 
-@rule("pixel_shuffle")
+@rule(*of_kind("pixel shuffle"))
 def _pixel_shuffle(call: Call) -> Any:
     """[N, C r^2, H, W] -> [N, C, rH, rW]: r^2 channels make one."""
     value, r = call.args[0], call.args[1]
-    layers = []
-    for layer in value.layers:
-        one = channels_only(call, layer, 1)
+    maps = []
+    for ids in value.maps:
+        one = channels_only(call, ids, 1)
         if one is not None:
             sections = one.reshape(1, -1, r * r, 1)
-            layers.append(call.tracer.tie(sections, [2]).reshape(1, -1, 1, 1))
-    return value.with_layers(layers, call.shape)
+            maps.append(call.tracer.tie(sections, [2]).reshape(1, -1, 1, 1))
+    return value.with_maps(maps, call.shape)
 
 
-@rule("copy", "slice_scatter", "select_scatter", "index_put", "masked_scatter")
+@rule(*of_kind("write"))
 def _write(call: Call) -> Any:
-    """Writing into a part of a tensor: ids are not followed through it."""
+    """A write into a part of a tensor. Ids are not followed through it."""
     call.tracer.lock_all(call.values(), f"written into a part of a tensor ({call.node.name})")
     return Value(call.shape)
 
 
-@rule("embedding")
+@rule(*of_kind("embedding"))
 def _embedding(call: Call) -> Any:
     table, where = call.args[0], call.args[1]
     shape = call.shape
     call.tracer.lock_all([where], f"used as an index ({call.node.name})")
-    layers = []
-    for layer in table.layers:
-        if axes(layer) == {1}:
-            call.tracer.play(table, layer, "out")
-            layers.append(align(layer[0], len(shape)))
+    maps = []
+    for ids in table.maps:
+        if axes(ids) == {1}:
+            call.tracer.play(table, ids, "out")
+            maps.append(align(ids[0], len(shape)))
         else:
-            call.tracer.lock(layer, f"rows are looked up by index ({call.node.name})")
-    return Value(shape).with_layers(layers)
+            call.tracer.lock(ids, f"rows are looked up by index ({call.node.name})")
+    return Value(shape).with_maps(maps)
 
 
-@rule("index", "index_select", "gather", "take_along_dim")
+@rule(*of_kind("index"))
 def _index(call: Call) -> Any:
-    """Indexing with computed positions; fine along axes that carry no channels."""
+    """Indexing with computed positions. Channels along other axes are not affected."""
+    if call.name not in ("index", "index_select"):
+        return NotImplemented
     value = call.args[0]
     rest = pytree.tree_map_only(Value, lambda v: torch.zeros(v.shape, dtype=torch.int64), (call.args[1:], call.kwargs))
-    if call.node.target is torch.ops.aten.index.Tensor:
+    if call.name == "index":
         picked = {a for a, i in enumerate(call.args[1]) if i is not None}
     else:
         picked = {call.args[1] % len(value.shape)}
-    if "gather" in call.node.name or "take" in call.node.name:
-        return NotImplemented
     call.tracer.lock_all(values_in(call.args[1:]), f"used as an index ({call.node.name})")
     chosen = value.weight and picked == {0} and not all(v.weight for v in values_in(call.args[1:]))
     if chosen and len(value.shape) > 1:
-        for layer in value.layers:
-            for name, _ in call.tracer.origins(layer) if 0 not in axes(layer) else ():
+        for ids in value.maps:
+            for name, _ in call.tracer.origins(ids) if 0 not in axes(ids) else ():
                 call.tracer.experts[name] = value.shape[0]
-    for layer in value.layers:
-        if axes(layer) & picked:
-            call.tracer.lock(layer, f"looked up by index ({call.node.name})")
-    free = Value(value.shape, tuple(x for x in value.layers if not axes(x) & picked), value.weight)
+    for ids in value.maps:
+        if axes(ids) & picked:
+            call.tracer.lock(ids, f"looked up by index ({call.node.name})")
+    free = Value(value.shape, tuple(x for x in value.maps if not axes(x) & picked), value.weight)
     shape = call.shape
-    layers = []
-    for layer in free.layers:
-        ids = layer.expand([1 if a in picked else n for a, n in enumerate(value.shape)])
-        layers.append(compact(call.node.target(ids, *rest[0], **rest[1])))  # pyright: ignore[reportCallIssue]
+    maps = []
+    for ids in free.maps:
+        one = ids.expand([1 if a in picked else n for a, n in enumerate(value.shape)])
+        maps.append(compact(call.node.target(one, *rest[0], **rest[1])))  # pyright: ignore[reportCallIssue]
         if chosen and len(value.shape) == 2:
-            call.tracer.play(value, layer, "out")  # a look-up table makes its columns, like an embedding
-    return Value(shape, weight=value.weight and not (chosen and len(value.shape) == 2)).with_layers(layers, shape)
+            call.tracer.play(value, ids, "out")  # a look-up table makes its columns, like an embedding
+    return Value(shape, weight=value.weight and not (chosen and len(value.shape) == 2)).with_maps(maps, shape)
 
 
-@rule("im2col")
+@rule(*of_kind("patches"))
 def _im2col(call: Call) -> Any:
     """Patches [N, C, H, W] -> [N, C*kh*kw, L]: each channel fills a run of kh*kw rows."""
     value, kernel = call.args[0], call.args[1]
     shape = call.shape
-    layers = []
-    for layer in value.layers:
-        if axes(layer) == {1}:
-            layers.append(layer.reshape(1, -1, 1).repeat_interleave(kernel[0] * kernel[1], 1))
+    maps = []
+    for ids in value.maps:
+        if axes(ids) == {1}:
+            maps.append(ids.reshape(1, -1, 1).repeat_interleave(kernel[0] * kernel[1], 1))
         else:
-            call.tracer.lock(layer, f"channels on a spatial axis ({call.node.name})")
-    return value.with_layers(layers, shape)
+            call.tracer.lock(ids, f"channels on a spatial axis ({call.node.name})")
+    return value.with_maps(maps, shape)

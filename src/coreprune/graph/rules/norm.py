@@ -6,43 +6,16 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from coreprune.graph.ops import of_kind, op_name
 from coreprune.graph.rules.einsum_space import pointwise, read, statistic
 from coreprune.graph.rules.movement import channels_only, move
-from coreprune.graph.rules.registry import Call, op_name, rule, values_in
+from coreprune.graph.rules.registry import Call, results, rule, values_in
 from coreprune.graph.values import Value, axes
 
 NORM_FLAG = "norm-statistics"
-SPATIAL = (
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices "
-    "_adaptive_avg_pool2d _adaptive_avg_pool3d lp_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
-    "_upsample_nearest_exact2d upsample_bilinear2d _upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa "
-    "upsample_linear1d upsample_trilinear3d grid_sampler grid_sampler_2d reflection_pad1d reflection_pad2d "
-    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d affine_grid_generator"
-)
 
 
-# Element-wise, but without torch's tag for it in every version.
-POINTWISE = """
-    pointwise masked_fill where prelu rrelu hardtanh clamp silu gelu isin fill relu relu6 hardswish
-    hardsigmoid mish selu celu elu leaky_relu softplus softsign softshrink hardshrink tanhshrink log_sigmoid
-    threshold sigmoid tanh square __and__ __or__ __xor__ logical_and logical_or logical_not logical_xor lerp
-    addcmul addcdiv
-"""
-
-
-@rule(*POINTWISE.split())
-def _pointwise(call: Call) -> Any:
-    values = call.values()
-    if call.name == "prelu" and len(call.args[1].layers):
-        weight = call.args[1]
-        shape = [1] * len(call.args[0].shape)
-        shape[1] = weight.shape[0]
-        values = [call.args[0], Value(tuple(shape), tuple(x.reshape(shape) for x in weight.layers), weight=True)]
-    return pointwise(call, values)
-
-
-@rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
+@rule(*of_kind("channel norm"))
 def _channel_norm(call: Call) -> Any:
     """One set of numbers per channel; nothing is shared between channels."""
     x = call.args[0]
@@ -53,30 +26,30 @@ def _channel_norm(call: Call) -> Any:
         statistic(call, x, [a for a in range(len(shape)) if a != 1], "statistics over channels")
     for p in call.args[1:5]:
         if isinstance(p, Value):
-            values.append(Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=p.weight))
-    return pointwise(call, values, x.shape)
+            values.append(Value(tuple(shape), tuple(y.reshape(shape) for y in p.maps), weight=p.weight))
+    return results(call, pointwise(call, values, x.shape))
 
 
-@rule("layer_norm", "rms_norm", "native_layer_norm")
+@rule(*of_kind("layer norm"))
 def _layer_norm(call: Call) -> Any:
     x, n = call.args[0], len(call.args[1])
     over = list(range(len(x.shape) - n, len(x.shape)))
     statistic(call, x, over, "its channels enter the statistics of a norm", NORM_FLAG)
     params = [p for p in (call.arg(2, "weight"), call.arg(3, "bias")) if isinstance(p, Value)]
-    return pointwise(call, [x, *params], x.shape)
+    return results(call, pointwise(call, [x, *params], x.shape))
 
 
-@rule("group_norm")
+@rule(*of_kind("group norm"))
 def _group_norm(call: Call) -> Any:
     x, groups = call.args[0], call.args[1]
     params = [p for p in (call.arg(2, "weight"), call.arg(3, "bias")) if isinstance(p, Value)]
     if groups < x.shape[1]:
         statistic(call, x, [1], "its channels enter the statistics of a norm", NORM_FLAG)
-        for layer in x.layers:
-            if axes(layer) == {1} and groups > 1:
+        for ids in x.maps:
+            if axes(ids) == {1} and groups > 1:
                 call.tracer.balanced.append(
                     (
-                        layer.reshape(groups, -1),
+                        ids.reshape(groups, -1),
                         f"the same number has to stay in each of {groups} groups ({call.node.name})",
                     )
                 )
@@ -86,7 +59,7 @@ def _group_norm(call: Call) -> Any:
         )
     shape = [1] * len(x.shape)
     shape[1] = x.shape[1]
-    scales = [Value(tuple(shape), tuple(y.reshape(shape) for y in p.layers), weight=True) for p in params]
+    scales = [Value(tuple(shape), tuple(y.reshape(shape) for y in p.maps), weight=True) for p in params]
     return pointwise(call, [x, *scales], x.shape)
 
 
@@ -110,87 +83,60 @@ def _is_norm_statistic(node: fx.Node) -> bool:
     return False
 
 
-@rule(
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "max",
-    "min",
-    "var",
-    "std",
-    "var_mean",
-    "std_mean",
-    "norm",
-    "linalg_vector_norm",
-    "logsumexp",
-    "prod",
-    "any",
-    "all",
-    "argmax",
-    "argmin",
-    "median",
-    "nansum",
-    "count_nonzero",
-)
+@rule(*of_kind("sum", "mean", "spread", "vector norm", "reduction"))
 def _reduce(call: Call) -> Any:
     """A reduction. A plain sum of activations, and a Euclidean norm, do not notice channels that are zero."""
-    x, name = call.args[0], call.name
+    x, kind = call.args[0], call.operation.kind
     if len(values_in(call.args)) == 2:
         return pointwise(call, values_in(call.args))
-    at = 2 if name in ("norm", "linalg_vector_norm") else 1
-    over, keep = _reduced_axes(call, len(x.shape), at)
-    additive = name in ("sum", "nansum") or (at == 2 and call.arg(1, "p", call.arg(1, "ord", 2)) == 2)
-    flag = (
-        NORM_FLAG if name in ("mean", "var", "std", "var_mean", "std_mean") and _is_norm_statistic(call.node) else None
-    )
-    if name in ("var", "std", "var_mean", "std_mean") and not x.weight:
+    over, keep = _reduced_axes(call, len(x.shape), call.operation.dim)
+    additive = kind == "sum" or (kind == "vector norm" and call.arg(1, "p", call.arg(1, "ord", 2)) == 2)
+    flag = NORM_FLAG if kind in ("mean", "spread") and _is_norm_statistic(call.node) else None
+    if kind == "spread" and not x.weight:
         flag = NORM_FLAG
-    reason = "its channels enter the statistics of a norm" if flag else f"{name} over channels"
-    layers = []
-    for layer in x.layers:
-        along = sorted(axes(layer) & set(over))
-        current = layer
-        if along and axes(layer) - set(over):
-            current = call.tracer.tie(layer, along)
+    reason = "its channels enter the statistics of a norm" if flag else f"{call.name} over channels"
+    maps = []
+    for ids in x.maps:
+        along = sorted(axes(ids) & set(over))
+        current = ids
+        if along and axes(ids) - set(over):
+            current = call.tracer.tie(ids, along)
         elif along:
             if not (additive and not x.weight and len(along) == 1):
-                statistic(call, Value(x.shape, (layer,)), along, reason, flag)
+                statistic(call, Value(x.shape, (ids,)), along, reason, flag)
             else:
-                read(call, call.node.args[0], along[0], layer.reshape(-1), set())
+                read(call, call.node.args[0], along[0], ids.reshape(-1), set())
             continue
-        layers.append(current if keep else _squeeze(current, over))
+        maps.append(current if keep else _squeeze(current, over))
     values = call.node.meta["val"]
     if isinstance(values, (tuple, list)):
-        return [Value(tuple(v.shape), weight=x.weight).with_layers(layers) for v in values]
-    return Value(tuple(values.shape), weight=x.weight).with_layers(layers)
+        return [Value(tuple(v.shape), weight=x.weight).with_maps(maps) for v in values]
+    return Value(tuple(values.shape), weight=x.weight).with_maps(maps)
 
 
-def _squeeze(layer: Tensor, over: list[int]) -> Tensor:
-    return layer.reshape([n for a, n in enumerate(layer.shape) if a not in over])
+def _squeeze(ids: Tensor, over: list[int]) -> Tensor:
+    return ids.reshape([n for a, n in enumerate(ids.shape) if a not in over])
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "argsort")
+@rule(*of_kind("mixing"))
 def _along(call: Call) -> Any:
     """Mixes positions along one axis."""
     x = call.args[0]
     axis = call.arg(1, "dim", -1)
     statistic(call, x, [axis], f"{call.name} over channels")
-    if isinstance(call.node.meta["val"], (tuple, list)):
-        return [x, Value(x.shape)]
-    return x
+    return results(call, x)
 
 
-@rule("topk", "kthvalue")
+@rule(*of_kind("ranking"))
 def _ranked(call: Call) -> Any:
     """Positions are picked by their values, as a router picks experts."""
-    x, axis = call.args[0], call.arg(2, "dim", -1)
+    x, axis = call.args[0], call.arg(call.operation.dim, "dim", -1)
     statistic(call, x, [axis], f"{call.name} over channels")
-    kept = [layer for layer in x.layers if axis % len(x.shape) not in axes(layer)]
-    return [Value(tuple(v.shape)).with_layers(kept) for v in call.node.meta["val"]]
+    kept = [ids for ids in x.maps if axis % len(x.shape) not in axes(ids)]
+    return [Value(tuple(v.shape)).with_maps(kept) for v in call.node.meta["val"]]
 
 
-@rule("glu")
+@rule(*of_kind("gated"))
 def _glu(call: Call) -> Any:
     """First half times sigmoid of the second half."""
     x, axis = call.args[0], call.arg(1, "dim", -1) % len(call.args[0].shape)
@@ -198,21 +144,17 @@ def _glu(call: Call) -> Any:
     return pointwise(call, halves)
 
 
-@rule(*SPATIAL.split())
+@rule(*of_kind("spatial"))
 def _spatial(call: Call) -> Any:
     """Works on each channel's picture alone; the channel axis is where the sizes of input and output agree."""
     x = call.args[0]
-    values = call.node.meta["val"]
-    first = values[0] if isinstance(values, (tuple, list)) else values
-    shape = tuple(first.shape)
-    dims = {"1": 1, "2": 2, "3": 3}
-    number = next((dims[c] for c in reversed(call.name) if c in dims), 2)
+    shape = call.shape
+    number = call.operation.space or len(shape) - 2
     space = set(range(len(shape) - number, len(shape)))
-    layers = []
-    for layer in x.layers:
-        if not axes(layer) & space:
-            layers.append(layer)
-        elif (one := channels_only(call, layer, len(shape) - number - 1)) is not None:
-            layers.append(one)
-    result = Value(shape, weight=x.weight).with_layers(layers)
-    return [result, *[Value(tuple(v.shape)) for v in values[1:]]] if isinstance(values, (tuple, list)) else result
+    maps = []
+    for ids in x.maps:
+        if not axes(ids) & space:
+            maps.append(ids)
+        elif (one := channels_only(call, ids, len(shape) - number - 1)) is not None:
+            maps.append(one)
+    return results(call, Value(shape, weight=x.weight).with_maps(maps))

@@ -1,4 +1,4 @@
-"""One call of an ATen operation on abstract values, and the registry of the rules for such calls."""
+"""One call of an operation on abstract values, and the registry of the rules for such calls."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from coreprune.errors import InputError
+from coreprune.graph.ops import OPERATIONS, Operation, canonical, op_name, operation
 from coreprune.graph.tracer import Tracer
 from coreprune.graph.values import Value
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a rule gets: where to write down facts, the node, and its arguments with `Value`s for tensors."""
+    """What a rule gets: one call of its operation, with a `Value` in place of every tensor.
+
+    Attributes:
+        tracer: where facts about channels are written down.
+        node: the node of the exported graph; `node.meta["val"]` has the shape of the real result.
+        args, kwargs: the arguments of the call.
+    """
 
     tracer: Tracer
     node: fx.Node
@@ -25,12 +33,17 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The operation: `aten.add_.Tensor` is `add`."""
+        """The operation: `aten.add_.Tensor` is `add`, somebody's own is `mylib::scale`."""
         return op_name(self.node)
 
     @property
+    def operation(self) -> Operation:
+        """What the table says about the operation."""
+        return operation(self.node)
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """The shape that torch.export found for the (first) result."""
+        """The shape that torch.export found for the result, or for the first of several."""
         value = self.node.meta["val"]
         return tuple(int(n) for n in (value[0] if isinstance(value, (tuple, list)) else value).shape)
 
@@ -43,7 +56,7 @@ class Call:
         return values_in(self.args, self.kwargs)
 
     def lock(self, reason: str, *trees: Any) -> None:
-        """The channels in these values (all arguments by default) stay."""
+        """Keep every channel of these values, of all arguments by default; `reason` is what the report says."""
         self.tracer.lock_all(values_in(*trees) if trees else self.values(), f"{reason} ({self.node.name})")
 
 
@@ -52,26 +65,38 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule for these operations (as in `Call.name`).
+    """Make a function the rule for these operations, all overloads of each.
 
-    A rule returns the value (or values) of the node, or NotImplemented, which locks every channel among the arguments.
+    names: "namespace::name", as in torch.library; without a namespace, operations of ATen. A rule that is already there
+        is replaced.
+
+    The function gets a `Call` and returns a `Value`, or a list of them where the operation has several results. It may
+    return NotImplemented, which keeps every channel of the arguments. Without a rule the same happens.
+
+    Raises InputError for a name without a namespace that ATen does not have.
     """
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError("rule takes names of operations: write @rule('mylib::scale') above the function.")
+        if "::" not in name and canonical(name) not in OPERATIONS and not hasattr(torch.ops.aten, name):
+            raise InputError(
+                f"torch has no operation {name!r}. Name one of your own with its namespace: rule('mylib::{name}')."
+            )
 
     def register(function: Rule) -> Rule:
         for name in names:
-            RULES[name] = function
+            RULES[canonical(name)] = function
         return function
 
     return register
 
 
-def op_name(node: fx.Node) -> str:
-    """The name of the operation of a node, without namespace, overload, or the underscore of in-place variants."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name.split("::")[-1]
-        return name.rstrip("_") if not name.startswith("_") else name
-    return getattr(target, "__name__", str(target))
+def results(call: Call, first: Value) -> Value | list[Value]:
+    """What a rule returns that knows the first result only: the others have shapes, and no channels."""
+    values = call.node.meta["val"]
+    if not isinstance(values, (tuple, list)):
+        return first
+    return [first, *(Value(tuple(v.shape)) for v in values[1:])]
 
 
 def values_in(*trees: Any) -> list[Value]:

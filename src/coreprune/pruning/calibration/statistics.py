@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from coreprune.graph.execution import Execution, last_uses
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.layer.weights import Reader
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def collect_readers(
     walk = _Walk(traced.tensors, calibration, by_node, options, generator)
     for b in range(walk.batches):
         tell("statistics", b, walk.batches)
-        _one_batch(walk, b)
+        weighed = _one_batch(walk, b)
+        walk = replace(walk, options=replace(options, worth=weighed))
     for site in sites:
         _check_finite(site)
     out: dict[str, tuple[Reader, ...]] = dict.fromkeys(traced.free, ())
@@ -102,7 +106,8 @@ class _Walk:
         return len(self.calibration.batches)
 
 
-def _one_batch(walk: _Walk, b: int) -> None:
+def _one_batch(walk: _Walk, b: int) -> bool:
+    """Add what one batch shows; returns whether errors could be weighed."""
     captured, by_node, options = walk.calibration.captured, walk.by_node, walk.options
     run = Execution(captured, walk.tensors, [walk.calibration.batches[b]])
     nodes = list(captured.graph.graph.nodes)
@@ -130,17 +135,25 @@ def _one_batch(walk: _Walk, b: int) -> None:
                 result = value
             for gone in uses[node]:
                 run.values.pop(gone, None)
-        if options.worth:
-            _weigh(walk, result, taped)
+        return options.worth and _weigh(walk, result, taped)
 
 
-def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> None:
-    """Second moments of the gradient of a random projection of the outputs, at every reader's output."""
+def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
+    """Second moments of the gradient of a random projection of the outputs, at every reader's output.
+
+    Returns whether there is such a gradient.
+    """
     outputs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
     if not outputs:
-        return
+        return False
     total = sum((x * torch.randn(x.shape, generator=walk.generator).to(x)).sum() / _scale(x) for x in outputs)
-    gradients = torch.autograd.grad(total, list(taped.values()), allow_unused=True)  # type: ignore[arg-type]
+    try:
+        gradients = torch.autograd.grad(total, list(taped.values()), allow_unused=True)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # an operation that was registered without a gradient
+        log.warning("output errors of all layers weigh the same, because the model has no gradient: %s", error)
+        return False
     for node, gradient in zip(taped, gradients, strict=True):
         for site in walk.by_node[node]:
             if gradient is not None:
@@ -153,6 +166,7 @@ def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> None:
                 samples = gradient.shape[0]
                 worth = flat.T @ flat / (samples * walk.batches)  # the mean over all queries
                 site.worth = worth if site.worth is None else site.worth + worth
+    return True
 
 
 def _scale(x: Tensor) -> Tensor:

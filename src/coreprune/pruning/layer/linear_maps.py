@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from coreprune.graph import Captured
-
-_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+from coreprune.graph.ops import op_name, operation
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +121,7 @@ def operators(captured: Captured) -> dict[str, Operator]:
 
 
 def _operator(node: fx.Node, sources: Mapping[str, tuple[str, str]]) -> Operator | None:
-    if node.op != "call_function":
-        return None
-    name = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
+    name, known = op_name(node), operation(node)
     a: list[Any] = list(node.args)
     if name == "linear":
         return _made(node, sources, a[0], a[1], a[2] if len(a) > 2 else None)
@@ -132,8 +129,8 @@ def _operator(node: fx.Node, sources: Mapping[str, tuple[str, str]]) -> Operator
         return _made(node, sources, a[1], a[2], a[0], out_dim=1, in_dim=0)
     if name == "mm":
         return _made(node, sources, a[0], a[1], None, out_dim=1, in_dim=0)
-    if name in _CONVOLUTIONS:
-        dims = _CONVOLUTIONS[name]
+    if known.kind == "conv":
+        dims = known.space
         defaults: list[Any] = [None, None, None, [1], [0], [1], 1]
         x, weight, bias, stride, padding, dilation, groups = a + defaults[len(a) :]
         if not isinstance(weight, fx.Node):

@@ -8,20 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.graph import Captured, Group, ParamSlice
-from coreprune.pruning.layer.activations import KNOWN, activation
+from coreprune.graph.ops import op_name, operation
+from coreprune.pruning.layer.activations import activation
 from coreprune.pruning.layer.surroundings import no_mean, no_scale, norms_behind, other_rows
 from coreprune.pruning.layer.weights import LayerWeights
-
-# Ops that hand channels on unchanged (in eval mode), between a layer and the one that reads it.
-_TRANSPARENT = {"dropout", "view", "reshape", "flatten", "permute", "transpose", "contiguous", "clone", "_unsafe_view"}
-
-# Ops of `KNOWN` that take parameters: with which of them the table's constants hold.
-_AS_KNOWN = {
-    "leaky_relu": lambda slope=0.01: 0 <= slope <= 1,
-    "hardtanh": lambda low=-1.0, high=1.0: low <= 0 <= high,
-    "elu": lambda alpha=1.0, scale=1.0, input_scale=1.0: (alpha, scale, input_scale) == (1.0, 1.0, 1.0),
-    "softplus": lambda beta=1.0, threshold=20.0: (beta, threshold) == (1.0, 20.0),
-}
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -104,32 +94,18 @@ def _on_the_way(node: torch.fx.Node | None, captured: Captured, group: Group) ->
     made = {piece.param for piece in group.producers}
     names = []
     while node is not None and node.op == "call_function":
-        op = _op_name(node)
-        if op == "linear":
+        known = operation(node)
+        if known.kind == "linear":
             weight = captured.sources.get(getattr(node.args[1], "name", ""), ("", ""))[1]
             return (names or ["identity"])[0] if weight in made and len(names) < 2 else "unknown"
-        if op in KNOWN and _as_known(op, node):
-            names.append(op)
-        elif op not in _TRANSPARENT:
+        if not known.holds_for(node):
+            return "unknown"
+        if known.function is not None:
+            names.append(op_name(node))
+        elif not known.bijective:
             return "unknown"
         node = next(iter(node.all_input_nodes), None)
     return "unknown"
-
-
-def _as_known(op: str, node: torch.fx.Node) -> bool:
-    """Whether the constants in `KNOWN` hold for this call."""
-    if op not in _AS_KNOWN:
-        return True
-    try:
-        return bool(_AS_KNOWN[op](*node.args[1:], **node.kwargs))
-    except TypeError:  # parameters by other names: nothing is certified
-        return False
-
-
-def _op_name(node: torch.fx.Node) -> str:
-    """`aten.relu_.default` → `relu`."""
-    packet = str(node.target).split(".")
-    return (packet[1] if len(packet) > 1 else packet[0]).removesuffix("_")
 
 
 def _rows(tensor: Tensor, piece: ParamSlice, group: Group) -> Tensor:

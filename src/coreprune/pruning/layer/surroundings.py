@@ -1,4 +1,4 @@
-"""What stands around a group of channels: its batch norms, and whether channels can stand for each other."""
+"""What surrounds a group of channels: its batch norms, and whether one channel can replace another."""
 
 from __future__ import annotations
 
@@ -8,25 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from coreprune.graph import Captured, Group, ParamSlice
-from coreprune.graph.rules.registry import op_name
+from coreprune.graph.ops import op_name, operation
 from coreprune.pruning.layer.weights import NormStatistics
-
-# Operations that make new channels from a weight.
-_LAYERS = """
-    linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm baddbmm mm bmm matmul einsum
-    embedding
-"""
-# Operations f with f(λx) = λ f(x) for λ ≥ 0 that work on every channel alone, or only move channels.
-_POSITIVE = """
-    relu leaky_relu prelu abs neg identity dropout feature_dropout alpha_dropout add sub mul div cat concat stack clone
-    contiguous detach alias to _to_copy view _unsafe_view reshape flatten unflatten permute transpose t movedim squeeze
-    unsqueeze expand repeat slice select split split_with_sizes chunk unbind getitem index_select flip roll narrow
-    pixel_shuffle channel_shuffle max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d
-    avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d mean sum amax amin max constant_pad_nd pad reflection_pad1d
-    reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
-    _upsample_nearest_exact2d
-"""
 
 
 def norms_behind(
@@ -88,7 +71,7 @@ def _norm_of(
 def _only_user(captured: Captured, param: str) -> fx.Node | None:
     """The only node that uses a parameter, if it is a layer that uses it as its weight."""
     users = [user for node in captured.graph.graph.nodes if _name(captured, node) == param for user in node.users]
-    if len(users) != 1 or op_name(users[0]) not in _LAYERS.split() or _name(captured, users[0].args[1]) != param:
+    if len(users) != 1 or not operation(users[0]).makes_channels or _name(captured, users[0].args[1]) != param:
         return None
     return users[0]
 
@@ -123,7 +106,7 @@ def other_rows(
 
 
 def no_mean(group: Group) -> str:
-    """Why two units of a group cannot become one, in words; empty where they can."""
+    """In words, why two units of a group cannot be averaged into one. Empty where they can."""
     if group.sections is not None:
         return "its units lie in sections that see different inputs"
     if "heads" in group.flags:
@@ -137,10 +120,10 @@ def no_mean(group: Group) -> str:
 
 
 def no_scale(captured: Captured, group: Group, norms: tuple[NormStatistics, ...]) -> str:
-    """Why a unit of a group cannot stand for a multiple of another, in words; empty where it can.
+    """In words, why no unit of a group can be replaced by a multiple of another. Empty where it can.
 
     It can where everything between the layers that make the channels and their consumers is positively homogeneous and
-    works on each channel alone, apart from the batch norms directly behind these layers.
+    works on each channel alone. Batch norms directly behind these layers do not count.
     """
     if reason := no_mean(group):
         return reason
@@ -162,30 +145,18 @@ def no_scale(captured: Captured, group: Group, norms: tuple[NormStatistics, ...]
             continue
         if node.op != "call_function":
             return f"{_name(captured, node) or node.name} enters between its layers"
-        name, params = op_name(node), {_name(captured, a) for a in node.all_input_nodes} - {None}
-        if name in _LAYERS.split() and params:
+        known, params = operation(node), {_name(captured, a) for a in node.all_input_nodes} - {None}
+        if known.makes_channels and params:
             continue
-        if name == "batch_norm":
+        if op_name(node) == "batch_norm":
             if params & mine and not all(_belongs(str(p), norms) for p in params):
                 return f"a norm ({node.name}) follows later"
             stack += node.all_input_nodes[:1] if params & mine else []
-        elif not _positive(name, node):
-            return f"{name} lies between its layers"
+        elif not (known.homogeneous and known.holds_for(node)):
+            return f"{op_name(node)} lies between its layers"
         else:
-            stack += node.all_input_nodes[:1] if name == "prelu" else node.all_input_nodes
+            stack += node.all_input_nodes[:1] if known.kind == "prelu" else node.all_input_nodes
     return ""
-
-
-def _positive(name: str, node: fx.Node) -> bool:
-    """Whether this call is positively homogeneous, channel by channel."""
-    numbers = [a for a in node.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-    if name in ("mul", "div"):
-        return len(node.all_input_nodes) == 1 and bool(numbers)
-    if name in ("add", "sub"):
-        return not numbers
-    if name in ("constant_pad_nd", "pad"):
-        return not any(numbers)
-    return name in _POSITIVE.split()
 
 
 def _belongs(param: str, norms: tuple[NormStatistics, ...]) -> bool:

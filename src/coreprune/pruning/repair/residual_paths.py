@@ -16,11 +16,8 @@ from torch import Tensor, fx
 
 from coreprune.graph import Captured
 from coreprune.graph.execution import overwritten
+from coreprune.graph.ops import op_name, operation
 from coreprune.pruning.layer.linear_maps import Operator, is_tensor_meta
-
-_IDENTITY = {"dropout", "feature_dropout", "contiguous", "clone", "alias", "detach"}
-_SUMS = {"add", "add_"}
-_GATES = {"relu", "relu_"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +35,6 @@ class Path:
     gated: bool = False
 
 
-def op_name(node: fx.Node) -> str:
-    """`aten.add_.Tensor` → `add_`; empty for anything but an ATen call."""
-    target = str(node.target)
-    return target.split(".")[1] if node.op == "call_function" and target.startswith("aten.") else ""
-
-
 def path_of(operator: Operator, captured: Captured) -> Path:
     """Follow an operator's output while it has one reader and only affine things happen per channel."""
     node, steps, norm = operator.node, [], None
@@ -55,13 +46,13 @@ def path_of(operator: Operator, captured: Captured) -> Path:
             norm = user if node is operator.node and captured.readers[mean] == 1 else norm
         elif name == "mul" and not _is_scale(operator, captured, node, user):
             break
-        elif name in _SUMS:
+        elif name == "add":
             other = next((a for a in user.args if isinstance(a, fx.Node) and a is not node), None)
             plain = not user.kwargs and len(user.all_input_nodes) == 2
             if other is not None and plain and _same_shape(other, node) and not _depends(other, operator.node):
                 return Path(norm, tuple(steps), user, other, _gated(user))
             break
-        elif name not in _IDENTITY and name != "mul":
+        elif name != "mul" and not (operation(user).identity and operation(user).holds_for(user)):
             break
         steps.append(user)
         node = user
@@ -70,7 +61,7 @@ def path_of(operator: Operator, captured: Captured) -> Path:
 
 def _gated(node: fx.Node) -> bool:
     """Whether only a ReLU reads the value, so that negative entries are all alike."""
-    return len(node.users) == 1 and op_name(next(iter(node.users))) in _GATES
+    return len(node.users) == 1 and operation(next(iter(node.users))).one_sided
 
 
 def affine(path: Path, channels: int, fetch: Callable[[fx.Node], Any]) -> tuple[Tensor, Tensor]:
