@@ -16,9 +16,10 @@ def main() -> None:
     try:
         from coreprune.cli import main as run
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("typer", "rich"):
             raise
-        sys.stderr.write(f"error: the command needs {error.name}, which is not installed. Run: {_INSTALL}\n")
+        sys.stderr.write(f"error: the command needs {package}, which cannot be found here. Run: {_INSTALL}\n")
         raise SystemExit(2) from None
     if heard:
         signal.signal(signal.SIGINT, signal.default_int_handler)
