@@ -30,7 +30,8 @@ def main(dist: Path) -> None:
             install(programs, package)
         run([programs / "python", "-c", "import coreprune; from coreprune import *; print(coreprune.__name__)"], place)
         refused = subprocess.run([programs / "coreprune"], cwd=place, capture_output=True, text=True, check=False)
-        assert refused.returncode == 2 and "pip install 'coreprune[cli]'" in refused.stderr, refused
+        assert refused.returncode == 2, refused
+        assert "pip install 'coreprune[cli]'" in refused.stderr, refused
         install(programs, f"{wheel}[demo]")
         for command in ([programs / "coreprune", "--help"], [programs / "python", "-m", "coreprune", "demo"]):
             run(command, place)
