@@ -4,11 +4,11 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test quick docs lint types zoo bench clean
+.PHONY: help demo test quick docs examples lint types zoo bench release-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) -e '.[bench]'
+	@touch $@
+
+$(VENV)/.release: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[release]'
 	@touch $@
 
 # The tests of the report look at it in a browser; as root, Debian's package is installed where there is none.
@@ -69,8 +73,17 @@ bench: $(VENV)/.bench  ## the ellipsoid benchmark (LeNet needs --data, see bench
 	$(PY) benchmarks/mvee.py
 	$(PY) benchmarks/page.py
 
+examples: $(VENV)/.test  ## run the notebooks of examples/ again, and store what they print
+	$(PY) examples/run.py
+
 zoo: $(VENV)/.test  ## the zoo with torchvision's and timm's models, where these are installed in .venv
 	$(PY) benchmarks/zoo.py --torchvision --out zoo-torchvision.json
+
+release-check: $(VENV)/.release  ## build wheel and source distribution, and try the wheel in an empty environment
+	rm -rf build/dist
+	$(PY) -m build --outdir build/dist
+	$(VENV)/bin/twine check --strict build/dist/*
+	$(PY) .ci/try_wheel.py build/dist
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build demo-report

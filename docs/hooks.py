@@ -1,4 +1,4 @@
-"""Pages of the site that are made from something else: the first one from README.md, one from the commands' help."""
+"""What is in the site but not in docs/: the first page from README.md, the commands' help, the notebooks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 COMMAND = re.compile(r"^(Example: )?(coreprune [^\n`]+)$", re.M)
@@ -19,7 +21,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
     if page.file.src_uri == "reference/cli.md":
         return markdown + command_line()
-    return markdown
+    return markdown.replace("](../examples/", "](examples/")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Called by mkdocs once. The notebooks lie beside docs/, and in the site below it."""
+    for path in sorted((ROOT / "examples").glob("*.ipynb")):
+        files.append(File.generated(config, f"examples/{path.name}", abs_src_path=str(path)))
+    return files
 
 
 def command_line() -> str:

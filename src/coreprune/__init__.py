@@ -5,42 +5,50 @@ result = prune(model, example_inputs, Budget(macs=0.5))
 result.model, result.plan, result.report
 """
 
-from coreprune.artifact import export_onnx, export_program, load, read_plan, save
-from coreprune.errors import ArtifactError, BudgetError, CoreprunError, GeometryError, InputError, ModelError
-from coreprune.latency import Latency, compare_latency, measure_latency
-from coreprune.pruning import (
-    L1,
-    L2,
-    BnScale,
-    Budget,
-    Distill,
-    DOptimal,
-    Folding,
-    Fpgm,
-    Functional,
-    Inspection,
-    Lewis,
-    Loewner,
-    Magnitude,
-    Merging,
-    Mussay,
-    Norm,
-    Pfp,
-    Plan,
-    Random,
-    Ranking,
-    Repair,
-    Report,
-    Result,
-    Uniform,
-    apply_plan,
-    certify,
-    list_groups,
-    make_plan,
-    prune,
-)
-from coreprune.queries import Queries, make_queries
+from __future__ import annotations
 
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what each name is; at run time `__getattr__` below finds it
+    from coreprune.artifact import export_onnx, export_program, load, read_plan, save
+    from coreprune.errors import ArtifactError, BudgetError, CoreprunError, GeometryError, InputError, ModelError
+    from coreprune.latency import Latency, compare_latency, measure_latency
+    from coreprune.pruning import (
+        L1,
+        L2,
+        BnScale,
+        Budget,
+        Distill,
+        DOptimal,
+        Folding,
+        Fpgm,
+        Functional,
+        Inspection,
+        Lewis,
+        Loewner,
+        Magnitude,
+        Merging,
+        Mussay,
+        Norm,
+        Pfp,
+        Plan,
+        Random,
+        Ranking,
+        Repair,
+        Report,
+        Result,
+        Uniform,
+        apply_plan,
+        certify,
+        list_groups,
+        make_plan,
+        prune,
+    )
+    from coreprune.queries import Queries, make_queries
+
+# A new public name takes a line here and one above.
 __all__ = [
     "L1",
     "L2",
@@ -89,14 +97,27 @@ __all__ = [
     "save",
 ]
 
+# Modules that have the public names, each after those that it imports anyway.
+_HOMES = ("errors", "queries", "pruning", "latency", "artifact")
+_MODULES = (*_HOMES, "coreset", "geometry", "graph", "report")
 _RENAMED = {"inspect": "list_groups", "plan": "make_plan", "apply": "apply_plan"}  # until the release after 0.1
 
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> object:
-    """Names of functions that hid modules, with a warning."""
-    if name in _RENAMED:
-        import warnings
+    def __getattr__(name: str) -> object:
+        """Import what is asked for when it is asked for (PEP 562): torch takes seconds, and not every use needs it."""
+        if name in _RENAMED:
+            old, name = name, _RENAMED[name]
+            warnings.warn(f"coreprune.{old} is now coreprune.{name}.", DeprecationWarning, stacklevel=2)
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        modules = (import_module(f"{__name__}.{home}") for home in _HOMES)
+        found = next(vars(module)[name] for module in modules if name in vars(module))
+        globals()[name] = found
+        return found
 
-        warnings.warn(f"coreprune.{name} is now coreprune.{_RENAMED[name]}.", DeprecationWarning, stacklevel=2)
-        return globals()[_RENAMED[name]]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __dir__() -> list[str]:
+        """What `dir(coreprune)` lists: names that have not been asked for, too."""
+        return sorted({*globals(), *__all__, *_MODULES})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ from coreprune.pruning import Result
 from coreprune.pruning.plans.plan import fingerprint
 from coreprune.pruning.reporting.report import versions
 
+_log = logging.getLogger(__name__)
+
 
 def save(
     result: Result,
@@ -45,6 +48,9 @@ def save(
     source: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write model.safetensors, plan.json, manifest.json, report.json, report.html and queries.safetensors.
+
+    The page needs `pip install 'coreprune[report]'`; without that it is left out, which is logged. `coreprune report
+    FOLDER --html page.html` makes it later.
 
     The folder appears at once, complete and flushed to the disk, or not at all. Nothing in it is pickled. `load` reads
     it back. Where stock transformers can express the widths of a pruned Hugging Face model, config.json is written as
@@ -95,7 +101,7 @@ def save(
 
 
 def _write_report(result: Result, folder: Path, manifest: Manifest, extra: dict[str, Any]) -> None:
-    from coreprune import report
+    from coreprune.report import html
 
     how = (
         f"{manifest.model_class}.from_pretrained(folder), or coreprune.load(folder)"
@@ -107,8 +113,11 @@ def _write_report(result: Result, folder: Path, manifest: Manifest, extra: dict[
     artifact = {"loads_with": how, "why": manifest.why}
     data = {**result.report.as_dict(), "model": manifest.model_class, "artifact": artifact, **extra}
     (folder / REPORT).write_text(json.dumps(data, indent=1), encoding="utf-8")
+    if absent := html.missing():
+        _log.warning("%s was not written, because it needs %s. Run: %s", PAGE, ", ".join(absent), html.INSTALL)
+        return
     images = None if result.queries is None else first_images(result.queries.args)
-    report.write(data, folder / PAGE, images)
+    html.write(data, folder / PAGE, images)
 
 
 def first_images(args: tuple[Any, ...]) -> Tensor | None:

@@ -82,7 +82,8 @@ def report(
         return
     console.print(table)
     console.print(notes, soft_wrap=True, highlight=False)
-    console.print(f"report    {(html or folder / PAGE).resolve()}", soft_wrap=True, highlight=False)
+    if (page := html or folder / PAGE).exists():
+        console.print(f"report    {page.resolve()}", soft_wrap=True, highlight=False)
 
 
 @app.command(epilog="Example: coreprune export small --to small.onnx")

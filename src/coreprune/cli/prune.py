@@ -171,7 +171,9 @@ def prune(
     data = result.report.as_dict() | extra
     console.print(show.result_table(data))
     console.print(show.result_notes(data), soft_wrap=True, highlight=False)
-    console.print(f"artifact  {out}\nreport    {out / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"artifact  {out}", soft_wrap=True, highlight=False)
+    if (page := out / "report.html").exists():
+        console.print(f"report    {page}", soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True)

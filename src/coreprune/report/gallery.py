@@ -6,11 +6,14 @@ import base64
 import io
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _SMALLEST = 8  # pixels a side; less is a vector that happens to have a square length
 _LARGEST = 56  # pixels a side on the sheet
@@ -35,6 +38,8 @@ def contact_sheet(images: Tensor, most: int = 64) -> Sheet | None:
         numbers on any device. Every channel of every image is stretched so that its own 1 % quantile is black and its
         99 % quantile full, because queries have no range that a screen knows. Larger images are made smaller.
     """
+    from PIL import Image
+
     x = _as_images(images)
     if x is None:
         return None
@@ -74,7 +79,7 @@ def _stretched(image: Tensor, size: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(shades.repeat(3 // len(shades), axis=0).transpose(1, 2, 0))
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image) -> bytes:
     out = io.BytesIO()
     image.save(out, format="PNG", optimize=True)
     return out.getvalue()

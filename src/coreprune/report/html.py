@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from torch import Tensor
 
+from coreprune.errors import InputError
 from coreprune.report import words
 from coreprune.report.gallery import contact_sheet
 from coreprune.report.view import summary, view
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_NEEDED = {"jinja2": "jinja2", "markupsafe": "markupsafe", "PIL": "pillow"}  # module -> package
+INSTALL = "pip install 'coreprune[report]'"
 _CHARTED = ("sizes", "latency", "groups", "refits", "bounds")
 
 
@@ -27,8 +33,10 @@ def render(data: Mapping[str, Any], *, images: Tensor | None = None, title: str 
         seconds; "accuracy" {"before", "after", "samples"} as shares; "artifact" {"loads_with", "why"}.
     images: queries to show, (N, C, H, W) with C in {1, 3} or (N, d) with d a square; others are left out.
 
-    Raises InputError where `data` is not such a dict.
+    Raises InputError where `data` is not such a dict, and where a package is missing: pip install 'coreprune[report]'.
     """
+    if absent := missing():
+        raise InputError(f"a report's page needs {', '.join(absent)}, which cannot be found here. Run: {INSTALL}")
     page = view(data)
     template = _environment().get_template("page.html.j2")
     return template.render(
@@ -45,8 +53,15 @@ def write(data: Mapping[str, Any], path: str | Path, images: Tensor | None = Non
     Path(path).write_text(render(data, images=images), encoding="utf-8")
 
 
+def missing() -> list[str]:
+    """The packages of the extra `report` that cannot be found here: without them there are no pages."""
+    return [package for module, package in _NEEDED.items() if find_spec(module) is None]
+
+
 @cache
 def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     made = Environment(
         loader=PackageLoader("coreprune.report", "assets"),
         autoescape=True,
@@ -64,4 +79,6 @@ def _environment() -> Environment:
 @cache
 def _asset(name: str) -> Markup:
     """One of the files beside the template, trusted as it is."""
+    from markupsafe import Markup
+
     return Markup(resources.files("coreprune.report").joinpath("assets", name).read_text(encoding="utf-8"))
