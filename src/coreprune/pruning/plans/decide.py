@@ -12,8 +12,9 @@ from coreprune._example import describe_example
 from coreprune._progress import Progress
 from coreprune.coreset import Coreset, FunctionalCoreset, in_order
 from coreprune.graph import Group, Traced
-from coreprune.pruning.allocation.allocate import allocate, balanced, widths_curve
+from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.allocation.curves import balanced, widths_curve
 from coreprune.pruning.layer.read import read_layer
 from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.plans.cut_ranking import choose
