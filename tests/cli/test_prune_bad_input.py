@@ -141,7 +141,7 @@ def environment() -> dict[str, str]:
         (("--macs", "0.5", "--params", "0.5"), "give one of --macs, --params, --bytes, --keep, --error, not 2 of them"),
         # 8·1 + 1·1 + 1·3 multiplications are left with one neuron in every hidden layer
         (("--macs", "0.001"), ["macs=0.001", "least width 12 are left (1.4%)", "Raise the budget"]),
-        (("--macs", "11"), "least width 12 are left"),
+        (("--macs", "11"), "11 MACs of 840: did you mean 0.11?"),
         (("--params", "0.01", "--min-width", "4"), ["params=0.01", "least width 71 are left", "min_width"]),
         (("--macs", "0"), "would remove every channel"),
         (("--macs", "-1"), "would remove every channel"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,8 +53,15 @@ def query_sources() -> list[str]:
     return ["auto", "none", *QUERIES]
 
 
-def known_method(name: str) -> str:
-    """The name of a selector, or an InputError, before anything is loaded for it."""
+def known_method(name: str) -> Any:
+    """What `prune(method=)` takes, or an InputError, before anything is loaded for it. "module:name" is imported."""
+    if ":" in name:
+        from coreprune.cli.source import import_from_here
+        from coreprune.pruning.selectors import resolve
+
+        import_from_here()
+        with redirect_stdout(sys.stderr):  # whatever the user's code says, standard output is for ours: --json
+            return resolve(name)
     if name not in methods():
         raise InputError(_unknown(f"--method {name}", "selector", name, methods()))
     return name

@@ -94,7 +94,8 @@ def prune(
     method: Annotated[
         str,
         typer.Option(
-            help="How channels are chosen: auto, functional, loewner, magnitude, …; a wrong name lists all.",
+            help="How channels are chosen: auto, functional, loewner, magnitude, …; a wrong name lists all. Or a "
+            "selector of your own: package.module:function.",
             autocompletion=options.methods,
             show_default=True,
         ),
@@ -142,7 +143,7 @@ def prune(
 
     limit = options.one_budget({"macs": macs, "params": params, "bytes": bytes_, "keep": keep, "error": error})
     budget = Budget(**limit, uniform=uniform, round_to=round_to, min_width=min_width)  # pyright: ignore[reportArgumentType]
-    specs, method = options.known_queries(queries or ["auto"]), options.known_method(method)
+    specs, chosen = options.known_queries(queries or ["auto"]), options.known_method(method)
     out = Path(os.path.realpath(out))
     unfinished = Unfinished.beside(out, resume, overwrite)
     tidy(out)
@@ -152,7 +153,7 @@ def prune(
         exam = None if labelled is None else Exam.of(model, given, labelled, tell)
         spec = source.queries(specs, model, given, seed, unfinished.queries, tell)
         result = run(
-            model, given, budget, method, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
+            model, given, budget, chosen, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell,
         )  # fmt: skip

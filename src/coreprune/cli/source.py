@@ -54,6 +54,12 @@ def load(
     return model, found
 
 
+def import_from_here() -> None:
+    """Let a module in the current folder be imported, as `python -m` does."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def _made(source: str) -> tuple[nn.Module, Any]:
     """By the user's factory."""
     module_name, colon, name = source.partition(":")
@@ -62,8 +68,7 @@ def _made(source: str) -> tuple[nn.Module, Any]:
             f"SOURCE must read package.module:factory, e.g. mypackage.models:resnet, or be a folder that "
             f"save_pretrained wrote, or a .pt2 file. {source!r} is none of these."
         )
-    if str(Path.cwd()) not in sys.path:  # `python -m` does the same: a model.py in the current folder is found
-        sys.path.insert(0, str(Path.cwd()))
+    import_from_here()
     try:
         with redirect_stdout(sys.stderr):  # whatever the user's code says, standard output is for ours: --json
             factory = getattr(importlib.import_module(module_name), name)

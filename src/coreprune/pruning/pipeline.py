@@ -21,7 +21,7 @@ from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.repair.lockstep import Refit, Repair
 from coreprune.pruning.reporting.report import Report
-from coreprune.pruning.selectors import Ranking, Selector, resolve
+from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import Settings, asked_queries
 from coreprune.pruning.stages import carry_out, exclude_names, make_report, prune_to, repair_, trace
 from coreprune.pruning.validate import check_count, check_exclude, check_model, check_settings
@@ -59,7 +59,7 @@ def prune(
     model: nn.Module,
     example_inputs: Any,
     budget: Budget | None = None,
-    method: str | Selector = "auto",
+    method: Method = "auto",
     *,
     queries: Any = "auto",
     n_queries: int | None = None,
@@ -100,7 +100,7 @@ def prune(
     all are CoreprunErrors.
     """
     options = _repair_options(repair) if queries is not None else None
-    budget, selector = check_settings(budget, seed, delta), resolve(method, options is not None)
+    budget, selector = check_settings(budget, seed, delta), resolve(method, options is not None, queries is not None)
     training = _distill_options(distill, queries, checkpoint)
     check_count(n_queries, "n_queries")
     clock = Clock(progress or silent)
@@ -157,7 +157,7 @@ def make_plan(
     model: nn.Module,
     example_inputs: Any,
     budget: Budget | None = None,
-    method: str | Selector = "auto",
+    method: Method = "auto",
     *,
     queries: Any = "auto",
     n_queries: int | None = None,
@@ -167,7 +167,7 @@ def make_plan(
     progress: Progress | None = None,
 ) -> Plan:
     """Decide which channels stay, and touch no weight. Arguments and errors as in `prune`."""
-    budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None)
+    budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
     check_count(n_queries, "n_queries")
     clock = Clock(progress or silent)
     excluded = check_exclude(exclude)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import re
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch import nn
 
-from coreprune import Budget
-from coreprune.errors import BudgetError
+from coreprune import Budget, Plan, prune
+from coreprune.errors import BudgetError, InputError
 from coreprune.graph import CostModel, capture, find_groups
-from coreprune.pruning.allocation.allocate import allocate, balanced, widths_curve
+from coreprune.pruning.allocation.allocate import allocate
+from coreprune.pruning.allocation.curves import balanced, widths_curve
+from coreprune.report.snippet import recipe
+from small_networks import EXAMPLE, mlp, widths
 
 SIZES = (8, 10, 6)
 
@@ -162,10 +168,10 @@ def test_an_explicit_round_to_is_obeyed_in_wide_and_narrow_groups():
 def test_no_budget_is_out_of_reach_because_of_rounding_that_nobody_asked_for(curves):
     free, groups, cost = chain(WIDE)
     least = cost({g.name: 1 for g in free}).macs
-    found = allocate(Budget(macs=least), groups, cost, slopes(WIDE) if curves else None)
+    found = allocate(Budget(macs=least, absolute=True), groups, cost, slopes(WIDE) if curves else None)
     assert found == {"0": 1, "2": 1, "4": 1}
     with pytest.raises(BudgetError, match="round_to"):
-        allocate(Budget(macs=least, round_to=8), groups, cost)
+        allocate(Budget(macs=least, round_to=8, absolute=True), groups, cost)
 
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
@@ -242,7 +248,7 @@ def test_a_budget_out_of_reach_names_the_least_that_can_be_reached(kind, curves)
     least = min(getattr(cost(w), kind) for w in every(free))
     with pytest.raises(BudgetError, match=re.escape(f"{least:,} are left")):
         allocate(Budget(**{kind: 0.01}), groups, cost, convex() if curves else None)
-    found = allocate(Budget(**{kind: least}), groups, cost, convex() if curves else None)
+    found = allocate(Budget(**{kind: least}, absolute=True), groups, cost, convex() if curves else None)
     assert getattr(cost(found), kind) == least
 
 
@@ -281,6 +287,24 @@ def test_blocks_keep_the_same_number_each():
         ({"macs": "half"}, "number"),
         ({"error": 1.0}, "below 1"),
         ({"error": 0.1, "uniform": True}, "uniform"),
+        ({"keep": {}}, "shares by names or patterns"),
+        ({"keep": {3: 0.5}}, "shares by names or patterns"),
+        ({"keep": {"": 0.5}}, "shares by names or patterns"),
+        ({"keep": [("0", 0.5)]}, "must be a number"),
+        ({"keep": {"0": 0.5, "2": 1.5}}, "groups '2': keep=1.5 is more than everything"),
+        ({"keep": {"2": 0}}, "groups '2': keep=0 would remove every channel"),
+        ({"keep": {"2": True}}, "groups '2': keep must be a number"),
+        ({"keep": {"2": float("nan")}}, "groups '2': keep must be a number"),
+        ({"keep": {"2": 0.5}, "macs": 0.5}, "keep and macs are given"),
+        ({"cost": 0}, "remove every channel"),
+        ({"cost": 0.5, "macs": 0.5}, "macs and cost are given"),
+        ({"macs": 0.5, "absolute": True}, "a share of the dense model, so it does not go with absolute"),
+        ({"bytes": 1, "absolute": True}, "a share of the dense model"),
+        ({"keep": 0.5, "absolute": True}, "keep is always a share"),
+        ({"keep": {"2": 0.5}, "absolute": True}, "keep is always a share"),
+        ({"error": 0.5, "absolute": True}, "error is always a share"),
+        ({"absolute": True}, "keep is always a share"),
+        ({"macs": 500, "absolute": 1}, "absolute must be True or False"),
         ({"min_width": 0}, "min_width"),
         ({"round_to": 2.5}, "round_to"),
         ({"round_to": True}, "round_to"),
@@ -295,9 +319,203 @@ def test_budgets_that_contradict_themselves_are_refused(given, match, unchecked)
 
 def test_no_budget_is_half_of_the_channels():
     assert (Budget().kind, Budget().keep, Budget().round_to) == ("keep", 0.5, None)
-    assert [Budget(**{k: 0.5}).kind for k in ("keep", "macs", "params", "bytes", "error")] == [
-        "keep", "macs", "params", "bytes", "error",
+    assert [Budget(**{k: 0.5}).kind for k in ("keep", "macs", "params", "bytes", "cost", "error")] == [
+        "keep", "macs", "params", "bytes", "cost", "error",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [1.5, 50, 99.9, 100])
+@pytest.mark.parametrize(("kind", "word"), [("macs", " MACs"), ("params", " parameters"), ("bytes", " bytes")])
+def test_a_number_that_may_be_a_percentage_is_asked_about(kind, word, value):
+    _, groups, cost = chain(WIDE)
+    dense = f"{getattr(cost(), kind):,}"
+    asked = f"{value:g}{word} of {dense}: did you mean {value / 100:g}?"
+    with pytest.raises(BudgetError, match=re.escape(asked)) as caught:
+        allocate(Budget(**{kind: value}), groups, cost)
+    assert f"Budget({kind}={value:g}, absolute=True)" in str(caught.value)
+    least = getattr(cost(dict.fromkeys(("0", "2", "4"), 1)), kind)
+    if least <= value:  # what it says works
+        found = allocate(Budget(**{kind: value}, absolute=True), groups, cost)
+        assert getattr(cost(found), kind) <= value
+
+
+def test_larger_numbers_are_absolute_without_being_asked_about():
+    _, groups, cost = chain(WIDE)
+    assert allocate(Budget(macs=400), groups, cost) == allocate(Budget(macs=400, absolute=True), groups, cost)
+
+
+def test_the_question_comes_before_any_query_is_made(unchecked):
+    def never(*_):
+        raise AssertionError("queries were made")
+
+    with pytest.raises(BudgetError, match=r"did you mean 0\.5"):
+        prune(mlp(), EXAMPLE, Budget(macs=50), queries=never)
+
+
+# Shares by patterns
+
+
+def test_the_first_pattern_decides_and_the_others_stay_whole():
+    _, groups, cost = chain(WIDE)
+    assert allocate(Budget(keep={"2": 0.5}), groups, cost) == {"0": 128, "2": 100, "4": 100}
+    assert allocate(Budget(keep={"0": 0.25, "*": 0.5}), groups, cost) == {"0": 32, "2": 100, "4": 50}
+    assert allocate(Budget(keep={"[02]": 0.25, "4": 1}), groups, cost) == {"0": 32, "2": 50, "4": 100}
+    assert allocate(Budget(keep={"*": 0.41}), groups, cost) == allocate(Budget(keep=0.41), groups, cost)
+
+
+def test_rounding_and_the_least_width_hold_for_the_groups_that_are_named():
+    _, groups, cost = chain(WIDE)
+    found = allocate(Budget(keep={"2": 0.01, "4": 0.33}, min_width=5, round_to=8), groups, cost)
+    assert found == {"0": 128, "2": 8, "4": 40}
+    small = chain((8, 10, 6))[1]
+    assert allocate(Budget(keep={"2": 0.1}, min_width=7), small, cost)["4"] == 6  # which is whole
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "says"),
+    [
+        ({"layer1.*": 0.5}, InputError, r"keep=\{'layer1\.\*': …\} matches no group .* e\.g\. 0, 2, 4"),
+        ({"*": 0.5, "2": 0.8}, BudgetError, r"'2': …\} has no effect, because '\*' comes before it .* put '2' first"),
+        ({"6": 0.5}, BudgetError, r"have to stay whole \(6: model output\)"),
+        ({"[6]": 0.5}, BudgetError, r"have to stay whole \(6: model output\)"),
+        ({"6": 0.5, "*": 0.5}, BudgetError, r"have to stay whole \(6: model output\)"),
+    ],
+)
+def test_patterns_that_mean_nothing(keep, error, says):
+    _, groups, cost = chain()
+    with pytest.raises(error, match=says):
+        allocate(Budget(keep=keep), groups, cost)
+
+
+def test_a_budget_by_patterns_is_frozen_hashable_and_json():
+    given = {"2": 0.5, "*": 0.25}
+    budget = Budget(keep=given)
+    given["0"] = 1
+    assert budget == Budget(keep={"2": 0.5, "*": 0.25})
+    assert hash(budget) == hash(Budget(keep={"2": 0.5, "*": 0.25}))
+    assert Budget(**json.loads(json.dumps(asdict(budget)))) == budget
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        budget.keep = 0.5
+
+
+def test_a_plan_by_patterns_survives_json_and_the_call_in_the_report():
+    result = prune(mlp(), EXAMPLE, Budget(keep={"0": 0.25}), "l2", queries=None)
+    assert widths(result.model) == [6, 12, 3]
+    assert Plan.from_json(result.plan.to_json()).budget["keep"] == {"0": 0.25}
+    assert "Budget(keep={'0': 0.25})" in recipe(result.report.settings)
+
+
+# A cost of one's own
+
+
+def milliseconds(widths):
+    """A layer's time goes up with every eighth channel only."""
+    return 0.02 + sum(w * 1e-3 * -(-channels // 8) for w, channels in zip((5, 1, 3, 2), widths.values(), strict=True))
+
+
+@pytest.mark.parametrize("share", [0.55, 0.7, 0.9])
+@pytest.mark.parametrize("curves", [True, False])
+@pytest.mark.parametrize("sizes", [(40, 64, 24), WIDE])
+def test_a_cost_in_steps_is_met_and_every_group_is_as_wide_as_its_step_allows(share, curves, sizes):
+    _, groups, _ = chain(sizes)
+    dense = milliseconds({g.name: g.size for g in groups})
+    found = allocate(Budget(cost=share), groups, milliseconds, slopes(sizes) if curves else None)
+    everything = {g.name: g.size for g in groups} | found
+    assert milliseconds(everything) <= share * dense
+    for name, full in zip(("0", "2", "4"), sizes, strict=True):
+        if found[name] < full:
+            wider = min(found[name] + (8 if full >= 128 else 1), full)
+            assert milliseconds({**everything, name: wider}) > share * dense
+
+
+def test_a_cost_in_steps_takes_the_cheap_error_first():
+    """Stepping down a channel at a time saves nothing at first; the group must not look useless for that."""
+    _, groups, _ = chain((64, 64, 64))
+    curves = {n: s * torch.linspace(1, 0, 65, dtype=torch.float64) for n, s in (("0", 1.0), ("2", 1e-3), ("4", 1.0))}
+    found = allocate(Budget(cost=0.97), groups, lambda w: sum(-(-c // 8) for c in w.values()), curves)
+    assert found == {"0": 64, "2": 56, "4": 64}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("curves", [True, False])
+@pytest.mark.parametrize("limit", [{"cost": 0.6}, {"cost": 45.0, "absolute": True}, {"cost": 0.5, "uniform": True}])
+def test_a_cost_that_is_not_monotone_is_never_exceeded(seed, curves, limit):
+    """Measured tables have dents: the wider layer is at times the faster one."""
+    _, groups, _ = chain((16, 24, 16))
+    generator = torch.Generator().manual_seed(seed)
+    table = {g.name: torch.arange(g.size + 1) + 8 * torch.rand(g.size + 1, generator=generator) for g in groups}
+
+    def cost(widths):
+        return sum(float(table[name][width]) for name, width in widths.items())
+
+    whole = {g.name: g.size for g in groups}
+    budget = Budget(**limit)
+    found = allocate(budget, groups, cost, slopes((16, 24, 16)) if curves else None)
+    most = budget.cost if budget.absolute else budget.cost * cost(whole)
+    assert cost(whole | found) <= most
+    if not budget.uniform:
+        for name, width in found.items():
+            if width < whole[name]:
+                assert cost(whole | found | {name: width + 1}) > most
+
+
+def test_a_cost_whose_narrowest_widths_do_not_fit_is_refused():
+    _, groups, _ = chain()
+    with pytest.raises(BudgetError, match=r"cost=0\.5 allows 5 of the dense model's 10, but .* least width 9 are left"):
+        allocate(Budget(cost=0.5), groups, lambda w: 10.0 if w["0"] == 8 else 9.0 if w["0"] == 1 else 0.1)
+
+
+def test_an_error_budget_makes_the_own_cost_as_small_as_it_allows():
+    _, groups, cost = chain((8, 8, 8))
+    curves = {n: 0.1 * torch.linspace(1, 0, 9, dtype=torch.float64) for n in ("0", "2", "4")}
+    by_cost = allocate(Budget(error=0.1), groups, lambda w: 100 * w["4"] + w["0"] + w["2"], curves)
+    assert by_cost["4"] == 1
+    assert allocate(Budget(error=0.1), groups, cost, curves) != by_cost
+
+
+def test_the_cost_sees_all_groups_and_may_be_a_tensor():
+    _, groups, cost = chain()
+    seen = []
+
+    def my_cost(widths):
+        seen.append(dict(widths))
+        return torch.tensor(float(cost(widths).params))
+
+    assert allocate(Budget(cost=0.5), groups, my_cost) == allocate(Budget(params=0.5), groups, cost)
+    assert all(set(widths) == {g.name for g in groups} for widths in seen)
+
+
+def raises(widths):
+    return {"0": 1.0}[widths["0"]]
+
+
+@pytest.mark.parametrize(
+    ("cost", "says"),
+    [
+        (lambda w: None, r"returned None at the widths \{'0': 8, '2': 10"),
+        (lambda w: float("nan"), "returned nan"),
+        (lambda w: -1.0, r"returned -1\.0"),
+        (lambda w: True, "returned True"),
+        (lambda w: "3", "returned '3'"),
+        (lambda w: torch.ones(2), r"returned tensor\(\[1\., 1\.\]\)"),
+        (raises, "the cost function failed with KeyError: 8"),
+    ],
+)
+def test_what_a_cost_must_not_return(cost, says):
+    with pytest.raises(InputError, match=says):
+        allocate(Budget(cost=0.5), chain()[1], cost)
+
+
+def test_the_budget_and_the_cost_go_together():
+    _, groups, cost = chain()
+    with pytest.raises(InputError, match="limits a cost of your own, but none is given"):
+        allocate(Budget(cost=0.5), groups, cost)
+    with pytest.raises(InputError, match=r"limits macs\. Limit it with Budget"):
+        allocate(Budget(macs=0.5), groups, milliseconds)
+    with pytest.raises(BudgetError, match=r"50 of 10\.2: did you mean 0\.5\?.*Budget\(cost=50, absolute=True\)"):
+        allocate(Budget(cost=50), groups, lambda w: 10.2)
+    assert allocate(Budget(cost=0.9, absolute=True), groups, lambda w: w["0"] / 10) == {"0": 8, "2": 10, "4": 6}
+    assert allocate(Budget(cost=0.5, absolute=True), groups, lambda w: w["0"] / 10) == {"0": 5, "2": 10, "4": 6}
 
 
 def test_min_width_above_a_group_is_refused():

@@ -6,12 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from layers_by_hand import cut, layer, layers_of, normal, seeded
 from torch import nn
 
 from coreprune import Budget, InputError, Magnitude
 from coreprune.pruning import L1, L2, SELECTORS, BnScale, Fpgm, Norm, Random
+from coreprune.pruning.selectors import ranking_of
 from graph.zoo import ZOO, randomise
+from layers_by_hand import cut, layer, layers_of, normal, seeded
 
 OWN = ("l1", "l2", "magnitude", "fpgm", "bn-scale", "random")
 
@@ -177,4 +178,4 @@ def test_weights_that_are_not_finite_are_refused(method, value):
     made = layer()
     made.incoming[3, 1] = value
     with pytest.raises(InputError, match=r"finite|NaN"):
-        SELECTORS[method]()(made, seeded())
+        ranking_of(SELECTORS[method](), made, seeded())

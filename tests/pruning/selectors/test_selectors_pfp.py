@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from layers_by_hand import cut, layer, layers_of, normal, reader, seeded, with_readers
 from torch import nn
 
 from coreprune import Budget, InputError, prune
 from coreprune.pruning import Pfp
 from coreprune.pruning.selectors.pfp import sensitivity
 from graph.zoo import ZOO, randomise
+from layers_by_hand import cut, layer, layers_of, normal, reader, seeded, with_readers
 
 
 def by_definition(weight, samples, units):

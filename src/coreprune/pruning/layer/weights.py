@@ -1,4 +1,4 @@
-"""One group of channels as the selectors see it: weights in and out, norms behind it, and its readers on queries."""
+"""What selectors see of one group of channels: the weights in and out, the norms behind it, and its readers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from coreprune.pruning.layer.activations import Activation
 
 @dataclass(frozen=True)
 class Reader:
-    """One consumer of a group, on the queries: what it reads and how it weighs it.
+    """One layer that reads a group, as seen on the queries: its weights, and the statistics of what it reads.
 
-    A unit of the group owns p consecutive features: unit i those at i·p … (i+1)·p − 1. p is the number of channels in
-    the unit times the kernel's positions that the consumer sees at once (1 for linear layers and in the channel
-    version, k² for a k×k convolution).
+    The features are the numbers that the layer reads at one position. A unit of the group owns p consecutive features:
+    unit i owns those from i·p to (i+1)·p − 1. p is the number of channels in a unit, times the number of kernel
+    positions that the layer sees at once. That is 1 for linear layers, and k² for a k×k convolution, unless its
+    features are too many: then each kernel position is a row of its own, and p is the number of channels in a unit.
 
-    weight: (J, n·p) float64, V: the consumer's weights over the features (the channel version stacks the kernel's
-        positions along J).
-    mean: (n·p,) float64. covariance: (n·p, n·p) float64, K: of the features over queries and positions.
-    gram: (n·p, n·p) float64, G = VᵀWV; W says what an error at each output is worth (the identity, when unknown).
-    samples: (m, n·p) float64: some of the feature rows themselves.
+    weight: (J, n·p) float64, V: the layer's weights over the features.
+    mean: (n·p,) float64: mean of the features over queries and positions.
+    covariance: (n·p, n·p) float64, K: their covariance.
+    gram: (n·p, n·p) float64, G = VᵀWV. W weighs the errors of the layer's outputs by what they do to the model's
+        outputs; it is the identity where that is not known.
+    samples: (m, n·p) float64: some of the feature vectors themselves.
     """
 
     weight: Float[Tensor, "J np"]
@@ -33,12 +35,13 @@ class Reader:
 
 @dataclass(frozen=True)
 class NormStatistics:
-    """A batch norm that reads a layer's output directly: channel i becomes γ_i (y_i − μ_i) / √(σ²_i + eps) + β_i.
+    """A batch norm directly behind a layer. It turns channel i into γ_i (y_i − μ_i) / √(σ²_i + eps) + β_i.
 
-    scale γ, shift β, mean μ, variance σ²: (n,) float64, the running ones; γ = 1 and β = 0 where the norm has none.
-    bias: (n,) float64, the layer's own bias, or 0.
-    columns: where `LayerWeights.incoming` has this layer's weights, from the first column to before the last.
-    names: of its parameters and buffers: "weight", "bias" (the layer's), "scale", "shift", "mean", "variance".
+    scale γ, shift β, mean μ, variance σ²: (n,) float64, as stored in the model; γ = 1 and β = 0 if the norm has none.
+    bias: (n,) float64, the bias of the layer in front of the norm, or 0.
+    columns: which columns of `LayerWeights.incoming` hold that layer's weights: the first, and one past the last.
+    names: the names of its parameters and buffers in the model, under "weight" and "bias" (of the layer in front),
+        "scale", "shift", "mean" and "variance".
     """
 
     scale: Float[Tensor, " n"]
@@ -52,24 +55,30 @@ class NormStatistics:
 
     @property
     def deviation(self) -> Float[Tensor, " n"]:
-        """√(σ² + eps)."""
+        """√(σ² + eps), shape (n,)."""
         return (self.variance + self.eps).sqrt()
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer between two linear maps, as the theory sees it.
+    """One group of n units: the weights that make them, and the weights that read them.
 
-    incoming: (n, d) float64, row i is p_i: the weights that make channel i, bias appended.
-    bias_columns: how many of the last columns are biases (0 or 1 for a single channel).
-    outgoing: (J, n) float64, V: the weights that read the channels.
-    activation: φ between the two.
-    readers: the consumers on the queries; empty when a selector asks for none.
-    norms: the batch norms directly behind the layers that make the channels (more than one where residual branches
-        meet); then `incoming` has a bias column, even if it is zero.
-    others: (n, e) float64, what else belongs to a channel: depthwise filters, scales, norms that are not in `norms`.
-    no_mean: why two units cannot become one (heads, sections …), in words; empty where they can.
-    no_scale: why a unit cannot stand for a multiple of another (a gate, a GELU …); empty where it can.
+    A unit is a channel, or several channels that only leave together, such as an attention head. If several layers make
+    the same channels (a residual sum), or several layers read them, their weights stand side by side.
+
+    incoming: (n, d) float64. Row i holds the weights that make unit i, and its biases in the last columns.
+    outgoing: (J, n) float64, V. Column i holds the weights that read unit i. For units of several channels, and for
+        convolutions, each weight is a row of its own.
+    activation: the function φ between the two.
+    bias_columns: how many of the last columns of `incoming` are biases: 0 or 1 if a unit is one channel.
+    readers: the layers that read the group, with statistics on the queries. Empty if there are no queries, and for the
+        few groups that no linear layer reads, such as the channels of a product q·k.
+    norms: the batch norms directly behind the layers that make the channels. There are several if residual branches
+        meet. If there is a norm, `incoming` has a bias column, even if it is zero.
+    others: (n, e) float64, all other parameters of a unit: depthwise filters, scales, norms that are not in `norms`.
+    no_mean: why two units cannot be replaced by their mean (heads, sections, …), in words; empty if they can.
+    no_scale: why a unit cannot stand for a multiple of another (a gate, a GELU, …), in words; empty if it can.
+    name: of the group, as in `list_groups`.
     """
 
     incoming: Float[Tensor, "n d"]
@@ -81,21 +90,25 @@ class LayerWeights:
     others: Float[Tensor, "n e"] | None = None
     no_mean: str = ""
     no_scale: str = ""
+    name: str = ""
 
     @property
     def weights(self) -> Float[Tensor, "n w"]:
-        """`incoming` without the bias columns."""
+        """`incoming` without the bias columns, shape (n, w)."""
         return self.incoming[:, : self.incoming.shape[1] - self.bias_columns]
 
     @property
     def norm(self) -> NormStatistics | None:
-        """The batch norm behind the only layer that makes the channels, or None."""
+        """The batch norm behind the layer that makes the channels; None if there is none, or several such layers."""
         whole = len(self.norms) == 1 and self.norms[0].columns == (0, self.weights.shape[1])
         return self.norms[0] if whole else None
 
     @property
     def effective(self) -> Float[Tensor, "n d"]:
-        """`incoming` with the norms folded in: weights times γ/σ, bias β + (b − μ)γ/σ. The real pre-activations."""
+        """`incoming` with the norms folded in, shape (n, d): weights times γ/σ, and bias β + (b − μ)γ/σ.
+
+        These are the weights of what the activation really sees.
+        """
         if not self.norms:
             return self.incoming
         rows = self.incoming.clone()
@@ -107,5 +120,5 @@ class LayerWeights:
 
     @property
     def outgoing_sizes(self) -> Float[Tensor, " n"]:
-        """c_i = max_j |V_ji|, shape (n,)."""
+        """c_i = max_j |V_ji|, the largest weight that reads unit i, shape (n,)."""
         return self.outgoing.abs().amax(dim=0)

@@ -12,13 +12,14 @@ from coreprune._example import describe_example
 from coreprune._progress import Progress
 from coreprune.coreset import Coreset, FunctionalCoreset, in_order
 from coreprune.graph import Group, Traced
-from coreprune.pruning.allocation.allocate import allocate, balanced, widths_curve
+from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.allocation.curves import balanced, widths_curve
 from coreprune.pruning.layer.read import read_layer
 from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.plans.cut_ranking import choose
 from coreprune.pruning.plans.plan import GroupPlan, Plan, fingerprint
-from coreprune.pruning.selectors import Ranking, Selector
+from coreprune.pruning.selectors import Ranking, Selector, ranking_of
 from coreprune.pruning.selectors.functional import moments_of
 
 CURVE_RIDGE = 1e-3  # that of the repair, so that the curves are about what the repair can reach
@@ -50,8 +51,9 @@ def rank(
     out = {}
     for i, (name, group) in enumerate(traced.free.items()):
         tell("select", i, len(traced.free))
-        layer = replace(read_layer(traced.tensors, traced.captured, group), readers=readers.get(name, ()))
-        ranking = selector(layer, generator)
+        layer = read_layer(traced.tensors, traced.captured, group)
+        layer = replace(layer, name=name, readers=readers.get(name, ()))
+        ranking = ranking_of(selector, layer, generator)
         out[name] = Decision(group, layer, ranking, _curve(group, layer, ranking))
     return out
 

@@ -23,7 +23,7 @@ from coreprune.coreset import (
 )
 from coreprune.errors import InputError
 from coreprune.graph import Captured, Removed, Traced
-from coreprune.pruning.allocation.allocate import widths_curve
+from coreprune.pruning.allocation.curves import widths_curve
 from coreprune.pruning.layer.linear_maps import Operator
 from coreprune.pruning.layer.read import plain_linear, read_layer, tensors_of
 from coreprune.pruning.layer.weights import LayerWeights

@@ -1,16 +1,17 @@
-"""What every selector takes and gives: one signature.
+"""What a selector takes and gives.
 
     ranking = selector(layer, generator)     # LayerWeights, torch.Generator -> Ranking
-    coreset = ranking.coreset(k)             # which k channels stay, and the factors of their outgoing weights
+    coreset = ranking.coreset(k)             # which k units stay, and the factors of their outgoing weights
 
-A selector is a small frozen dataclass whose fields are its options. `prune(method=...)` takes one, or its name.
+Each of ours is a small frozen dataclass whose fields are its options. A selector of your own may be a plain function
+from a layer to its scores (`own`). `prune(method=...)` takes either, or a name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -22,12 +23,13 @@ from coreprune.pruning.layer.weights import LayerWeights
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a selector says about a layer.
+    """What a selector says about the n units of a layer. A unit is a channel, or several that only leave together.
 
-    method: its name. scores: (n,) float64, larger stays first. order: (n,) int64, all channels, the first k are the
-    choice of size k. note: which form ran and what limits it, in words. stream: the draws of a sampling selector, or
-    None for a deterministic one; with sign_split its items are 2n. rule: makes the coreset of k < n channels where that
-    is not a cut of order or stream (merging, folding).
+    method: the name of the selector. scores: (n,) float64; units with larger scores stay longer. order: (n,) int64, all
+    units, best first; the first k of them are the choice of size k. note: one sentence for the report, for example
+    which form of the selector ran. stream: the draws of a sampling selector, or None if nothing was drawn; with
+    sign_split it has 2n items. rule: makes the coreset of k < n units, for selectors that do more than keep the first k
+    of the order (merging, folding).
     """
 
     method: str
@@ -38,10 +40,10 @@ class Ranking:
     rule: Callable[[int], Coreset] | None = None
 
     def coreset(self, k: int) -> Coreset:
-        """Return the coreset of k channels: re-weighted if sampled, merged by a rule, and as they are if ranked."""
+        """Return the coreset of k units: made by the rule, or cut from the stream, or the first k of the order."""
         n = self.scores.numel()
         if not 1 <= k <= n:
-            raise InputError(f"a coreset of this layer has between 1 and {n} channels, not {k}.")
+            raise InputError(f"a coreset of this layer has between 1 and {n} units, not {k}.")
         if self.rule is not None and k < n:
             return self.rule(k)
         if self.stream is not None:
@@ -52,22 +54,26 @@ class Ranking:
 
 @runtime_checkable
 class Selector(Protocol):
-    """The one signature."""
+    """The interface of every selector."""
 
-    name: ClassVar[str]
-    reads: ClassVar[bool]  # whether it needs `LayerWeights.readers`, that is, queries
+    @property
+    def name(self) -> str:
+        """What `method=`, plans and reports call it."""
+        ...
+
+    @property
+    def reads(self) -> bool:
+        """Whether it needs `LayerWeights.readers`, which are there only if there are queries."""
+        ...
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
-        """Rank the channels of one layer."""
+        """Rank the units of one layer. All randomness comes from the generator."""
         ...
 
 
 def ranked(name: str, scores: Tensor, note: str = "", *, rule: Callable[[int], Coreset] | None = None) -> Ranking:
-    """Largest scores first, no sampling. Raises InputError for scores that are not finite."""
-    if not bool(torch.isfinite(scores).all()):
-        channel = int((~torch.isfinite(scores)).nonzero()[0, 0])
-        raise InputError(
-            f"{name}: the score of channel {channel} is not finite, so its weights, or a norm behind them, have a NaN "
-            "or infinite entry. Prune a checkpoint that is finite."
-        )
+    """Rank units by their scores, largest first, and the first of equals first. Nothing is sampled or re-weighted.
+
+    name: of the selector. scores: (n,) float64. note, rule: as in `Ranking`.
+    """
     return Ranking(name, scores, torch.argsort(scores, descending=True, stable=True), note, rule=rule)

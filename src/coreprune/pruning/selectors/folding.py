@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -53,8 +52,8 @@ class Folding:
     repair: bool = True
     outgoing: bool = True
     restarts: int = 10
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "folding"
+    reads = False
+    name = "folding"
 
     def __post_init__(self) -> None:
         """Refuse options that mean nothing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -24,8 +23,8 @@ class Functional:
 
     search: Search = "backward"
     ridge: float = 1e-4
-    reads: ClassVar[bool] = True
-    name: ClassVar[str] = "functional"
+    reads = True
+    name = "functional"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002 (one signature)
         """Rank the channels of one layer."""
@@ -40,8 +39,8 @@ class DOptimal:
     """The Löwner ellipsoid of the channels as functions on the queries: support first, layer by layer (`d_optimal`)."""
 
     ridge: float = 1e-4
-    reads: ClassVar[bool] = True
-    name: ClassVar[str] = "d-optimal"
+    reads = True
+    name = "d-optimal"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002 (one signature)
         """Rank the channels of one layer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -49,8 +49,8 @@ class Merging:
     by: Literal["l1", "l2", "gm"] = "l1"
     threshold: float | None = None
     balance: float = 0.85
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "merging"
+    reads = False
+    name = "merging"
 
     def __post_init__(self) -> None:
         """Refuse options that mean nothing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -32,8 +31,8 @@ class Magnitude:
 
     p: float = 2.0
     bias: bool = False
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "magnitude"
+    reads = False
+    name = "magnitude"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002 (one signature)
         """Rank the channels of one layer."""
@@ -45,8 +44,8 @@ class L1:
     """Keep the filters whose weights have the largest L1 norm (Li, Kadav, Durdanovic, Samet & Graf, ICLR 2017)."""
 
     bias: bool = False
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "l1"
+    reads = False
+    name = "l1"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002
         """Rank the channels of one layer."""
@@ -58,8 +57,8 @@ class L2:
     """Keep the filters whose weights have the largest L2 norm: `Magnitude()` by another name."""
 
     bias: bool = False
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "l2"
+    reads = False
+    name = "l2"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002
         """Rank the channels of one layer."""
@@ -76,8 +75,8 @@ class Fpgm:
     """
 
     bias: bool = False
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "fpgm"
+    reads = False
+    name = "fpgm"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002
         """Rank the channels of one layer."""
@@ -93,8 +92,8 @@ class BnScale:
     the ranking's note says so.
     """
 
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "bn-scale"
+    reads = False
+    name = "bn-scale"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002
         """Rank the channels of one layer."""
@@ -108,8 +107,8 @@ class BnScale:
 class Random:
     """A uniform choice, without re-weighting (`Uniform` re-weights)."""
 
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "random"
+    reads = False
+    name = "random"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
         """Rank the channels of one layer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -33,8 +32,8 @@ class Pfp:
     """
 
     deterministic: bool = False
-    reads: ClassVar[bool] = True
-    name: ClassVar[str] = "pfp"
+    reads = True
+    name = "pfp"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
         """Rank the channels of one layer.

@@ -6,7 +6,7 @@ They see the weights with the batch norm behind them folded in (`LayerWeights.ef
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -53,8 +53,8 @@ class Loewner:
     ridge: float | Literal["auto"] | None = "auto"
     variant: Variant | Literal["auto"] = "auto"
     tight: bool = True
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "loewner"
+    reads = False
+    name = "loewner"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
         """Rank the channels of one layer."""
@@ -82,8 +82,8 @@ class Loewner:
 class Lewis:
     """Sampling by ℓ1 Lewis weights (T5, T6 in the Lewis metric). In the n ≤ r regime they are all 1: uniform."""
 
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "lewis"
+    reads = False
+    name = "lewis"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
         """Rank the channels of one layer."""
@@ -100,8 +100,8 @@ class Norm:
     """
 
     sign_split: bool = False
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "norm"
+    reads = False
+    name = "norm"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
         """Rank the channels of one layer."""
@@ -119,8 +119,8 @@ class Mussay:
 
     beta: float = 1.0
     sign_split: bool = False
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "mussay"
+    reads = False
+    name = "mussay"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
         """Rank the channels of one layer."""
@@ -135,8 +135,8 @@ class Mussay:
 class Uniform:
     """Uniform sampling with re-weighting: what the others have to beat."""
 
-    reads: ClassVar[bool] = False
-    name: ClassVar[str] = "uniform"
+    reads = False
+    name = "uniform"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
         """Rank the channels of one layer."""
