@@ -172,7 +172,8 @@ def example(shapes: list[str]) -> Any:
 
 def arrays(path: Path) -> Any:
     """The arrays of an .npz file: a tensor where there is one (or they are called arr_0 …), else keyword arguments."""
-    from coreprune.queries.samples import as_tensor, read_arrays
+    from coreprune.queries.check import as_tensor
+    from coreprune.queries.samples import read_arrays
 
     found = {name: as_tensor(array, str(path)) for name, array in read_arrays(path).items()}
     if not found:
@@ -195,8 +196,7 @@ def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Pa
     parts = {}
     for i in sorted(range(len(specs)), key=lambda i: "." not in specs[i]):  # files first: what is wrong is said soon
         place = cache.with_name(f"queries-{i}.safetensors")
-        generator = torch.Generator().manual_seed(seed)
-        parts[i] = make_queries(model, given, specs[i], generator=generator, cache=place, progress=tell)
+        parts[i] = make_queries(model, given, specs[i], seed=seed, cache=place, progress=tell)
     return sum((parts[i] for i in range(1, len(specs))), start=parts[0])
 
 
@@ -217,7 +217,7 @@ def labelled(path: Path, model: nn.Module, given: Any) -> tuple[Any, Tensor]:
         raise InputError(f"{path} has {len(labels)} labels for {counts}. Every input needs one label.")
     inputs = next(iter(found.values())) if len(found) == 1 else found
     try:
-        return make_queries(model, given, inputs, generator=torch.Generator().manual_seed(0)), labels.long()
+        return make_queries(model, given, inputs), labels.long()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

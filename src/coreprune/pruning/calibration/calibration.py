@@ -55,12 +55,12 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     """Make or take the queries. Raises what `make_queries` raises."""
     model, spec, cache = traced.model, asked.spec, asked.cache
     generator = torch.Generator().manual_seed(seed)
-    queries = make_queries(model, asked.example, spec, n=asked.n, generator=generator, progress=tell, cache=cache)
+    queries = make_queries(model, asked.example, spec, n=asked.n, seed=generator, progress=tell, cache=cache)
     fresh = None
     if is_source(spec):
         count = max(_FRESH, len(queries) // 4)
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
-        fresh = make_queries(model, asked.example, spec, n=count, generator=generator, progress=tell, cache=again)
+        fresh = make_queries(model, asked.example, spec, n=count, seed=generator, progress=tell, cache=again)
     elif queries.source == "samples" and len(queries) > _SPARE:  # inputs made before are used as they are
         held_back = max(_SPARE, len(queries) // 4)
         # at random, because files and loaders are often sorted, and T11 is about samples of one distribution

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._example import largest_batch, quiet
+from coreprune._seed import as_generator
 from coreprune.errors import InputError, ModelError
 from coreprune.pruning.distill.batches import Batch, Inputs, Rows
 from coreprune.pruning.distill.block_outputs import Watched, floats, shared_features
@@ -68,7 +69,7 @@ def distill_(
     queries: Inputs,
     options: Distill | None = None,
     *,
-    generator: torch.Generator,
+    seed: int | torch.Generator = 0,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -86,7 +87,7 @@ def distill_(
         if anything goes wrong or the user interrupts.
     teacher: the original; it is not changed.
     queries: on the models' device.
-    generator: decides the order of the inputs; one number is drawn from it.
+    seed: decides the order of the inputs; a number, or a generator, from which one number is drawn.
     checkpoint: a file. If it holds the state of this very run, the run goes on from there, and ends (on the same
         machine with the same number of threads, on a CPU) with the same bits as if it had not been interrupted. It
         is replaced atomically every `save_every` steps and at the end, and left there.
@@ -96,7 +97,7 @@ def distill_(
     """
     options = options or Distill()
     tell = progress or _silent
-    rows = Rows(queries, options.batch_size, options.augment, _seed(generator))
+    rows = Rows(queries, options.batch_size, options.augment, _seed(as_generator(seed)))
     saved = None
     if checkpoint is not None:
         saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, options)))

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from coreprune.errors import InputError
 from coreprune.queries.sources.base import Source, Target, Tell, draw
+from coreprune.queries.sources.function import as_source
 
 
 @dataclass(frozen=True)
 class Mixture:
     """A share of the inputs from each source, in random order.
 
-    weights: one positive number per source, of any scale; None: equal shares.
+    sources: sources, or functions (n, generator).
+    weights: one positive number per source. Only their ratios matter. None: equal shares.
     """
 
     sources: tuple[Source, ...]
     weights: tuple[float, ...] | None = None
-    name: ClassVar[str] = "mixture"
+    name = "mixture"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(as_source(source) for source in self.sources))
+
+    @property
+    def kind(self) -> str:
+        """The kind of the sources. Sources of real numbers of any shape go with every kind."""
+        kinds = {source.kind for source in self.sources}
+        if "tokens" in kinds:
+            return "tokens"
+        narrow = kinds - {"reals"}
+        return narrow.pop() if len(narrow) == 1 else "reals"
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """Any number; the sources are asked in turn."""
+        """Any number at once. The sources are asked in turn."""
         return None
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         parts, done = [], 0
         for source, share in zip(self.sources, self._shares(n), strict=True):
             if share == 0:
@@ -42,7 +55,7 @@ class Mixture:
         return torch.cat(parts)[torch.randperm(n, generator=generator).to(target.example.device)]
 
     def _shares(self, n: int) -> list[int]:
-        """How many from each source: the largest remainders round up."""
+        """How many inputs come from each source. The largest remainders are rounded up."""
         weights = torch.tensor(self.weights or [1.0] * len(self.sources), dtype=torch.float64)
         if (
             len(weights) != len(self.sources)
