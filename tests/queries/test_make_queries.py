@@ -180,7 +180,7 @@ def test_progress_counts_up_to_the_end() -> None:
 class Counted:
     """A source that counts its calls and can be interrupted."""
 
-    name = "counted"
+    name, kind = "counted", "vectors"
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.calls, self.stop_after = 0, stop_after
@@ -267,7 +267,7 @@ def test_saved_queries_are_never_overwritten_by_a_cache(tmp_path: Path) -> None:
         (EXAMPLE, WhiteNoise, r"WhiteNoise\(\)"),
         (EXAMPLE, 7, "unknown queries 7"),
         (EXAMPLE, None, "unknown queries None"),
-        (EXAMPLE, "leaves", "no images"),
+        (EXAMPLE, "leaves", "do not look like images"),
         ("text", "auto", "example_inputs is a str"),
         ((), "auto", "no tensor"),
         (torch.zeros(0, 12), "auto", "at least one row"),

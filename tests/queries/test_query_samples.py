@@ -70,7 +70,7 @@ def test_a_list_of_inputs_is_a_list_of_batches() -> None:
     part = take([X[:9], X[9:]], n=6).args[0]
     assert all(bool((row == X).all(dim=1).any()) for row in part)
     assert not torch.equal(part, X[:6])
-    with pytest.raises(InputError, match=r"batch 1 of the samples have shape \(20, 5\)"):
+    with pytest.raises(InputError, match=r"batch 1 of the samples: shape \(20, 5\)"):
         take([X, X[:, :5]])
     with pytest.raises(InputError, match="batch 1 of the samples"):
         take([X, torch.zeros(19)])

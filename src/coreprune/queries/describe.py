@@ -89,9 +89,12 @@ def _custom(x: Any) -> bool:
 
 
 def _behaviour(x: Any, seen: frozenset[int]) -> str:
-    """What the class of a callable object does when it is called."""
+    """The code of a callable object's class. Empty where it is hidden, e.g. by a decorator."""
     call = getattr(type(x), "__call__", None)  # noqa: B004 (its code, not whether it can be called)
-    return _text(call, seen) if isinstance(call, FunctionType) else ""
+    try:
+        return _text(call, seen) if isinstance(call, FunctionType) else ""
+    except _NotStable:
+        return ""
 
 
 def _function(f: FunctionType, seen: frozenset[int]) -> str:

@@ -184,7 +184,7 @@ def test_image_sources_take_images_and_flat_images(source: Any) -> None:
     assert source(FLAT_SQUARE, 3, gen(), none).shape == (3, 784)
     asked = type(source)(shape=(28, 28))
     assert asked(FLAT, 3, gen(), none).shape == (3, 784)
-    with pytest.raises(InputError, match="no images as far as can be seen"):
+    with pytest.raises(InputError, match="do not look like images"):
         source(FLAT, 3, gen(), none)
     with pytest.raises(InputError, match="does not hold the 784 numbers"):
         type(source)(shape=(28, 27))(FLAT, 3, gen(), none)

@@ -14,6 +14,7 @@ from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.queries import Queries, make_queries
+from coreprune.queries.spec import is_source
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +67,6 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
         # at random, because files and loaders are often sorted, and T11 is about samples of one distribution
         queries, fresh = queries.split(max(_SPARE, len(queries) - held_back), generator)
     return _in_batches(traced, queries, fresh)
-
-
-def is_source(spec: Any) -> bool:
-    """Whether `spec` names something that makes queries, so that it can make more of them; False for samples."""
-    return callable(spec) or (isinstance(spec, str) and not spec.endswith((".npz", ".safetensors")))
 
 
 def _in_batches(traced: Traced, queries: Queries, fresh: Queries | None) -> Calibration:

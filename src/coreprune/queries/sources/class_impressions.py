@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ class ClassImpressions:
     batch: number of inputs that are made together.
     """
 
-    start: Source | None = None
+    start: Source | Callable[[int, torch.Generator], Any] | None = None
     steps: int = 10
     lr: float = 0.05
     temperature: float = 20.0
@@ -42,10 +44,6 @@ class ClassImpressions:
     batch: int = 256
     name = "class-impressions"
     kind = "reals"
-
-    def __post_init__(self) -> None:
-        if self.start is not None:
-            object.__setattr__(self, "start", as_source(self.start))
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
         """A batch at once."""
@@ -59,7 +57,7 @@ class ClassImpressions:
             raise InputError(f"class impressions are real numbers; these inputs are {target.example.dtype}.")
         similar = similarities(classifier(target))
         labels = self._labels(similar, n, generator).to(target.example.device, torch.float32)
-        start = self.start or noise_like(target)[0]
+        start = noise_like(target)[0] if self.start is None else as_source(self.start)
         x = draw(start, target, n, generator, lambda done, total: None).float()  # noqa: ARG005
         low, high = x.min(), x.max()
         x.requires_grad_()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +22,14 @@ class Mixture:
     weights: one positive number per source. Only their ratios matter. None: equal shares.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[Source | Callable[[int, torch.Generator], Any], ...]
     weights: tuple[float, ...] | None = None
     name = "mixture"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sources", tuple(as_source(source) for source in self.sources))
 
     @property
     def kind(self) -> str:
         """The kind of the sources. Sources of real numbers of any shape go with every kind."""
-        kinds = {source.kind for source in self.sources}
+        kinds = {as_source(source).kind for source in self.sources}
         if "tokens" in kinds:
             return "tokens"
         narrow = kinds - {"reals"}
@@ -50,7 +49,7 @@ class Mixture:
             def told(step: int, steps: int, before: int = done, size: int = share) -> None:
                 tell(before * steps + step * size, n * steps)
 
-            parts.append(draw(source, target, share, generator, told))
+            parts.append(draw(as_source(source), target, share, generator, told))
             done += share
         return torch.cat(parts)[torch.randperm(n, generator=generator).to(target.example.device)]
 
