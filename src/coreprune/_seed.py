@@ -23,6 +23,7 @@ def check_seed(seed: object) -> int:
     """The seed, if it is a whole number from 0 to 2⁶⁴ - 1. Raises InputError otherwise."""
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise InputError(f"seed must be a whole number, such as 0, but it is {seed!r}.")
-    if not 0 <= seed < _END:
-        raise InputError(f"seed must lie between 0 and 2**64 - 1, but it is {seed}.")
-    return int(seed)
+    number = int(seed)
+    if not 0 <= number < _END:
+        raise InputError(f"seed must lie between 0 and 2**64 - 1, but it is {number}.")
+    return number

@@ -14,8 +14,10 @@ from coreprune.queries import (
     QUERIES,
     BatchNormInversion,
     ClassImpressions,
+    Leaves,
     Mixture,
     PinkNoise,
+    PropagatedMoments,
     Queries,
     Source,
     WhiteNoise,
@@ -139,7 +141,7 @@ def test_two_images_are_drawn_apart_and_what_has_no_batch_axis_stays() -> None:
 def test_how_many() -> None:
     assert len(make_queries(mlp(), EXAMPLE, seed=0)) == 4096
     assert len(make_queries(grey(), torch.zeros(1, 1, 12, 12), seed=0)) == 256
-    for n in (0, -1, 2.5):
+    for n in (0, -1, 2.5, True):
         with pytest.raises(InputError, match="at least one"):
             make_queries(mlp(), EXAMPLE, n=n, seed=0)  # type: ignore[arg-type]
 
@@ -147,18 +149,117 @@ def test_how_many() -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_a_source_is_for_the_inputs_of_its_kind() -> None:
     """An image and tokens: naming a source for one leaves the other to auto."""
+    example = {"image": IMAGE, "input_ids": torch.zeros(2, 5, dtype=torch.int64)}
+    assert make_queries(PixelsAndTokens(), example, "leaves", n=2, seed=0).source == "leaves + random-tokens"
+    assert make_queries(PixelsAndTokens(), example, "zipf-tokens", n=2, seed=0).source == "mixture + zipf-tokens"
 
-    class Both(nn.Module):
+
+class MyTokens:
+    """A source of tokens that is not one of ours."""
+
+    name, kind = "mine", "tokens"
+
+    def at_once(self, target: Any) -> None:
+        return None
+
+    def __call__(self, target: Any, n: int, generator: torch.Generator, tell: Any) -> Tensor:
+        return torch.randint(30, (n, *target.shape), generator=generator)
+
+
+class PixelsAndTokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.images = Tokens(), nn.Conv2d(3, 2, 16)
+
+    def forward(self, image: Tensor, input_ids: Tensor) -> Tensor:
+        return self.images(image).flatten(1) + self.tokens(input_ids)
+
+
+def test_a_token_source_of_ones_own_does_not_fill_the_pixels() -> None:
+    """Only sources of our own were known to make tokens, so others filled the pixels with whole numbers."""
+    example = {"image": IMAGE, "input_ids": torch.zeros(2, 5, dtype=torch.int64)}
+    queries = make_queries(PixelsAndTokens(), example, MyTokens(), n=4)
+    assert queries.source == "mixture + mine"
+    assert not torch.equal(queries.kwargs["image"], queries.kwargs["image"].round())
+    mixed = make_queries(PixelsAndTokens(), example, Mixture((MyTokens(), MyTokens())), n=4)
+    assert not torch.equal(mixed.kwargs["image"], mixed.kwargs["image"].round())
+
+
+def test_a_source_of_images_leaves_the_vector_beside_them_to_auto() -> None:
+    class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tokens, self.images = Tokens(), nn.Conv2d(3, 2, 16)
+            self.images, self.vectors = nn.Conv2d(3, 2, 16), nn.Linear(12, 2)
 
-        def forward(self, image: Tensor, input_ids: Tensor) -> Tensor:
-            return self.images(image).flatten(1) + self.tokens(input_ids)
+        def forward(self, image: Tensor, vector: Tensor) -> Tensor:
+            return self.images(image).flatten(1) + self.vectors(vector)
 
-    example = {"image": IMAGE, "input_ids": torch.zeros(2, 5, dtype=torch.int64)}
-    assert make_queries(Both(), example, "leaves", n=2, seed=0).source == "leaves + random-tokens"
-    assert make_queries(Both(), example, "zipf-tokens", n=2, seed=0).source == "mixture + zipf-tokens"
+    example = (IMAGE, torch.zeros(2, 12))
+    assert make_queries(Two(), example, "leaves", n=2).source == "leaves + propagated-moments"
+    assert make_queries(Two(), example, "propagated-moments", n=2).source == "mixture + propagated-moments"
+    assert make_queries(Two(), example, "white-noise", n=2).source == "white-noise"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_kind_is_refused() -> None:
+    source = MyTokens()
+    source.kind = "words"  # type: ignore[misc]
+    with pytest.raises(InputError, match="must be one of tokens, pixels, vectors, reals, but it is 'words'"):
+        make_queries(mlp(), EXAMPLE, source)
+
+
+@pytest.mark.parametrize(
+    ("sources", "kind"),
+    [
+        ((PinkNoise(), PinkNoise()), "pixels"),
+        ((PinkNoise(), WhiteNoise()), "pixels"),
+        ((PinkNoise(), PropagatedMoments()), "reals"),
+        ((WhiteNoise(), WhiteNoise()), "reals"),
+        ((MyTokens(), WhiteNoise()), "tokens"),
+    ],
+)
+def test_the_kind_of_a_mixture(sources: tuple[Source, ...], kind: str) -> None:
+    assert Mixture(sources).kind == kind
+
+
+CODE = """
+import torch
+from coreprune.queries import WhiteNoise
+def draw(n, generator):
+    return 5 + torch.randn(n, 12, generator=generator)
+class Loud(WhiteNoise):
+    name = "loud"
+quiet = WhiteNoise(sd=0.0)
+"""
+POINTS = (
+    "[coreprune.queries]\nplain = mysources:draw\nloud = mysources:Loud\nquiet = mysources:quiet\n"
+    "odd = mysources:CODE\nbroken = nosuchmodule:x\nleaves = mysources:draw\n"
+)
+
+
+def test_registered_sources_are_known_by_name(install_package: Any) -> None:
+    install_package("mysources", POINTS, CODE + "CODE = 7")
+    assert {"plain", "loud", "quiet", "broken"} <= set(QUERIES)
+    assert QUERIES["leaves"] is Leaves
+    plain = make_queries(mlp(), EXAMPLE, "plain", n=50)
+    assert plain.source == "plain"
+    assert float(plain.args[0].mean()) == pytest.approx(5, abs=0.2)
+    assert make_queries(mlp(), EXAMPLE, "loud", n=2).source == "loud"
+    assert not make_queries(mlp(), EXAMPLE, "quiet", n=2).args[0].any()
+    with pytest.raises(InputError, match="'broken' is registered by the package mysources"):
+        make_queries(mlp(), EXAMPLE, "broken")
+    with pytest.raises(InputError, match="7 is no source of queries"):
+        make_queries(mlp(), EXAMPLE, "odd")
+    with pytest.raises(InputError, match=r"known: auto, batch-norm-inversion, .*plain"):
+        make_queries(mlp(), EXAMPLE, "plane")
+
+
+def test_a_function_is_found_by_module_and_name(install_package: Any) -> None:
+    install_package("mysources", "", CODE)
+    assert make_queries(mlp(), EXAMPLE, "mysources:draw", n=2).source == "draw"
+    assert make_queries(mlp(), EXAMPLE, "mysources:Loud", n=2).source == "loud"
+    with pytest.raises(InputError, match="module 'mysources' has no 'other'"):
+        make_queries(mlp(), EXAMPLE, "mysources:other", n=2)
 
 
 def test_the_same_seed_the_same_queries() -> None:

@@ -147,7 +147,7 @@ def nan(n: int, generator: torch.Generator) -> Tensor:
         (lambda n, g: rows(n, g).round().long(), r"torch.int64, but the example input is torch.float32. Prepare"),
         (nan, "source 'nan', input 0: NaN or infinite numbers in row 4. Remove"),
         (lambda n, g: None, "input 0: a NoneType where a tensor is needed"),
-        (lambda n, g: (rows(n, g),) * 3, "returned 3 tensors, but the example has 1 inputs to be drawn: input 0 of sh"),
+        (lambda n, g: (rows(n, g),) * 3, "returned 3 tensors, but these inputs are to be drawn: input 0 of shape"),
         (
             lambda n, g: {"x": rows(n, g)},
             "inputs named x, but the example inputs are positional, so it must return a t",
@@ -167,7 +167,7 @@ def test_what_is_wrong_with_it_is_said(source: Any, match: str) -> None:
     [
         (
             rows,
-            r"one tensor \(shape \(6, 12\), torch.float32\), which is none of the inputs of the model: input 'image' of",
+            r"one tensor \(shape \(6, 12\), torch.float32\), which is none of the inputs of the model: ",
         ),
         (lambda n, g: {"imag": pixels(n, g)}, "inputs named imag, but the example inputs are named image, input_ids"),
         (lambda n, g: {}, "inputs named nothing"),
@@ -197,7 +197,7 @@ def test_classes_and_half_a_source_are_refused_with_the_reason() -> None:
         def __call__(self, target: Any, n: int, generator: Any, tell: Any) -> None:
             return None
 
-    with pytest.raises(InputError, match="source Half lacks kind. See coreprune.queries.Source"):
+    with pytest.raises(InputError, match=r"source Half lacks kind\. See"):
         make(Half())
     with pytest.raises(InputError, match=r"pass an object of it: Half\(\)"):
         make(Half)

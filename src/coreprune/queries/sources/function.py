@@ -116,8 +116,8 @@ class FromFunction:
             if len(made) == len(wanted):
                 return dict(zip(wanted, made, strict=True))
         raise InputError(
-            f"{self._where} returned {len(made)} tensors, but the example has {len(drawn)} inputs to be drawn: "
-            f"{_forms(targets)}. Return one tensor for each, in this order."
+            f"{self._where} returned {len(made)} tensors, but these inputs are to be drawn: {_forms(targets)}. "
+            "Return one tensor for each, in this order."
         )
 
     def _meant(self, made: Any, targets: Sequence[Target]) -> Target:
