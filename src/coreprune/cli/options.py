@@ -59,14 +59,19 @@ def known_method(name: str) -> str:
 
 
 def known_queries(specs: Sequence[str], option: str = "--queries") -> list[str]:
-    """What makes queries: names of sources, files that are there. An InputError, before anything is loaded for it."""
+    """Names of sources, module:function, and files that exist. Raises InputError, before any model is loaded."""
+    from coreprune.cli.source import users_own
+    from coreprune.queries.spec import is_reference
+
     for spec in specs:
         if spec.endswith((".npz", ".safetensors")):
             if not Path(spec).is_file():
                 raise InputError(f"{option} {spec}: there is no such file.")
+        elif is_reference(spec):
+            users_own(spec)  # make_queries then finds it again
         elif spec not in query_sources():
             text = _unknown(f"{option} {spec}", "source of inputs", spec, query_sources())
-            raise InputError(f"{text} Or pass a file of samples (.npz).")
+            raise InputError(f"{text} Or pass a file of samples (.npz), or your own source as module:function.")
     return list(specs)
 
 

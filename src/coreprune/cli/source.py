@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._example import example_like
+from coreprune._plugins import imported
 from coreprune.errors import InputError
 
 _MOST_ENTRIES = 1 << 28
@@ -62,16 +62,7 @@ def _made(source: str) -> tuple[nn.Module, Any]:
             f"SOURCE must read package.module:factory, e.g. mypackage.models:resnet, or be a folder that "
             f"save_pretrained wrote, or a .pt2 file. {source!r} is none of these."
         )
-    if str(Path.cwd()) not in sys.path:  # `python -m` does the same: a model.py in the current folder is found
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        with redirect_stdout(sys.stderr):  # whatever the user's code says, standard output is for ours: --json
-            factory = getattr(importlib.import_module(module_name), name)
-    except ImportError as error:
-        advice = "Run from the folder it lies in, or install it."
-        raise InputError(f"cannot import {module_name!r}: {error}. {advice}") from error
-    except AttributeError as error:
-        raise InputError(f"module {module_name!r} has no {name!r}.") from error
+    factory = users_own(source)
     if not callable(factory):  # a model is callable too
         raise InputError(f"{source} is a {type(factory).__name__}, neither a model nor a function that makes one.")
     with redirect_stdout(sys.stderr):
@@ -80,6 +71,14 @@ def _made(source: str) -> tuple[nn.Module, Any]:
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} gave a {type(model).__name__}, not a torch.nn.Module.")
     return model, given
+
+
+def users_own(reference: str) -> Any:
+    """Import what module:name stands for; the module may lie in the current folder. Raises InputError."""
+    if str(Path.cwd()) not in sys.path:  # as `python -m` does
+        sys.path.insert(0, str(Path.cwd()))
+    with redirect_stdout(sys.stderr):  # whatever the user's code says, standard output is for ours: --json
+        return imported(reference)
 
 
 def _exported(path: Path) -> tuple[nn.Module, Any]:
@@ -184,7 +183,7 @@ def arrays(path: Path) -> Any:
 
 
 def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Path, tell: Any) -> Any:
-    """What `prune` takes as queries: one of the specs as it is, or several of them together."""
+    """What `prune` takes as queries: one spec as it is, or the inputs of several specs together."""
     from coreprune.queries import make_queries
 
     if "none" in specs:
@@ -194,7 +193,7 @@ def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Pa
     if len(specs) == 1:
         return specs[0]
     parts = {}
-    for i in sorted(range(len(specs)), key=lambda i: "." not in specs[i]):  # files first: what is wrong is said soon
+    for i in sorted(range(len(specs)), key=lambda i: "." not in specs[i]):  # files first: errors come early
         place = cache.with_name(f"queries-{i}.safetensors")
         parts[i] = make_queries(model, given, specs[i], seed=seed, cache=place, progress=tell)
     return sum((parts[i] for i in range(1, len(specs))), start=parts[0])
