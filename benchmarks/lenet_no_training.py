@@ -69,7 +69,7 @@ def queries(folder: Path, cache: Path, cell: Cell) -> Any:
     from coreprune.queries import make_queries
 
     place = cache / f"{cell.seed}.safetensors"
-    return make_queries(lenet(folder), example(), "auto", n=MADE, generator=generator, cache=place)
+    return make_queries(lenet(folder), example(), "auto", n=MADE, seed=generator, cache=place)
 
 
 def example() -> Tensor:

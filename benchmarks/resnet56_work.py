@@ -87,13 +87,13 @@ def queries(cell: Cell, setup: Setup) -> Any:
     if cell.source in (IMAGES, BOTH):
         rows = torch.randperm(TRAIN, generator=generator)[: setup.queries].tolist()
         images = normalised(pictures(Path(setup.data), "train", rows)[0])
-        given = make_queries(model, example(), images, generator=generator)
+        given = make_queries(model, example(), images, seed=generator)
         if cell.source == IMAGES:
             return given
     place = _queries_file(cell, setup)
     place.parent.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(cell.seed)
-    made = make_queries(model, example(), "auto", n=setup.queries, generator=generator, cache=place)
+    made = make_queries(model, example(), "auto", n=setup.queries, seed=generator, cache=place)
     return made if given is None else given + made
 
 

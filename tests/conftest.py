@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["COREPRUNE_CHECK_SHAPES"] = "1"
@@ -41,6 +42,25 @@ def data_dir() -> Path:
 def gen() -> torch.Generator:
     """A fresh, seeded generator per test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def install_package(tmp_path, monkeypatch):
+    """Put a package on the path as pip does: install_package(name, entry_points.txt, code of its only module)."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+
+    def put(name: str, entry_points: str, code: str) -> None:
+        about = folder / f"{name}-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (about / "entry_points.txt").write_text(entry_points)
+        (folder / f"{name}.py").write_text(code)
+
+    yield put
+    for path in folder.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture

@@ -14,20 +14,9 @@ GROUP = "coreprune.test"
 
 
 @pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Put a package with entry points on the path: install(name, lines of entry_points.txt, code of its module)."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def put(name: str, lines: str, code: str = "") -> None:
-        about = tmp_path / f"{name}-1.0.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (about / "entry_points.txt").write_text(f"[{GROUP}]\n{lines}\n")
-        (tmp_path / f"{name}.py").write_text(code)
-
-    yield put
-    for path in tmp_path.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+def install(install_package):
+    """install(name, lines of entry_points.txt, code of its module)."""
+    return lambda name, lines, code="": install_package(name, f"[{GROUP}]\n{lines}\n", code)
 
 
 def adapted(name, found):

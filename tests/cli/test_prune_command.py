@@ -238,6 +238,37 @@ def test_a_budget_for_the_error(place, prune):
     assert cost[0] < cost[1]
 
 
+SOURCE = """
+import torch
+
+print("the user's source says hello")
+
+
+def draw(n, generator):
+    return 3 + torch.randn(n, 8, generator=generator)
+"""
+
+
+@pytest.mark.parametrize("spec", ["source_for_cli:draw", "mine"])
+def test_a_source_of_ones_own(place, run, install_package, monkeypatch, spec):
+    """By its module, which lies in the current folder, or by the name that an installed package registers."""
+    install_package("source_for_cli", "[coreprune.queries]\nmine = source_for_cli:draw\n", SOURCE)
+    done = run(
+        "prune", "net_for_cli:net", "--shape", "1,8", "--no-latency", "--queries", spec, "--out", "small", "--json"
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert report["settings"]["queries"] == spec
+    assert Queries.load(place / "small" / "queries.safetensors").args[0].mean() == pytest.approx(3, abs=0.1)
+    done = run("certify", "small", "--samples", spec, "--n", "50", "--json")
+    assert json.loads(done.stdout)["theorem"] == "T11"
+
+
+def test_a_source_that_is_not_there(place, run):
+    done = run("prune", "net_for_cli:net", "--shape", "1,8", "--queries", "net_for_cli:draw", "--out", "small")
+    assert done.exit_code != 0
+    assert "module 'net_for_cli' has no 'draw'" in done.stderr
+
+
 def test_several_queries_lie_one_behind_the_other(place, prune):
     """In the order of the command line, although files are read before anything is made."""
     mine = torch.from_numpy(samples(48))

@@ -126,6 +126,11 @@ def test_wrong_input_is_explained(unchecked, importance, m, kwargs, message):
         sample(importance, m, seeded(0), **kwargs)
 
 
-def test_a_generator_is_required(unchecked):
-    with pytest.raises(InputError, match=r"torch\.Generator"):
-        sample(IMPORTANCE, 2, 0)  # type: ignore[arg-type]
+def test_a_number_seeds_as_a_generator_with_it_does(unchecked):
+    by_number, by_generator = sample(IMPORTANCE, 2, 3), sample(IMPORTANCE, 2, seeded(3))
+    assert torch.equal(by_number.indices, by_generator.indices)
+    assert torch.equal(by_number.weights, by_generator.weights)
+    assert torch.equal(draw_stream(IMPORTANCE, 3).order, draw_stream(IMPORTANCE, seeded(3)).order)
+    for seed in (0.5, -1, None):
+        with pytest.raises(InputError, match="seed must"):
+            sample(IMPORTANCE, 2, seed)  # type: ignore[arg-type]

@@ -88,4 +88,4 @@ def test_the_same_seed_gives_the_same_clusters():
 )
 def test_wrong_input_is_explained(unchecked, points, options, message):
     with pytest.raises(InputError, match=message):
-        kmeans(points, generator=seeded(0), **options)
+        kmeans(points, seed=0, **options)

@@ -236,7 +236,7 @@ def test_the_agreement_is_a_lower_bound_of_the_share_that_agrees():
     assert prune(model, x[:1], Budget(keep=0.75), queries=x[:200]).report.agreement is None
 
 
-@pytest.mark.parametrize("seed", [0, 1, -3, 2**32])
+@pytest.mark.parametrize("seed", [0, 1, 2**32])
 def test_certify_with_the_seed_of_prune_sees_other_inputs(seed, monkeypatch):
     """It drew the inputs that pruning went by, so T11 was not about fresh ones."""
     model, seen = convnet(), []

@@ -39,6 +39,13 @@ def test_blocks_are_all_rows_once_in_order() -> None:
     assert torch.equal(torch.cat(seen), torch.arange(7.0))
 
 
+def test_blocks_is_the_former_name_of_batches() -> None:
+    queries = make(7)
+    with pytest.warns(DeprecationWarning, match=r"Queries\.blocks is now Queries\.batches"):
+        found = [len(kwargs["mask"]) for _, kwargs in queries.blocks(3)]
+    assert found == [3, 3, 1]
+
+
 def test_a_shared_tensor_as_long_as_the_batch_is_not_cut() -> None:
     queries = Queries((torch.zeros(4, 2), torch.ones(4, 4)), {}, "test", shared=frozenset({1}))
     (args, _), *_ = queries.batches(1)
@@ -61,7 +68,7 @@ def test_take_and_split() -> None:
 
 def test_a_random_split_loses_nothing_and_keeps_the_order() -> None:
     queries = make(40)
-    first, rest = queries.split(25, torch.Generator().manual_seed(0))
+    first, rest = queries.split(25, seed=0)
     rows = [part.args[0][:, 0] for part in (first, rest)]
     assert torch.equal(torch.cat(rows).sort().values, torch.arange(40.0))
     assert all(bool((part.diff() > 0).all()) for part in rows)
@@ -69,7 +76,9 @@ def test_a_random_split_loses_nothing_and_keeps_the_order() -> None:
     assert torch.equal(first.args[1], torch.tensor([1.0, 2.0]))
     sample = queries.sample(25, torch.Generator().manual_seed(0))
     assert torch.equal(sample.args[0], first.args[0])
-    assert queries.sample(40, torch.Generator()) is queries
+    assert queries.sample(40) is queries
+    assert torch.equal(queries.sample(25).args[0], first.args[0])  # 0 is the default seed
+    assert not torch.equal(queries.sample(25, seed=1).args[0], first.args[0])
 
 
 def test_queries_without_rows_or_of_two_lengths_do_not_exist() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,9 @@ from coreprune.errors import ArtifactError, CoreprunError, InputError, first_lin
 @app.command(epilog="Example: coreprune certify small --samples fresh.npz")
 def certify(
     folder: options.Folder,
-    samples: Annotated[str, typer.Option(help="Unlabelled samples (.npz) that pruning has not seen, or a source.")],
+    samples: Annotated[
+        str, typer.Option(help="Unlabelled samples (.npz) that pruning has not seen, or a source of inputs.")
+    ],
     n: Annotated[int | None, typer.Option(min=1, help="How many of them; all by default.")] = None,
     seed: Annotated[
         int,
@@ -41,7 +44,8 @@ def certify(
     if (folder / QUERIES).exists() and Path(samples).exists() and (folder / QUERIES).samefile(samples):
         raise InputError(f"pruning has seen {samples}, so it proves nothing. Pass samples that it has not seen.")
     model, small, given = both(folder, dense, weights, shape, example)
-    found = run(model, small, given, samples, n=n, delta=delta, seed=seed).as_dict()
+    with redirect_stdout(sys.stderr):  # for what a source of the user's prints
+        found = run(model, small, given, samples, n=n, delta=delta, seed=seed).as_dict()
     if json:
         sys.stdout.write(json_.dumps(found, indent=1) + "\n")
         return

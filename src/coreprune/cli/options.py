@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,26 +54,30 @@ def query_sources() -> list[str]:
 def known_method(name: str) -> Any:
     """What `prune(method=)` takes, or an InputError, before anything is loaded for it. "module:name" is imported."""
     if ":" in name:
-        from coreprune.cli.source import import_from_here
+        from coreprune.cli.source import users_own
         from coreprune.pruning.selectors import resolve
 
-        import_from_here()
-        with redirect_stdout(sys.stderr):  # whatever the user's code says, standard output is for ours: --json
-            return resolve(name)
+        users_own(name)
+        return resolve(name)
     if name not in methods():
         raise InputError(_unknown(f"--method {name}", "selector", name, methods()))
     return name
 
 
 def known_queries(specs: Sequence[str], option: str = "--queries") -> list[str]:
-    """What makes queries: names of sources, files that are there. An InputError, before anything is loaded for it."""
+    """Names of sources, module:function, and files that exist. Raises InputError, before any model is loaded."""
+    from coreprune.cli.source import users_own
+    from coreprune.queries.spec import is_reference
+
     for spec in specs:
         if spec.endswith((".npz", ".safetensors")):
             if not Path(spec).is_file():
                 raise InputError(f"{option} {spec}: there is no such file.")
+        elif is_reference(spec):
+            users_own(spec)  # make_queries then finds it again
         elif spec not in query_sources():
             text = _unknown(f"{option} {spec}", "source of inputs", spec, query_sources())
-            raise InputError(f"{text} Or pass a file of samples (.npz).")
+            raise InputError(f"{text} Or pass a file of samples (.npz), or your own source as module:function.")
     return list(specs)
 
 

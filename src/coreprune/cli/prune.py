@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,8 +103,9 @@ def prune(
     queries: Annotated[
         list[str] | None,
         typer.Option(
-            help="auto (the default), a source of inputs, unlabelled samples (.npz), the queries.safetensors of an "
-            "artifact, or none. Repeat to put several together, e.g. a few samples and auto.",
+            help="auto (the default), the name of a source, your own source as module:function, unlabelled samples "
+            "(.npz), the queries.safetensors of an artifact, or none. Repeat to put several together, e.g. a few "
+            "samples and auto.",
             autocompletion=options.query_sources,
         ),
     ] = None,
@@ -148,7 +149,8 @@ def prune(
     unfinished = Unfinished.beside(out, resume, overwrite)
     tidy(out)
     check_place(out, overwrite)
-    with unfinished.explained(out), show.progress(errors) as tell:
+    # Whatever the user's code prints, standard output is for ours: --json.
+    with unfinished.explained(out), redirect_stdout(sys.stderr), show.progress(errors) as tell:
         model, given = source.load(source_, weights, shape or [], example)
         exam = None if labelled is None else Exam.of(model, given, labelled, tell)
         spec = source.queries(specs, model, given, seed, unfinished.queries, tell)

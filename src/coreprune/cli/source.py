@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._example import example_like
+from coreprune._plugins import imported
 from coreprune.errors import InputError
 
 _MOST_ENTRIES = 1 << 28
@@ -54,12 +54,6 @@ def load(
     return model, found
 
 
-def import_from_here() -> None:
-    """Let a module in the current folder be imported, as `python -m` does."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-
-
 def _made(source: str) -> tuple[nn.Module, Any]:
     """By the user's factory."""
     module_name, colon, name = source.partition(":")
@@ -68,15 +62,7 @@ def _made(source: str) -> tuple[nn.Module, Any]:
             f"SOURCE must read package.module:factory, e.g. mypackage.models:resnet, or be a folder that "
             f"save_pretrained wrote, or a .pt2 file. {source!r} is none of these."
         )
-    import_from_here()
-    try:
-        with redirect_stdout(sys.stderr):  # whatever the user's code says, standard output is for ours: --json
-            factory = getattr(importlib.import_module(module_name), name)
-    except ImportError as error:
-        advice = "Run from the folder it lies in, or install it."
-        raise InputError(f"cannot import {module_name!r}: {error}. {advice}") from error
-    except AttributeError as error:
-        raise InputError(f"module {module_name!r} has no {name!r}.") from error
+    factory = users_own(source)
     if not callable(factory):  # a model is callable too
         raise InputError(f"{source} is a {type(factory).__name__}, neither a model nor a function that makes one.")
     with redirect_stdout(sys.stderr):
@@ -85,6 +71,14 @@ def _made(source: str) -> tuple[nn.Module, Any]:
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} gave a {type(model).__name__}, not a torch.nn.Module.")
     return model, given
+
+
+def users_own(reference: str) -> Any:
+    """Import what module:name stands for; the module may lie in the current folder. Raises InputError."""
+    if str(Path.cwd()) not in sys.path:  # as `python -m` does
+        sys.path.insert(0, str(Path.cwd()))
+    with redirect_stdout(sys.stderr):  # whatever the user's code says, standard output is for ours: --json
+        return imported(reference)
 
 
 def _exported(path: Path) -> tuple[nn.Module, Any]:
@@ -177,7 +171,8 @@ def example(shapes: list[str]) -> Any:
 
 def arrays(path: Path) -> Any:
     """The arrays of an .npz file: a tensor where there is one (or they are called arr_0 …), else keyword arguments."""
-    from coreprune.queries.samples import as_tensor, read_arrays
+    from coreprune.queries.check import as_tensor
+    from coreprune.queries.samples import read_arrays
 
     found = {name: as_tensor(array, str(path)) for name, array in read_arrays(path).items()}
     if not found:
@@ -188,7 +183,7 @@ def arrays(path: Path) -> Any:
 
 
 def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Path, tell: Any) -> Any:
-    """What `prune` takes as queries: one of the specs as it is, or several of them together."""
+    """What `prune` takes as queries: one spec as it is, or the inputs of several specs together."""
     from coreprune.queries import make_queries
 
     if "none" in specs:
@@ -198,10 +193,9 @@ def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Pa
     if len(specs) == 1:
         return specs[0]
     parts = {}
-    for i in sorted(range(len(specs)), key=lambda i: "." not in specs[i]):  # files first: what is wrong is said soon
+    for i in sorted(range(len(specs)), key=lambda i: "." not in specs[i]):  # files first: errors come early
         place = cache.with_name(f"queries-{i}.safetensors")
-        generator = torch.Generator().manual_seed(seed)
-        parts[i] = make_queries(model, given, specs[i], generator=generator, cache=place, progress=tell)
+        parts[i] = make_queries(model, given, specs[i], seed=seed, cache=place, progress=tell)
     return sum((parts[i] for i in range(1, len(specs))), start=parts[0])
 
 
@@ -222,7 +216,7 @@ def labelled(path: Path, model: nn.Module, given: Any) -> tuple[Any, Tensor]:
         raise InputError(f"{path} has {len(labels)} labels for {counts}. Every input needs one label.")
     inputs = next(iter(found.values())) if len(found) == 1 else found
     try:
-        return make_queries(model, given, inputs, generator=torch.Generator().manual_seed(0)), labels.long()
+        return make_queries(model, given, inputs), labels.long()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from coreprune._seed import as_generator
 from coreprune._shapes import Float, Int, Tensor
 from coreprune.coreset.merging import Merge
 from coreprune.errors import InputError
@@ -86,15 +87,17 @@ class DrawStream:
 _MOST_REPEATS = 2**40
 
 
-def draw_stream(importance: Float[Tensor, " n"], generator: torch.Generator) -> DrawStream:
+def draw_stream(importance: Float[Tensor, " n"], seed: int | torch.Generator = 0) -> DrawStream:
     """Start an i.i.d. stream with probabilities proportional to `importance`.
 
-    importance: (n,), finite, ≥ 0, not all zero. Raises InputError otherwise.
+    importance: (n,), finite, ≥ 0, not all zero. seed: a number, or a generator to draw from.
+
+    Raises InputError for other importances or seeds.
     """
     importance = _as_importance(importance)
     probabilities = importance / importance.sum()
     q = probabilities.cpu().numpy()
-    rng = _numpy_generator(generator)
+    rng = _numpy_generator(as_generator(seed))
     positive = np.flatnonzero(q)
     # The first appearances of an i.i.d. stream come in the order of independent exponential clocks with rates q.
     order = positive[np.argsort(rng.exponential(size=positive.size) / q[positive])]
@@ -104,7 +107,7 @@ def draw_stream(importance: Float[Tensor, " n"], generator: torch.Generator) -> 
 def sample(
     importance: Float[Tensor, "*sign n"],
     m: int,
-    generator: torch.Generator,
+    seed: int | torch.Generator = 0,
     *,
     unit: Literal["distinct", "draws"] = "distinct",
     sign_split: bool = False,
@@ -118,7 +121,7 @@ def sample(
         and sign, each with its own probability and its own factor.
     replacement: False draws m distinct items with inclusion probabilities π_i = min(1, m·q_i) (rescaled to sum to m;
         systematic sampling in random order) and factors 1/π_i: unbiased, but T6 does not cover it.
-    generator: source of all randomness.
+    seed: of all draws; a number, or a generator to draw from.
 
     Asking for all channels of positive importance (unit="distinct") keeps them with factor 1: nothing is estimated.
     Raises InputError when m is below 1, above n, or the importances are negative, non-finite or all zero.
@@ -134,7 +137,7 @@ def sample(
         raise InputError(f"unknown unit {unit!r}; known: distinct, draws.")
     if unit == "distinct" and m > n:
         raise InputError(f"{m} distinct channels were asked for, but there are only {n}.")
-    items = _as_importance(importance.reshape(-1))
+    items, generator = _as_importance(importance.reshape(-1)), as_generator(seed)
     if not replacement:
         return _without_replacement(items, min(m, n), generator, n)
     if unit == "distinct":
@@ -216,7 +219,5 @@ def _as_importance(importance: Tensor) -> Tensor:
 
 def _numpy_generator(generator: torch.Generator) -> np.random.Generator:
     """A numpy generator seeded from a torch one: numpy has exact geometric and multinomial draws of any size."""
-    if not isinstance(generator, torch.Generator):
-        raise InputError("pass an explicit torch.Generator, e.g. torch.Generator().manual_seed(0).")
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     return np.random.default_rng(int(seed))

@@ -102,7 +102,7 @@ def run(seed: int = 0, progress: Callable[[str, int, int], None] | None = None) 
     rows = []
     jobs = [(method, keep) for method in METHODS for keep in WIDTHS]
     example = torch.zeros(1, 64)
-    drawings = make_queries(dense, example, DRAWINGS, generator=torch.Generator().manual_seed(seed))
+    drawings = make_queries(dense, example, DRAWINGS, seed=seed)
     for done, (method, keep) in enumerate(jobs):
         tell("prune", done, len(jobs))
         selector, repair = METHODS[method]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from coreprune._seed import as_generator
 from coreprune._shapes import Float, Int, Tensor
 from coreprune._validate import as_points
 from coreprune.errors import InputError
@@ -24,16 +25,17 @@ class Clusters:
 
 
 def kmeans(
-    points: Float[Tensor, "n d"], k: int, generator: torch.Generator, *, restarts: int = 10, rounds: int = 300
+    points: Float[Tensor, "n d"], k: int, seed: int | torch.Generator = 0, *, restarts: int = 10, rounds: int = 300
 ) -> Clusters:
     """Lloyd's algorithm from k-means++ starts (Arthur & Vassilvitskii, SODA 2007), the best of several.
 
     points: (n, d), finite. k: number of clusters, 1 … n; exactly k come back, none empty, also where fewer points are
-    distinct. generator: source of all randomness. restarts: number of starts. rounds: most iterations of each.
+    distinct. seed: of the starts; a number, or a generator to draw from. restarts: number of starts. rounds: most
+    iterations of each.
 
-    Raises InputError for bad points, a k that is not possible, or counts below 1.
+    Raises InputError for bad points, a k that is not possible, counts below 1, or a bad seed.
     """
-    points = as_points(points)
+    points, generator = as_points(points), as_generator(seed)
     n = len(points)
     for name, value, most in (("k", k, n), ("restarts", restarts, None), ("rounds", rounds, None)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from coreprune._example import device_of, example_like
@@ -132,13 +131,12 @@ def prune(
             fits = repair_(pruned, calibration, options, clock.tell)
     if calibration is not None and training is not None:
         with clock("distill"):
-            generator = torch.Generator().manual_seed(seed)
             distill_(
                 small,
                 model,
                 calibration.queries,
                 training,
-                generator=generator,
+                seed=seed,
                 checkpoint=checkpoint,
                 progress=clock.tell,
             )

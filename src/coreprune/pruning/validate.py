@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._example import normalise_example
+from coreprune._seed import check_seed
 from coreprune.errors import InputError
 from coreprune.pruning.allocation.budget import Budget
 
@@ -54,8 +55,7 @@ def check_settings(budget: object, seed: object, delta: object) -> Budget:
         raise InputError(f"budget must be a Budget, e.g. Budget(keep=0.5), not {budget!r}.")
     if not isinstance(delta, (int, float)) or not 0 < delta < 1:
         raise InputError(f"delta must be a number between 0 and 1, but it is {delta!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InputError(f"seed must be a whole number, but it is {seed!r}.")
+    check_seed(seed)
     return budget
 
 

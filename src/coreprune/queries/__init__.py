@@ -1,14 +1,15 @@
-"""Where inputs come from when there is no data.
+"""Inputs for a model whose data is missing.
 
-    queries = make_queries(model, example_inputs, "auto", generator=torch.Generator().manual_seed(0))
+    queries = make_queries(model, example_inputs, "auto", seed=0)
     for args, kwargs in queries.batches(64):
         model(*args, **kwargs)
 
-`QUERIES` lists the sources by name; each is a frozen dataclass whose fields are its options. The user's own unlabelled
-samples go the same way.
+`QUERIES` maps names to sources. A source is a frozen dataclass, and its fields are its options. Instead of a source you
+can pass a function (n, generator) that returns n inputs, or unlabelled samples. Other packages can register sources in
+the entry-point group `coreprune.queries`.
 """
 
-from coreprune.queries.make import QUERIES, make_queries
+from coreprune.queries.make import make_queries
 from coreprune.queries.queries import Queries
 from coreprune.queries.sources.base import Source, Target
 from coreprune.queries.sources.batch_norm_inversion import BatchNormInversion, invert
@@ -19,6 +20,7 @@ from coreprune.queries.sources.noise import Blobs, PinkNoise, WhiteNoise
 from coreprune.queries.sources.propagated_moments import PropagatedMoments
 from coreprune.queries.sources.strokes import Strokes
 from coreprune.queries.sources.tokens import RandomTokens, SelfGenerated, ZipfTokens
+from coreprune.queries.spec import QUERIES
 
 __all__ = [
     "QUERIES",

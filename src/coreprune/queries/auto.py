@@ -1,4 +1,4 @@
-"""Which source suits a model when the user names none."""
+"""Which source suits a model if the user names none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coreprune.queries.sources.tokens import RandomTokens, SelfGenerated, is_cau
 
 
 def choose(target: Target) -> tuple[Source, str]:
-    """The source, and why, in words."""
+    """The source, and the reason in words."""
     if not target.example.is_floating_point():
         if is_causal(target):
             return SelfGenerated(), "the model is a causal language model, so it writes its own text"
@@ -21,9 +21,9 @@ def choose(target: Target) -> tuple[Source, str]:
     if normed and target.together:
         return BatchNormInversion(), "the model holds batch norms with running statistics"
     source, fits = noise_like(target)
-    # The statistics of a batch norm are those of many inputs together.
+    # A batch norm's statistics are those of many inputs together.
     why = f"{'batch norms cannot be inverted one input at a time' if normed else 'no batch norm to invert'}, and {fits}"
     drawn = isinstance(source, Mixture) and isinstance(source.sources[0], Strokes)
-    if drawn and is_classifier(target):  # measured on drawings; elsewhere the noise is left as it is
+    if drawn and is_classifier(target):  # this was measured on drawings only
         return ClassImpressions(source), f"{why} to classify"
     return source, why

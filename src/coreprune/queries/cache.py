@@ -1,8 +1,9 @@
-"""Finished batches on the disk, so that an interrupted run goes on and a later one is spared the work."""
+"""Finished batches on the disk, so that an interrupted run can go on and a later run need not make them again."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,37 +14,44 @@ from torch.utils import _pytree as pytree
 
 from coreprune.errors import InputError
 from coreprune.queries import storage
-from coreprune.queries.sources.base import Source
+from coreprune.queries.describe import description, shown
+
+_log = logging.getLogger(__name__)
 
 
-def fingerprint(model: nn.Module, example: Any, sources: list[Source], n: int, seed: int) -> str:
-    """Digest of all that the queries depend on: names, shapes and values of the model's tensors, and the arguments."""
+def fingerprint(model: nn.Module, example: Any, sources: list[Any], n: int, seed: int) -> str | None:
+    """Digest of all that the queries depend on: names, shapes and values of the model's tensors, and the arguments.
+
+    None if a source or an input of the example has no description that is the same in another process.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        _add(digest, name, tensor)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     leaves, tree = pytree.tree_flatten(example)
-    for i, leaf in enumerate(leaves):
-        _add(digest, f"example {i}", leaf)
-    digest.update(repr((tree, sources, n, seed)).encode())
+    for x in (*leaves, *sources):
+        text = description(x)
+        if text is None:
+            _log.warning(
+                "the queries are not cached: nothing tells whether %s is the same in another run. Write it as a plain "
+                "function or a frozen dataclass",
+                shown(x),
+            )
+            return None
+        digest.update(text.encode())
+    digest.update(repr((tree, n, seed)).encode())
     return digest.hexdigest()
-
-
-def _add(digest: Any, name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        digest.update(f"{name} {value!r}".encode())
-        return
-    digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The batches of one run in one file. key: fingerprint of the run; a file with another key is made anew."""
+    """The batches of one run in one file. key: fingerprint of the run. A file with another key is replaced."""
 
     path: Path
     key: str
 
-    def _read(self) -> dict[str, list[Tensor]]:
+    def read(self) -> dict[str, list[Tensor]]:
+        """Finished batches by the name of their input. Empty if there are none of this run."""
         if not self.path.exists():
             return {}
         tree, about = storage.read(self.path)
@@ -51,10 +59,6 @@ class Cache:
             raise InputError(f"{self.path} holds queries that were saved, not a cache. Choose another file.")
         return tree if about["cache"] == self.key else {}
 
-    def parts(self, leaf: int) -> list[Tensor]:
-        """The finished batches of one input."""
-        return self._read().get(str(leaf), [])
-
-    def keep(self, leaf: int, parts: list[Tensor]) -> None:
-        """Write the finished batches of one input, atomically, beside those of the others."""
-        storage.write(self.path, {**self._read(), str(leaf): parts}, {"cache": self.key})
+    def keep(self, parts: dict[str, list[Tensor]]) -> None:
+        """Write the finished batches of some inputs beside those of the others. The file is replaced in one step."""
+        storage.write(self.path, {**self.read(), **parts}, {"cache": self.key})

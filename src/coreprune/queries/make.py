@@ -1,8 +1,8 @@
-"""make_queries(): a model and an example in, inputs out."""
+"""make_queries(): from a model and an example to inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +11,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._example import batch_of, batch_size, check_runs, normalise_example
+from coreprune._progress import Progress, silent
+from coreprune._seed import as_generator
 from coreprune.errors import InputError
 from coreprune.queries.auto import choose
 from coreprune.queries.cache import Cache, fingerprint
+from coreprune.queries.describe import shown
+from coreprune.queries.leaves import batched, drawn, with_leaves
 from coreprune.queries.queries import Queries
 from coreprune.queries.samples import from_samples, is_samples
-from coreprune.queries.sources.base import Progress, Source, Target, draw, has_batch, untouched, with_leaves
-from coreprune.queries.sources.batch_norm_inversion import BatchNormInversion
-from coreprune.queries.sources.class_impressions import ClassImpressions
-from coreprune.queries.sources.dead_leaves import Leaves
-from coreprune.queries.sources.mixture import Mixture
-from coreprune.queries.sources.noise import Blobs, PinkNoise, WhiteNoise
-from coreprune.queries.sources.propagated_moments import PropagatedMoments
-from coreprune.queries.sources.strokes import Strokes
-from coreprune.queries.sources.tokens import RandomTokens, SelfGenerated, ZipfTokens
+from coreprune.queries.sources.base import Source, Target, draw, meant, untouched
+from coreprune.queries.sources.function import FromFunction
+from coreprune.queries.spec import resolve
 
-QUERIES: Mapping[str, Callable[[], Source]] = {
-    source.name: source
-    for source in (
-        BatchNormInversion,
-        Leaves,
-        PinkNoise,
-        Blobs,
-        Strokes,
-        ClassImpressions,
-        WhiteNoise,
-        PropagatedMoments,
-        RandomTokens,
-        ZipfTokens,
-        SelfGenerated,
-    )
-}
-
-_KEPT = ("mask", "position", "type", "label", "index")  # keywords with one of these in them are never drawn
 _MANY, _FEW = 4096, 256
 
 
@@ -53,103 +33,128 @@ def make_queries(
     spec: Any = "auto",
     *,
     n: int | None = None,
-    generator: torch.Generator,
+    seed: int | torch.Generator = 0,
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Queries:
-    """Inputs that stand in for the data that is not there.
+    """Make inputs that stand in for missing data, or take samples.
 
-    model: left exactly as it was: mode, buffers, hooks, gradients, global random state. Batch-norm statistics too.
-    example_inputs: as for `prune`. Tensors without a batch axis, masks, positions and the like stay as they are there;
-        the first image, vector or token input (and every other image or vector) is drawn.
-    spec: "auto", the name of a source (`QUERIES`), a source object such as Strokes(low=0.0, high=1.0), or samples:
-        a tensor, a tuple or dict of tensors shaped like the example inputs, a loader of batches (labels are dropped),
-        the path of an .npz file, `Queries` made before or the path of their .safetensors file.
-    n: how many. None: all samples; 4,096 vectors; 256 of anything else.
-    generator: of all randomness. The same seed gives the same queries on the same machine.
+    Nothing of the model changes: no mode, buffer, hook, gradient or batch-norm statistic. Neither does the global
+    random state.
+
+    model: the network whose inputs are needed.
+    example_inputs: as for `prune`. All images and vectors, and the first input of tokens, are made anew. Masks,
+        positions, labels and tensors without a batch axis stay as they are in the example.
+    spec: one of the following. "auto". The name of a source (`QUERIES`), or a source such as Strokes(low=0.0,
+        high=1.0). A function (n, generator) that returns n inputs, or "module:function". Samples: a tensor, a tuple or
+        dict of tensors shaped like the example inputs, a loader of batches (labels are dropped), or the path of an .npz
+        file. `Queries` made before, or the path of their .safetensors file.
+    n: how many inputs. By default all samples, 4,096 vectors, or 256 inputs of any other kind.
+    seed: of all randomness; a number, or a generator to draw from. The same seed gives the same queries on the same
+        machine.
     progress: called as progress("queries", done, total) after every step.
-    cache: a file that is written after every finished batch. A later call with the same model, weights, example, spec,
-        n and seed goes on from there; with anything else it is made anew. Samples are not cached.
+    cache: a file, written after every finished batch. A later call with the same model, weights, example, spec, n and
+        seed goes on from there. With any other, the file is made anew. Functions are recognised by their code and by
+        the values that they close over. A source that cannot be recognised is not cached, and a warning is logged.
+        Samples are not cached.
 
-    Raises InputError (arguments, samples that do not fit) and ModelError (the model does not run on the example).
+    Raises InputError for bad arguments, for samples that do not fit the example, and for a source that returns inputs
+    that do not fit. Raises ModelError if the model does not run on the example.
     """
     args, kwargs = batch_of(*_checked_example(model, example_inputs))
-    if n is not None and (not isinstance(n, int) or n < 1):
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise InputError(f"n={n!r}: a whole number of queries, at least one, is needed.")
-    spec = _resolve(spec)
+    generator, spec = as_generator(seed), resolve(spec)
     with untouched(model):
         if isinstance(spec, Queries):
-            return _fitting(spec, args, kwargs, n)
+            return _reused(spec, args, kwargs, n)
         if is_samples(spec):
             return from_samples(spec, (args, kwargs), n, generator)
-        return _drawn(model, args, kwargs, spec, n, generator, progress, cache)
-
-
-def _drawn(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    spec: Source | None,
-    n: int | None,
-    generator: torch.Generator,
-    progress: Progress | None,
-    path: str | Path | None,
-) -> Queries:
-    targets = [Target(model, args, kwargs, leaf) for leaf in drawn_leaves(args, kwargs)]
-    check_runs(model, args, kwargs)
-    fit = [spec is not None and _tokens(spec) != t.example.is_floating_point() for t in targets]
-    # A source of images says nothing about the tokens beside them, and the other way round.
-    asked = [spec is not None and (ok or not any(fit)) for ok in fit]
-    chosen = [(spec, "") if spec is not None and ok else choose(t) for t, ok in zip(targets, asked, strict=True)]
-    n = n or (_MANY if len(targets[0].shape) == 1 and targets[0].example.is_floating_point() else _FEW)
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    store = Cache(Path(path), fingerprint(model, (args, kwargs), [c[0] for c in chosen], n, seed)) if path else None
-    new: dict[int, Tensor] = {}
-    for k, (target, (source, _)) in enumerate(zip(targets, chosen, strict=True)):
-
-        def tell(done: int, total: int, before: int = k) -> None:
-            if progress is not None:
-                progress("queries", before * total + done, len(targets) * total)
-
-        parts = tuple(part.to(target.example.device) for part in store.parts(k)) if store else ()
-        finished = None if store is None else (lambda made, k=k: store.keep(k, made))
-        new[target.leaf] = draw(
-            source, target, n, torch.Generator().manual_seed(seed + k), tell, parts=parts, finished=finished
+        targets = tuple(Target(model, args, kwargs, leaf) for leaf in drawn(args, kwargs))
+        check_runs(model, args, kwargs)
+        vectors = targets[0].kind == "vectors"
+        first = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        run = _Run(
+            targets, n or (_MANY if vectors else _FEW), first, progress or silent, Path(cache) if cache else None
         )
-    whole = with_leaves(args, kwargs, new, n)
-    leaves, batch = pytree.tree_leaves((args, kwargs)), batch_size(args, kwargs)
-    shared = frozenset(i for i, x in enumerate(leaves) if isinstance(x, Tensor) and not has_batch(x, batch))
-    names = list(dict.fromkeys(source.name for source, _ in chosen))
-    why = list(dict.fromkeys(f"{source.name}: {reason}" if reason else repr(source) for source, reason in chosen))
-    return Queries(*whole, " + ".join(names), f"{n} inputs without data; {'; '.join(why)}", shared)
+        return run.by_function(spec) if isinstance(spec, FromFunction) else run.by_source(spec)
 
 
-def _tokens(source: Source) -> bool:
-    """Whether a source makes integers."""
-    if isinstance(source, Mixture):
-        return any(_tokens(part) for part in source.sources)
-    return isinstance(source, (RandomTokens, ZipfTokens, SelfGenerated))
+@dataclass(frozen=True)
+class _Run:
+    """One call that draws inputs.
 
+    targets: the inputs of the model that are drawn. n: how many of each. seed: of the first target; the others count
+    on from it. progress: called after every step. path: of the cache, or None.
+    """
 
-def _resolve(spec: Any) -> Any:
-    """None for "auto", a source, samples, or queries."""
-    if isinstance(spec, str):
-        if spec == "auto":
+    targets: tuple[Target, ...]
+    n: int
+    seed: int
+    progress: Progress
+    path: Path | None
+
+    def by_source(self, source: Source | None) -> Queries:
+        """The source makes the inputs that it is meant for. "auto" makes the others: all when there is no source."""
+        own = [] if source is None else meant(source.kind, self.targets)
+        chosen = [(source, "") if source is not None and t in own else choose(t) for t in self.targets]
+        cache = self._cache([s for s, _ in chosen])
+        new = {t.leaf: self._draw(k, s, cache) for k, (t, (s, _)) in enumerate(zip(self.targets, chosen, strict=True))}
+        return self._queries(new, chosen, "inputs without data")
+
+    def by_function(self, function: FromFunction) -> Queries:
+        """What the function returns decides which inputs it makes. "auto" makes the others."""
+        cache = self._cache([function])
+        new = self._called(function, cache)
+        chosen: list[tuple[Source, str]] = [(function, "")]
+        for k, target in enumerate(self.targets):
+            if target.leaf not in new:
+                chosen.append(choose(target))
+                new[target.leaf] = self._draw(k, chosen[-1][0], cache)
+        self.progress("queries", 1, 1)
+        return self._queries(new, chosen, "inputs")
+
+    def _called(self, function: FromFunction, cache: Cache | None) -> dict[int, Tensor]:
+        device, mark = self.targets[0].example.device, "function "
+        stored = {} if cache is None else cache.read()
+        found = {int(key.removeprefix(mark)): x[0].to(device) for key, x in stored.items() if key.startswith(mark)}
+        if found:
+            return found
+        # A seed of its own: the other inputs, which "auto" makes, have the ones before it.
+        generator = torch.Generator().manual_seed(self.seed + len(self.targets))
+        found = function.fill(self.targets, self.n, generator)
+        if cache is not None:
+            cache.keep({f"{mark}{leaf}": [x] for leaf, x in found.items()})
+        return found
+
+    def _draw(self, k: int, source: Source, cache: Cache | None) -> Tensor:
+        """All inputs of target k."""
+        target, key = self.targets[k], str(k)
+
+        def tell(done: int, total: int) -> None:
+            self.progress("queries", k * total + done, len(self.targets) * total)
+
+        parts = () if cache is None else tuple(x.to(target.example.device) for x in cache.read().get(key, ()))
+        finished = None if cache is None else (lambda made: cache.keep({key: made}))
+        generator = torch.Generator().manual_seed(self.seed + k)
+        return draw(source, target, self.n, generator, tell, parts=parts, finished=finished)
+
+    def _cache(self, sources: list[Source]) -> Cache | None:
+        if self.path is None:
             return None
-        if spec in QUERIES:
-            return QUERIES[spec]()
-        if spec.endswith(".safetensors"):
-            return Queries.load(spec)
-    if isinstance(spec, Path) and spec.suffix == ".safetensors":
-        return Queries.load(spec)
-    if isinstance(spec, type):
-        raise InputError(f"queries is the class {spec.__name__}; pass an object of it: {spec.__name__}().")
-    if isinstance(spec, Queries) or is_samples(spec) or isinstance(spec, Source):
-        return spec
-    raise InputError(
-        f"unknown queries {spec!r}; known: auto, {', '.join(sorted(QUERIES))}. Pass one of these names, an object such "
-        "as Strokes(low=0.0, high=1.0), samples (a tensor, a dict, a loader), or the path of an .npz file."
-    )
+        first = self.targets[0]
+        key = fingerprint(first.model, (first.args, first.kwargs), sources, self.n, self.seed)
+        return None if key is None else Cache(self.path, key)
+
+    def _queries(self, new: dict[int, Tensor], chosen: list[tuple[Source, str]], what: str) -> Queries:
+        args, kwargs = self.targets[0].args, self.targets[0].kwargs
+        with_batch = batched(args, kwargs)
+        leaves = pytree.tree_leaves((args, kwargs))
+        shared = frozenset(i for i, x in enumerate(leaves) if isinstance(x, Tensor) and i not in with_batch)
+        names = dict.fromkeys(source.name for source, _ in chosen)
+        why = dict.fromkeys(f"{source.name}: {reason}" if reason else shown(source) for source, reason in chosen)
+        note = f"{self.n} {what}; {'; '.join(why)}"
+        return Queries(*with_leaves(args, kwargs, new, self.n), " + ".join(names), note, shared)
 
 
 def _checked_example(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -163,38 +168,15 @@ def _checked_example(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, 
     return args, kwargs
 
 
-def drawn_leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """Positions, among the leaves of the example, of the tensors that a source makes; the others are kept.
-
-    Every real tensor with a batch axis and something to draw, and one integer tensor (or all whose keyword ends in
-    input_ids), but nothing whose keyword names a mask, positions, types or labels.
-
-    Raises InputError where there is none.
-    """
-    batch = batch_size(args, kwargs)
-    reals: list[int] = []
-    integers: list[tuple[int, str]] = []
-    for i, (path, leaf) in enumerate(pytree.tree_leaves_with_path((args, kwargs))):
-        name = "".join(str(getattr(key, "key", "")) for key in path[1:])
-        if not has_batch(leaf, batch) or leaf.dim() < 2 or any(word in name for word in _KEPT):
-            continue
-        if leaf.is_floating_point():
-            reals.append(i)
-        elif not leaf.is_complex() and leaf.dtype != torch.bool:
-            integers.append((i, name))
-    named = [i for i, name in integers if name.endswith("input_ids")]
-    found = sorted(reals + (named or [i for i, _ in integers[:1]]))
-    if not found:
-        raise InputError("no input can be drawn: the example has no real or integer tensor (N, ...). Pass samples.")
-    return found
-
-
-def _fitting(queries: Queries, args: tuple[Any, ...], kwargs: dict[str, Any], n: int | None) -> Queries:
-    """Queries made before, on the example's device, if their structure, shapes and dtypes are those of the example."""
+def _reused(queries: Queries, args: tuple[Any, ...], kwargs: dict[str, Any], n: int | None) -> Queries:
+    """Queries made before, on the example's device. InputError if they are no inputs like the example."""
     mine, other = (pytree.tree_flatten(x) for x in ((args, kwargs), (queries.args, queries.kwargs)))
     pairs = list(zip(mine[0], other[0], strict=False))
     if mine[1] != other[1] or any(_unlike(a, b, i in queries.shared) for i, (a, b) in enumerate(pairs)):
-        raise InputError("these queries do not have the structure, shapes and dtypes of the example inputs.")
+        raise InputError(
+            "these queries do not have the structure, shapes and dtypes of the example inputs. Make them anew for this "
+            "model, or pass the example that they were made for."
+        )
     device = next(x.device for x in mine[0] if isinstance(x, Tensor))
     return (queries if n is None else queries.take(n)).to(device)
 

@@ -1,7 +1,8 @@
-"""`Queries`: inputs of a model, and nothing else."""
+"""`Queries`: inputs of a model."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,19 +12,23 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from coreprune._seed import as_generator
 from coreprune.errors import InputError, first_line
 from coreprune.queries import storage
 
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Inputs of a model, N of them along the first axis of every tensor with a batch axis.
+    """N inputs of a model, along the first axis of its arguments.
 
         for args, kwargs in queries.batches(64):
             model(*args, **kwargs)
 
-    args, kwargs: what the model is called with. source: name of what made them. note: in words, for the report.
-    shared: positions, among the leaves of (args, kwargs), of tensors without a batch axis: the same for all inputs.
+    args, kwargs: what the model is called with.
+    source: name of what made the inputs.
+    note: how they were made, in words, for the report.
+    shared: positions, among the leaves of (args, kwargs), of the tensors that have no batch axis. All inputs share
+        them.
     """
 
     args: tuple[Any, ...]
@@ -49,29 +54,36 @@ class Queries:
         return next(len(x) for i, x in enumerate(self._leaves()) if self._batched(i, x))
 
     def batches(self, size: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """(args, kwargs) of up to `size` inputs at a time, in order; the last batch may be smaller."""
+        """Yield (args, kwargs) of `size` inputs at a time, in order. The last batch may be smaller."""
         if size < 1:
             raise InputError(f"batches hold at least one input, not {size}.")
         for start in range(0, len(self), size):
             part = self._rows(start, start + size)
             yield part.args, part.kwargs
 
-    def __add__(self, other: Queries) -> Queries:
-        """These and the others behind them, e.g. a few samples and many made inputs.
+    def blocks(self, size: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """The former name of `batches`, until the release after 0.1."""
+        warnings.warn("Queries.blocks is now Queries.batches.", DeprecationWarning, stacklevel=2)
+        return self.batches(size)
 
-        Raises InputError where the two are not inputs of one model: another structure, other shapes or dtypes, or
-        other tensors that all inputs share.
+    def __add__(self, other: Queries) -> Queries:
+        """These inputs followed by the others, e.g. a few samples followed by many made inputs.
+
+        Raises InputError if they differ in structure, shapes, dtypes, or in a tensor that all inputs share.
         """
         if not isinstance(other, Queries):
             return NotImplemented
         (mine, tree), (theirs, its) = (pytree.tree_flatten((q.args, q.kwargs)) for q in (self, other))
         if tree != its or not all(self._alike(i, x, y) for i, (x, y) in enumerate(zip(mine, theirs, strict=True))):
-            raise InputError(f"queries from {self.source} and from {other.source} are not inputs of the same form.")
+            raise InputError(
+                f"queries from {self.source} and from {other.source} are not inputs of the same form. "
+                "Make both for one example."
+            )
         both = self._map(lambda i, x: torch.cat([x, theirs[i].to(x.device)]) if self._batched(i, x) else x)
         return replace(both, source=f"{self.source} + {other.source}", note=f"{self.note}, and {other.note}")
 
     def _alike(self, i: int, x: Any, y: Any) -> bool:
-        """Whether two leaves can lie in one: the same value, or rows of the same kind."""
+        """Whether two leaves can be joined: the same value, or rows of one shape and dtype."""
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
             return type(x) is type(y) and x == y
         if self._batched(i, x):
@@ -79,42 +91,49 @@ class Queries:
         return torch.equal(x, y.to(x.device))
 
     def take(self, n: int) -> Queries:
-        """The first n, or all where there are fewer."""
+        """The first n inputs, or all if there are fewer."""
         if n < 1:
             raise InputError(f"take at least one input, not {n}.")
         return self._rows(0, n)
 
-    def split(self, n: int, generator: torch.Generator | None = None) -> tuple[Queries, Queries]:
-        """The first n, and the rest; with a generator, n at random and the rest, both in their order.
+    def split(self, n: int, seed: int | torch.Generator | None = None) -> tuple[Queries, Queries]:
+        """Split into n inputs and the rest. Both keep their order.
 
-        Raises InputError where one of them would be empty.
+        seed: a number, or a generator to draw from; the n inputs are then random. None: the first n.
+
+        Raises InputError if one of the parts would be empty.
         """
         if not 1 <= n < len(self):
             raise InputError(f"{len(self)} inputs split after 1 to {len(self) - 1} of them, not after {n}.")
-        if generator is None:
+        if seed is None:
             return self._rows(0, n), self._rows(n, len(self))
+        generator = as_generator(seed)
         order = torch.randperm(len(self), generator=generator, device=generator.device).cpu()
         return self._chosen(order[:n].sort().values), self._chosen(order[n:].sort().values)
 
-    def sample(self, n: int, generator: torch.Generator) -> Queries:
-        """n at random, in their order; all where there are no more."""
-        return self if n >= len(self) else self.split(n, generator)[0]
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Queries:
+        """n random inputs in their order, or all if there are no more.
+
+        seed: a number, or a generator to draw from.
+        """
+        return self if n >= len(self) else self.split(n, seed)[0]
 
     def to(self, device: torch.device | str) -> Queries:
-        """The same on a device."""
+        """The same inputs on a device."""
         return self._map(lambda i, x: x.to(device) if isinstance(x, Tensor) else x)  # noqa: ARG005
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file with the structure as JSON in its metadata. It is complete or not there at all.
+        """Write a safetensors file, completely or not at all. The structure is JSON in its metadata.
 
-        Raises InputError for arguments other than tensors, numbers, strings, None, and tuples, lists and dicts of them.
+        Raises InputError if there are arguments other than tensors, numbers, strings, None, and tuples, lists and dicts
+        of these.
         """
         about = {"source": self.source, "note": self.note, "shared": sorted(self.shared)}
         storage.write(Path(path), (self.args, self.kwargs), about)
 
     @classmethod
     def load(cls, path: str | Path) -> Queries:
-        """Read what `save` wrote, on the CPU. Raises InputError for anything else."""
+        """Read what `save` wrote. The tensors are on the CPU. Raises InputError for any other file."""
         tree, about = storage.read(Path(path))
         if not {"source", "note", "shared"} <= set(about):
             raise InputError(f"{path} is a cache of unfinished queries. Pass it to make_queries(cache=...).")

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from coreprune._example import batch_size
 from coreprune.errors import InputError
+from coreprune.queries.check import as_tensor, fitting
+from coreprune.queries.leaves import batched, by_keyword, with_leaves
 from coreprune.queries.queries import Queries
-from coreprune.queries.sources.base import has_batch, with_leaves
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 _FIRST = 512  # of a loader, which may have no end; half of them are held back for the agreement
 
 
 def is_samples(spec: Any) -> bool:
-    """Whether a spec holds samples, or is a file of them, rather than saying how to make some."""
+    """Whether a spec holds samples or is a file of them. Otherwise it says how to make inputs."""
     if isinstance(spec, str):
         return spec.endswith(".npz")
     return isinstance(spec, (Path, Tensor, np.ndarray, Mapping)) or (
@@ -35,13 +35,14 @@ def is_samples(spec: Any) -> bool:
 def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Generator) -> Queries:
     """Queries from a tensor, a tuple or dict of tensors, an iterable of batches, or an .npz file.
 
-    A tuple has the model's inputs in their order, and maybe labels behind them, which are left out; so have batches. A
-    list of tensors that are all shaped like the one input is a list of batches.
+    A tuple holds the model's inputs in their order. Labels may follow them and are left out. The same holds for each
+    batch. A list of tensors that all have the shape of the only input is a list of batches.
 
-    example: (args, kwargs) at batch size 1. What the samples do not name stays as in the example. n: how many; of
-    tensors or a file, that many at random; of other batches, the first ones (512 when n is None). None: all.
+    example: (args, kwargs) at batch size 1. Inputs that the samples do not name stay as in the example.
+    n: how many. From tensors and files they are drawn at random; from an iterable the first ones are taken. When None,
+        all tensors or the whole file are taken, and 512 inputs of an iterable.
 
-    Raises InputError where the samples do not fit the example, are empty or not finite.
+    Raises InputError if the samples do not fit the example, are empty, or are not finite.
     """
     where = "the samples"
     if isinstance(spec, (str, Path)):
@@ -55,9 +56,9 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
             return _counted(whole if n is None else whole.sample(n, generator))
         if like is not None and len(spec) == 2 and spec[1].shape[1:] == like.shape[1:]:
             raise InputError(
-                f"{where} are two tensors of shapes {tuple(spec[0].shape)} and {tuple(spec[1].shape)}, and the model "
-                "takes one. If the second is what the outputs should be, pass the first alone; if both are inputs, "
-                "pass a list: queries=[x1, x2]."
+                f"{where} are two tensors of shapes {tuple(spec[0].shape)} and {tuple(spec[1].shape)}, but the model "
+                "takes one. If the second holds the wanted outputs, pass the first alone. If both are inputs, pass a "
+                "list: queries=[x1, x2]."
             )
     if isinstance(spec, (Tensor, Mapping)) or (isinstance(spec, (tuple, list)) and _all_tensors(spec)):
         whole = _fitted(spec, example, where)
@@ -66,19 +67,18 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
 
 
 def _one_input(example: Example) -> Tensor | None:
-    """The example's only tensor with a batch axis; None where there are several."""
-    batch = batch_size(*example)
-    found = [leaf for leaf in pytree.tree_leaves(example) if has_batch(leaf, batch)]
-    return found[0] if len(found) == 1 else None
+    """The example's only tensor with a batch axis. None if there are several."""
+    found = batched(*example)
+    return pytree.tree_leaves(example)[found[0]] if len(found) == 1 else None
 
 
 def _has_labels(spec: Any, like: Tensor) -> bool:
-    """Whether two tensors are inputs and one number for each of them."""
+    """Whether a pair of tensors is inputs and one number for each of them."""
     return len(spec) == 2 and spec[1].ndim == 1 and like.dim() > 1 and len(spec[0]) == len(spec[1])
 
 
 def _counted(queries: Queries) -> Queries:
-    """With a note that says how many, before what `_fitted` had to say."""
+    """With the number of samples in front of the note that `_fitted` wrote."""
     return replace(queries, note=f"{len(queries)} samples of the user{queries.note}")
 
 
@@ -114,7 +114,7 @@ def _from_file(path: Path, example: Example) -> dict[str, Any] | Tensor:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name. Raises InputError, in our words: numpy advises to trust a pickle."""
+    """The arrays of an .npz file, by name. Raises InputError, without numpy's advice to load the file as a pickle."""
     if not path.is_file():
         raise InputError(f"there is no file {path}.")
     try:
@@ -133,20 +133,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def as_tensor(array: np.ndarray, where: str) -> Tensor:
-    """Raises InputError for arrays of what torch does not know, such as strings."""
-    try:
-        return torch.from_numpy(np.ascontiguousarray(array))
-    except TypeError as error:
-        raise InputError(f"{where}: arrays of {array.dtype} cannot be inputs of a model ({error}).") from error
-
-
 def _fitted(samples: Any, example: Example, where: str) -> Queries:
-    """Samples in the place of the example's tensors. Their note says what was left out."""
+    """Samples in place of the example's tensors. The note says what was left out."""
     args, kwargs = example
     leaves = pytree.tree_leaves(example)
-    batch = batch_size(args, kwargs)
-    places = [i for i, leaf in enumerate(leaves) if has_batch(leaf, batch)]
+    places = batched(args, kwargs)
     if isinstance(samples, Mapping):
         given = _named(samples, example, where)
         left = ", ".join(str(name) for name in samples if name not in kwargs)
@@ -158,10 +149,10 @@ def _fitted(samples: Any, example: Example, where: str) -> Queries:
             )
         given = dict(zip(places, listed, strict=False))
         left = "labels" if len(listed) > len(places) else ""
-    new = {i: _checked(x, leaves[i], where) for i, x in given.items()}
+    new = {i: fitting(x, leaves[i], where) for i, x in given.items()}
     lengths = {len(x) for x in new.values()}
     if len(lengths) != 1:
-        raise InputError(f"{where}: the tensors have {sorted(lengths)} rows; all need the same number.")
+        raise InputError(f"{where}: the tensors have {sorted(lengths)} rows, but all need the same number.")
     (n,) = lengths
     whole = with_leaves(args, kwargs, new, n)
     shared = frozenset(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and i not in places)
@@ -169,12 +160,9 @@ def _fitted(samples: Any, example: Example, where: str) -> Queries:
 
 
 def _named(samples: Mapping[str, Any], example: Example, where: str) -> dict[int, Any]:
-    """Position among the leaves -> samples, for the keywords that the example has; others, such as labels, drop."""
+    """Samples by position among the leaves, for the keywords that the example has. Others are dropped, e.g. labels."""
     args, kwargs = example
-    marks = {name: object() for name in kwargs}
-    tensors = {name for name, x in kwargs.items() if isinstance(x, Tensor)}
-    leaves = pytree.tree_leaves((args, {name: marks[name] if name in tensors else x for name, x in kwargs.items()}))
-    place = {name: i for name in tensors for i, leaf in enumerate(leaves) if leaf is marks[name]}
+    place = by_keyword(args, kwargs)
     given = {place[name]: samples[name] for name in samples if name in place}
     main = next(iter(kwargs), None)
     if not given or args or main not in samples:
@@ -183,35 +171,3 @@ def _named(samples: Mapping[str, Any], example: Example, where: str) -> dict[int
             f"{', '.join(kwargs) if kwargs and not args else 'positional: pass tensors in their order'}."
         )
     return given
-
-
-def _checked(x: Any, like: Tensor, where: str) -> Tensor:
-    """One tensor of samples on the example's device, in its dtype."""
-    if isinstance(x, np.ndarray):
-        x = as_tensor(x, where)
-    if not isinstance(x, Tensor):
-        raise InputError(f"{where}: a {type(x).__name__} where a tensor is needed.")
-    if x.dim() == 0 or tuple(x.shape[1:]) != tuple(like.shape[1:]):
-        raise InputError(
-            f"{where} have shape {tuple(x.shape)}; one input has shape {tuple(like.shape[1:])}, so (N, "
-            f"{', '.join(map(str, like.shape[1:]))}) is needed. Pad or crop them to one size."
-        )
-    if len(x) == 0:
-        raise InputError(f"{where} are empty: shape {tuple(x.shape)}.")
-    kinds = [_kind(t.dtype) for t in (x, like)]
-    if kinds[0] != kinds[1]:
-        raise InputError(
-            f"{where} are {x.dtype}, the example input is {like.dtype}. Prepare them as for the model's own inputs "
-            "(normalised images, token ids)."
-        )
-    if x.is_floating_point() and not bool(torch.isfinite(x.sum())):
-        bad = (~torch.isfinite(x)).reshape(len(x), -1).any(dim=1)
-        if bool(bad.any()):
-            raise InputError(f"{where}: NaN or infinite numbers in row {int(bad.nonzero()[0, 0])}. Remove it first.")
-    return x.detach().to(like.device, like.dtype)
-
-
-def _kind(dtype: torch.dtype) -> str:
-    if dtype == torch.bool:
-        return "bool"
-    return "float" if dtype.is_floating_point else "complex" if dtype.is_complex else "integer"

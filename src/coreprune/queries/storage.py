@@ -1,4 +1,4 @@
-"""Nested arguments in one safetensors file: tensors as tensors, the structure as JSON in the metadata."""
+"""Nested arguments in one safetensors file. The structure is JSON in the metadata."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _VERSION = 1
 
 
 def write(path: Path, tree: Any, about: dict[str, Any]) -> None:
-    """Write atomically: a temporary file beside it, flushed to the disk, then renamed."""
+    """Write the file completely or not at all.
+
+    tree: nested arguments. about: what else to remember, for JSON.
+    """
     tensors: dict[str, Tensor] = {}
 
     def name(x: Tensor) -> str:
@@ -37,7 +40,7 @@ def write(path: Path, tree: Any, about: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The tree and what was said about it. Raises InputError where the file is missing, damaged, or of another kind."""
+    """What `write` was given. Raises InputError if the file is missing, damaged, or of another kind."""
     if not path.is_file():
         raise InputError(f"there is no file {path}.")
     try:

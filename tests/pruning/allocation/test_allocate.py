@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from coreprune.report.snippet import recipe
 from torch import nn
 
 from coreprune import Budget, Plan, prune
@@ -17,7 +18,6 @@ from coreprune.errors import BudgetError, InputError
 from coreprune.graph import CostModel, capture, find_groups
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.curves import balanced, widths_curve
-from coreprune.report.snippet import recipe
 from small_networks import EXAMPLE, mlp, widths
 
 SIZES = (8, 10, 6)

@@ -32,9 +32,7 @@ def test_the_student_comes_closer_on_fresh_inputs_and_the_teacher_stays(pair, sh
     x, fresh = torch.randn(256, *shape, generator=gen), torch.randn(300, *shape, generator=gen)
     before, frozen = error(student, teacher, fresh), bits(teacher)
     steps = []
-    distill_(
-        student, teacher, Rows((x,)), Distill(steps=60, lr=5e-2), generator=gen, progress=lambda *a: steps.append(a)
-    )
+    distill_(student, teacher, Rows((x,)), Distill(steps=60, lr=5e-2), seed=gen, progress=lambda *a: steps.append(a))
     assert error(student, teacher, fresh) < 0.5 * before
     assert bits(teacher) == frozen
     assert steps == [("distill", i, 60) for i in range(1, 61)]
@@ -56,9 +54,7 @@ def test_features_alone_are_matched(gen):
     reached = {}
     for weight in (0.0, 100.0):
         own = copy.deepcopy(student)
-        distill_(
-            own, teacher, Rows((x,)), Distill(steps=40, lr=5e-2, features=weight, augment=False), generator=random()
-        )
+        distill_(own, teacher, Rows((x,)), Distill(steps=40, lr=5e-2, features=weight, augment=False), seed=0)
         reached[weight] = apart(own)
     assert reached[100.0] < 0.8 * reached[0.0]
 
@@ -75,7 +71,7 @@ def test_modes_flags_gradients_hooks_and_batch_norms_are_as_before(gen):
     student.blocks[1].register_forward_hook(lambda *a: calls.append(1))
     modes = [m.training for m in student.modules()]
     statistics = student.blocks[0].bn1.running_mean.clone()
-    distill_(student, teacher, Rows((torch.randn(9, 3, 8, 8),)), Distill(steps=3), generator=gen)
+    distill_(student, teacher, Rows((torch.randn(9, 3, 8, 8),)), Distill(steps=3), seed=gen)
     assert [m.training for m in student.modules()] == modes
     assert all(m.training for m in teacher.modules())
     assert torch.equal(frozen, held)
@@ -94,7 +90,7 @@ def test_a_student_whose_weights_are_all_frozen_is_trained_and_frozen_again(gen)
     student, teacher = mlp_pair()
     student.requires_grad_(False)
     before = bits(student)
-    distill_(student, teacher, Rows((torch.randn(9, 8),)), Distill(steps=2), generator=gen)
+    distill_(student, teacher, Rows((torch.randn(9, 8),)), Distill(steps=2), seed=gen)
     assert bits(student) != before
     assert not any(p.requires_grad for p in student.parameters())
 
@@ -127,10 +123,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(pair, shape, dtype, stop, t
     data = Rows((torch.randn(30, *shape, generator=random(1)).to(dtype),))
     options = Distill(steps=9, batch_size=8, save_every=2)
     whole = copy.deepcopy(student)
-    distill_(whole, teacher, data, options, generator=random())
+    distill_(whole, teacher, data, options, seed=0)
     start, path = bits(student), tmp_path / "new" / "distill.safetensors"
     with pytest.raises(Stop):
-        distill_(student, teacher, data, options, generator=random(), checkpoint=path, progress=stop_at(stop))
+        distill_(student, teacher, data, options, seed=0, checkpoint=path, progress=stop_at(stop))
     assert bits(student) == start
     assert path.exists() == (stop > 1)
     seen = []
@@ -139,7 +135,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(pair, shape, dtype, stop, t
         teacher,
         data,
         options,
-        generator=random(),
+        seed=0,
         checkpoint=path,
         progress=lambda p, done, t: seen.append(done),
     )
@@ -147,7 +143,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(pair, shape, dtype, stop, t
     assert bits(student) == bits(whole) != start
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     again = pair()[0].to(dtype)
-    distill_(again, teacher, data, options, generator=random(), checkpoint=path, progress=stop_at(0))
+    distill_(again, teacher, data, options, seed=0, checkpoint=path, progress=stop_at(0))
     assert bits(again) == bits(whole)
 
 
@@ -168,7 +164,7 @@ def test_interrupted_while_the_checkpoint_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "save_file", half)
     with pytest.raises(Stop):
-        distill_(student, teacher, data, options, generator=random(), checkpoint=path)
+        distill_(student, teacher, data, options, seed=0, checkpoint=path)
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["coreprune.checkpoint"])["step"] == 2
     assert list(tmp_path.iterdir()) == [path]
@@ -178,7 +174,7 @@ def test_interrupted_while_the_checkpoint_is_written(tmp_path, monkeypatch):
 def test_a_checkpoint_of_another_run_is_refused(change, tmp_path):
     student, teacher = mlp_pair()
     x, path, options = torch.randn(9, 8, generator=random()), tmp_path / "c.safetensors", Distill(steps=2)
-    distill_(copy.deepcopy(student), teacher, Rows((x,)), options, generator=random(), checkpoint=path)
+    distill_(copy.deepcopy(student), teacher, Rows((x,)), options, seed=0, checkpoint=path)
     content = path.read_bytes()
     with torch.no_grad():
         if change == "student":
@@ -190,7 +186,7 @@ def test_a_checkpoint_of_another_run_is_refused(change, tmp_path):
     options = Distill(steps=3) if change == "options" else options
     generator = random(1 if change == "seed" else 0)
     with pytest.raises(InputError, match="another run"):
-        distill_(student, teacher, Rows((x,)), options, generator=generator, checkpoint=path)
+        distill_(student, teacher, Rows((x,)), options, seed=generator, checkpoint=path)
     assert path.read_bytes() == content
 
 
@@ -199,7 +195,7 @@ def test_how_often_it_is_saved_is_no_other_run(tmp_path):
     data, path = Rows((torch.randn(9, 8, generator=random()),)), tmp_path / "c.safetensors"
     for every in (1, 2):
         own = copy.deepcopy(student)
-        distill_(own, teacher, data, Distill(steps=2, save_every=every), generator=random(), checkpoint=path)
+        distill_(own, teacher, data, Distill(steps=2, save_every=every), seed=0, checkpoint=path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 100])
@@ -208,7 +204,7 @@ def test_a_damaged_checkpoint_is_named(content, tmp_path, gen):
     path = tmp_path / "c.safetensors"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"c\.safetensors is no checkpoint"):
-        distill_(student, teacher, Rows((torch.randn(9, 8),)), Distill(steps=2), generator=gen, checkpoint=path)
+        distill_(student, teacher, Rows((torch.randn(9, 8),)), Distill(steps=2), seed=gen, checkpoint=path)
 
 
 def test_checkpoints_hold_tensors_that_share_memory_and_have_no_axes(tmp_path, gen):
@@ -227,7 +223,7 @@ def test_an_exploding_loss_is_named_and_the_student_put_back(gen):
     before, modes = bits(student), [m.training for m in student.modules()]
     x = torch.randn(64, 8, generator=gen)
     with pytest.raises(InputError, match="Lower lr"):
-        distill_(student, teacher, Rows((x,)), Distill(steps=40, lr=1e30), generator=gen)
+        distill_(student, teacher, Rows((x,)), Distill(steps=40, lr=1e30), seed=gen)
     assert bits(student) == before
     assert [m.training for m in student.modules()] == modes
 
@@ -259,7 +255,7 @@ def test_keyword_inputs_nested_outputs_and_shared_leaves(gen):
     )
     assert shared_features(student, teacher, (data.args, data.kwargs)) == ["block"]
     before = error_of(student, teacher, data)
-    distill_(student, teacher, data, Distill(steps=60, lr=5e-2, batch_size=5), generator=gen)
+    distill_(student, teacher, data, Distill(steps=60, lr=5e-2, batch_size=5), seed=gen)
     assert error_of(student, teacher, data) < 0.5 * before
 
 
@@ -289,7 +285,7 @@ def test_a_hugging_face_model(gen):
             return error_of(student, teacher.eval(), Rows((), {"input_ids": ids, "use_cache": False}))
 
     before = apart()
-    distill_(student, teacher, data, Distill(steps=20, lr=2e-2), generator=gen)
+    distill_(student, teacher, data, Distill(steps=20, lr=2e-2), seed=gen)
     assert apart() < 0.7 * before
     assert student.config.use_cache
 
@@ -302,20 +298,20 @@ def test_nothing_inside_agrees(gen):
 
 def test_outputs_that_cannot_be_compared(gen):
     with pytest.raises(ModelError, match="cannot be compared"):
-        distill_(nn.Linear(8, 4), nn.Linear(8, 3), Rows((torch.randn(9, 8),)), generator=gen)
+        distill_(nn.Linear(8, 4), nn.Linear(8, 3), Rows((torch.randn(9, 8),)), seed=gen)
 
 
 def test_a_student_that_is_the_teacher_is_refused(gen):
     teacher = mlp()
     for student in (teacher, nn.Sequential(teacher)):
         with pytest.raises(InputError, match="share the tensor"):
-            distill_(student, teacher, Rows((torch.randn(9, 8),)), generator=gen)
+            distill_(student, teacher, Rows((torch.randn(9, 8),)), seed=gen)
 
 
 def test_what_are_no_queries(gen, unchecked):
     student, teacher = mlp_pair()
     with pytest.raises(InputError, match="queries must be Queries, not Tensor"):
-        distill_(student, teacher, torch.randn(9, 8), generator=gen)
+        distill_(student, teacher, torch.randn(9, 8), seed=gen)
 
 
 @pytest.mark.parametrize(
@@ -342,9 +338,7 @@ def test_same_seed_same_weights_and_one_draw_from_the_generator():
     for seed in (0, 0, 1):
         student, teacher = mlp_pair()
         generator = random(seed)
-        distill_(
-            student, teacher, Rows((torch.randn(40, 8, generator=random()),)), Distill(steps=4), generator=generator
-        )
+        distill_(student, teacher, Rows((torch.randn(40, 8, generator=random()),)), Distill(steps=4), seed=generator)
         found.append((bits(student), int(torch.randint(1 << 40, (), generator=generator))))
     assert found[0] == found[1]
     assert found[0][0] != found[2][0]

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 import torch
+from coreprune.report.snippet import recipe
 
 from coreprune import Budget, InputError, make_plan, prune
 from coreprune.coreset import Coreset, DrawStream, Merge, draw_stream
 from coreprune.pruning.selectors import options_of, ranking_of, reference, resolve
 from coreprune.pruning.selectors.own import own
-from coreprune.report.snippet import recipe
 from coreprune.selectors import L2, SELECTORS, Functional, Lewis, Ranking, ranked, sampled
 from layers_by_hand import layer, normal, seeded
 from small_networks import EXAMPLE, bits, mlp

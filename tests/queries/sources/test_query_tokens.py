@@ -136,7 +136,7 @@ def test_the_cache_changes_nothing(kind: str) -> None:
         for t in range(1, 9):
             torch.testing.assert_close(cached(ids, t), plain(ids, t), rtol=1e-4, atol=1e-5)
     used = model.config.use_cache
-    queries = make_queries(model, {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}, n=5, generator=gen())
+    queries = make_queries(model, {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}, n=5, seed=0)
     assert queries.source == "self-generated"
     assert queries.kwargs["input_ids"].shape == (5, 9)
     assert torch.equal(queries.kwargs["attention_mask"], torch.ones(5, 9, dtype=torch.int64))
@@ -151,7 +151,7 @@ def test_encoders_and_encoder_decoders() -> None:
 
     small = {"vocab_size": 40, "d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 1, "num_heads": 2}
     t5 = seeded(0, lambda: hf.T5ForConditionalGeneration(hf.T5Config(**small, decoder_start_token_id=0)))
-    queries = make_queries(t5, {"input_ids": IDS, "decoder_input_ids": IDS}, n=4, generator=gen())
+    queries = make_queries(t5, {"input_ids": IDS, "decoder_input_ids": IDS}, n=4, seed=0)
     assert queries.source == "random-tokens + self-generated"
     assert queries.kwargs["decoder_input_ids"].shape == (4, 9)
 
@@ -160,7 +160,7 @@ def test_encoders_and_encoder_decoders() -> None:
     )
     bert = seeded(0, lambda: hf.BertForMaskedLM(config))
     example = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "token_type_ids": torch.zeros_like(IDS)}
-    queries = make_queries(bert, example, n=4, generator=gen())
+    queries = make_queries(bert, example, n=4, seed=0)
     assert queries.source == "random-tokens"
     assert list(queries.kwargs) == list(example)
     assert int(queries.kwargs["token_type_ids"].abs().max()) == 0

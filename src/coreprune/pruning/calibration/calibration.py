@@ -14,6 +14,7 @@ from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.queries import Queries, make_queries
+from coreprune.queries.spec import is_source
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +56,17 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     """Make or take the queries. Raises what `make_queries` raises."""
     model, spec, cache = traced.model, asked.spec, asked.cache
     generator = torch.Generator().manual_seed(seed)
-    queries = make_queries(model, asked.example, spec, n=asked.n, generator=generator, progress=tell, cache=cache)
+    queries = make_queries(model, asked.example, spec, n=asked.n, seed=generator, progress=tell, cache=cache)
     fresh = None
     if is_source(spec):
         count = max(_FRESH, len(queries) // 4)
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
-        fresh = make_queries(model, asked.example, spec, n=count, generator=generator, progress=tell, cache=again)
+        fresh = make_queries(model, asked.example, spec, n=count, seed=generator, progress=tell, cache=again)
     elif queries.source == "samples" and len(queries) > _SPARE:  # inputs made before are used as they are
         held_back = max(_SPARE, len(queries) // 4)
         # at random, because files and loaders are often sorted, and T11 is about samples of one distribution
         queries, fresh = queries.split(max(_SPARE, len(queries) - held_back), generator)
     return _in_batches(traced, queries, fresh)
-
-
-def is_source(spec: Any) -> bool:
-    """Whether `spec` names something that makes queries, so that it can make more of them; False for samples."""
-    return callable(spec) or (isinstance(spec, str) and not spec.endswith((".npz", ".safetensors")))
 
 
 def _in_batches(traced: Traced, queries: Queries, fresh: Queries | None) -> Calibration:

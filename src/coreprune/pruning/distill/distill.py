@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from coreprune._example import largest_batch, quiet
 from coreprune._progress import Progress, silent
+from coreprune._seed import as_generator
 from coreprune.errors import InputError, ModelError
 from coreprune.pruning.distill.batches import Batch, Inputs, Rows
 from coreprune.pruning.distill.block_outputs import Watched, floats, shared_features
@@ -67,7 +68,7 @@ def distill_(
     queries: Inputs,
     options: Distill | None = None,
     *,
-    generator: torch.Generator,
+    seed: int | torch.Generator = 0,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -85,7 +86,7 @@ def distill_(
         if anything goes wrong or the user interrupts.
     teacher: the original; it is not changed.
     queries: on the models' device.
-    generator: decides the order of the inputs; one number is drawn from it.
+    seed: decides the order of the inputs; a number, or a generator, from which one number is drawn.
     checkpoint: a file. If it holds the state of this very run, the run goes on from there, and ends (on the same
         machine with the same number of threads, on a CPU) with the same bits as if it had not been interrupted. It
         is replaced atomically every `save_every` steps and at the end, and left there.
@@ -95,7 +96,7 @@ def distill_(
     """
     options = options or Distill()
     tell = progress or silent
-    rows = Rows(queries, options.batch_size, options.augment, _seed(generator))
+    rows = Rows(queries, options.batch_size, options.augment, _seed(as_generator(seed)))
     saved = None
     if checkpoint is not None:
         saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, options)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._example import first_tensor, largest_batch, quiet
+from coreprune._seed import check_seed
 from coreprune.coreset import (
     Certificate,
     Coreset,
@@ -126,9 +127,8 @@ def certify(
     # prune() seeds its generator with its seed itself. The same here would make a source draw the very inputs that
     # pruning went by, and T11 is about inputs that nothing has seen. A hash of the seed equals prune's seed, the same
     # or another, by a chance of 2⁻³² (torch's generator takes 32 bits); the key, T11's number, is any.
-    (other,) = np.random.SeedSequence(seed % (1 << 64), spawn_key=(11,)).generate_state(1).tolist()
-    generator = torch.Generator().manual_seed(other)
-    fresh = make_queries(model, example_inputs, samples, n=n, generator=generator)
+    (other,) = np.random.SeedSequence(check_seed(seed), spawn_key=(11,)).generate_state(1).tolist()
+    fresh = make_queries(model, example_inputs, samples, n=n, seed=other)
     found = agreement(model, pruned, fresh, delta)
     if found is None:
         raise InputError(

@@ -1,34 +1,37 @@
-"""What every source of queries takes and gives: one signature.
+"""What every source of queries takes and gives.
 
-    inputs = source(target, n, generator, tell)      # (n, *target.shape), on the example's device, in its dtype
+    inputs = source(target, n, generator, tell)  # (n, *target.shape), on the example's device, in its dtype
 
-A source is a small frozen dataclass whose fields are its options. `make_queries(spec=...)` takes one, or its name.
+A source is a small frozen dataclass. Its fields are its options. `make_queries(spec=...)` takes one, or its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from coreprune._example import batch_size, largest_batch, quiet
+from coreprune._example import first_tensor, largest_batch, quiet
 from coreprune.errors import InputError
+from coreprune.queries.check import fitting
+from coreprune.queries.leaves import title, with_leaves
 
-Progress = Callable[[str, int, int], None]
+KINDS = ("tokens", "pixels", "vectors", "reals")
 Tell = Callable[[int, int], None]  # steps done, steps in all
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One tensor among the example inputs: what a source makes inputs for.
+    """One tensor among the example inputs, for which a source makes inputs.
 
-    model: in evaluation mode, without gradients for its parameters. args, kwargs: the example, at batch size 1.
+    model: in evaluation mode. Its parameters require no gradient.
+    args, kwargs: the example inputs, at batch size 1.
     leaf: position of the tensor among the leaves of (args, kwargs).
     """
 
@@ -47,17 +50,32 @@ class Target:
         """Shape of one input, without the batch axis."""
         return tuple(self.example.shape[1:])
 
+    @property
+    def title(self) -> str:
+        """What messages call it, such as "input 'image'"."""
+        return title(self.args, self.kwargs, self.leaf)
+
+    @property
+    def kind(self) -> str:
+        """tokens for whole numbers, pixels for (N, C, H, W), vectors for (N, d), reals for other real numbers."""
+        if not self.example.is_floating_point():
+            return "tokens"
+        return {1: "vectors", 3: "pixels"}.get(len(self.shape), "reals")
+
     def cast(self, x: Tensor) -> Tensor:
-        """(n, ...) -> (n, *shape), on the example's device and in its dtype. Raises InputError for reals as tokens."""
+        """Inputs (n, ...) in the shape (n, *shape), on the example's device, in its dtype.
+
+        Raises InputError for real numbers where tokens are needed.
+        """
         if x.is_floating_point() and not self.example.is_floating_point():
             raise InputError(
-                f"this source makes real numbers, and the input that is to be drawn is {self.example.dtype}: tokens, "
-                "most likely. Take another source: auto, random-tokens or zipf-tokens."
+                f"this source makes real numbers, but the input to be drawn is {self.example.dtype}, probably tokens. "
+                "Choose another source: auto, random-tokens or zipf-tokens."
             )
         return x.reshape(len(x), *self.shape).to(self.example.device, self.example.dtype)
 
     def call(self, x: Tensor) -> Any:
-        """What the model makes of x (n, *shape); every other input is the example's, repeated."""
+        """Run the model on x (n, *shape). Every other input is the example's, repeated n times."""
         args, kwargs = with_leaves(self.args, self.kwargs, {self.leaf: x}, len(x))
         return self.model(*args, **kwargs)
 
@@ -68,60 +86,64 @@ class Target:
         return largest_batch(two, 2, self.model) > 1
 
     def logits(self, x: Tensor) -> Tensor:
-        """The first tensor that the model returns for x, or its field `logits` where it has one.
+        """The output field `logits` for x if the model has one, otherwise its first tensor of real numbers.
 
-        A model that does not take several inputs at once is called for each of them.
+        A model that takes one input at a time is called once for each of them. Raises InputError if it returns no
+        such tensor.
         """
         if len(x) > 1 and not self.together:
             return torch.cat([self.logits(row) for row in x.split(1)])
         out = self.call(x)
         named = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
-        return named if isinstance(named, Tensor) else first_tensor(out)
+        found = named if isinstance(named, Tensor) else first_tensor(out)
+        if found is None:
+            raise InputError(f"the model returns a {type(out).__name__} without any tensor of real numbers.")
+        return found
 
 
 @runtime_checkable
 class Source(Protocol):
-    """The one signature."""
+    """A full source of queries, which can use the model. If yours need not, write a function (n, generator) instead.
 
-    name: ClassVar[str]
+    name: what reports call it.
+    kind: what it makes: tokens (whole numbers), pixels (images, flat ones too), vectors, or reals (real numbers of any
+        shape). If a model takes several inputs, the source fills those of its kind. The others are left to "auto".
+    """
+
+    @property
+    def name(self) -> str:
+        """What reports call it. An attribute of the class is enough."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What it makes. An attribute of the class is enough."""
+        ...
 
     def at_once(self, target: Target) -> int | None:
-        """How many inputs are best made in one call; None: any number."""
+        """How many inputs to make in one call. None: any number."""
         ...
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs, (n, *target.shape); tell(done, total) after every step."""
+        """Make n inputs, (n, *target.shape). Draw from the generator only. Call tell(done, total) after every step."""
         ...
 
 
-def with_leaves(
-    args: tuple[Any, ...], kwargs: dict[str, Any], new: dict[int, Tensor], n: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example with some leaves replaced; every other tensor with a batch axis is its first row, n times."""
-    leaves, tree = pytree.tree_flatten((args, kwargs))
-    batch = batch_size(args, kwargs)
-    for i, leaf in enumerate(leaves):
-        if i in new:
-            leaves[i] = new[i]
-        elif has_batch(leaf, batch):
-            leaves[i] = leaf[:1].expand(n, *leaf.shape[1:])
-    return pytree.tree_unflatten(leaves, tree)
+def meant(kind: str, targets: Sequence[Target]) -> list[Target]:
+    """Those inputs of the model that a source of some kind is for.
 
+    They are the inputs of its kind. Where there is none, a source of real numbers gets all real inputs: images may be
+    flat vectors. Where there is none either, it gets all inputs, and will say why it cannot make them.
 
-def has_batch(leaf: Any, batch: int | None) -> bool:
-    """Whether a leaf of the example is a tensor with a batch axis."""
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
-
-
-def first_tensor(out: Any) -> Tensor:
-    """The first tensor in whatever a model returns: a tensor, a tuple, a dict, an output object of transformers."""
-    if isinstance(out, Tensor):
-        return out
-    values = out.values() if hasattr(out, "values") else out if isinstance(out, (tuple, list)) else ()
-    for value in values:
-        if isinstance(value, Tensor):
-            return value
-    raise TypeError(f"no tensor in a {type(out).__name__}")
+    Raises InputError for an unknown kind.
+    """
+    if kind not in KINDS:
+        raise InputError(f"the kind of a source of queries must be one of {', '.join(KINDS)}, but it is {kind!r}.")
+    same = [target for target in targets if target.kind == kind]
+    real = [target for target in targets if target.kind != "tokens"]
+    if kind == "tokens":
+        return same or list(targets)
+    return (real if kind == "reals" else same or real) or list(targets)
 
 
 def draw(
@@ -134,9 +156,12 @@ def draw(
     parts: tuple[Tensor, ...] = (),
     finished: Callable[[list[Tensor]], None] | None = None,
 ) -> Tensor:
-    """All n inputs, in batches of equal size, each from a seed of its own: going on later gives the same.
+    """Make n inputs in batches of about equal size.
 
-    parts: the first batches, where they exist already. finished: called with all batches so far after each.
+    Every batch has a seed of its own, so an interrupted run that goes on gives the same inputs. What the source returns
+    is checked: InputError names the source and what is wrong.
+
+    parts: the first batches, if they exist already. finished: called after each batch with all batches so far.
     """
     at_once = source.at_once(target) or n
     sizes = [len(rows) for rows in torch.arange(n).tensor_split(-(-n // at_once))]
@@ -147,7 +172,8 @@ def draw(
         def told(done: int, total: int, before: int = i) -> None:
             tell(before * total + done, len(sizes) * total)
 
-        made.append(source(target, sizes[i], torch.Generator().manual_seed(seeds[i]), told))
+        batch = source(target, sizes[i], torch.Generator().manual_seed(seeds[i]), told)
+        made.append(fitting(batch, target.example, f"the source {source.name!r}, {target.title}", sizes[i]))
         if finished is not None:
             finished(made)
     return torch.cat(made)
@@ -155,7 +181,7 @@ def draw(
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; mode, flags, buffers and the global random state are put back, errors or not."""
+    """Evaluation mode without gradients. Modes, flags, buffers and the global random state are restored in the end."""
     grads = {p: p.requires_grad for p in model.parameters()}
     buffers = [
         (m, name, b, b.detach().clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None

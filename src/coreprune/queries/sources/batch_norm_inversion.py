@@ -1,27 +1,28 @@
-"""Batch-norm inversion: inputs whose statistics inside the network are those that it saw in training."""
+"""Batch-norm inversion: inputs with the statistics inside the network that it saw in training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from coreprune._example import ANY_BATCH
+from coreprune._progress import Progress, silent
+from coreprune._seed import as_generator
 from coreprune._shapes import Float
 from coreprune.errors import InputError, ModelError
-from coreprune.queries.sources.base import Progress, Target, Tell, draw, untouched
+from coreprune.queries.sources.base import Target, Tell, draw, untouched
 from coreprune.queries.sources.dead_leaves import leaves
 from coreprune.queries.sources.noise import pink
 
-_SMALL = 64  # side up to which images were likely cropped after padding in training, and are cheap
+_SMALL = 64  # images up to this side are cheap, and were probably padded and cropped in training
 
 
 def norms(model: nn.Module) -> list[Any]:
-    """The batch norms of a model that hold running statistics, frozen ones too, as they are registered."""
+    """The batch norms that hold running statistics, frozen ones too, in the order of registration."""
     return [m for m in model.modules() if _running(m) and not isinstance(m, nn.modules.instancenorm._InstanceNorm)]
 
 
@@ -44,21 +45,23 @@ def _running(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class BatchNormInversion:
-    """Inputs for which every batch norm's batch mean and standard deviation match its running ones.
+    """Inputs for which the mean and standard deviation in every batch norm match its running statistics.
 
-    Adam, from dead leaves (images) or noise (anything else), on the sum over the batch norms of the mean over channels
-    of ((μ − μ_running)/σ_running)² + (σ/σ_running − 1)², plus a total-variation term: Yin et al., Dreaming to Distill,
-    CVPR 2020, without labels.
+    Yin et al., Dreaming to Distill, CVPR 2020, without labels. The loss is the sum over the batch norms of the mean
+    over channels of ((μ − μ_running)/σ_running)² + (σ/σ_running − 1)², plus a penalty for rough images. Adam starts
+    from dead leaves for images, and from noise for other inputs.
 
-    Running statistics are those of *augmented* training images. The commonest augmentation of small images, a random
-    crop after padding with zeros, shifts them by more than the optimisation leaves, so the images are cropped at
-    random in the same way when they are measured. On a CIFAR ResNet-56 this halves the error of the hidden
-    covariances.
+    Running statistics are those of *augmented* training images. Small images are often padded with zeros and cropped
+    at random. That changes the statistics more than the optimisation does, so the images are cropped in the same way
+    when they are measured. On a ResNet-56 for CIFAR this halves the error of the hidden covariances.
 
-    steps: of Adam, per batch. lr: its rate, with cosine decay. smoothness: weight of the total variation.
-    batch: images made together, over which the statistics match; None: 128, and 32 beyond 64 pixels a side.
-    padding: of the random crops; 0: none; None: an eighth of the side if the side is at most 64 and the statistics of
-    the starting images come closer to the running ones with it, otherwise none.
+    steps: of Adam, for each batch.
+    lr: learning rate, with cosine decay.
+    smoothness: weight of the penalty, the mean squared difference of neighbouring pixels.
+    batch: number of images that are made together and whose statistics match. None: 128, or 32 for images with more
+        than 64 pixels a side.
+    padding: of the random crops; 0 for none. When None, an eighth of the side is used if the side is at most 64 and
+        the starting images then match the running statistics better.
     """
 
     steps: int = 60
@@ -66,15 +69,16 @@ class BatchNormInversion:
     smoothness: float = 0.01
     batch: int | None = None
     padding: int | None = None
-    name: ClassVar[str] = "batch-norm-inversion"
+    name = "batch-norm-inversion"
+    kind = "reals"
 
     def at_once(self, target: Target) -> int | None:
-        """The batch over which the statistics match."""
+        """The batch whose statistics match."""
         small = len(target.shape) < 3 or max(target.shape[1:]) <= _SMALL
         return self.batch or (128 if small else 32)
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         if self.steps < 1 or not self.lr > 0 or self.smoothness < 0 or (self.padding or 0) < 0:
             raise InputError(f"{self}: steps and lr have to be positive, smoothness and padding not negative.")
         if not target.example.is_floating_point():
@@ -82,17 +86,17 @@ class BatchNormInversion:
         if not norms(target.model):
             raise InputError(
                 "the model has no batch norm with running statistics, so there is nothing to invert. "
-                "Take another source: auto, leaves, pink-noise, strokes or white-noise."
+                "Choose another source: auto, leaves, pink-noise, strokes or white-noise."
             )
         if not reached(target):
             raise ModelError(
                 "no batch norm runs as a module on the example inputs (exported programs have no modules), so there is "
-                "nothing to invert. Take another source: leaves, pink-noise, strokes or white-noise."
+                "nothing to invert. Choose another source: leaves, pink-noise, strokes or white-noise."
             )
         if not target.together:
             raise InputError(
-                "batch-norm inversion goes by statistics over many inputs at once, and this model takes one at a time. "
-                f"If it is an exported program, {ANY_BATCH}; or take another source: leaves, pink-noise, white-noise."
+                "batch-norm inversion needs statistics over many inputs at once, but this model takes one at a time. "
+                f"If it is an exported program, {ANY_BATCH}. Or choose another source: leaves, pink-noise, white-noise."
             )
         image = len(target.shape) == 3
         if image:
@@ -115,7 +119,7 @@ class BatchNormInversion:
         return padding if cropped < plain else 0
 
     def _descend(self, target: Target, start: Tensor, padding: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Adam with a cosine schedule, all inputs at once."""
+        """Run Adam with a cosine schedule on all inputs at once."""
         x = start.requires_grad_()
         optimiser = torch.optim.Adam([x], lr=self.lr, betas=(0.5, 0.9))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps, eta_min=self.lr / 20)
@@ -125,7 +129,7 @@ class BatchNormInversion:
                 loss = mismatch + self.smoothness * _variation(x)
             if not mismatch.requires_grad:
                 raise ModelError(
-                    "no gradient reaches the inputs from the batch norms: the model cuts it before them. Take another "
+                    "no gradient reaches the inputs from the batch norms, because the model cuts it. Choose another "
                     "source of queries, such as leaves or pink-noise, or pass samples."
                 )
             (x.grad,) = torch.autograd.grad(loss, [x])
@@ -136,7 +140,7 @@ class BatchNormInversion:
 
 
 def _mismatch(target: Target, x: Tensor) -> Tensor:
-    """How far the batch's means and deviations are from the running ones, in running deviations, over all norms."""
+    """The loss without its penalty: how far the batch's statistics are from the running ones, summed over the norms."""
     losses: list[Tensor] = []
 
     def hook(norm: Any, args: tuple[Tensor, ...]) -> None:
@@ -157,12 +161,12 @@ def _mismatch(target: Target, x: Tensor) -> Tensor:
 
 
 def _variation(x: Tensor) -> Tensor:
-    """Mean squared difference of neighbours, summed over the axes of space."""
+    """Mean squared difference of neighbouring pixels, summed over the axes of space."""
     return sum((x.diff(dim=axis).square().mean() for axis in range(2, x.dim()) if x.shape[axis] > 1), x.new_zeros(()))
 
 
 def crops(x: Float[Tensor, "n c h w"], padding: int, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-    """Every image moved by up to `padding` pixels along each axis, zeros where nothing is left."""
+    """Move every image by up to `padding` pixels along each axis. Zeros fill the gap."""
     n, c, h, w = x.shape
     offsets = torch.randint(0, 2 * padding + 1, (2, n, 1, 1, 1), generator=generator).to(x.device)
     places = [torch.arange(size, device=x.device) for size in (n, c, h, w)]
@@ -180,21 +184,30 @@ def invert(
     n: int = 256,
     *,
     steps: int = 60,
-    generator: torch.Generator,
+    seed: int | torch.Generator = 0,
     progress: Progress | None = None,
     **options: Any,
 ) -> Tensor:
-    """`BatchNormInversion` for a model with one input: (n, *shape) float32 on the model's device.
+    """Run `BatchNormInversion` on a model with one input. Returns (n, *shape) on the model's device, in its dtype.
 
-    shape: of one input. options: further ones of `BatchNormInversion`. progress("queries", done, total) is called after
-    every step. Raises InputError where the model holds no batch norm with running statistics.
+    model: it stays as it is.
+    shape: of one input.
+    n: number of inputs.
+    steps: of Adam, for each batch.
+    seed: of all randomness; a number, or a generator to draw from.
+    progress: called as progress("queries", done, total) after every step.
+    options: further fields of `BatchNormInversion`.
+
+    Raises InputError if the model has no batch norm with running statistics.
     """
     place = next((t for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()), torch.zeros(()))
     target = Target(model, (torch.zeros(1, *shape, device=place.device, dtype=place.dtype),), {}, 0)
-    tell: Callable[[int, int], None] = (lambda done, total: progress("queries", done, total)) if progress else _silent
+    told = progress or silent
     with untouched(model):
-        return draw(BatchNormInversion(steps=steps, **options), target, n, generator, tell)
-
-
-def _silent(done: int, total: int) -> None:
-    pass
+        return draw(
+            BatchNormInversion(steps=steps, **options),
+            target,
+            n,
+            as_generator(seed),
+            lambda done, total: told("queries", done, total),
+        )

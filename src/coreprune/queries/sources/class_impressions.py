@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,43 +14,50 @@ from torch.nn import functional as F
 from coreprune._shapes import Float
 from coreprune.errors import InputError
 from coreprune.queries.sources.base import Source, Target, Tell, draw
+from coreprune.queries.sources.function import as_source
 from coreprune.queries.sources.noise_like import noise_like
 
 
 @dataclass(frozen=True)
 class ClassImpressions:
-    """Inputs optimised towards soft labels drawn from a Dirichlet shaped by the similarities of the classes.
+    """Inputs that are optimised until the classifier gives them random soft labels.
 
-    Nayak et al., Zero-Shot Knowledge Distillation, ICML 2019: class k's labels are Dirichlet(concentration · row k of
-    the cosine similarities of the classifier's weight rows, scaled to [0, 1]). Adam on the cross-entropy, classes in
-    turn, and the inputs stay within the range of those that they start from.
+    Nayak et al., Zero-Shot Knowledge Distillation, ICML 2019. The labels for class k come from a Dirichlet
+    distribution, so that similar classes share probability: its parameters are `concentration` times row k of the
+    cosine similarities between the weight rows of the last layer, scaled to [0, 1]. The classes take turns. Adam
+    minimises the cross-entropy, and the inputs stay within the range of the starting ones.
 
-    start: where the inputs start; None: noise that suits the input (`noise_like`). steps, lr: of Adam, the latter in
-    quarters of the start's range. temperature: divides the logits, so that soft labels are within reach; few steps at
-    a high temperature change the start little, which measured best. batch: made together.
+    start: a source of the starting inputs, or a function (n, generator). None: noise that suits the input.
+    steps: of Adam.
+    lr: learning rate, in quarters of the range of the starting inputs.
+    temperature: divides the logits, so that soft labels can be reached. Few steps at a high temperature change the
+        starting inputs little. That measured best.
+    concentration: a larger one gives softer labels.
+    batch: number of inputs that are made together.
     """
 
-    start: Source | None = None
+    start: Source | Callable[[int, torch.Generator], Any] | None = None
     steps: int = 10
     lr: float = 0.05
     temperature: float = 20.0
     concentration: float = 1.0
     batch: int = 256
-    name: ClassVar[str] = "class-impressions"
+    name = "class-impressions"
+    kind = "reals"
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """A batch."""
+        """A batch at once."""
         return self.batch
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         if self.steps < 1 or not self.lr > 0 or not self.temperature > 0 or not self.concentration > 0:
             raise InputError(f"{self}: steps, lr, temperature and concentration have to be positive.")
         if not target.example.is_floating_point():
             raise InputError(f"class impressions are real numbers; these inputs are {target.example.dtype}.")
         similar = similarities(classifier(target))
         labels = self._labels(similar, n, generator).to(target.example.device, torch.float32)
-        start = self.start or noise_like(target)[0]
+        start = noise_like(target)[0] if self.start is None else as_source(self.start)
         x = draw(start, target, n, generator, lambda done, total: None).float()  # noqa: ARG005
         low, high = x.min(), x.max()
         x.requires_grad_()
@@ -66,7 +74,7 @@ class ClassImpressions:
         return target.cast(x.detach())
 
     def _labels(self, similar: Tensor, n: int, generator: torch.Generator) -> Float[Tensor, "n k"]:
-        """Soft labels, the classes in turn."""
+        """Soft labels for the classes in turn."""
         alpha = (self.concentration * similar).clamp_min(1e-2)[torch.arange(n) % len(similar)]
         # torch's Dirichlet takes no generator; numpy's gamma does.
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -75,7 +83,7 @@ class ClassImpressions:
 
 
 def is_classifier(target: Target) -> bool:
-    """Whether `classifier` finds its layer."""
+    """Whether `classifier` finds a layer."""
     try:
         classifier(target)
     except InputError:
@@ -84,9 +92,9 @@ def is_classifier(target: Target) -> bool:
 
 
 def classifier(target: Target) -> Float[Tensor, "k d"]:
-    """Weight of the linear (or 1×1 convolution) layer whose output is the logits, float64 on the CPU.
+    """Weight of the linear layer (or 1×1 convolution) whose output is the logits, in float64 on the CPU.
 
-    Raises InputError where the model returns no (N, classes) scores, or no such layer makes them.
+    Raises InputError if the model does not return scores (N, classes) from such a layer.
     """
     seen: list[tuple[nn.Module, Tensor]] = []
 
@@ -97,8 +105,8 @@ def classifier(target: Target) -> Float[Tensor, "k d"]:
     handles = [m.register_forward_hook(hook) for m in layers]
     try:
         logits = target.logits(target.example)
-    except TypeError as error:
-        raise InputError(f"class impressions need a classifier: {error} that the model returns.") from error
+    except InputError as error:
+        raise InputError(f"class impressions need a classifier, but {error}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -112,13 +120,13 @@ def classifier(target: Target) -> Float[Tensor, "k d"]:
             ):
                 return weight.detach().flatten(1).to("cpu", torch.float64)
     raise InputError(
-        f"class impressions need a classifier: a model that returns the (N, classes) output of a linear layer, not "
-        f"{tuple(logits.shape)}. Take another source of queries, such as leaves, strokes or white-noise."
+        f"class impressions need a classifier, a model that returns the output (N, classes) of a linear layer, but the "
+        f"output has shape {tuple(logits.shape)}. Choose another source, such as leaves, strokes or white-noise."
     )
 
 
 def similarities(weight: Float[Tensor, "k d"]) -> Float[Tensor, "k k"]:
-    """Cosine similarities of the rows, every row scaled to [0, 1]."""
+    """Cosine similarities of the rows. Every row of the result is scaled to [0, 1]."""
     rows = F.normalize(weight, dim=1)
     similar = rows @ rows.T
     low, high = similar.amin(dim=1, keepdim=True), similar.amax(dim=1, keepdim=True)

@@ -1,10 +1,9 @@
-"""Dead leaves: images of objects that cover each other, with the statistics of natural images."""
+"""Dead leaves: images of objects that cover each other. They have the statistics of natural images."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -28,14 +27,18 @@ def leaves(
     colour: float = 0.95,
     texture: float = 0.3,
 ) -> Float[Tensor, "n c h w"]:
-    """Shaded discs and squares of random size, place and colour, one over the other, plus 1/f texture.
+    """Shaded discs and squares of random size, place and colour, one over the other, with 1/f texture.
 
-    The dead-leaves model (Lee, Mumford & Huang, IJCV 2001): besides the 1/f spectrum it has the edges and the flat
-    areas of natural images, that is the statistics of higher order that Gaussian noise lacks.
+    This is the dead-leaves model (Lee, Mumford & Huang, IJCV 2001). Besides the 1/f spectrum of natural images it has
+    their edges and flat areas, which Gaussian noise lacks.
 
-    shape: (channels, height, width). count: leaves on an image. smallest, largest: their radius, as a share of the
-    image's side, with density radius⁻². colour: correlation between channels. texture: amplitude of the 1/f part.
-    Returns float32 on the CPU, unit variance over all.
+    shape: (channels, height, width).
+    count: number of leaves in an image.
+    smallest, largest: limits of their radius, as a share of the image's side. The density is radius⁻².
+    colour: correlation between the channels.
+    texture: amplitude of the 1/f noise.
+
+    Returns float32 on the CPU, with unit variance over all images.
     """
     c, h, w = shape
     fine = (h * _FINER, w * _FINER)
@@ -60,17 +63,21 @@ def leaves(
 
 
 def _colours(n: int, c: int, colour: float, generator: torch.Generator) -> Tensor:
-    """(n, c) Gaussian, unit variance, correlated between the channels."""
+    """Gaussian colours (n, c) of unit variance, correlated between the channels."""
     shared, own = torch.randn(n, 1, generator=generator), torch.randn(n, c, generator=generator)
     return colour**0.5 * shared + (1 - colour) ** 0.5 * own if c > 1 else own
 
 
 @dataclass(frozen=True)
 class Leaves:
-    """Dead leaves with 1/f texture (`leaves`): images and flat images.
+    """Dead leaves: shaded discs and squares that cover each other, with 1/f texture. For images and flat images.
 
-    count: leaves on an image. colour: correlation between the channels. texture: amplitude of the 1/f part.
-    shape: of a flat image. low, high: as in `PinkNoise`; without them zero mean and unit variance.
+    They have the spectrum, the edges and the flat areas of natural images (Lee, Mumford & Huang, IJCV 2001).
+
+    count: number of leaves in an image.
+    colour: correlation between the channels.
+    texture: amplitude of the 1/f noise.
+    shape, low, high: as for `PinkNoise`.
     """
 
     count: int = 20
@@ -79,14 +86,15 @@ class Leaves:
     shape: tuple[int, ...] | None = None
     low: float | None = None
     high: float | None = None
-    name: ClassVar[str] = "leaves"
+    name = "leaves"
+    kind = "pixels"
 
     def at_once(self, target: Target) -> int | None:
-        """As many as fit into some 10⁷ numbers."""
+        """As many as hold about 10⁷ numbers together."""
         return max(1, 10_000_000 // max(1, math.prod(target.shape)))
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         if self.count < 0 or not 0 <= self.colour <= 1 or self.texture < 0:
             raise InputError(f"count={self.count}, colour={self.colour} or texture={self.texture} is out of range.")
         shape = image_shape(target, self.shape)

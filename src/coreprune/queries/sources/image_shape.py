@@ -1,4 +1,4 @@
-"""Which shape an image has when the model takes it as a flat vector, and how bright it is."""
+"""The shape of images that the model takes as flat vectors, and the values of background and ink."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from coreprune.queries.sources.base import Target
 
 Shape = tuple[int, int, int]
 
-# Inputs are usually normalised to zero mean and unit variance. Ink on a share p of the pixels then has the levels
-# −√(p/(1−p)) and √((1−p)/p); p = 0.15 is what a pen leaves on a small image.
+# Inputs are usually normalised to zero mean and unit variance. If a share p of the pixels is ink, background and ink
+# then have the values −√(p/(1−p)) and √((1−p)/p). p = 0.15 is usual for a pen on a small image.
 NORMALISED = (-0.42, 2.38)
 _BACKGROUND_SHARE = 0.1
 _SMOOTH = 0.1
@@ -24,10 +24,10 @@ _SHUFFLES = 20
 def image_shape(target: Target, asked: tuple[int, ...] | None = None) -> Shape:
     """(channels, height, width) of the target's images.
 
-    asked: (height, width) or (channels, height, width), or None: the example's own shape, or for flat vectors a guess:
-    a square with 1 or 3 channels, if the weights that read the vector are smooth in it (`guess_shape`).
+    asked: (height, width) or (channels, height, width). When None, it is the example's own shape. For a flat vector it
+        is then guessed: a square with 1 or 3 channels, if the weights that read the vector are smooth in it.
 
-    Raises InputError where that is no image.
+    Raises InputError if that is no image.
     """
     shape = target.shape
     size = math.prod(shape)
@@ -44,15 +44,16 @@ def image_shape(target: Target, asked: tuple[int, ...] | None = None) -> Shape:
     if len(shape) == 1 and (guess := guess_shape(target)) is not None:
         return guess
     raise InputError(
-        f"inputs of shape {shape} are no images as far as can be seen. Take another source, such as white-noise or "
-        "propagated-moments; or if they are, in Python say shape=(height, width) or (channels, height, width)."
+        f"inputs of shape {shape} do not look like images. Choose another source, such as white-noise or "
+        "propagated-moments. If they are images, give shape=(height, width) or (channels, height, width) in Python."
     )
 
 
 def guess_shape(target: Target) -> Shape | None:
-    """Square image shape of a flat vector: None, unless the weights that read it are smooth in that shape.
+    """A square image shape for a flat vector. None unless the weights that read the vector are smooth in that shape.
 
-    Smooth: neighbouring pixels' weights correlate by more than 0.1, and by more than under any of 20 shuffles.
+    They are smooth if the weights of neighbouring pixels correlate by more than 0.1, and by more than after any of 20
+    random shuffles.
     """
     if len(target.shape) != 1:
         return None
@@ -73,7 +74,7 @@ def guess_shape(target: Target) -> Shape | None:
 
 
 def first_weight(target: Target) -> Float[Tensor, "out d"] | None:
-    """Weight of the linear layer that reads the target first, float64 on the CPU, or None."""
+    """Weight of the linear layer that reads the target first, in float64 on the CPU. None if there is none."""
     d = target.shape[-1]
     found: list[Tensor] = []
 
@@ -92,7 +93,7 @@ def first_weight(target: Target) -> Float[Tensor, "out d"] | None:
 
 
 def _neighbours(weight: Tensor, shape: Shape) -> float:
-    """Correlation of the weights of neighbouring pixels, both directions."""
+    """Mean correlation of the weights of neighbouring pixels, in both directions."""
     rows = (weight - weight.mean(dim=1, keepdim=True)).reshape(-1, *shape)
     power = float(rows.square().mean())
     if power == 0:
@@ -104,11 +105,11 @@ def _neighbours(weight: Tensor, shape: Shape) -> float:
 def levels(target: Target, low: float | None, high: float | None) -> tuple[float, float]:
     """Values of background and ink.
 
-    Where they are not given: when the example looks like a real image, that is when one value fills more than a tenth
-    of it, that value is the background and the extreme farthest from it the ink. Otherwise inputs are taken to be
-    normalised to zero mean and unit variance, with ink on 15 % of the pixels: −0.42 and 2.38.
+    If they are not given, the example may tell: when one value fills more than a tenth of it, this is the background,
+    and the extreme farthest from it is the ink. Otherwise the inputs are taken to be normalised to zero mean and unit
+    variance with ink on 15 % of the pixels: −0.42 and 2.38.
 
-    Raises InputError for levels that are equal or not finite.
+    Raises InputError for values that are equal or not finite.
     """
     guess = _levels_of(target.example) or NORMALISED
     low, high = (guess[0] if low is None else low), (guess[1] if high is None else high)
@@ -127,6 +128,6 @@ def _levels_of(example: Tensor) -> tuple[float, float] | None:
 
 
 def inked(target: Target, ink: Tensor, low: float | None, high: float | None) -> Tensor:
-    """Ink in [0, 1], (n, c, h, w), as inputs of the target."""
+    """Inputs of the target from ink between 0 and 1, (n, c, h, w)."""
     low, high = levels(target, low, high)
     return target.cast(low + (high - low) * ink)

@@ -1,11 +1,10 @@
-"""Sources that know nothing about the model but the shape of its inputs: white and 1/f noise, blobs."""
+"""Sources that only need the shape of the inputs: white noise, 1/f noise and blobs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -18,11 +17,13 @@ from coreprune.queries.sources.image_shape import image_shape, inked
 def pink(
     n: int, shape: Sequence[int], generator: torch.Generator, *, power: float = 1.0, colour: float = 0.9
 ) -> Float[Tensor, "n c *space"]:
-    """Gaussian noise with amplitude 1/f^power, as natural images have (Field 1987), of unit variance.
+    """Gaussian noise of unit variance whose amplitude falls as 1/f^power, as in natural images (Field 1987).
 
-    shape: (channels, *space), with one axis of space or more. colour: correlation between any two channels.
-    Returns float32 on the CPU. The mean of each is random too: frequency 0, where 1/f would be infinite, counts as a
-    half of the lowest one.
+    shape: (channels, *space), with at least one axis of space.
+    colour: correlation between any two channels.
+
+    Returns float32 on the CPU. At frequency 0, where 1/f is infinite, half of the lowest frequency is used. The mean of
+    each image is therefore random, too.
     """
     channels, *space = shape
     axes = list(range(2, 2 + len(space)))
@@ -42,18 +43,22 @@ def pink(
 
 @dataclass(frozen=True)
 class WhiteNoise:
-    """Independent Gaussian numbers. Any shape."""
+    """Independent Gaussian numbers, for inputs of any shape.
+
+    mean, sd: mean and standard deviation.
+    """
 
     mean: float = 0.0
     sd: float = 1.0
-    name: ClassVar[str] = "white-noise"
+    name = "white-noise"
+    kind = "reals"
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """Any number."""
+        """Any number at once."""
         return None
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         x = self.mean + self.sd * torch.randn(n, *target.shape, generator=generator)
         tell(1, 1)
         return target.cast(x)
@@ -61,11 +66,13 @@ class WhiteNoise:
 
 @dataclass(frozen=True)
 class PinkNoise:
-    """1/f noise: images, flat images, and anything else with channels and axes of space (signals, volumes).
+    """1/f noise for images, flat images, and other inputs with channels and axes of space, such as signals and volumes.
 
-    power: amplitude 1/f^power. colour: correlation between the channels. shape: of a flat image.
-    low, high: without them zero mean and unit variance, for inputs that are normalised; with them the noise has its
-    mean in the middle, a deviation of a quarter of the range, and is clipped to it.
+    power: the amplitude at frequency f is 1/f^power.
+    colour: correlation between the channels.
+    shape: of an image whose pixels the model takes as a flat vector, as for `Strokes`.
+    low, high: the range of the inputs. The noise then has its mean in the middle and a standard deviation of a quarter
+        of the range, and is clipped. Without them it has zero mean and unit variance, which suits normalised inputs.
     """
 
     power: float = 1.0
@@ -73,14 +80,15 @@ class PinkNoise:
     shape: tuple[int, ...] | None = None
     low: float | None = None
     high: float | None = None
-    name: ClassVar[str] = "pink-noise"
+    name = "pink-noise"
+    kind = "pixels"
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """Any number."""
+        """Any number at once."""
         return None
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         spatial = self.shape is None and len(target.shape) in (2, 4)
         shape = target.shape if spatial else image_shape(target, self.shape)
         x = pink(n, shape, generator, power=self.power, colour=self.colour)
@@ -90,10 +98,12 @@ class PinkNoise:
 
 @dataclass(frozen=True)
 class Blobs:
-    """Soft-edged blobs of ink on a background: 1/f noise above a threshold. Images and flat images.
+    """Blobs of ink with soft edges on a background, made of 1/f noise above a threshold. For images and flat images.
 
-    cover: share of the pixels with ink. power: larger gives larger, rounder blobs. soft: width of the edge in standard
-    deviations of the noise. shape: of a flat image. low, high: see `levels`.
+    cover: share of the pixels that are ink.
+    power: a larger one gives larger and rounder blobs.
+    soft: width of an edge, in standard deviations of the noise.
+    shape, low, high: as for `Strokes`.
     """
 
     cover: float = 0.15
@@ -102,14 +112,15 @@ class Blobs:
     shape: tuple[int, ...] | None = None
     low: float | None = None
     high: float | None = None
-    name: ClassVar[str] = "blobs"
+    name = "blobs"
+    kind = "pixels"
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """Any number."""
+        """Any number at once."""
         return None
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         if not 0 < self.cover < 1 or not self.soft > 0:
             raise InputError(f"cover={self.cover} has to be between 0 and 1, and soft={self.soft} above 0.")
         x = pink(n, image_shape(target, self.shape), generator, power=self.power)
@@ -123,7 +134,7 @@ class Blobs:
 
 
 def in_range(x: Tensor, low: float | None, high: float | None) -> Tensor:
-    """Noise of unit variance in [low, high], mean in the middle, deviation a quarter of the range; None: as it is."""
+    """Bring noise of unit variance into [low, high]. Without a range it stays as it is."""
     if low is None and high is None:
         return x
     if low is None or high is None or not math.isfinite(high - low) or not low < high:

@@ -1,9 +1,8 @@
-"""Gaussian inputs with the second moment that a trained first layer implies."""
+"""Gaussian inputs with the covariance that the weights of a trained first layer imply."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -15,23 +14,26 @@ from coreprune.queries.sources.image_shape import first_weight
 
 @dataclass(frozen=True)
 class PropagatedMoments:
-    """Vectors, Gaussian, with the covariance that is left of WᵀW when the initialisation is taken out.
+    """Gaussian vectors with the covariance that remains of WᵀW after subtracting the initialisation's part.
 
-    Gradient descent adds multiples of training inputs to the rows of the first layer's W, so WᵀW is their second
-    moment, weighted, plus the isotropic rest of the random initialisation. The latter is taken for the median
-    eigenvalue (of those above zero) and subtracted; `floor` of the mean is added back, so that no direction is left
-    out. The covariance is scaled to unit variance on average, as normalised inputs have.
+    Gradient descent adds multiples of training inputs to the rows of the first layer's weight W. So WᵀW is a weighted
+    second moment of the training inputs, plus a multiple of the identity that the random initialisation left. The
+    median of the positive eigenvalues is taken for this multiple and subtracted. The result is scaled to a variance
+    of 1 on average, as normalised inputs have it.
+
+    floor: a share of the mean variance that is added in all directions, so that none is left out.
     """
 
     floor: float = 0.05
-    name: ClassVar[str] = "propagated-moments"
+    name = "propagated-moments"
+    kind = "vectors"
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """Any number."""
+        """Any number at once."""
         return None
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         if self.floor < 0:
             raise InputError(f"floor={self.floor} is a share of the mean variance and cannot be negative.")
         weight = first_weight(target) if target.example.is_floating_point() else None

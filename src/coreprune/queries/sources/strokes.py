@@ -1,10 +1,9 @@
-"""Random pen strokes: what handwriting and line drawings have in common."""
+"""Random pen strokes, as in handwriting and line drawings."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -13,20 +12,27 @@ from coreprune.errors import InputError
 from coreprune.queries.sources.base import Target, Tell
 from coreprune.queries.sources.image_shape import image_shape, inked
 
-_DENSE = 12  # points on the curve between two control points; 10 pen radii of the thinnest pen at most
-_AT_ONCE = 256  # drawings whose pixel-to-curve distances are held in memory together
+_DENSE = 12  # points on the curve between two control points, close enough for the thinnest pen
+_AT_ONCE = 256  # drawings whose distances from pixels to curves are in memory together
 
 
 @dataclass(frozen=True)
 class Strokes:
-    """One to three smooth strokes of a round pen on a background, the drawing centred in the image.
+    """Smooth strokes of a round pen on a background. The drawing is centred, and the same in every channel.
 
-    A stroke is a Catmull-Rom spline through a few control points: a walk that keeps turning to the same side, so that
-    hooks, arcs and loops are as common as they are in writing. Lengths are in units of the image's side.
+    A stroke is a Catmull-Rom spline through a few control points. They are the steps of a walk that keeps turning to
+    the same side, so that hooks, arcs and loops are as common as in writing. Lengths are shares of the image's side.
 
-    count: strokes in a drawing. points: control points of a stroke. turn: typical turn at a control point, radians.
-    radius: of the pen. margin: share of the side that stays empty at every edge. soft: width of the ink's edge.
-    shape: of a flat image. low, high: see `levels`. Every channel is the same.
+    count: least and largest number of strokes in a drawing.
+    points: least and largest number of control points of a stroke.
+    turn: typical turn at a control point, in radians.
+    radius: least and largest radius of the pen.
+    margin: what stays empty at every edge.
+    soft: width of the ink's edge.
+    shape: (height, width) or (channels, height, width) of an image whose pixels the model takes as a flat vector. When
+        None, it is guessed from the weights that read the vector.
+    low, high: values of background and ink. When None, they are taken from the example if it looks like a real image,
+        and are otherwise −0.42 and 2.38, which suits inputs of zero mean and unit variance.
     """
 
     count: tuple[int, int] = (1, 3)
@@ -38,14 +44,15 @@ class Strokes:
     shape: tuple[int, ...] | None = None
     low: float | None = None
     high: float | None = None
-    name: ClassVar[str] = "strokes"
+    name = "strokes"
+    kind = "pixels"
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """Any number."""
+        """Any number at once."""
         return None
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         if not 1 <= self.count[0] <= self.count[1] or not 2 <= self.points[0] <= self.points[1]:
             raise InputError(f"count={self.count} and points={self.points} are ranges that start at 1 and 2 or above.")
         if not 0 < self.radius[0] <= self.radius[1] or not self.soft > 0 or not 0 <= self.margin < 0.5:
@@ -59,7 +66,7 @@ class Strokes:
         return inked(target, ink, self.low, self.high)
 
     def _draw(self, n: int, h: int, w: int, generator: torch.Generator) -> Float[Tensor, "n h w"]:
-        """Ink in [0, 1]."""
+        """Ink between 0 and 1."""
         curves, drawn = self._curves(n, generator)  # (n, strokes, dense, 2), (n, strokes)
         curves = _centred(curves, drawn, (1 - 2 * self.margin) * _uniform(generator, 0.8, 1.0, n, 1, 1, 1))
         curves = curves.masked_fill(~drawn[:, :, None, None], 1e3)  # far away: a stroke that is not drawn
@@ -70,7 +77,7 @@ class Strokes:
         return torch.sigmoid(1.7 * (radius - distance) / self.soft).reshape(n, h, w)
 
     def _curves(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Curves (n, strokes, dense, 2), and which of the strokes are drawn (n, strokes)."""
+        """Curves (n, strokes, dense, 2), and which strokes are drawn (n, strokes)."""
         strokes, points = self.count[1], self.points[1]
         size = (n, strokes)
         drawn = torch.arange(strokes) < torch.randint(self.count[0], strokes + 1, (n, 1), generator=generator)
@@ -86,7 +93,7 @@ class Strokes:
 
 
 def _spline(control: Float[Tensor, "n s p 2"]) -> Float[Tensor, "n s dense 2"]:
-    """Catmull-Rom spline through the control points, the ends doubled."""
+    """Catmull-Rom splines through the control points. The end points count twice."""
     pieces = control.shape[2] - 1
     p = torch.cat([control[:, :, :1], control, control[:, :, -1:]], dim=2)
     a, b, c, d = (p[:, :, j : j + pieces, None] for j in range(4))
@@ -96,7 +103,7 @@ def _spline(control: Float[Tensor, "n s p 2"]) -> Float[Tensor, "n s dense 2"]:
 
 
 def _centred(curves: Tensor, drawn: Tensor, size: Tensor) -> Tensor:
-    """The drawing's bounding box in the middle of the unit square, its longer side of the given size."""
+    """Move every drawing to the middle of the unit square, and scale the longer side of its bounding box to `size`."""
     hidden = ~drawn[:, :, None, None]
     low = curves.masked_fill(hidden, math.inf).amin(dim=(1, 2), keepdim=True)
     high = curves.masked_fill(hidden, -math.inf).amax(dim=(1, 2), keepdim=True)

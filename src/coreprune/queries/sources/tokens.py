@@ -1,10 +1,10 @@
-"""Token sequences: drawn at random, or written by a language model itself."""
+"""Sequences of tokens: random ones, or text that a language model writes itself."""
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ from coreprune.queries.sources.base import Target, Tell
 
 
 def vocabulary(target: Target) -> int:
-    """How many tokens there are: the rows of the embedding that looks the inputs up.
+    """The number of tokens: the rows of the `nn.Embedding` that looks the inputs up.
 
-    Raises InputError where no `nn.Embedding` does.
+    Raises InputError if none does.
     """
     if target.example.is_floating_point() or target.example.dtype == torch.bool:
         raise InputError(f"tokens are integers; these inputs are {target.example.dtype}.")
@@ -35,8 +35,8 @@ def vocabulary(target: Target) -> int:
             handle.remove()
     if not rows:
         raise InputError(
-            "no embedding looks these integers up, so their range is not known. Pass samples, or in Python say it: "
-            "RandomTokens(vocabulary=...)."
+            "no embedding looks these integers up, so their range is unknown. Pass samples, or in Python give the "
+            "range: RandomTokens(vocabulary=...)."
         )
     return max(rows)  # positions may equal the tokens in an example of zeros; there are fewer of those
 
@@ -47,7 +47,7 @@ def _config(target: Target, name: str) -> int | None:
 
 
 def _draw(target: Target, weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """(n, *shape) tokens, padding never, the start token (where the configuration names one) in front."""
+    """Tokens (n, *shape) without padding. The start token comes first if the configuration names one."""
     pad, start = _config(target, "pad_token_id"), _config(target, "bos_token_id")
     if pad is not None and 0 <= pad < len(weights) > 1:
         weights[pad] = 0
@@ -60,17 +60,21 @@ def _draw(target: Target, weights: Tensor, n: int, generator: torch.Generator) -
 
 @dataclass(frozen=True)
 class RandomTokens:
-    """Independent tokens, every one as likely. vocabulary: how many there are; None: the embedding's rows."""
+    """Independent tokens, all equally likely.
+
+    vocabulary: number of tokens. None: the rows of the embedding that looks them up.
+    """
 
     vocabulary: int | None = None
-    name: ClassVar[str] = "random-tokens"
+    name = "random-tokens"
+    kind = "tokens"
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """Any number."""
+        """Any number at once."""
         return None
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         weights = torch.ones(_size(self.vocabulary, target), dtype=torch.float64)
         tell(1, 1)
         return _draw(target, weights, n, generator)
@@ -78,22 +82,26 @@ class RandomTokens:
 
 @dataclass(frozen=True)
 class ZipfTokens:
-    """Independent tokens, token i with probability ∝ 1/(i + shift)^power: vocabularies are sorted by frequency, mostly.
+    """Independent tokens, where token i has a probability in proportion to 1/(i + shift)^power.
 
-    vocabulary: as in `RandomTokens`.
+    Most vocabularies are sorted by frequency, and words follow such a law (Zipf, Mandelbrot).
+
+    power, shift: of the law.
+    vocabulary: as for `RandomTokens`.
     """
 
     power: float = 1.0
     shift: float = 2.7  # Mandelbrot's
     vocabulary: int | None = None
-    name: ClassVar[str] = "zipf-tokens"
+    name = "zipf-tokens"
+    kind = "tokens"
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """Any number."""
+        """Any number at once."""
         return None
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         if not self.shift > 0:
             raise InputError(f"shift={self.shift} has to be positive.")
         ranks = torch.arange(_size(self.vocabulary, target), dtype=torch.float64)
@@ -112,29 +120,31 @@ def _size(asked: int | None, target: Target) -> int:
 
 @dataclass(frozen=True)
 class SelfGenerated:
-    """Text sampled from a causal language model itself, token by token.
+    """Text that a causal language model writes itself, token by token.
 
-    It starts from the start token where the configuration names one, otherwise from a random token.
+    It begins with the start token if the configuration names one, otherwise with a random token.
 
-    temperature: divides the logits; below 1 the text is likelier and less varied. batch: sequences made together.
+    temperature: divides the logits. Below 1 the text is more likely and less varied.
+    batch: number of sequences that are made together.
     """
 
     temperature: float = 1.0
     batch: int = 64
-    name: ClassVar[str] = "self-generated"
+    name = "self-generated"
+    kind = "tokens"
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """A batch."""
+        """A batch at once."""
         return self.batch
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs."""
+        """Make n inputs for the target."""
         if not self.temperature > 0:
             raise InputError(f"temperature={self.temperature} has to be positive.")
         if len(target.shape) != 1 or not is_causal(target):
             raise InputError(
-                "only a causal language model, (N, T) tokens to (N, T, vocabulary) logits, can write its own queries. "
-                "Take random-tokens or zipf-tokens, or pass samples."
+                "only a causal language model, from tokens (N, T) to logits (N, T, vocabulary), can write its own "
+                "queries. Choose random-tokens or zipf-tokens, or pass samples."
             )
         ids = RandomTokens()(target, n, generator, lambda done, total: None)  # noqa: ARG005
         length = target.shape[0]
@@ -148,13 +158,13 @@ class SelfGenerated:
 
 
 def is_causal(target: Target) -> bool:
-    """Whether (1, T) tokens become (1, T, vocabulary) logits, and the last token changes nothing before it."""
+    """Whether tokens (1, T) give logits (1, T, vocabulary), and the last token changes no logits before it."""
     if target.example.is_floating_point() or len(target.shape) != 1 or target.shape[0] < 2:
         return False
     try:
         size = vocabulary(target)
         here = target.logits(target.example)
-    except (InputError, TypeError):
+    except InputError:
         return False
     if here.dim() != 3 or here.shape[1] != target.shape[0] or here.shape[2] != size or size < 2:
         return False
@@ -166,12 +176,12 @@ def is_causal(target: Target) -> bool:
 
 
 def _plain(target: Target) -> Any:
-    """Logits of token t from the whole sequence: what comes after t - 1 does not matter to a causal model."""
+    """Logits of token t from the whole sequence. A causal model ignores what comes after token t - 1."""
     return lambda ids, t: target.logits(ids)[:, t - 1]
 
 
 def _cached(target: Target) -> Any:
-    """The same with the key/value cache of a transformers model, or None for any other."""
+    """The same with the key/value cache of a transformers model. None for any other model."""
     parameters = inspect.signature(target.model.forward).parameters
     config = getattr(target.model, "config", None)
     only = target.kwargs.get("input_ids", target.args[0] if target.args else None) is target.example

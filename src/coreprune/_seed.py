@@ -1,0 +1,29 @@
+"""`seed=` of every public function: a whole number, or a generator to draw from."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import torch
+
+from coreprune.errors import InputError
+
+_END = 1 << 64  # torch's generators take seeds below this
+
+
+def as_generator(seed: int | torch.Generator) -> torch.Generator:
+    """A new generator on the CPU for a number; a generator is returned as it is, so that later draws go on from it.
+
+    Raises InputError for anything else.
+    """
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(check_seed(seed))
+
+
+def check_seed(seed: object) -> int:
+    """The seed, if it is a whole number from 0 to 2⁶⁴ - 1. Raises InputError otherwise."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise InputError(f"seed must be a whole number, such as 0, but it is {seed!r}.")
+    number = int(seed)
+    if not 0 <= number < _END:
+        raise InputError(f"seed must lie between 0 and 2**64 - 1, but it is {number}.")
+    return number
