@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ DELTA = 0.03
 
 def network(bias: bool = True, act: nn.Module | None = None, seed: int = 0) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(SIZES, SIZES[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(SIZES):
         layers += [nn.Linear(inputs, outputs, bias=bias), act or nn.ReLU()]
     model = nn.Sequential(*layers[:-1]).double()
     generator = torch.Generator().manual_seed(seed)
