@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -95,8 +94,21 @@ def test_the_users_files_are_untouched(killed):
 
 # --- Ctrl-C --------------------------------------------------------------------------------------------------------
 
-# A shell that starts a job in the background has it ignore Ctrl-C, and a test may run in such a job.
-MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from coreprune.cli import main; main()"
+# A shell that starts a job in the background has it ignore Ctrl-C, and a test may run in such a job. The command sends
+# the signal to itself when it is about to write its state for the second time, however fast the machine is.
+MAIN = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+written = []
+def watch(event, args):
+    if event == "os.rename" and str(args[1]).endswith("distill.safetensors"):
+        written.append(args[1])
+        if len(written) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(watch)
+from coreprune.cli import main
+main()
+"""
 LONG = ("--queries", "white-noise", "--keep", "0.5", "--distill", "600", "--out", "small")
 
 
@@ -104,14 +116,9 @@ LONG = ("--queries", "white-noise", "--keep", "0.5", "--distill", "600", "--out"
 def test_control_c_in_the_middle_of_the_distillation(place, prune):
     """Exit code 130, a sentence, no OUT; then the next run refuses, and with --resume goes on."""
     call = [sys.executable, "-c", MAIN, "prune", "net_for_cli:net", "--shape", "1,8", "--no-latency", *LONG]
-    with subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    ) as process:  # fmt: skip
-        state = place / ".small.unfinished" / "distill.safetensors"
-        while process.poll() is None and not state.exists():
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate()
+    process = subprocess.run(call, capture_output=True, text=True, env=environment(), check=False)
+    state = place / ".small.unfinished" / "distill.safetensors"
+    stdout, stderr = process.stdout, process.stderr
     assert process.returncode == 130, stderr
     assert stdout == ""
     assert f"interrupted. {place / 'small'} was not written." in stderr
