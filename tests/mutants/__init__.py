@@ -1,0 +1,10 @@
+"""Faults to plant in the library, one at a time, and the tests that must notice. `make mutants` plants them."""
+
+from __future__ import annotations
+
+from mutants.artifact import MUTANTS as ARTIFACT
+from mutants.coreset import MUTANTS as CORESET
+from mutants.geometry import MUTANTS as GEOMETRY
+from mutants.mutant import Mutant
+
+MUTANTS: tuple[Mutant, ...] = (*GEOMETRY, *CORESET, *ARTIFACT)
