@@ -23,7 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "benchmarks")]
+_OURS = [str(Path(__file__).parents[2] / name) for name in ("tests", "benchmarks", "src", "tests/mutants")]
+sys.path[:0] = _OURS[:2]
 
 import hypothesis  # noqa: F401 - the children have it then
 import jaxtyping  # noqa: F401
@@ -46,7 +47,8 @@ def main(only: list[str], jobs: int) -> int:
     """Run them, write results.json, and return how many survived without an explanation or no longer apply."""
     chosen = [m for m in MUTANTS if not only or any(fnmatch.fnmatchcase(m.name, pattern) for pattern in only)]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        places = [copy_to(Path(folder) / str(i)) for i in range(jobs)]
+        sound = copy_to(Path(folder) / "sound")  # what is done to the tree meanwhile does not matter
+        places = [Path(shutil.copytree(sound, Path(folder) / str(i))) for i in range(jobs)]
         tests = sorted({test for m in chosen for test in m.tests})
         if code := finished(start(places[0], tests, "--maxfail=3"))[1]:
             print(log_of(places[0]))
@@ -58,7 +60,7 @@ def main(only: list[str], jobs: int) -> int:
             if waiting and places:
                 mutant, place = waiting.pop(0), places.pop()
                 try:
-                    put(place / PACKAGE / mutant.file, mutant.applied())
+                    put(place / PACKAGE / mutant.file, mutant.applied(sound))
                 except (ValueError, OSError) as error:
                     entries[mutant.name] = entry(mutant, "no longer applies", str(error))
                     places.append(place)
@@ -68,7 +70,7 @@ def main(only: list[str], jobs: int) -> int:
             pid, code = finished()
             mutant, place = running.pop(pid)
             entries[mutant.name] = entry(mutant, *outcome(code, log_of(place), mutant))
-            put(place / PACKAGE / mutant.file, (ROOT / PACKAGE / mutant.file).read_text(encoding="utf-8"))
+            put(place / PACKAGE / mutant.file, (sound / PACKAGE / mutant.file).read_text(encoding="utf-8"))
             places.append(place)
             write(list(entries.values()))
     print(summary(list(entries.values())))
@@ -105,7 +107,7 @@ def start(place: Path, tests: list[str], stop: str) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         call = ["-q", "-rfE", "--tb=line", "--no-showlocals", "--show-capture=no", "-p", "no:cacheprovider", stop]
-        sys.path[:] = [p for p in sys.path if not p.startswith(str(ROOT))]
+        sys.path[:] = [p for p in sys.path if p not in _OURS]
         for name in [n for n in sys.modules if n.partition(".")[0] in ("mutants", "environment")]:
             del sys.modules[name]
         code = int(pytest.main([*call, *(f"tests/{test}" for test in tests)]))
