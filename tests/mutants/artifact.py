@@ -43,7 +43,7 @@ MUTANTS = (
     ),
     Mutant(
         "header-not-compared",
-        "artifact/load.py",
+        "artifact/loading.py",
         "                if found != entry:\n",
         "                if False:\n",
         SAVE_LOAD,
@@ -51,7 +51,7 @@ MUTANTS = (
     ),
     Mutant(
         "fingerprint-not-compared",
-        "artifact/load.py",
+        "artifact/loading.py",
         "    if fingerprint(model) != manifest.fingerprint:\n",
         "    if False:\n",
         SAVE_LOAD,
@@ -59,7 +59,7 @@ MUTANTS = (
     ),
     Mutant(
         "ties-not-compared",
-        "artifact/load.py",
+        "artifact/loading.py",
         "        if alias not in found or found[alias] is not found[name]:\n",
         "        if alias not in found:\n",
         SAVE_LOAD,
@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     Mutant(
         "plan-of-another-model",
-        "artifact/load.py",
+        "artifact/loading.py",
         "    if plan.fingerprint != manifest.fingerprint:\n",
         "    if False:\n",
         SAVE_LOAD,
@@ -75,7 +75,7 @@ MUTANTS = (
     ),
     Mutant(
         "giants-are-made",
-        "artifact/load.py",
+        "artifact/loading.py",
         "    if dense > _MOST_TIMES * pruned + _FREE:\n",
         "    if False:\n",
         SAVE_LOAD,
@@ -83,7 +83,7 @@ MUTANTS = (
     ),
     Mutant(
         "loaded-in-training-mode",
-        "artifact/load.py",
+        "artifact/loading.py",
         "    return small.eval()\n",
         "    return small.train()\n",
         SAVE_LOAD,
@@ -91,7 +91,7 @@ MUTANTS = (
     ),
     Mutant(
         "saved-though-changed",
-        "artifact/save.py",
+        "artifact/saving.py",
         "    if fingerprint(model, _dense_shapes(own, result.recipe)) != result.plan.fingerprint:\n",
         "    if False:\n",
         SAVE_LOAD,
@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant(
         "ties-saved-twice",
-        "artifact/save.py",
+        "artifact/saving.py",
         "            names.setdefault(id(tensor), []).append(name)\n",
         "            names.setdefault(len(names), []).append(name)\n",
         SAVE_LOAD,

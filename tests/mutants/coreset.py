@@ -73,8 +73,8 @@ MUTANTS = (
     Mutant(
         "t5-one-sided",
         "coreset/sensitivity.py",
-        "        if one_sided:\n            raise InputError(\"Lewis",
-        "        if False:\n            raise InputError(\"Lewis",
+        '        if one_sided:\n            raise InputError("Lewis',
+        '        if False:\n            raise InputError("Lewis',
         SENSITIVITY,
         "Lewis weights pass as bounds for relu, which they are not",
     ),
@@ -216,7 +216,7 @@ MUTANTS = (
     ),
     Mutant(
         "t10-curve-without-the-ridges-share",
-        "coreset/_moments.py",
+        "coreset/_readers.py",
         ".square().sum(dim=0) - self.ridge * root.square().sum(dim=0)\n",
         ".square().sum(dim=0)\n",
         FUNCTIONAL,
@@ -224,7 +224,7 @@ MUTANTS = (
     ),
     Mutant(
         "t10-floor-one-unit-late",
-        "coreset/_moments.py",
+        "coreset/_readers.py",
         "        padded[: values.numel()] = values\n",
         "        padded[: values.numel()] = values.flip(0)\n",
         FUNCTIONAL,

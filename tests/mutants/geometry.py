@@ -6,9 +6,9 @@ from mutants.mutant import Mutant
 
 ELLIPSOID = ("geometry/test_ellipsoid.py",)
 SOLVERS = ("geometry/test_solvers.py", "geometry/test_ellipsoid.py")
-CARATHEODORY = ("geometry/test_caratheodory.py",)
+CARATHEODORY = ("geometry/test_convex_combination.py",)
 RECOMBINATION = ("geometry/test_recombination.py",)
-KMEANS = ("geometry/test_kmeans.py",)
+KMEANS = ("geometry/test_clustering.py",)
 
 MUTANTS = (
     Mutant(
@@ -93,15 +93,15 @@ MUTANTS = (
     ),
     Mutant(
         "rank-cut-per-row-count-only",
-        "geometry/span.py",
+        "geometry/subspace.py",
         "    keep = s > max(a.shape) * 2.0**-52 * s[0]\n",
         "    keep = s > 0 * s[0]\n",
-        ("geometry/test_span.py", "geometry/test_ellipsoid.py"),
+        ("geometry/test_subspace.py", "geometry/test_ellipsoid.py"),
         "directions that are rounding count as dimensions",
     ),
     Mutant(
         "caratheodory-outside-the-hull",
-        "geometry/caratheodory.py",
+        "geometry/convex_combination.py",
         "        if not miss <= tol:\n",
         "        if False:\n",
         CARATHEODORY,
@@ -109,7 +109,7 @@ MUTANTS = (
     ),
     Mutant(
         "caratheodory-signs-lost",
-        "geometry/caratheodory.py",
+        "geometry/convex_combination.py",
         "found.append(_merge(columns[used], w[used] * signs[used], float(miss), device))",
         "found.append(_merge(columns[used], w[used], float(miss), device))",
         CARATHEODORY,
@@ -134,7 +134,7 @@ MUTANTS = (
     ),
     Mutant(
         "k-means-donor-runs-empty",
-        "geometry/kmeans.py",
+        "geometry/clustering.py",
         "at = int(torch.where(count[labels] > 1, nearest, -1.0).argmax())",
         "at = int(nearest.argmax())",
         KMEANS,
@@ -142,7 +142,7 @@ MUTANTS = (
     ),
     Mutant(
         "k-means-donor-not-counted",
-        "geometry/kmeans.py",
+        "geometry/clustering.py",
         "        count[labels[at]] -= 1\n",
         "",
         KMEANS,
@@ -150,7 +150,7 @@ MUTANTS = (
     ),
     Mutant(
         "k-means-takes-the-worst-start",
-        "geometry/kmeans.py",
+        "geometry/clustering.py",
         "labels, _ = min(runs, key=lambda run: run[1])",
         "labels, _ = max(runs, key=lambda run: run[1])",
         KMEANS,
