@@ -265,8 +265,8 @@ MUTANTS = (
     Mutant(
         "least-squares-pulled-towards-zero",
         "coreset/regression.py",
-        "        change = torch.linalg.lu_solve(*self._factor[1:], (yx - start @ xx).mT).mT\n        weight = start + change\n",
-        "        weight = torch.linalg.lu_solve(*self._factor[1:], yx.mT).mT\n",
+        "(yx - start @ xx).mT).mT\n        weight = start + change\n",
+        "yx.mT).mT\n        weight = change\n",
         REGRESSION,
         "the ridge pulls towards zero instead of the original weights",
     ),

@@ -1,6 +1,6 @@
 """Plant every fault in a copy of the tree, run the tests that must notice it, and write down which did.
 
-    python tests/mutants/run.py [--only NAME …] [--jobs 2]
+    PYTHONPATH=tests:benchmarks python -m mutants.run [--only NAME …] [--jobs 2]
 
 The copies lie in a temporary folder; the tree is never changed. The named tests are run without a fault first: a test
 that fails anyway kills nothing. Every run is a fork of this process, which has torch and the rest imported, and
@@ -23,23 +23,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-_OURS = [str(Path(__file__).parents[2] / name) for name in ("tests", "benchmarks", "src", "tests/mutants")]
-sys.path[:0] = _OURS[:2]
-
-import hypothesis  # noqa: F401 - the children have it then
-import jaxtyping  # noqa: F401
+import hypothesis
+import jaxtyping
 import pytest
-import scipy.optimize  # noqa: F401
-import scipy.stats  # noqa: F401
-import torch  # noqa: F401
-from environment import environment
+import scipy.optimize
+import scipy.stats
+import torch
 
+from environment import environment
 from mutants import MUTANTS, Mutant
 from mutants.mutant import PACKAGE, ROOT
 
 RESULTS = Path(__file__).with_name("results.json")
 COPIED = ("src", "tests", "pyproject.toml", "README.md")
 LONGEST = 600  # seconds of processor time: a fault may make a loop endless
+_IMPORTED = (hypothesis, jaxtyping, scipy.optimize, scipy.stats, torch)  # the children have these then
 _TIMES = itertools.count(1_000_000_000)  # of the files that change, so that no compiled file passes for another's
 
 
@@ -107,9 +105,8 @@ def start(place: Path, tests: list[str], stop: str) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         call = ["-q", "-rfE", "--tb=line", "--no-showlocals", "--show-capture=no", "-p", "no:cacheprovider", stop]
-        sys.path[:] = [p for p in sys.path if p not in _OURS]
-        for name in [n for n in sys.modules if n.partition(".")[0] in ("mutants", "environment")]:
-            del sys.modules[name]
+        ours = [os.path.realpath(ROOT / name) for name in ("", "src", "tests", "benchmarks")]
+        sys.path[:] = [p for p in sys.path if os.path.realpath(p) not in ours]
         code = int(pytest.main([*call, *(f"tests/{test}" for test in tests)]))
     finally:
         sys.stdout.flush()
