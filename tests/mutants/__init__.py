@@ -5,6 +5,9 @@ from __future__ import annotations
 from mutants.artifact import MUTANTS as ARTIFACT
 from mutants.coreset import MUTANTS as CORESET
 from mutants.geometry import MUTANTS as GEOMETRY
+from mutants.graph import MUTANTS as GRAPH
 from mutants.mutant import Mutant
+from mutants.pruning import MUTANTS as PRUNING
+from mutants.queries import MUTANTS as QUERIES
 
-MUTANTS: tuple[Mutant, ...] = (*GEOMETRY, *CORESET, *ARTIFACT)
+MUTANTS: tuple[Mutant, ...] = (*GEOMETRY, *CORESET, *GRAPH, *QUERIES, *PRUNING, *ARTIFACT)
