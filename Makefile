@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test quick docs lint types mutants zoo bench clean
+.PHONY: help demo test quick long docs lint types mutants zoo bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -51,7 +51,10 @@ test: lint types $(VENV)/.test $(VENV)/.browser  ## lint, types, import directio
 	$(PY) -m pytest -n auto --dist worksteal
 
 quick: $(VENV)/.test  ## the fast tests (under a minute)
-	$(PY) -m pytest -n auto --dist worksteal -m "not slow"
+	$(PY) -m pytest -n auto --dist worksteal -m "not slow and not long"
+
+long: $(VENV)/.test  ## the long sweeps that `make test` runs a part of (some minutes)
+	$(PY) -m pytest -n auto --dist worksteal -m long
 
 docs: $(VENV)/.test  ## the site with the tutorial, the guides and the reference, in build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
