@@ -1,10 +1,10 @@
 """Plant every fault in a copy of the tree, run the tests that must notice it, and write down which did.
 
-    PYTHONPATH=tests:benchmarks python -m mutants.run [--only NAME …] [--jobs 2]
+    PYTHONPATH=tests:benchmarks python -m mutants.run [--only NAME …] [--new] [--jobs 2]
 
 The copies lie in a temporary folder; the tree is never changed. The tests that noticed a fault are run without any in
 the end: a test that fails anyway kills nothing. Every run is a fork of this process, which has torch and the rest
-imported, and nothing of coreprune. With --only, the other entries of results.json stay as they are.
+imported, and nothing of coreprune. With --only or --new, the other entries of results.json stay as they are.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import hypothesis
 import jaxtyping
 import pytest
 import scipy.optimize
 import scipy.stats
 import torch
+import transformers
 
 from environment import environment
 from mutants import MUTANTS, Mutant
@@ -37,14 +40,17 @@ from mutants.mutant import PACKAGE, ROOT
 RESULTS = Path(__file__).with_name("results.json")
 COPIED = ("src", "tests", "pyproject.toml", "README.md")
 LONGEST = 600  # seconds of processor time: a fault may make a loop endless
-_IMPORTED = (hypothesis, jaxtyping, scipy.optimize, scipy.stats, torch)  # the children have these then
+_IMPORTED = (hypothesis, jaxtyping, scipy.optimize, scipy.stats, torch, transformers)  # the children have these then
 _FAILED = re.compile(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", re.MULTILINE)
 _TIMES = itertools.count(1_000_000_000)  # of the files that change, so that no compiled file passes for another's
 
 
-def main(only: list[str], jobs: int) -> int:
+def main(only: list[str], new: bool, jobs: int) -> int:
     """Run them, write results.json, and return how many survived without an explanation or no longer apply."""
     chosen = [m for m in MUTANTS if not only or any(fnmatch.fnmatchcase(m.name, pattern) for pattern in only)]
+    if new:
+        done = {e["name"] for e in recorded() if e["outcome"] in ("killed", "equivalent")}
+        chosen = [m for m in chosen if m.name not in done]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         sound = copy_to(Path(folder) / "sound")  # what is done to the tree meanwhile does not matter
         places = [Path(shutil.copytree(sound, Path(folder) / str(i))) for i in range(jobs)]
@@ -151,9 +157,14 @@ def entry(mutant: Mutant, outcome: str, by: str) -> dict[str, Any]:
     return {"name": mutant.name, "file": mutant.file, "fault": mutant.fault, "outcome": outcome, "by": by}
 
 
+def recorded() -> list[dict[str, Any]]:
+    """What results.json says."""
+    return json.loads(RESULTS.read_text(encoding="utf-8"))["mutants"] if RESULTS.exists() else []
+
+
 def write(entries: list[dict[str, Any]]) -> None:
     """results.json, in the order of the list; mutants that are no longer in the list go."""
-    before = {e["name"]: e for e in json.loads(RESULTS.read_text())["mutants"]} if RESULTS.exists() else {}
+    before = {e["name"]: e for e in recorded()}
     found = {**before, **{e["name"]: e for e in entries}}
     kept = [found[m.name] for m in MUTANTS if m.name in found]
     outcomes = sorted({e["outcome"] for e in kept})
@@ -172,6 +183,7 @@ def summary(entries: list[dict[str, Any]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="names, or patterns of them")
+    parser.add_argument("--new", action="store_true", help="only those that no run has killed yet")
     parser.add_argument("--jobs", type=int, default=1, help="how many copies at once")
     asked = parser.parse_args()
-    sys.exit(min(main(asked.only, asked.jobs), 1))
+    sys.exit(min(main(asked.only, asked.new, asked.jobs), 1))
