@@ -217,7 +217,7 @@ MUTANTS = (
     Mutant(
         "t10-curve-without-the-ridges-share",
         "coreset/_readers.py",
-        ".square().sum(dim=0) - self.ridge * root.square().sum(dim=0)\n",
+        ".square().sum(dim=0) - self.ridge * inside.root.square().sum(dim=0)\n",
         ".square().sum(dim=0)\n",
         FUNCTIONAL,
         "the curve holds the ridge's own share as an error",

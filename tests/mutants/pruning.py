@@ -143,7 +143,7 @@ MUTANTS = (
     Mutant(
         "worth-of-the-sum-instead-of-the-mean",
         "pruning/calibration/statistics.py",
-        "worth = flat.T @ flat / (samples * batches)",
+        "worth = flat.T @ flat / (samples * walk.batches)",
         "worth = flat.T @ flat / samples",
         STATISTICS,
         "the worth of an error grows with the number of batches",
@@ -159,8 +159,8 @@ MUTANTS = (
     Mutant(
         "outputs-of-any-scale",
         "pruning/calibration/statistics.py",
-        "(x * torch.randn(x.shape, generator=generator).to(x)).sum() / _scale(x)",
-        "(x * torch.randn(x.shape, generator=generator).to(x)).sum()",
+        "(x * torch.randn(x.shape, generator=walk.generator).to(x)).sum() / _scale(x)",
+        "(x * torch.randn(x.shape, generator=walk.generator).to(x)).sum()",
         STATISTICS,
         "errors are not in shares of the outputs' variance",
     ),
