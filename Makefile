@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test quick docs examples lint types zoo bench release-check clean
+.PHONY: help demo test quick long docs examples lint types mutants zoo bench release-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -52,10 +52,13 @@ demo: $(VENV)/.demo  ## train a small network, prune it in eight ways, write a r
 	$(VENV)/bin/coreprune demo
 
 test: lint types $(VENV)/.test $(VENV)/.browser  ## lint, types, import direction, all tests (they build the docs too)
-	$(PY) -m pytest -n 2 --dist worksteal
+	$(PY) -m pytest -n auto --dist worksteal
 
 quick: $(VENV)/.test  ## the fast tests (under a minute)
-	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+	$(PY) -m pytest -n auto --dist worksteal -m "not slow and not long"
+
+long: $(VENV)/.test  ## the long sweeps that `make test` runs a part of (some minutes)
+	$(PY) -m pytest -n auto --dist worksteal -m long
 
 docs: $(VENV)/.test  ## the site with the tutorial, the guides and the reference, in build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
@@ -68,6 +71,9 @@ lint: $(VENV)/.test  ## style and import direction
 
 types: $(VENV)/.test  ## static types
 	$(VENV)/bin/pyright
+
+mutants: $(VENV)/.test  ## plant faults in copies of the library, one at a time: the tests must notice each (half an hour)
+	PYTHONPATH=tests:benchmarks $(PY) -m mutants.run --jobs 2
 
 bench: $(VENV)/.bench  ## the ellipsoid benchmark (LeNet needs --data, see benchmarks/lenet_mnist.py)
 	$(PY) benchmarks/mvee.py

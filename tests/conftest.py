@@ -25,8 +25,8 @@ settings.register_profile(
 )
 settings.load_profile("coreprune")
 
-# Two workers on two cores: more threads each only fight over them.
-torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
+# A worker for every core: more threads each only fight over them.
+torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") or os.environ.get("OMP_NUM_THREADS") == "1" else 2)
 
 
 @pytest.fixture(scope="session")

@@ -52,3 +52,70 @@ def worst_ratio(
         (-value.sum()).backward()
         optimizer.step()
     return best
+
+
+def lewis_by_iteration(a: np.ndarray, rounds: int = 300) -> np.ndarray:
+    """The fixed point of τ_i = √(a_iᵀ (Aᵀ diag(τ)⁻¹ A)⁺ a_i), from τ = 1."""
+    tau = np.ones(len(a))
+    for _ in range(rounds):
+        inverse = np.linalg.pinv(a.T @ (a / tau[:, None]), hermitian=True)
+        tau = np.sqrt(np.einsum("id,de,ie->i", a, inverse, a))
+    return tau
+
+
+def t6(
+    sizes: np.ndarray, response: np.ndarray, q: np.ndarray, draws: int, delta: float, lipschitz: float = 1.0
+) -> tuple[float, float]:
+    """T6 of a stopped sample and the trivial bound, as docs/theory.md states them.
+
+    sizes: ‖a_i‖* of every item. response: (J, items) |V_ji| ‖p_i‖*. q: the probabilities. draws: m, the draw at which
+    the last channel appeared, so δ is spread as δ/(m(m+1)).
+    """
+    total = max(s / p for s, p in zip(sizes, q, strict=True) if s > 0)
+    share = delta / (draws * (draws + 1))
+    root = 4 + np.sqrt(2 * np.log(len(response) / share))
+    return lipschitz * total * root / np.sqrt(draws), lipschitz * response.sum(axis=1).max()
+
+
+def t8(
+    points: np.ndarray,
+    outgoing: np.ndarray,
+    kept: list[int],
+    new_points: np.ndarray,
+    new_outgoing: np.ndarray,
+    bias_change: np.ndarray,
+    own: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[float, float]:
+    """T8 in its general form, and the trivial bound, channel by channel and output by output.
+
+    new_points: (k, d) p'_k, the rows that make the kept channels now. new_outgoing: (J, k) V'. own: a merge's target
+    (a kept channel or −1) and scale of every channel, whose bound counts where it is the smaller one.
+    """
+    unchanged = np.array_equal(new_points, points[kept])
+    nearest = []
+    for i, p in enumerate(points):
+        if unchanged and i in kept:
+            nearest.append((kept.index(i), 1.0))
+            continue
+        scales = [max(0.0, p @ c / (c @ c)) if c.any() else 0.0 for c in new_points]
+        gaps = [np.linalg.norm(p - s * c) for s, c in zip(scales, new_points, strict=True)]
+        place = int(np.argmin(gaps))
+        nearest.append((place, scales[place]))
+    assignments = [nearest]
+    if own is not None:
+        assignments.append(
+            [(kept.index(t), s) if t >= 0 else (0, 0.0) for t, s in zip(own[0].tolist(), own[1].tolist(), strict=True)]
+        )
+    bounds, trivial = [], []
+    for v, new, change in zip(outgoing, new_outgoing, bias_change, strict=True):
+        found = []
+        for assignment in assignments:
+            d = np.zeros(len(kept))
+            bound = abs(change)
+            for p, weight, (place, scale) in zip(points, v, assignment, strict=True):
+                d[place] += scale * weight
+                bound += abs(weight) * np.linalg.norm(p - scale * new_points[place])
+            found.append(bound + np.abs(new - d) @ np.linalg.norm(new_points, axis=1))
+        bounds.append(min(found))
+        trivial.append(np.abs(v) @ np.linalg.norm(points, axis=1))
+    return max(bounds), max(trivial)

@@ -3,8 +3,9 @@
     python killed_runs.py FOLDER KILLS SEED  ->  one JSON object on standard output
 
 A run is a child of one process that has torch imported and everything warm, so that a run takes a fraction of a second.
-It dies by SIGKILL: either its parent sends it after a random time, or it sends it to itself at a random step among
-those that change the file system (they are few, and time alone would seldom hit between them).
+It dies by a signal that it cannot answer: SIGPROF after a random time on the processor, as the kernel counts it and
+whatever else the machine does, or SIGKILL at a random step among those that change the file system (they are few, and
+time alone would seldom hit between them).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import os
 import random
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,8 +58,9 @@ def changes_a_file(event: str, args: tuple[Any, ...]) -> bool:
     return bool(writes) or event in CHANGES
 
 
-def child(out: Path, *more: str, die_at: int | None = None) -> int:
-    """Start a run. die_at: kill it before that change of a file. Its number of changes is written beside PHASES."""
+def child(out: Path, *more: str, die_at: int | None = None, die_after: float = 0.0) -> int:
+    """Start a run. die_at: kill it before that change of a file. die_after: kill it after so many seconds of processor
+    time. The number of its changes is written to last.txt."""
     pid = os.fork()
     if pid:
         return pid
@@ -73,6 +74,7 @@ def child(out: Path, *more: str, die_at: int | None = None) -> int:
             count += 1
 
     sys.addaudithook(watch)
+    signal.setitimer(signal.ITIMER_PROF, die_after)  # 0: never. What SIGPROF does by default is to end the process
     code = 70
     try:
         say("start")
@@ -85,12 +87,11 @@ def child(out: Path, *more: str, die_at: int | None = None) -> int:
         os._exit(code)
 
 
-def ended(pid: int) -> int | None:
-    """The exit code of a child, None if it was killed."""
-    _, status = os.waitpid(pid, 0)
-    return (
-        None if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else os.waitstatus_to_exitcode(status)
-    )
+def ended(pid: int) -> tuple[int | None, float]:
+    """The exit code of a child, None if it was killed, and its processor time."""
+    _, status, used = os.wait4(pid, 0)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGPROF)
+    return None if killed else os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
 
 def digest(path: Path) -> str:
@@ -118,16 +119,13 @@ def trial(out: Path, dice: random.Random, seconds: float, steps: int) -> dict[st
     for attempt in range(2):
         by_time = dice.random() < 0.5
         more = (*DISTILL, *(("--resume",) if attempt else ()))
-        pid = child(out, *more, die_at=None if by_time else dice.randrange(steps))
-        if by_time:
-            time.sleep(dice.uniform(0, seconds))
-            os.kill(pid, signal.SIGKILL)  # it has not been waited for, so the number is still its own
-        code = ended(pid)
+        when = {"die_after": dice.uniform(0.001, seconds)} if by_time else {"die_at": dice.randrange(steps)}
+        code, _ = ended(child(out, *more, **when))
         phase = PHASES[:].decode().strip()
         kills.append({"by": "time" if by_time else "step", "hit": code is None, "phase": phase, **state(out)})
         if kills[-1]["out"] != "absent":
             break
-    code = ended(child(out, *DISTILL, "--resume"))
+    code, _ = ended(child(out, *DISTILL, "--resume"))
     left = sorted(p.name for p in out.parent.iterdir())
     return {"kills": kills, "code": code, "said": Path("last.txt").read_text(), "left": left, "end": state(out)}
 
@@ -143,9 +141,7 @@ def main(folder: Path, wanted: int, seed: int) -> dict[str, Any]:
     save, done = sys.modules["coreprune.artifact"].save, sys.modules["coreprune.cli.prune"].Unfinished.done
     sys.modules["coreprune.artifact"].save = saying("save", save)
     sys.modules["coreprune.cli.prune"].Unfinished.done = saying("tidy", done)
-    begin = time.perf_counter()
-    code = ended(child(folder / "reference" / "small", *DISTILL))
-    seconds = time.perf_counter() - begin
+    code, seconds = ended(child(folder / "reference" / "small", *DISTILL))
     said = Path("last.txt").read_text()
     assert code == 0, said
     steps = int(said.partition("\n")[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +39,19 @@ def test_factor_is_never_below_the_exact_worst_case(variant, one_sided, n, d, se
     outside = torch.ones(n, dtype=torch.bool)
     outside[found.indices] = False
     assert bool((exact[outside] <= found.gauge[outside] * (1 + 1e-6)).all())
+
+
+def test_the_factor_of_the_axes_is_that_of_the_proof():
+    """T2: f⟨p, x⟩ ≤ √ω_p √(xᵀMx) ≤ √ω_p √r max_C. Clouds rarely come near, so the formula itself is checked."""
+    points = cloud(60, 4, 3)
+    a = points.numpy()
+    u = np.full(60, 1 / 60)
+    for _ in range(4_000):  # Titterington's fixed point of the D-optimal weights
+        omega = np.einsum("id,de,ie->i", a, np.linalg.inv(a.T @ (u[:, None] * a)), a)
+        u *= omega / 4
+    assert omega.max() < 4 * 1.005
+    gauge = linf_coreset(points, "axes").gauge
+    assert gauge.numpy() == pytest.approx(np.sqrt(4 * omega), rel=5e-3)
 
 
 @pytest.mark.parametrize(("variant", "power"), [("contact", 0.5), ("axes", 1.0)])

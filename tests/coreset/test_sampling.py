@@ -38,6 +38,21 @@ def test_factors_are_unbiased(replacement):
     assert float(factors[:, ~live].abs().max()) == 0
 
 
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_factors_of_a_stopped_sample_are_counts_over_draws_and_probabilities(m):
+    """n_k/(draws·q_k), not over the number of distinct channels: the counts add up to all draws, and one came last."""
+    q = IMPORTANCE / IMPORTANCE.sum()
+    repeats = 0
+    for seed in range(20):
+        coreset = sample(IMPORTANCE, m, seeded(seed))
+        counts = coreset.weights * coreset.draws * q[coreset.indices]
+        assert counts.tolist() == pytest.approx(counts.round().tolist(), abs=1e-9)
+        assert float(counts.sum()) == pytest.approx(coreset.draws)
+        assert int(counts.round().min()) == 1
+        repeats += coreset.draws - m
+    assert repeats > 0 or m == 1
+
+
 def test_stream_has_the_distribution_of_naive_draws():
     """Order, number of draws and counts at 3 distinct items, against a loop that really draws."""
     q = (IMPORTANCE / IMPORTANCE.sum()).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreprune.coreset import peel, relative_limit, sensitivities, spectral_ridge
+from coreprune.coreset import linf_coreset, peel, relative_limit, sensitivities, spectral_ridge
 from coreprune.errors import InputError
 from oracles import sensitivity_lp
 
@@ -47,6 +48,20 @@ def test_peeling_bounds_the_exact_sensitivity(one_sided, variant, tight, n, d, s
     if len(points):
         assert bool((bounds >= exact(points, one_sided) - 1e-6).all())
     assert float(found.bounds.max()) <= 1.0
+
+
+def test_the_papers_bound_takes_the_worst_factor_so_far():
+    """min(1, α/l) with α of all rounds up to l: factors fall towards the end, where few points are left."""
+    points = cloud(40, 3, 0)
+    left, factors = torch.arange(40), []
+    wanted = torch.zeros(40, dtype=torch.float64)
+    while len(left):
+        found = linf_coreset(points[left])
+        factors.append(found.factor)
+        wanted[left[found.indices]] = min(1.0, max(factors) / len(factors))
+        left = left[~torch.isin(torch.arange(len(left)), found.indices)]
+    assert any(now < 0.9 * before for before, now in itertools.pairwise(factors))
+    assert torch.allclose(peel(points, tight=False).bounds, wanted, rtol=1e-12)
 
 
 def test_own_factors_sharpen_the_papers_bound():

@@ -54,6 +54,17 @@ def test_exactly_k_clusters_with_their_means(n, d, copies, seed, data):
     assert torch.allclose(found.centres, means, atol=1e-9)
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+@pytest.mark.parametrize("k", [3, 4, 5])
+def test_a_cluster_that_gives_a_point_away_does_not_run_empty(k, rounds):
+    """Two distinct points: every further cluster takes one of their copies, and 300 rounds may hide a wrong one."""
+    points = torch.tensor([3.0, 3.0, -2.0, -2.0, -2.0], dtype=torch.float64)[:, None]
+    for seed in range(4):
+        found = kmeans(points, k, seeded(seed), restarts=1, rounds=rounds)
+        assert sorted(set(found.labels.tolist())) == list(range(k))
+        assert found.inertia == 0
+
+
 def test_copies_share_a_cluster():
     points = cloud(8, 4, 0)
     found = kmeans(torch.cat([points, points]), 8, seeded(0), restarts=30)

@@ -12,6 +12,7 @@ from coreprune.graph import capture, find_groups, normalise_example
 from coreprune.pruning import Folding
 from graph.zoo import ZOO, randomise
 from small_networks import bits
+from sweeps import in_turn
 from zoo_examples import call, example
 
 # Architectures whose consumers are dense, grouped or flattened, of several kinds; sampling re-weights all of them.
@@ -55,8 +56,7 @@ def test_half_of_every_free_group_leaves(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REWEIGHTED)
-@pytest.mark.parametrize("sign_split", [False, True])
+@pytest.mark.parametrize(("name", "sign_split"), in_turn(REWEIGHTED, [False, True]))
 def test_sampled_networks_equal_the_original_with_scaled_consumers(name, sign_split):
     """The oracle scales the consumers' weights of the original, by zero for channels that left."""
     entry = ZOO[name]
@@ -138,8 +138,7 @@ MERGED += ("bert", "llama-gqa", "swin", "mixtral", "shufflenet-v2", "conv1d-glu"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MERGED)
-@pytest.mark.parametrize("method", ["merging", "folding", Folding(repair=False)], ids=["merging", "folding", "naive"])
+@pytest.mark.parametrize(("name", "method"), in_turn(MERGED, ["merging", "folding", Folding(repair=False)]), ids=str)
 def test_merged_networks_equal_the_original_with_the_plan_carried_out(name, method):
     entry = ZOO[name]
     model = randomise(entry.build())
@@ -158,8 +157,12 @@ def test_merged_networks_equal_the_original_with_the_plan_carried_out(name, meth
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp", "resnet-bottleneck", "mobilenet-v1", "inception", "bert"])
-@pytest.mark.parametrize("method", ["l1", "l2", "fpgm", "bn-scale", "random"])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    in_turn(
+        ["l1", "l2", "fpgm", "bn-scale", "random"], ["mlp", "resnet-bottleneck", "mobilenet-v1", "inception", "bert"]
+    ),
+)
 def test_rankings_remove_channels_and_change_nothing_else(name, method):
     entry = ZOO[name]
     model = randomise(entry.build())

@@ -81,11 +81,17 @@ def test_curves_decide_and_uniform_ignores_them():
 
 
 def test_a_cheap_step_behind_a_dear_one_is_seen():
-    """Dropping one unit of group 0 is dear, dropping seven costs nothing more: only the hull shows it."""
+    """The first unit of group 0 is dearer than any other step, and the seven behind it cost nothing more."""
     _, groups, cost = chain((8, 8, 8))
-    cliff = torch.tensor([0.1] * 8 + [0.0], dtype=torch.float64)
+    cliff = torch.tensor([1.5] * 8 + [0.0], dtype=torch.float64)
     slope = torch.linspace(8, 0, 9, dtype=torch.float64)
-    found = allocate(Budget(macs=0.6), groups, cost, {"0": cliff, "2": slope, "4": slope})
+    curves = {"0": cliff, "2": slope, "4": slope}
+    full = {"0": 8, "2": 8, "4": 8}
+    first_steps = {
+        n: float(curves[n][7] - curves[n][8]) / (cost(full).macs - cost({**full, n: 7}).macs) for n in curves
+    }
+    assert max(first_steps, key=lambda n: first_steps[n]) == "0"  # so the curve itself gives this group up last
+    found = allocate(Budget(macs=0.6), groups, cost, curves)
     assert found["0"] <= 2
     assert min(found["2"], found["4"]) >= 7
 

@@ -11,8 +11,10 @@ from coreprune import Budget, prune
 from coreprune.graph import CostModel, Traced, capture, find_groups, normalise_example, probe
 from graph.zoo import ZOO
 from small_networks import EXAMPLE, mlp, widths
+from sweeps import in_turn
 from zoo_examples import example
 
+LIMITS = (("macs", 0.5), ("params", 0.6), ("bytes", 0.5), ("macs", 0.8))
 NAMES = ("mlp", "vgg", "resnext", "shufflenet-v2", "densenet", "llama-gqa")
 
 
@@ -31,9 +33,9 @@ def counted(model: torch.nn.Module, inputs, kind: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("kind", "share"), [("macs", 0.5), ("macs", 0.8), ("params", 0.6), ("bytes", 0.5)])
-def test_met_and_no_group_could_keep_one_step_more(name, kind, share):
+@pytest.mark.parametrize(("name", "limit"), in_turn(NAMES, LIMITS))
+def test_met_and_no_group_could_keep_one_step_more(name, limit):
+    kind, share = limit
     model, inputs = ZOO[name].build().double().eval(), example(ZOO[name].inputs(1))
     result = prune(model, inputs, Budget(**{kind: share}), "magnitude", queries=None)
     limit = share * counted(model, inputs, kind)
@@ -78,8 +80,7 @@ def test_min_width_holds_under_a_cost_budget():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "vit", "llama-gqa", "swin"])
-@pytest.mark.parametrize("share", [0.5, 0.7])
+@pytest.mark.parametrize(("name", "share"), in_turn(["bert", "vit", "llama-gqa", "swin"], [0.5, 0.7]))
 def test_uniform_layers_of_a_transformer_have_one_width(name, share):
     """A stock configuration knows one width for all layers; two alike layers a step apart cannot be written in it."""
     model, inputs = ZOO[name].build().eval(), ZOO[name].inputs(1)

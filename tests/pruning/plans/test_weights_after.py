@@ -15,6 +15,7 @@ from coreprune.pruning.plans.plan import GroupPlan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
 from graph.zoo import ZOO, randomise
 from small_networks import bits
+from sweeps import in_turn
 from zoo_examples import call, example
 
 # Dense and flattened consumers, concatenation, shuffles, joins, depthwise filters, heads, gates, units of four.
@@ -67,8 +68,7 @@ def drop_second(group, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*MERGED, *MERGED_WHOLE])
-@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize(("name", "mean"), in_turn([*MERGED, *MERGED_WHOLE], [False, True]))
 def test_merging_twins_loses_nothing(name, mean):
     """The oracle is the network itself: two units that are copies of each other, one of which goes into the other."""
     entry, model, groups = traced(name)

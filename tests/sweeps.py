@@ -1,0 +1,19 @@
+"""Sweeps over several parameters, thinned: a part of the combinations runs always, all of them in `make long`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+
+
+def in_turn(first: Iterable[Any], *others: Sequence[Any]) -> list[Any]:
+    """Every value of `first` with one of each of the others, in turn. All other combinations are marked long."""
+    found = []
+    for i, value in enumerate(first):
+        turn = tuple(values[i % len(values)] for values in others)
+        for rest in itertools.product(*others):
+            found.append(pytest.param(value, *rest, marks=() if rest == turn else pytest.mark.long))
+    return found
