@@ -8,7 +8,20 @@ from torch import Tensor, nn
 
 from coreprune import Budget, prune
 from coreprune.errors import InputError
-from coreprune.graph import Call, Value, capture, find_groups, move, pointwise, probe, product, remove, rule, statistic
+from coreprune.graph import (
+    Call,
+    Traced,
+    Value,
+    capture,
+    find_groups,
+    move,
+    pointwise,
+    probe,
+    product,
+    remove,
+    rule,
+    statistic,
+)
 from coreprune.graph.rules.registry import RULES
 from graph.oracle import assert_same, random_halves, zeroed_original
 
@@ -91,7 +104,7 @@ def check(model: nn.Module, freed: set[str]) -> nn.Module:
     captured, groups = found(model)
     assert {g.name for g in groups if g.locked_because is None} == freed
     keep = random_halves(groups, torch.Generator().manual_seed(2))
-    removed = remove(model, captured, groups, keep)
+    removed = remove(Traced(model, captured, groups), keep)
     assert set(removed.kept) == freed
     fresh = torch.randn(3, 3, 11, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     with torch.no_grad():
@@ -160,7 +173,7 @@ def test_a_rule_that_lies_is_found_out_by_the_check_after_surgery():
     model = Net(add).double()
     captured, groups = found(model)
     assert [g.locked_because for g in groups if g.name == "a"] == [None]
-    (group,) = [g for g in probe(model, captured, groups) if g.name == "a"]
+    (group,) = [g for g in probe(Traced(model, captured, groups)).groups if g.name == "a"]
     assert "differs from the original with these channels at zero" in str(group.locked_because)
 
 
