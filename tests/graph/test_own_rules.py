@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -175,6 +179,18 @@ def test_a_rule_that_lies_is_found_out_by_the_check_after_surgery():
     assert [g.locked_because for g in groups if g.name == "a"] == [None]
     (group,) = [g for g in probe(Traced(model, captured, groups)).groups if g.name == "a"]
     assert "differs from the original with these channels at zero" in str(group.locked_because)
+
+
+def test_our_rules_are_there_first_so_that_one_of_a_users_own_replaces_them():
+    """They were registered at the first trace, over a rule that a user had put in the place of one of them."""
+    code = """
+from coreprune.graph import rule
+from coreprune.graph.rules.registry import RULES
+assert {"relu", "softmax", "view", "linear"} <= set(RULES)
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
 
 
 def test_what_a_rule_does_not_cover_stays():

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from coreprune.errors import InputError, first_line
 from coreprune.graph.captured import Captured
-from coreprune.graph.rules import compute, movement, norm  # noqa: F401 - they register the rules
 from coreprune.graph.rules.elementwise import element_wise
 from coreprune.graph.rules.registry import RULES, Call, Rule, values_in
 from coreprune.graph.tracer import Tracer
