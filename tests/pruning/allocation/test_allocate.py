@@ -17,7 +17,6 @@ from coreprune.errors import BudgetError, InputError
 from coreprune.graph import CostModel, capture, find_groups
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.curves import balanced, widths_curve
-from coreprune.report.snippet import recipe
 from small_networks import EXAMPLE, mlp, widths
 
 SIZES = (8, 10, 6)
@@ -402,7 +401,7 @@ def test_a_plan_by_patterns_survives_json_and_the_call_in_the_report():
     result = prune(mlp(), EXAMPLE, Budget(keep={"0": 0.25}), "l2", queries=None)
     assert widths(result.model) == [6, 12, 3]
     assert Plan.from_json(result.plan.to_json()).budget["keep"] == {"0": 0.25}
-    assert "Budget(keep={'0': 0.25})" in recipe(result.report.settings)
+    assert 'Budget(keep={"0": 0.25})' in result.report.settings.call()
 
 
 # A cost of one's own
