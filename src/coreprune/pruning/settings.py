@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.distill.distill import Distill
 from coreprune.pruning.repair.lockstep import Repair
-from coreprune.pruning.selectors import Selector
+from coreprune.pruning.selectors import Own, Selector
 
 SAMPLES = "samples"  # what the settings keep of samples, which may be large and have no name
 
@@ -81,6 +81,8 @@ class _Source:
 
     def of(self, value: Any) -> str:
         """The source of one value."""
+        if isinstance(value, Own):
+            value = value.name if value.registered else value.function
         if isinstance(value, str):
             return json.dumps(value, ensure_ascii=False)
         if value is None or isinstance(value, (bool, int, float)):
@@ -142,6 +144,8 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, (Budget, Repair, Distill)):
         return _plain(asdict(value))
+    if isinstance(value, Own):
+        return {**_plain(value.function), "name": value.name}
     options = {f.name: _plain(getattr(value, f.name)) for f in fields(value)} if is_dataclass(value) else {}
     name = getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__
     return {"name": str(name), **options}

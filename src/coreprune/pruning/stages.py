@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._example import check_runs, normalise_example
+from coreprune._patterns import no_match
 from coreprune._progress import Clock, Progress
 from coreprune.errors import InputError, ModelError
 from coreprune.graph import Captured, Group, Removed, Traced, capture, find_groups, probe, remove
@@ -70,12 +70,7 @@ def excluded(traced: Traced, exclude: Exclude) -> dict[str, str]:
             found = [g for g in traced.groups if fnmatch.fnmatchcase(g.name, item)]
             why = f"excluded by the caller (pattern {item!r})"
             if not found:
-                names = [g.name for g in traced.groups]
-                near = difflib.get_close_matches(item.replace("*", ""), names, n=5, cutoff=0.3) or names[:5]
-                raise InputError(
-                    f"exclude={item!r} matches no group of channels. Groups are called by the first layer that makes "
-                    f"their channels, e.g. {', '.join(near)}; `list_groups` lists them all."
-                )
+                raise InputError(no_match(f"exclude={item!r}", item, [g.name for g in traced.groups]))
         for group in found:
             if group.locked_because is None:
                 reasons.setdefault(group.name, why)

@@ -9,11 +9,10 @@ import sys
 
 import pytest
 import torch
-from coreprune.report.snippet import recipe
 
 from coreprune import Budget, InputError, make_plan, prune
 from coreprune.coreset import Coreset, DrawStream, Merge, draw_stream
-from coreprune.pruning.selectors import options_of, ranking_of, reference, resolve
+from coreprune.pruning.selectors import ranking_of
 from coreprune.pruning.selectors.own import own
 from coreprune.selectors import L2, SELECTORS, Functional, Lewis, Ranking, ranked, sampled
 from layers_by_hand import layer, normal, seeded
@@ -292,32 +291,32 @@ def test_readers_are_there_with_queries_and_make_plan_makes_them_for_who_reads()
 # What makes it again
 
 
-def test_references():
-    here = __name__
-    assert reference(own(mine)) == f"{here}:mine"
-    assert reference(own(Power(2.0))) == f"{here}:Power"
-    assert options_of(own(Power(2.0))) == {"p": 2.0}
-    assert reference(L2()) == "l2"
-    assert reference(own(lambda layer: None)) == "<lambda>"
-    assert reference(own(with_(mine, name="copy"))) == "copy"  # another object under that path
-    assert reference(own(Power(torch.ones(1)))) == "power"  # an option that no text can say
-    assert resolve(f"{here}:mine").function is mine
-    assert resolve(f"{here}:Power").function == Power()
+def again(settings, **names):
+    known = {"model": mlp(), "example_inputs": EXAMPLE, **names}
+    exec(settings.call(), known)
+    return known["result"]
 
 
-@pytest.mark.parametrize("method", [mine, Power(), Power(3.0)])
-def test_the_call_in_the_report_makes_the_same_plan(method):
+@pytest.mark.parametrize("method", [mine, Power(), Power(3.0), f"{__name__}:mine", f"{__name__}:Power"])
+def test_the_call_in_the_report_imports_the_selector_and_makes_the_same_plan(method):
     first = prune(mlp(), EXAMPLE, Budget(keep=0.5), method, queries=None)
-    names = {"model": mlp(), "example_inputs": EXAMPLE}
-    exec(recipe(first.report.settings), names)
-    assert names["result"].plan == first.plan
+    assert f"from {__name__} import " in first.report.settings.call()
+    second = again(first.report.settings)
+    assert second.plan == first.plan
+    assert second.report.settings == first.report.settings
 
 
-def test_a_selector_that_cannot_be_imported_is_left_as_its_name():
-    for name, written in (("taylor", "    taylor,\n"), ("<lambda>", "your_selector"), ("class", "your_selector")):
-        assert written in recipe({"method": name})
-    for text in ("os:system('x')", "os;x:y", "a:b c", "import os:x"):
-        assert "your_selector" in recipe({"method": text, "options": {"x": 1}})
+def test_a_selector_that_cannot_be_imported_is_left_as_a_name():
+    first = prune(mlp(), EXAMPLE, Budget(keep=0.5), lambda layer: mine(layer), queries=None)
+    assert "method=your__lambda_," in first.report.settings.call()
+    assert again(first.report.settings, your__lambda_=lambda layer: mine(layer)).plan == first.plan
+
+
+def test_the_report_has_the_name_and_the_options():
+    report = prune(mlp(), EXAMPLE, method=Power(3.0), queries=None).report
+    assert report.settings.as_dict()["method"] == {"name": "power", "p": 3.0}
+    report = prune(mlp(), EXAMPLE, method=with_(mine, name="taylor"), queries=None).report
+    assert report.settings.as_dict()["method"] == {"name": "taylor"}
 
 
 def test_a_plan_by_a_users_selector_survives_json():
@@ -353,8 +352,8 @@ def test_registered_selectors_go_by_the_name_they_are_registered_under(package):
     assert SELECTORS["lewis"] is Lewis
     for name in ("from-afar", "by-class"):
         result = prune(mlp(), EXAMPLE, Budget(keep=0.5), name, queries=None)
-        assert result.plan.method == result.report.settings["method"] == name
-        assert f"'{name}'" in recipe(result.report.settings)
+        assert result.plan.method == result.report.settings.as_dict()["method"]["name"] == name
+        assert f'method="{name}"' in result.report.settings.call()
         worst = set(torch.argsort(mlp()[0].weight.detach().norm(dim=1))[:12].tolist())
         assert set(result.plan.groups["0"].kept) == worst
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from coreprune._patterns import no_match
 from coreprune.errors import BudgetError, InputError
 from coreprune.graph import Group
 from coreprune.pruning.allocation.budget import Budget
@@ -33,11 +33,7 @@ def _check_patterns(keep: Mapping[str, int | float], decides: Mapping[str, str |
     for pattern in keep:
         matches = [name for name in names if fnmatchcase(name, pattern)]
         if not matches:
-            near = get_close_matches(pattern.replace("*", ""), names, n=5, cutoff=0.3) or names[:5]
-            raise InputError(
-                f"keep={{{pattern!r}: …}} matches no group of channels. Groups are called by the first layer that "
-                f"makes their channels, e.g. {', '.join(near)}; `list_groups` lists them all."
-            )
+            raise InputError(no_match(f"keep={{{pattern!r}: …}}", pattern, names))
         if pattern not in decides.values():
             raise BudgetError(
                 f"keep={{{pattern!r}: …}} has no effect, because {decides[matches[0]]!r} comes before it and decides. "

@@ -10,7 +10,7 @@ from coreprune.pruning.selectors.functional import DOptimal, Functional
 from coreprune.pruning.selectors.lookup import SELECTORS, Method, resolve
 from coreprune.pruning.selectors.merging import Merging
 from coreprune.pruning.selectors.norms import L1, L2, BnScale, Fpgm, Magnitude, Random
-from coreprune.pruning.selectors.own import options_of, reference
+from coreprune.pruning.selectors.own import Own
 from coreprune.pruning.selectors.pfp import Pfp
 from coreprune.pruning.selectors.sampling import Lewis, Loewner, Mussay, Norm, Uniform, sampled
 
@@ -32,16 +32,15 @@ __all__ = [
     "Mussay",
     "Norm",
     "NormStatistics",
+    "Own",
     "Pfp",
     "Random",
     "Ranking",
     "Reader",
     "Selector",
     "Uniform",
-    "options_of",
     "ranked",
     "ranking_of",
-    "reference",
     "resolve",
     "sampled",
 ]

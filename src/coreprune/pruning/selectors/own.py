@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +11,6 @@ import torch
 
 from coreprune.errors import InputError
 from coreprune.pruning.layer.weights import LayerWeights
-
-_PLAIN = (int, float, str, bool, type(None))
 
 
 @dataclass(frozen=True)
@@ -60,34 +56,6 @@ def own(function: Any, registered: str | None = None) -> Own:
         raise InputError(f"`reads` of the selector {name!r} must be True (it needs queries) or False, not {reads!r}.")
     _arguments(function, None, None, name)
     return Own(function, name, reads, registered is not None)
-
-
-def options_of(selector: Any) -> dict[str, Any]:
-    """The options of a selector that are plain values, by name, for the report."""
-    target = selector.function if isinstance(selector, Own) else selector
-    if not dataclasses.is_dataclass(target):
-        return {}
-    values = {f.name: getattr(target, f.name) for f in dataclasses.fields(target) if f.init}
-    return {name: value for name, value in values.items() if isinstance(value, _PLAIN)}
-
-
-def reference(selector: Any) -> str:
-    """What makes the selector again, together with `options_of`, in another process if possible.
-
-    "module:name" of a user's function or dataclass that can be imported; otherwise the selector's name.
-    """
-    if not isinstance(selector, Own) or selector.registered:
-        return selector.name
-    source: Any = selector.function
-    if dataclasses.is_dataclass(source):  # its class makes it again, if text can say its options
-        if len(options_of(selector)) < sum(f.init for f in dataclasses.fields(source)):
-            return selector.name
-        source = type(source)
-    module, path = getattr(source, "__module__", "__main__"), getattr(source, "__qualname__", "")
-    found = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return f"{module}:{path}" if module != "__main__" and found is source else selector.name
 
 
 def _arguments(
