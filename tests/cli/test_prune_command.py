@@ -209,6 +209,7 @@ def widths(folder):
         (("--macs", "0.6", "--uniform"), {"0": 17, "2": 17}),
         (("--keep", "0.1", "--min-width", "5"), {"0": 5, "2": 5}),
         (("--keep", "0.25", "--exclude", "0"), {"2": 6}),
+        (("--keep", "0=0.5", "--keep", "*=0.25"), {"0": 12, "2": 6}),
         (("--keep", "0.5", "--method", "magnitude", "--queries", "none"), {"0": 12, "2": 12}),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",

@@ -87,7 +87,26 @@ def _unknown(given: str, what: str, name: str, known: Sequence[str]) -> str:
     return f"{given}: there is no such {what}.{meant} There are {', '.join(sorted(known))}."
 
 
-def one_budget(limits: dict[str, float | None]) -> dict[str, float]:
+def keeps(given: Sequence[str] | None) -> float | dict[str, float] | None:
+    """What `Budget(keep=)` takes: a share for all groups, or shares by pattern. Raises InputError."""
+    if not given:
+        return None
+    try:
+        if len(given) == 1 and "=" not in given[0]:
+            return float(given[0])
+        pairs = [text.rpartition("=") for text in given]
+        shares = {pattern: float(share) for pattern, _, share in pairs}
+    except ValueError:
+        shares = {"": 0.0}
+    if "" in shares or len(shares) < len(given):
+        raise InputError(
+            f"--keep {' --keep '.join(given)}: give one share, e.g. --keep 0.5, or one share for each pattern, "
+            "e.g. --keep 'layer1.*=0.8' --keep '*=0.5'."
+        )
+    return shares
+
+
+def one_budget(limits: dict[str, Any]) -> dict[str, Any]:
     """The one limit that was given; half of the multiply-accumulates where none was. Raises InputError for several."""
     given = {name: value for name, value in limits.items() if value is not None}
     if len(given) > 1:

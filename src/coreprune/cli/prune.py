@@ -87,7 +87,16 @@ def prune(
     macs: Annotated[float | None, typer.Option(help="Share (or number) of multiply-accumulates that may stay.")] = None,
     params: Annotated[float | None, typer.Option(help="Share (or number) of parameters that may stay.")] = None,
     bytes_: Annotated[float | None, typer.Option("--bytes", help="Share (or number) of bytes that may stay.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of the channels of every group that stays.")] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Share of the channels of every group that stays, e.g. 0.5, or of the groups that a pattern names, "
+            "e.g. 'layer1.*=0.8'. Repeat for more patterns; groups that none names stay whole."
+        ),
+    ] = None,
+    absolute: Annotated[
+        bool, typer.Option("--absolute", help="Take --macs, --params or --bytes between 1 and 100 as a number.")
+    ] = False,
     error: Annotated[
         float | None, typer.Option(help="Predicted error of the outputs, share of their variance.")
     ] = None,
@@ -142,8 +151,9 @@ def prune(
     from coreprune.pruning import Budget
     from coreprune.pruning import prune as run
 
-    limit = options.one_budget({"macs": macs, "params": params, "bytes": bytes_, "keep": keep, "error": error})
-    budget = Budget(**limit, uniform=uniform, round_to=round_to, min_width=min_width)  # pyright: ignore[reportArgumentType]
+    limits = {"macs": macs, "params": params, "bytes": bytes_, "keep": options.keeps(keep), "error": error}
+    rules = {"uniform": uniform, "round_to": round_to, "min_width": min_width, "absolute": absolute}
+    budget = Budget(**options.one_budget(limits), **rules)
     specs, chosen = options.known_queries(queries or ["auto"]), options.known_method(method)
     out = Path(os.path.realpath(out))
     unfinished = Unfinished.beside(out, resume, overwrite)
