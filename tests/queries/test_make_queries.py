@@ -230,6 +230,9 @@ def draw(n, generator):
 class Loud(WhiteNoise):
     name = "loud"
 quiet = WhiteNoise(sd=0.0)
+class Needs:
+    def __init__(self, size):
+        pass
 """
 POINTS = (
     "[coreprune.queries]\nplain = mysources:draw\nloud = mysources:Loud\nquiet = mysources:quiet\n"
@@ -258,6 +261,8 @@ def test_a_function_is_found_by_module_and_name(install_package: Any) -> None:
     install_package("mysources", "", CODE)
     assert make_queries(mlp(), EXAMPLE, "mysources:draw", n=2).source == "draw"
     assert make_queries(mlp(), EXAMPLE, "mysources:Loud", n=2).source == "loud"
+    with pytest.raises(InputError, match="mysources:Needs cannot be made without arguments"):
+        make_queries(mlp(), EXAMPLE, "mysources:Needs", n=2)
     with pytest.raises(InputError, match="module 'mysources' has no 'other'"):
         make_queries(mlp(), EXAMPLE, "mysources:other", n=2)
 

@@ -17,12 +17,15 @@ from coreprune.pruning.layer.weights import LayerWeights
 from coreprune.pruning.selectors.base import Ranking, ranked
 
 
-def sampled(name: str, importance: Tensor, generator: torch.Generator, note: str = "") -> Ranking:
-    """Sampling with re-weighting; `importance` is (n,), or (2, n) when the two signs are sampled apart."""
+def sampled(name: str, importance: Tensor, seed: int | torch.Generator = 0, note: str = "") -> Ranking:
+    """Sampling with re-weighting; `importance` is (n,), or (2, n) when the two signs are sampled apart.
+
+    seed: a number, or the generator that the selector is called with.
+    """
     n = importance.shape[-1]
     if float(importance.sum()) == 0:  # No channel matters to the next layer, so any choice is as good.
         return ranked(name, importance.reshape(-1, n).sum(dim=0), "every channel is dead; the first ones stay")
-    stream = draw_stream(importance.reshape(-1), generator)
+    stream = draw_stream(importance.reshape(-1), seed)
     first, seen = [], set()
     for item in stream.order.tolist():
         if item % n not in seen:

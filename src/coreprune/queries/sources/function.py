@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from coreprune.errors import CoreprunError, InputError, first_line
-from coreprune.queries.check import fitting, number_kind
+from coreprune.queries.check import as_tensor, fitting, number_kind
 from coreprune.queries.describe import shown
 from coreprune.queries.leaves import batched, by_keyword, title
 from coreprune.queries.sources.base import Source, Target, Tell, meant
@@ -39,7 +40,7 @@ class FromFunction:
 
     @property
     def kind(self) -> str:
-        """The function's own attribute, or reals."""
+        """The function's attribute `kind`, or reals if it has none."""
         return self._declared or "reals"
 
     @property
@@ -47,7 +48,7 @@ class FromFunction:
         return getattr(self.function, "kind", None)
 
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """Any number."""
+        """Any number at once."""
         return None
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
@@ -87,13 +88,14 @@ class FromFunction:
                 "and a torch.Generator, and nothing else."
             ) from error
         try:
-            return self.function(n, generator)
+            made = self.function(n, generator)
         except CoreprunError:
             raise
         except Exception as error:  # the code of somebody else
             raise InputError(
                 f"{self._where} failed ({first_line(error)}). Call it by itself with ({n}, torch.Generator())."
             ) from error
+        return as_tensor(made, self._where) if isinstance(made, np.ndarray) else made
 
     @property
     def _where(self) -> str:
@@ -141,7 +143,10 @@ def as_source(found: Any, name: str | None = None) -> Source:
     name: what a function is called; by default its own name. Raises InputError for anything else.
     """
     if isinstance(found, type):
-        found = found()
+        try:
+            found = found()
+        except TypeError as error:
+            raise InputError(f"the source {shown(found)} cannot be made without arguments ({error}).") from error
     if isinstance(found, Source):
         return found
     if callable(found) and hasattr(found, "at_once"):
