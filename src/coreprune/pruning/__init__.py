@@ -1,4 +1,4 @@
-"""Where models meet numerics: selectors, budgets, plans, and prune()."""
+"""Prune a model: selectors, budgets, plans, and prune()."""
 
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.distill.distill import Distill, distill_

@@ -1,4 +1,4 @@
-"""list_groups(): what can be pruned in a model, what it costs, and what is locked and why."""
+"""list_groups(): what can be pruned in a model, what it costs, and which groups cannot shrink and why."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from coreprune.pruning.stages import trace
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group of channels that leave together.
+    """One group: channels that several layers share, so that all of these layers lose a channel together.
 
-    name: of the first layer that makes them. channels: how many. unit: channels that only leave as a whole (a head).
-    sections: number of sections that all have to keep the same number of units. macs_share: share of the model's MACs
-    that goes away when all but the last unit leave. flags: what else to know. locked_because: why it stays whole, or
-    None.
+    name: the name of the first layer that makes the channels. channels: how many there are. unit: how many channels
+    can only be removed together, such as those of an attention head. sections: into how many sections the group is
+    divided; all of them have to keep the same number of units. producers, consumers: how many parameter axes make the
+    channels (weights and biases), and in how many places they are read. macs_share: the share of the model's MACs that
+    is saved if only one unit is left. flags: what else is special about the group. locked_because: why the group stays
+    whole, or None if it may shrink.
     """
 
     name: str
@@ -35,7 +37,11 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `list_groups` found. macs: of one sample. free_macs_share: the share that free groups can give up."""
+    """What `list_groups` found.
+
+    model: the name of its class. macs: of one sample. free_macs_share: the share of the MACs that the free groups can
+    save. seconds: how long the tracing took.
+    """
 
     model: str
     parameters: int
@@ -54,7 +60,7 @@ class Inspection:
         return json.dumps(self.as_dict(), indent=1)
 
     def __str__(self) -> str:
-        """A plain-text table."""
+        """The groups as a plain-text table."""
         width = max((len(g.name) for g in self.groups), default=5)
         lines = [
             f"{self.model}: {self.parameters:,} parameters, {self.macs:,} MACs a sample, "
@@ -71,7 +77,8 @@ def list_groups(model: nn.Module, example_inputs: Any, *, progress: Progress = s
     """List every group of channels of a model. The model is not changed.
 
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
-    Raises InputError for arguments and ModelError for models that cannot be traced.
+
+    Raises InputError for wrong arguments, and ModelError for a model that cannot be traced.
     """
     traced = trace(model, example_inputs, progress)
     model_cost = traced.cost_model

@@ -1,4 +1,4 @@
-"""prune(): model in, physically smaller model, plan and report out."""
+"""prune(): from a model to a physically smaller model, a plan and a report."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from coreprune.queries import Queries
 class Result:
     """What `prune` returns.
 
-    model: the smaller model. plan: which channels stay. report: sizes, certificates, settings. rankings: scores and
-    order of every free group, by name. recipe: what became of shapes and remembered numbers, for `save`. queries: what
-    selection and repair went by, or None; pass them to the next call, or save them.
+    model: the smaller model. plan: which channels stay. report: sizes, certificates, settings. rankings: the scores and
+    the order of the units of every free group, by the group's name. recipe: how shapes and stored numbers of the model
+    changed; `save` needs it. queries: the queries that were used, or None. Pass them to the next call, or save them.
     """
 
     model: nn.Module
@@ -44,7 +44,7 @@ class Result:
     queries: Queries | None = None
 
     def __repr__(self) -> str:
-        """One line: what it is of, and how much is left."""
+        """One line: which model was pruned, and how much of it is left."""
         sizes = [(name, *getattr(self.report, name)) for name in ("parameters", "macs")]
         left = ", ".join(f"{name} {before:,} → {after:,}" for name, before, after in sizes)
         return f"Result({self.report.model}: {left}; see .model, .plan, .report)"
@@ -74,29 +74,32 @@ def prune(
 ) -> Result:
     """Make a model physically smaller without data.
 
-    model: any module that torch.export can trace. It is not changed, unless `inplace`; a failure never changes it.
+    model: any module that torch.export can trace. It is not changed unless `inplace` is set. A failure never changes
+        it.
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
     budget: what may stay; half of every group when absent.
     method: a selector or its name (`coreprune.selectors`): functional (ours), loewner (the paper), magnitude, … "auto"
-        takes functional where the result is repaired, and folding where it is not.
-    queries: what selection, allocation and repair go by: "auto" makes inputs without data; the name of a source or a
-        source (`coreprune.queries`); unlabelled samples (a tensor, a DataLoader, the path of an .npz file); `Queries`;
-        None for none at all, and then nothing is repaired. They are made only if something needs them.
-    n_queries: how many queries; of samples, the first so many. By default all samples, or 4,096 vectors, or 256 of
-        anything else that is made.
+        takes functional if the result is repaired, and folding if it is not.
+    queries: the inputs on which selection, allocation and repair compare the two models. "auto" makes inputs without
+        data. Or give a source or its name (`coreprune.queries`); unlabelled samples (a tensor, a DataLoader, the path
+        of an .npz file); or `Queries`. None means no queries, and then nothing is repaired. Queries are made only if
+        something needs them.
+    n_queries: how many queries to make, or how many of the samples to take, from the first on. By default all samples,
+        or 4,096 vectors, or 256 of anything else that is made.
     exclude: what stays whole: names of groups, patterns of names, or modules of the model, e.g.
-        `("*attention*", model.head)`. `list_groups` lists the names. The others meet the budget.
-    repair: refit what reads pruned channels, in closed form. False leaves the weights as the selector says.
-    distill: steps of training towards the original's answers on the queries, after the repair, or `Distill(...)`.
-    seed: of queries and sampling; the same seed on the same machine gives the same plan and weights.
+        `("*attention*", model.head)`. `list_groups` lists the names. The other groups meet the budget.
+    repair: refit the layers that read pruned channels, in closed form. False keeps the weights that the selector gives.
+    distill: after the repair, train for this many steps towards the original's outputs on the queries; or
+        `Distill(...)`.
+    seed: for making queries and for sampling. The same seed on the same machine gives the same plan and weights.
     delta: the sampled certificates hold with probability 1 − delta.
     inplace: shrink `model` itself, as the last step.
-    checkpoint: a file for the state of the distillation, so that an interrupted run resumes where it was.
-    cache: a file for the queries, so that an interrupted run resumes, and a later one need not make them again.
-    progress: called as progress(phase, done, total) while it works.
+    checkpoint: a file for the state of the distillation. An interrupted run resumes from it.
+    cache: a file for the queries. An interrupted run resumes from it, and a later run need not make them again.
+    progress: called as progress(phase, done, total) during the work.
 
-    Raises InputError (arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be met);
-    all are CoreprunErrors.
+    Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
+    met). All are CoreprunErrors.
     """
     options = _repair_options(repair) if queries is not None else None
     budget, selector = check_settings(budget, seed, delta), resolve(method, options is not None, queries is not None)
@@ -144,7 +147,7 @@ def prune(
         report = make_report(pruned, settings, calibration, fits)
     report = replace(report, seconds=clock.seconds)
     recipe = recipe_of(model, small)
-    if inplace:  # the last step, so that a failure before it leaves the given model as it was
+    if inplace:  # the last step, so that a failure before it leaves the given model unchanged
         adopt(model, small)
         small = model
     rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
@@ -164,7 +167,7 @@ def make_plan(
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Decide which channels stay, and touch no weight. Arguments and errors as in `prune`."""
+    """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
     check_count(n_queries, "n_queries")
     clock = Clock(progress or silent)
@@ -191,13 +194,13 @@ def apply_plan(
     inplace: bool = False,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Carry out a plan on a checkpoint of the architecture that it was made for.
+    """Carry out a plan on a checkpoint of the architecture that the plan was made for.
 
-    example_inputs: as in `prune`; by default made up after the example that the plan was made with.
-    queries: as in `prune`; with them the result is repaired, without (None) it has the weights that the plan says.
-    Other arguments as in `prune`.
+    example_inputs: as in `prune`. By default one is made with the structure, shapes and dtypes that the plan recorded.
+    queries: as in `prune`. With queries the result is repaired. Without (None) it has the weights that the plan gives.
 
-    Raises InputError if the architecture is another one, and what `prune` raises.
+    The other arguments are those of `prune`. Raises InputError if the model has another architecture, and whatever
+    `prune` raises.
     """
     if not isinstance(plan, Plan):
         raise InputError(f"plan must be a Plan (from make_plan() or Plan.from_json), not {type(plan).__name__}.")
@@ -241,13 +244,13 @@ def _check_architecture(model: nn.Module, plan: Plan) -> None:
 
 
 def _by_queries(selector: Selector, budget: Budget) -> bool:
-    """Whether the plan depends on queries: through the selector, or through the allocation."""
+    """Whether the plan depends on queries, through the selector or through the allocation."""
     allocates = budget.kind == "error" or (budget.kind != "keep" and not budget.uniform)
     return allocates or getattr(selector, "reads", False)
 
 
 def _check_affordable(budget: Budget, traced: Traced) -> None:
-    """Refuse a budget that cannot be met before any queries are made, which may take long. Raises BudgetError."""
+    """Raise BudgetError if the budget cannot be met. This runs before queries are made, which may take long."""
     if budget.kind != "error":
         allocate(budget, list(traced.groups), traced.cost_model)
 
@@ -272,7 +275,7 @@ def _distill_options(distill: int | Distill, queries: Any, checkpoint: str | Pat
 
 
 def _repair_options(repair: bool | Repair) -> Repair | None:
-    """The options of the repair, or None without one. Raises InputError."""
+    """The options of the repair, or None for no repair. Raises InputError."""
     if not isinstance(repair, (bool, Repair)):
         raise InputError(f"repair must be True, False or Repair(...), not {repair!r}.")
     return repair if isinstance(repair, Repair) else Repair() if repair else None

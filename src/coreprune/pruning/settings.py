@@ -1,4 +1,4 @@
-"""What a call of prune() asked for: frozen, and walked field by field by the report and by the call that repeats it."""
+"""The settings of one call of prune(), for the report and for the Python code that repeats the call."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from coreprune.pruning.distill.distill import Distill
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.selectors import Own, Selector
 
-SAMPLES = "samples"  # what the settings keep of samples, which may be large and have no name
+SAMPLES = "samples"  # stands for the user's samples, which may be large and have no name
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of one call of prune(), checked and completed, by their names there.
+    """The arguments of one call of prune(), under the same names, after checks and with defaults filled in.
 
     method: the selector itself. exclude: names or patterns of groups. queries: a name, a path, a source, or "samples"
-    for the user's own tensors; None for none. repair, distill: their options, or None without them.
+    for the user's own tensors; None for no queries. repair, distill: their options, or None if they are off.
     """
 
     budget: Budget
@@ -36,7 +36,7 @@ class Settings:
     seed: int
     delta: float
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(), which the call need not say
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
         "n_queries": None,
         "exclude": (),
@@ -46,11 +46,14 @@ class Settings:
     }
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, one entry a field."""
+        """Plain values for JSON, one entry per field."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     def call(self) -> str:
-        """Python source that makes the same result again; what the caller made is imported, or left as a name."""
+        """Python source that gives the same result again.
+
+        Objects of the caller are imported where that is possible. Otherwise a name stands for them.
+        """
         code = _Source()
         arguments = ["model", "example_inputs"]
         for f in fields(self):
@@ -66,14 +69,14 @@ class Settings:
 
 
 def asked_queries(queries: Any) -> Any:
-    """What `Settings.queries` keeps of the argument."""
+    """What `Settings.queries` stores for the argument `queries`."""
     if queries is None or isinstance(queries, (str, Path)):
         return queries if queries is None else str(queries)
     return queries if callable(queries) else SAMPLES
 
 
 class _Source:
-    """Writes values as Python source, and collects what has to be imported for it."""
+    """Writes values as Python source, and collects the imports that the source needs."""
 
     def __init__(self) -> None:
         self.imported: dict[str, set[str]] = {}
@@ -106,7 +109,7 @@ class _Source:
         return f"your_{''.join(c if c.isalnum() else '_' for c in str(name))}"
 
     def imports(self, *ours: str) -> str:
-        """The import lines, ours first, and a remark on what could not be imported."""
+        """The import lines, ours first, and a comment for each object that cannot be imported."""
         self.imported.setdefault("coreprune", set()).update(ours)
         lines = [
             f"from {place} import {', '.join(sorted(names, key=lambda n: (n.islower(), n)))}\n"
@@ -117,7 +120,7 @@ class _Source:
         )
 
     def _importable(self, thing: Any) -> bool:
-        """Whether a class or function can be imported by its name, and then from where."""
+        """Whether a class or function can be imported by its name. If so, note the module to import it from."""
         name = thing.__name__
         for place in _places(thing.__module__):
             if place in sys.modules and getattr(sys.modules[place], name, None) is thing:
@@ -127,7 +130,7 @@ class _Source:
 
 
 def _places(module: str) -> Iterable[str]:
-    """Where a reader looks for what is defined in a module: our public modules first, never a script."""
+    """The modules to import a name from, given where it is defined: our public modules first, never a script."""
     if module.partition(".")[0] == "coreprune":
         yield from ("coreprune", "coreprune.selectors", "coreprune.queries")
     if module != "__main__":
@@ -135,7 +138,7 @@ def _places(module: str) -> Iterable[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A value for JSON: options as a dict with the name of their kind, and everything unknown as text."""
+    """A value for JSON. Options become a dict with the name of their class; everything unknown becomes text."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):

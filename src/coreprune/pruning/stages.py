@@ -1,4 +1,4 @@
-"""The stages that prune(), make_plan() and apply_plan() are made of."""
+"""The stages of prune(), make_plan() and apply_plan()."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from coreprune.pruning.validate import Exclude, check_model
 class Pruned:
     """A model after surgery, and what led to it.
 
-    traced: the original; what turned out not to be free is locked. plan: what was carried out. removed: the smaller
-    model, with the positions that stayed. start: its tensors in the original's shapes, before any repair.
-    decisions: by name of the group; empty for a plan that was made before.
+    traced: the original. Groups that could not shrink after all are locked in it. plan: the plan that was carried out.
+    removed: the smaller model, and which positions stayed. start: the tensors of the smaller model in the original's
+    shapes, before any repair. decisions: by name of the group; empty if the plan was made earlier.
     """
 
     traced: Traced
@@ -44,15 +44,18 @@ class Pruned:
 
 
 def trace(model: nn.Module, example_inputs: Any, tell: Progress, exclude: Exclude = ()) -> Traced:
-    """Groups, with those locked that the forward does not survive, so that no budget is spent on them.
+    """Trace a model and find its groups.
 
-    exclude: names of groups, patterns of them, or modules of the model; these groups are locked too. Raises InputError
-    for one that no group belongs to.
+    Groups whose pruning would make the forward fail are locked, so that the allocation does not count on them.
+    exclude: names of groups, patterns of names, or modules of the model; these groups are locked too.
+
+    Raises InputError if no group belongs to one of them.
     """
     check_model(model, example_inputs)
     tell("capture", 0, 1)
     captured = capture(model, *normalise_example(example_inputs))
-    # Tracing does not see all that is wrong, and then no group would survive the probe, as if the model were at fault.
+    # Tracing misses some errors. Without this check they would make every group fail the probe, as if no group of the
+    # model could shrink.
     check_runs(model, captured.args, captured.kwargs)
     found = Traced(model, captured, find_groups(captured))
     traced = probe(found.locking(excluded(found, exclude)))
@@ -61,7 +64,7 @@ def trace(model: nn.Module, example_inputs: Any, tell: Progress, exclude: Exclud
 
 
 def excluded(traced: Traced, exclude: Exclude) -> dict[str, str]:
-    """Name of every free group that stays whole because the caller said so -> the reason. Raises InputError."""
+    """The free groups that the caller excludes: name -> the reason. Raises InputError."""
     reasons: dict[str, str] = {}
     for item in exclude:
         if isinstance(item, nn.Module):
@@ -78,7 +81,7 @@ def excluded(traced: Traced, exclude: Exclude) -> dict[str, str]:
 
 
 def exclude_names(traced: Traced, exclude: Exclude) -> tuple[str, ...]:
-    """The same exclusions with modules replaced by the names of the groups that they make."""
+    """The same exclusions, with every module replaced by the names of the groups that it makes."""
     named: list[str] = []
     for item in exclude:
         named += [item] if isinstance(item, str) else [g.name for g in _made_by(item, traced)[0]]
@@ -86,7 +89,7 @@ def exclude_names(traced: Traced, exclude: Exclude) -> tuple[str, ...]:
 
 
 def _made_by(module: nn.Module, traced: Traced) -> tuple[list[Group], str]:
-    """The groups with a channel that a layer inside `module` makes."""
+    """The groups that have a channel made by a layer inside `module`, and the reason for excluding them."""
     paths = [path for path, m in traced.model.named_modules(remove_duplicate=False) if m is module]
     kind = type(module).__name__
     if not paths:
@@ -104,7 +107,10 @@ def _made_by(module: nn.Module, traced: Traced) -> tuple[list[Group], str]:
 
 
 def prune_to(traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock) -> Pruned:
-    """Select, allocate and cut; what the forward does not survive stays whole, and the others meet the budget."""
+    """Select, allocate and cut.
+
+    If the model does not run without some channels of a group, that group stays whole, and the others meet the budget.
+    """
     readers = {}
     if calibration is not None:
         with clock("statistics"):
@@ -124,7 +130,7 @@ def prune_to(traced: Traced, settings: Settings, calibration: Calibration | None
 
 
 def carry_out(traced: Traced, plan: Plan) -> Pruned:
-    """A smaller copy with re-weighted consumers; `removed.locked` names the groups that had to be put back."""
+    """A smaller copy with re-weighted consumers. `removed.locked` names the groups that had to stay whole after all."""
     keep = {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
     removed = remove(traced, keep)
     start = weights_after(traced, {n: entry for n, entry in plan.groups.items() if n not in removed.locked})
@@ -146,7 +152,7 @@ def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Pro
 
 
 def make_report(pruned: Pruned, settings: Settings, calibration: Calibration | None, fits: tuple[Refit, ...]) -> Report:
-    """What became of the model: sizes, groups with their certificates, repairs, agreement."""
+    """The report: sizes, groups with their certificates, repairs, agreement."""
     traced, small = pruned.traced, pruned.removed.model
     costs = traced.cost_model
     widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
@@ -180,7 +186,7 @@ def make_report(pruned: Pruned, settings: Settings, calibration: Calibration | N
 
 
 def _by_depth(captured: Captured, groups: list[Group]) -> list[Group]:
-    """The groups in the order in which the forward first uses a weight that makes them."""
+    """The groups, in the order in which the forward first uses a weight that makes their channels."""
     first: dict[str, int] = {}
     for position, node in enumerate(captured.graph.graph.nodes):
         for used in node.all_input_nodes:

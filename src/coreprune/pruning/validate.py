@@ -1,4 +1,4 @@
-"""What prune() and its relatives refuse before any work is done."""
+"""Checks of arguments and models. prune() and related functions run them before any work is done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ Exclude = tuple[str | nn.Module, ...]
 
 
 def check_model(model: object, example_inputs: Any) -> None:
-    """Refuse models that no method here can read: nothing trainable, non-float weights, several devices."""
+    """Raise InputError for a model or example inputs that cannot be pruned.
+
+    Examples: no parameters, weights that are not floating-point or not finite, a wrapper for several devices, an
+    example input that is empty or on another device.
+    """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -49,7 +53,7 @@ def check_model(model: object, example_inputs: Any) -> None:
 
 
 def check_settings(budget: object, seed: object, delta: object) -> Budget:
-    """The budget, or the default one. Raises InputError for settings of the wrong kind."""
+    """The budget, or the default one. Raises InputError if an argument has the wrong type or range."""
     budget = Budget() if budget is None else budget
     if not isinstance(budget, Budget):
         raise InputError(f"budget must be a Budget, e.g. Budget(keep=0.5), not {budget!r}.")
@@ -60,7 +64,7 @@ def check_settings(budget: object, seed: object, delta: object) -> Budget:
 
 
 def check_exclude(exclude: object) -> Exclude:
-    """Patterns of names, and modules; one on its own is a list of one. Raises InputError for anything else."""
+    """Patterns of names and modules, as a tuple; a single one becomes a tuple of one. Raises InputError otherwise."""
     items = (exclude,) if isinstance(exclude, (str, nn.Module)) else exclude
     if not isinstance(items, (tuple, list, set, frozenset)) or not all(
         isinstance(item, nn.Module) or (isinstance(item, str) and item) for item in items
@@ -73,6 +77,6 @@ def check_exclude(exclude: object) -> Exclude:
 
 
 def check_count(n: object, name: str) -> None:
-    """Raises InputError unless n is None or a whole number of at least one."""
+    """Raise InputError unless n is None or a whole number of at least one."""
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise InputError(f"{name} must be a whole number of queries, at least one, not {n!r}.")
