@@ -1,4 +1,4 @@
-"""Queries, ready to be run: in batches of one size, with the model traced at that size."""
+"""Queries that are ready to run: in batches of equal size, with the model traced at that size."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from coreprune.queries.spec import is_source
 
 log = logging.getLogger(__name__)
 
-_BATCH = 32  # samples that are run at once
-_FRESH = 64  # queries of its own for the agreement, at least
-_SPARE = 256  # samples of the user that selection and repair have first; as many again are held back, or a quarter
+_BATCH = 32  # samples that are run together
+_FRESH = 64  # at least this many queries are made for the agreement alone
+# Of the user's samples, selection and repair get at least this many. The agreement gets as many, or a quarter of all if
+# that is more, as far as there are samples left.
+_SPARE = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What the caller said of the queries: arguments of `prune` by other names.
+    """What the caller said about the queries, from the arguments of `prune`.
 
-    example: the example inputs. spec: what makes or holds them. n: how many, or None. cache: a file, or None.
+    example: `example_inputs`. spec: `queries`, which makes or holds them. n: `n_queries`, or None. cache: a file, or
+    None.
     """
 
     example: Any
@@ -38,11 +41,11 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What selection, allocation and repair go by.
+    """The queries that selection, allocation and repair use, and the model traced for them.
 
-    queries: what is used. fresh: others of the same source, which nothing but the agreement sees; None where the user
-    gave too few samples. captured: the model traced at the size of the batches. operators: its linear maps, by the name
-    of their weight. batches: (args, kwargs) each.
+    queries: the queries for these steps. fresh: other queries from the same source, which only the agreement uses; None
+    if the user gave too few samples. captured: the model, traced at the size of the batches. operators: its linear
+    maps, by the name of their weight. batches: the queries in batches, (args, kwargs) each.
     """
 
     queries: Queries
@@ -53,7 +56,7 @@ class Calibration:
 
 
 def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibration:
-    """Make or take the queries. Raises what `make_queries` raises."""
+    """Make the queries, or take those that were given. Raises what `make_queries` raises."""
     model, spec, cache = traced.model, asked.spec, asked.cache
     generator = torch.Generator().manual_seed(seed)
     queries = make_queries(model, asked.example, spec, n=asked.n, seed=generator, progress=tell, cache=cache)
@@ -62,9 +65,9 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
         count = max(_FRESH, len(queries) // 4)
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
         fresh = make_queries(model, asked.example, spec, n=count, seed=generator, progress=tell, cache=again)
-    elif queries.source == "samples" and len(queries) > _SPARE:  # inputs made before are used as they are
+    elif queries.source == "samples" and len(queries) > _SPARE:  # queries that were made earlier are used as they are
         held_back = max(_SPARE, len(queries) // 4)
-        # at random, because files and loaders are often sorted, and T11 is about samples of one distribution
+        # At random, because files and loaders are often sorted, and T11 assumes samples of one distribution.
         queries, fresh = queries.split(max(_SPARE, len(queries) - held_back), generator)
     return _in_batches(traced, queries, fresh)
 
@@ -85,7 +88,7 @@ def _in_batches(traced: Traced, queries: Queries, fresh: Queries | None) -> Cali
 
 
 def _batch_size(n: int) -> int:
-    """Up to 32 samples at once, such that as few as possible are left over."""
+    """The size of a batch: at most 32, and such that as few samples as possible are left over."""
     if n <= _BATCH:
         return n
     return min(range(_BATCH, _BATCH // 2 - 1, -1), key=lambda size: n % size)

@@ -1,4 +1,4 @@
-"""What the consumers of every group read on the queries: covariances, some samples, and what their errors are worth."""
+"""Statistics of what the consumers of every group read on the queries: covariances, samples, weights of errors."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class Collect:
     """How statistics are collected.
 
     features: readers with more features than this use the channel version (every kernel position is a row of its own).
-    rows: per reader, positions of the queries beyond which only an even part is used; at least 16 per feature.
-    samples: feature rows that are kept as they are.
+    rows: at most this many positions per reader, or 16 per feature if that is more, sampled evenly.
+    samples: how many feature rows are kept unchanged.
     worth: weigh output errors by the second moment of the gradient of the model's output (one random projection per
-        sample); False weighs them by 1.
+        sample). False gives all errors the weight 1.
+    window: side of the windows over which gradients of neighbouring positions are summed (`_pooled`).
     """
 
     features: int = 1152
@@ -43,7 +44,7 @@ class Collect:
 
 @dataclass
 class _Site:
-    """One parameter axis that reads a group. columns: of the flattened features, by unit."""
+    """One parameter axis that reads a group. columns: its columns of the flattened features, ordered by unit."""
 
     group: str
     operator: Operator
@@ -59,20 +60,21 @@ class _Site:
         return self.columns.numel() // (self.units * self.channels)
 
     def split(self, options: Collect) -> bool:
-        """Whether the channel version is used."""
+        """Whether the channel version is used (see `Collect.features`)."""
         return self.columns.numel() > options.features and self.slots > 1
 
     def features(self, options: Collect) -> int:
-        """Side of the covariance."""
+        """How many rows and columns the covariance has."""
         return self.units * self.channels if self.split(options) else self.columns.numel()
 
 
 def collect_readers(
     traced: Traced, calibration: Calibration, options: Collect, generator: torch.Generator, tell: Progress
 ) -> dict[str, tuple[Reader, ...]]:
-    """Readers of every free group, by name; a group that no linear map reads alone has none.
+    """The readers of every free group, by the group's name.
 
-    One batch is in memory at a time.
+    A reader is a linear map. A group that is only read in other ways (such as q·k) has none. Only one batch is in
+    memory at a time.
     """
     sites = _sites(traced.free, calibration.operators)
     by_node: dict[fx.Node, list[_Site]] = {}
@@ -93,7 +95,7 @@ def collect_readers(
 
 @dataclass(frozen=True, eq=False)
 class _Walk:
-    """What every batch is run with."""
+    """What all batches have in common."""
 
     tensors: Mapping[str, Tensor]
     calibration: Calibration
@@ -107,7 +109,7 @@ class _Walk:
 
 
 def _one_batch(walk: _Walk, b: int) -> bool:
-    """Add what one batch shows; returns whether errors could be weighed."""
+    """Add the statistics of one batch. Returns whether errors could be weighed by gradients."""
     captured, by_node, options = walk.calibration.captured, walk.by_node, walk.options
     run = Execution(captured, walk.tensors, [walk.calibration.batches[b]])
     nodes = list(captured.graph.graph.nodes)
@@ -127,7 +129,8 @@ def _one_batch(walk: _Walk, b: int) -> bool:
                     for site in by_node[node]:
                         _add(site, features, options, walk.batches)
             if options.worth and isinstance(value, Tensor) and node in by_node:
-                # No view: an in-place operation behind it is then done on a copy, and the gradient is that before it.
+                # A copy in place of a view: a later in-place operation then works on another copy, and the gradient is
+                # that of the value before the operation.
                 value = value.clone() if value._is_view() else value
                 run.values[node] = [value if value.requires_grad else value.requires_grad_()]
                 taped[node] = value
@@ -139,9 +142,9 @@ def _one_batch(walk: _Walk, b: int) -> bool:
 
 
 def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
-    """Second moments of the gradient of a random projection of the outputs, at every reader's output.
+    """Add the second moments of the gradient of a random projection of the outputs, at every reader's output.
 
-    Returns whether there is such a gradient.
+    Returns whether such a gradient exists.
     """
     outputs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
     if not outputs:
@@ -151,7 +154,7 @@ def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
         gradients = torch.autograd.grad(total, list(taped.values()), allow_unused=True)  # type: ignore[arg-type]
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # an operation that was registered without a gradient
+    except RuntimeError as error:  # an operation that has no gradient
         log.warning("output errors of all layers weigh the same, because the model has no gradient: %s", error)
         return False
     for node, gradient in zip(taped, gradients, strict=True):
@@ -170,19 +173,19 @@ def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
 
 
 def _scale(x: Tensor) -> Tensor:
-    """Standard deviation times the root of the entries per sample: errors then count in shares of the variance."""
+    """Standard deviation times the root of the number of entries per sample. Errors are then shares of the variance."""
     deviation = x.detach().double().std(correction=0).clamp_min(1e-12)
     return (deviation * (x[0].numel() ** 0.5 if x.dim() else 1.0)).to(x)
 
 
 def _pooled(gradient: Tensor, window: int) -> Tensor:
-    """Sums over windows of neighbouring positions, over the root of their size.
+    """Sums over windows of neighbouring positions, divided by the root of the number of positions in a window.
 
-    What is lost at neighbouring positions of an image is alike, so it adds up where the gradient has one sign and
-    cancels where it alternates. Summing the squares of single positions would miss that, most of all before pooling.
+    Errors at neighbouring positions of an image are similar. So they add up where the gradient keeps its sign, and
+    cancel where its sign alternates. Squares of single positions would miss this, especially before pooling.
     """
     dims = gradient.dim() - 2
-    for axis in range(2, 2 + dims):  # one axis after the other; sums of slices are faster than the library's pooling
+    for axis in range(2, 2 + dims):  # axis by axis; sums of slices are faster than torch's pooling
         length = gradient.shape[axis]
         sides = [0, 0] * (dims + 1 - axis) + [window // 2, (window - 1) // 2]
         padded = nn.functional.pad(gradient, sides)
@@ -248,13 +251,16 @@ def _channel_counts(group: Group, piece: ParamSlice) -> Tensor:
 
 
 def _columns(group: Group, piece: ParamSlice, operator: Operator) -> Tensor | None:
-    """Columns of the flattened features that belong to the group, by unit, channel, position and kernel tap."""
+    """The columns of the flattened features that belong to the group, ordered by unit, channel, position, kernel tap.
+
+    None if there is no common layout.
+    """
     if piece.index.ndim == 1 and operator.groups > 1:
         return None
     counts = _channel_counts(group, piece).reshape(-1, group.unit)
     read = counts[counts > 0]
     if not read.numel() or bool((read != read[0]).any()) or bool(((counts > 0) != (counts[0] > 0)).any()):
-        return None  # the units are not read alike: no common layout
+        return None  # the units are read in different ways: no common layout
     index = piece.index.reshape(-1)
     live = (index >= 0).nonzero()[:, 0]
     ordered = live[torch.argsort(index[live], stable=True)]

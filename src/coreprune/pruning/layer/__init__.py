@@ -1,1 +1,1 @@
-"""One layer of a model in the words of the theory: its weights, its surroundings, its activation, its linear map."""
+"""One layer of a model as the theory describes it: its weights, its norms, its activation, its linear map."""

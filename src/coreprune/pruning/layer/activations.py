@@ -1,4 +1,4 @@
-"""What the certificates need to know of an activation function."""
+"""What the certificates need to know about an activation function."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Activation:
 
 
 def activation(name: str) -> Activation:
-    """What the table of operations knows of an activation; about any other name nothing is certified.
+    """Look an activation up in the table of operations. For a name that is not there, nothing is certified.
 
-    name: of an operation, or "identity" where no activation lies between the layers.
+    name: of an operation, or "identity" if there is no activation between the layers.
     """
     if name == "identity":
         return Activation(name, lambda x: x, 1.0, homogeneous=True)

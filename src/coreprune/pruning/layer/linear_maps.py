@@ -1,6 +1,6 @@
 """Linear maps in an exported graph: which nodes multiply features by a weight, and what those features are.
 
-A convolution is a linear map of patches, so that moments, least squares and refits are written once for all of them:
+A convolution is a linear map of patches. So the same code for moments, least squares and refits serves all linear maps:
 features X (g, rows, f), weight W (g, o, f), output Y = X Wᵀ (g, rows, o), with g > 1 for grouped convolutions only.
 """
 
@@ -20,10 +20,10 @@ from coreprune.graph.ops import op_name, operation
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """A node that computes X Wᵀ + b from one activation, one weight and maybe one bias.
+    """A node that computes X Wᵀ + b from one activation, one weight and at most one bias.
 
     node, source: the node and the node of its activation. weight, bias: names of the parameters.
-    out_dim, in_dim: the axes of the weight. groups: of a convolution.
+    out_dim, in_dim: the axes of the weight that belong to the outputs and to the inputs. groups: of a convolution.
     kernel, stride, padding, dilation: of a convolution; the kernel of a linear layer is ().
     """
 
@@ -41,7 +41,7 @@ class Operator:
 
     @property
     def taps(self) -> int:
-        """Positions of the input that one output sees."""
+        """How many positions of the input one output depends on."""
         return math.prod(self.kernel)
 
     def matrix(self, weight: Tensor) -> Tensor:
@@ -57,9 +57,10 @@ class Operator:
         return matrix.reshape(like.shape).to(like)
 
     def features(self, x: Tensor, rows: Tensor | None = None, alive: Tensor | None = None) -> Tensor:
-        """What the operator multiplies: (g, rows, f), in the dtype of x.
+        """The features that the operator multiplies by its weight: (g, rows, f), in the dtype of x.
 
-        rows: which of the rows, all of them by default. alive: (g, left) input channels of every group to read.
+        rows: which of the rows to return; all of them by default. alive: (g, left), which input channels of every group
+        to read; all of them by default.
         """
         if alive is not None:
             x = self._alive(x, alive)
@@ -78,14 +79,14 @@ class Operator:
         steps = [n, *(s * by for s, by in zip(self.stride, space, strict=True))]
         at = torch.unravel_index(rows, sizes)
         corner = torch.stack([i * step for i, step in zip(at, steps, strict=True)]).sum(dim=0)
-        # By index, which is several times faster than a copy of an unfolded view, and makes the wanted rows only.
-        short = torch.int32 if padded.numel() < 2**31 else torch.int64  # half the memory, where that is enough
+        # Indexing is several times faster than copying an unfolded view, and it makes only the rows that are wanted.
+        short = torch.int32 if padded.numel() < 2**31 else torch.int64  # half the memory, if int32 is enough
         entries = corner[:, None].to(short) + (first + torch.tensor(taps, device=x.device)).flatten().to(short)
         patches = padded.flatten().index_select(0, entries.flatten())
         return patches.reshape(len(rows), self.groups, -1).transpose(0, 1)
 
     def outputs(self, y: Tensor, rows: Tensor | None = None) -> Tensor:
-        """A tensor shaped like the node's output as (g, rows, o)."""
+        """Reshape a tensor of the shape of the node's output to (g, rows, o)."""
         if not self.kernel:
             flat = y.reshape(-1, y.shape[-1])
             return (flat if rows is None else flat[rows])[None]
@@ -94,7 +95,7 @@ class Operator:
         return flat.reshape(flat.shape[0], self.groups, -1).transpose(0, 1)
 
     def count(self, y: Tensor) -> int:
-        """Rows of the node's output y."""
+        """How many rows the node's output y has."""
         return y.numel() // y.shape[self.channel_axis]
 
     def _alive(self, x: Tensor, alive: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ def _operator(node: fx.Node, sources: Mapping[str, tuple[str, str]]) -> Operator
         if isinstance(padding, str):
             spans = [d * (k - 1) for k, d in zip(weight.meta["val"].shape[2:], _spread(dilation, dims), strict=True)]
             if padding == "same" and any(span % 2 for span in spans):
-                return None  # more on one side than on the other
+                return None  # this padding is larger on one side than on the other
             padding = [span // 2 if padding == "same" else 0 for span in spans]
         return _made(
             node,
@@ -180,10 +181,11 @@ def is_tensor_meta(node: Any) -> bool:
 
 
 def even_rows(available: int, most: int, device: torch.device) -> Tensor | None:
-    """An even subset of the rows, ascending, when there are more than are worth their time.
+    """At most `most` of the `available` rows, sampled evenly, in ascending order; None means all of them.
 
-    One of every stretch of rows, at a place that varies (fractional parts of multiples of the golden ratio): with one
-    fixed step the rows of an image would all lie in a few of its columns.
+    The rows are cut into equal stretches, and one row is taken from each. Its place in the stretch varies (fractional
+    parts of multiples of the golden ratio). With a fixed place, the rows of an image would all lie in a few of its
+    columns.
     """
     if available <= most:
         return None

@@ -1,4 +1,4 @@
-"""Read a group of channels as the theory sees it: incoming rows, outgoing columns, and the activation between."""
+"""Read a group of channels in the form of the theory: incoming rows, outgoing columns, and the activation between."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def read_layer(tensors: Mapping[str, Tensor], captured: Captured, group: Group) -> LayerWeights:
     """Collect the weights around a group, one row and one column per unit, in float64.
 
-    A unit of several channels (a head) has the rows of its channels side by side. Several producers or consumers are
-    stacked: the unit's response is then a function of all their inputs together.
+    For a unit of several channels (a head), the rows of its channels stand side by side. Several producers or consumers
+    are stacked: the response of the unit is then a function of all their inputs together.
     """
     units = group.size // group.unit
     made = [(_rows(tensors[s.param], s, group), tensors[s.param].ndim == 1) for s in group.producers]
@@ -50,7 +50,7 @@ def read_layer(tensors: Mapping[str, Tensor], captured: Captured, group: Group) 
 
 
 def _columns(group: Group, made: list[tuple[Tensor, bool]]) -> dict[str, tuple[int, int]]:
-    """Name of every weight that makes the channels -> its columns in the incoming rows."""
+    """For every weight that makes the channels: name -> its columns in the incoming rows."""
     found, at = {}, 0
     for piece, (rows, is_bias) in zip(group.producers, made, strict=True):
         if not is_bias:
@@ -62,8 +62,8 @@ def _columns(group: Group, made: list[tuple[Tensor, bool]]) -> dict[str, tuple[i
 def plain_linear(captured: Captured, group: Group) -> bool:
     """Whether the theorems apply as written: one linear layer makes the channels, linear layers read each of them once.
 
-    Convolutions, and linear layers behind a flattening of several positions, are chosen by the same selectors; but
-    their outputs sum over positions, and the certificates are for one position.
+    The same selectors also choose channels of convolutions, and of linear layers that read several flattened positions.
+    But those layers sum over positions, and the certificates hold for one position.
     """
     weights = {s.param for s in group.producers if len(captured.tensors[s.param][0]) > 1}
     readers = [s for consumer in group.consumers for s in consumer.slices]
@@ -82,7 +82,7 @@ def plain_linear(captured: Captured, group: Group) -> bool:
 def activation_name(captured: Captured, group: Group) -> str:
     """Name of the only activation between the layer that makes the channels and their consumers, or "unknown".
 
-    "unknown" wherever something else happens on the way, or the activation's parameters are not the usual ones.
+    It is "unknown" if there is any other operation in between, or if the activation has unusual parameters.
     """
     nodes = {node.name: node for node in captured.graph.graph.nodes}
     found = {_on_the_way(nodes.get(consumer.source), captured, group) for consumer in group.consumers}

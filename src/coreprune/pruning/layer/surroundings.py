@@ -1,4 +1,4 @@
-"""What surrounds a group of channels: its batch norms, and whether one channel can replace another."""
+"""What surrounds a group of channels: batch norms, and whether one channel can replace another."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from coreprune.pruning.layer.weights import NormStatistics
 def norms_behind(
     tensors: Mapping[str, Tensor], captured: Captured, group: Group, columns: Mapping[str, tuple[int, int]]
 ) -> tuple[NormStatistics, ...]:
-    """The batch norms in evaluation mode that read, alone and directly, what a layer of the group makes.
+    """The batch norms in evaluation mode that directly follow a layer of the group, and are its only readers.
 
-    columns: name of the layer's weight -> its columns in the incoming rows. Only for units of one channel.
+    columns: name of the layer's weight -> its columns in the incoming rows. There are none for units of several
+    channels.
     """
     if group.unit != 1:
         return ()
@@ -39,7 +40,7 @@ def _norm_of(
         for role, at in (("scale", 1), ("shift", 2), ("mean", 3), ("variance", 4))
         if (name := _name(captured, norm.args[at])) is not None
     }
-    if any(len(a.users) > 1 for a in norm.all_input_nodes[1:]):  # the same norm elsewhere has other statistics in mind
+    if any(len(a.users) > 1 for a in norm.all_input_nodes[1:]):  # also used elsewhere, with other statistics
         return None
     names["weight"] = weight
     bias = _name(captured, layer.args[2]) if len(layer.args) > 2 else None
@@ -69,7 +70,7 @@ def _norm_of(
 
 
 def _only_user(captured: Captured, param: str) -> fx.Node | None:
-    """The only node that uses a parameter, if it is a layer that uses it as its weight."""
+    """The only node that uses a parameter, if that node is a layer and the parameter its weight; otherwise None."""
     users = [user for node in captured.graph.graph.nodes if _name(captured, node) == param for user in node.users]
     if len(users) != 1 or not operation(users[0]).makes_channels or _name(captured, users[0].args[1]) != param:
         return None
@@ -77,7 +78,7 @@ def _only_user(captured: Captured, param: str) -> fx.Node | None:
 
 
 def _name(captured: Captured, node: object) -> str | None:
-    """The canonical name of the parameter or buffer that a node is, or None."""
+    """The canonical name of the parameter or buffer that a node stands for, or None."""
     if not isinstance(node, fx.Node) or node.op != "placeholder":
         return None
     kind, name = captured.sources.get(node.name, ("", ""))
@@ -85,7 +86,7 @@ def _name(captured: Captured, node: object) -> str | None:
 
 
 def _per_channel(tensor: Tensor, piece: ParamSlice, group: Group) -> Tensor | None:
-    """The one number that every channel has in a tensor, (n,) float64; None where it is not one."""
+    """The number that every channel has in a tensor, (n,) float64; None unless each channel has exactly one."""
     table = group.layouts[piece.param, piece.dim]
     if tensor.ndim != 1 or table is None or table.shape[1] != 1:
         return None
@@ -95,7 +96,7 @@ def _per_channel(tensor: Tensor, piece: ParamSlice, group: Group) -> Tensor | No
 def other_rows(
     tensors: Mapping[str, Tensor], captured: Captured, group: Group, norms: tuple[NormStatistics, ...]
 ) -> Tensor | None:
-    """What else belongs to every unit, (units, e) float64: the parameters in `others` that are not of `norms`."""
+    """Further parameters of every unit, (units, e) float64: those in `others` that do not belong to `norms`."""
     rows = []
     for piece in group.others:
         table = group.layouts[piece.param, piece.dim]
@@ -106,7 +107,7 @@ def other_rows(
 
 
 def no_mean(group: Group) -> str:
-    """In words, why two units of a group cannot be averaged into one. Empty where they can."""
+    """In words, why two units of a group cannot be replaced by their mean; empty if they can."""
     if group.sections is not None:
         return "its units lie in sections that see different inputs"
     if "heads" in group.flags:
@@ -120,10 +121,10 @@ def no_mean(group: Group) -> str:
 
 
 def no_scale(captured: Captured, group: Group, norms: tuple[NormStatistics, ...]) -> str:
-    """In words, why no unit of a group can be replaced by a multiple of another. Empty where it can.
+    """In words, why no unit of a group can be replaced by a multiple of another; empty if it can.
 
-    It can where everything between the layers that make the channels and their consumers is positively homogeneous and
-    works on each channel alone. Batch norms directly behind these layers do not count.
+    It can if everything between the layers that make the channels and their consumers is positively homogeneous and
+    works on each channel alone. Batch norms directly behind these layers do not matter here.
     """
     if reason := no_mean(group):
         return reason
