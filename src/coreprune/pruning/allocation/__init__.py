@@ -1,1 +1,1 @@
-"""How wide every group stays under a budget."""
+"""Choose how many units of every group stay under a budget."""

@@ -1,4 +1,4 @@
-"""From a budget to the width of every group."""
+"""Choose the width of every group under a budget."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def _by_error(
     most: float | None,
     tell: Callable[[str, int, int], None] | None,
 ) -> Rungs:
-    """From the top down: the step that adds least error per unit of cost goes first, until the limit holds.
+    """Start at full width, and always take the step that adds the least error per unit of cost, until the limit holds.
 
-    Steps are priced on the lower convex hull of each curve, so that a cheap step behind an expensive one is seen.
-    most: if given, go on as long as the errors add up to no more than this.
+    The price of a step is taken from the lower convex hull of the curve, so that an expensive step does not hide a
+    cheap one behind it. most: if given, go on as long as the sum of the errors is at most this.
     """
     ladders = spending.ladders
     errors = {n: [max(float(curves[n][w]), 0.0) for w in ladder] for n, ladder in ladders.items()}
@@ -81,16 +81,16 @@ def _by_error(
     total = sum(errors[n][rung] for n, rung in rungs.items())
 
     def next_step(name: str) -> tuple[float, int, int | float]:
-        """Its price, the rung it leads to, and what is spent then.
+        """The price of the group's next step, the rung that it leads to, and the cost of the model there.
 
-        It goes down to the first rung that saves something: a latency may fall with every eighth channel only.
+        The step goes down to the first rung that saves something: a latency may fall only with every eighth channel.
         """
         at = to = rungs[name]
         less = spent
         while less >= spent and to > 0:
             to -= 1
             less = spending({**rungs, name: to})
-        if less >= spent:  # nothing saves
+        if less >= spent:  # no rung saves anything
             to, less = at - 1, spending({**rungs, name: at - 1})
         return (hulls[name][to] - hulls[name][at]) / max(spent - less, 1e-15 * before), to, less
 
@@ -98,7 +98,7 @@ def _by_error(
     heapq.heapify(queue)
     while queue and (most is not None or spent > spending.limit):
         _, name = heapq.heappop(queue)
-        # A step saves less as other groups shrink, so an old price is a lower bound: check it before acting on it.
+        # A step saves less as other groups shrink. So an old price is a lower bound, and is computed again before use.
         price, to, less = next_step(name)
         if queue and price > queue[0][0] + 1e-12 * abs(queue[0][0]):
             heapq.heappush(queue, (price, name))
@@ -117,7 +117,7 @@ def _by_error(
 
 
 def _filled(rungs: Rungs, spending: Spending, classes: list[Class], order: Callable[[str, int], float]) -> Rungs:
-    """Raise classes by a step, those with the least `order(name, rung)` first, until no step of any class fits.
+    """Widen classes step by step, those with the least `order(name, rung)` first, until no step of any class fits.
 
     All groups of a class are on the same rung of the same ladder.
     """
@@ -147,5 +147,5 @@ def _alike(free: list[Group]) -> list[Class]:
 
 
 def _rungs(ladders: Mapping[str, Ladder], share: float) -> Rungs:
-    """The widest rung of every ladder that is at most `share` of the full width, or the lowest."""
+    """On every ladder, the widest rung of at most `share` of the full width; the lowest rung if there is none."""
     return {name: max(sum(w <= share * ladder[-1] for w in ladder) - 1, 0) for name, ladder in ladders.items()}

@@ -1,4 +1,4 @@
-"""What the pruned model may cost."""
+"""Budget: what the pruned model may cost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Budget:
     absolute: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no model can meet."""
+        """Raise BudgetError for values that contradict each other, or that no model can meet."""
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) > 1:
             raise BudgetError(f"{' and '.join(given)} are given, but a budget has one of {', '.join(KINDS)}.")
@@ -96,12 +96,12 @@ class Budget:
 
     @property
     def limit(self) -> Any:
-        """Its value."""
+        """The value of the limit."""
         return getattr(self, self.kind)
 
 
 def _check_limit(kind: str, value: Any) -> None:
-    """Refuse what is not a number in the range of its kind."""
+    """Raise BudgetError unless the value is a number in the range of its kind."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise BudgetError(f"{kind} must be a number, e.g. {kind}=0.5, but it is {value!r}.")
     if value <= 0:
@@ -115,7 +115,7 @@ def _check_limit(kind: str, value: Any) -> None:
 
 
 def _shares(keep: Mapping[Any, Any]) -> dict[str, int | float]:
-    """A copy of the shares by pattern."""
+    """A copy of the shares by pattern. Raises BudgetError unless patterns and shares are valid."""
     if not keep or not all(isinstance(pattern, str) and pattern for pattern in keep):
         raise BudgetError(
             f"keep must be a share, or shares by names or patterns, e.g. {{'layer1.*': 0.8}}, not {keep!r}."

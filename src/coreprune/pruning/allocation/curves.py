@@ -11,12 +11,12 @@ from coreprune.pruning.allocation.ladders import sections_of
 
 
 def widths_curve(errors: Tensor, group: Group) -> Tensor:
-    """Error at every width, (units per section + 1,), from the error of the first k units of a balanced order."""
+    """The error at every width, (units per section + 1,), from the errors of the first k units of a balanced order."""
     return errors[:: sections_of(group)]
 
 
 def balanced(order: Tensor, group: Group) -> Tensor:
-    """The same order with the sections taking turns: its first w·sections units are the first w of every section."""
+    """The order with the sections taking turns, so that its first w·sections units are the first w of every section."""
     if group.sections is None:
         return order
     sections = group.sections.to(order.device)[order]

@@ -1,4 +1,4 @@
-"""Widths by shares of channels: `Budget(keep=...)`."""
+"""Widths from shares of channels: `Budget(keep=...)`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from coreprune.pruning.allocation.ladders import nothing_free, units_of, width_a
 def kept_widths(budget: Budget, groups: list[Group]) -> dict[str, int]:
     """The width of every free group.
 
-    Raises InputError for a pattern that no group matches, and BudgetError for one that decides nothing.
+    Raises InputError for a pattern that no group matches, and BudgetError for a pattern that has no effect.
     """
     keep = budget.keep if isinstance(budget.keep, Mapping) else {"*": budget.limit}
     free = [g for g in groups if g.locked_because is None]

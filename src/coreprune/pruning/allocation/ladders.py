@@ -8,7 +8,7 @@ from coreprune.errors import BudgetError
 from coreprune.graph import Group
 from coreprune.pruning.allocation.budget import Budget
 
-_WIDE = 128  # channels; 8 of them are a step of at most a sixteenth
+_WIDE = 128  # channels; in such groups a step of 8 channels is at most a sixteenth
 _VECTOR = 8  # channels
 
 Ladder = list[int]  # the widths that a group may have, ascending
@@ -20,7 +20,7 @@ def sections_of(group: Group) -> int:
 
 
 def channels_of(group: Group) -> int:
-    """Channels that one step of width is worth: one unit in every section."""
+    """How many channels one unit of width stands for: one unit in every section."""
     return group.unit * sections_of(group)
 
 
@@ -30,14 +30,14 @@ def units_of(group: Group) -> int:
 
 
 def multiple_of(budget: Budget, group: Group) -> int:
-    """How many channels the width of a group is a multiple of: `budget.round_to`, or what suits the group.
+    """The width of a group is a multiple of this many channels: `budget.round_to`, or what suits the group.
 
     Libraries lay channels out in blocks: of 8 or 16 on CPUs (oneDNN), and the tensor cores of GPUs want multiples of 8
     in half precision (NVIDIA, Deep Learning Performance). A block that is filled in part costs as much as a full one.
     On one AVX-512 core a 3×3 convolution of 129 channels took as long as one of 144, and 1.3 times as long as one of
     128 (14×14 pixels, batch 4); for linear layers it made no difference there. So the rule is the same on CPUs and
-    GPUs. In a narrow group a step of 8 is too coarse to meet a budget closely or to follow an error curve, and `keep`
-    asks for a number of channels, not for a cost. Both may have any width.
+    GPUs. There are two exceptions, in which any width is allowed. In a narrow group a step of 8 is too coarse to meet a
+    budget closely or to follow an error curve. And `keep` asks for a number of channels, not for a cost.
     """
     if budget.round_to is not None:
         return budget.round_to
@@ -45,9 +45,9 @@ def multiple_of(budget: Budget, group: Group) -> int:
 
 
 def ladder_of(budget: Budget, group: Group) -> Ladder:
-    """The widths that a group may have, ascending, the full one included.
+    """The widths that a group may have, ascending, including the full width.
 
-    Unless `round_to` is given, `min_width` is one of them, so that our own rounding puts no budget out of reach.
+    Unless `round_to` is given, `min_width` is one of them, so that the default rounding makes no budget unreachable.
     """
     _check_least(budget, group)
     full, step = units_of(group), _step(budget, group)
@@ -64,7 +64,7 @@ def width_at(share: int | float, budget: Budget, group: Group) -> int:
 
 
 def nothing_free(groups: list[Group]) -> str:
-    """Why no group can shrink, in words."""
+    """In words, why no group can shrink."""
     if all(g.locked_because == "model output" for g in groups):
         return "this model has no channels between two layers, so nothing can be removed. Use keep=1."
     reasons = "; ".join(f"{g.name}: {g.locked_because}" for g in groups[:5])

@@ -1,4 +1,4 @@
-"""What widths cost, and whether the budget allows it."""
+"""What a model costs at given widths, and whether the budget allows it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class CostFunction(Protocol):
 class Spending:
     """The cost of rungs (positions on the ladders of the free groups, by name), and the limit.
 
-    channels: by name, what a unit of width is worth. whole: the channels of every group of the dense model.
+    channels: by name, how many channels a unit of width stands for. whole: the channels of every group of the dense
+    model.
     """
 
     kind: str
@@ -52,7 +53,7 @@ class Spending:
         return _cost(self.cost_model, self.kind, {**self.whole, **widths})
 
     def fits(self, rungs: Mapping[str, int]) -> bool:
-        """Whether the budget allows them."""
+        """Whether the budget allows these rungs."""
         return self(rungs) <= self.limit
 
 
@@ -92,12 +93,12 @@ def _limit(budget: Budget, dense: Number) -> Number:
 
 
 def _cost(cost_model: CostFunction, kind: str, widths: Mapping[str, int]) -> Number:
-    """One number, whichever kind of cost it is."""
+    """The cost as one number, of whichever kind."""
     try:
         found = cost_model(widths)
     except CoreprunError:
         raise
-    except Exception as error:  # the code of somebody else
+    except Exception as error:  # the function is the user's code
         raise InputError(
             f"the cost function failed with {first_line(error)} at the widths {_some(widths)}. It must return a number "
             "for every choice of widths up to the dense model's."
@@ -128,5 +129,5 @@ def _some(widths: Mapping[str, int]) -> str:
 
 
 def _said(number: Number) -> str:
-    """A number for people: whole ones in full."""
+    """A number as text for people; whole numbers in full."""
     return f"{number:,.0f}" if isinstance(number, int) or number >= 1e4 else f"{number:,.4g}"

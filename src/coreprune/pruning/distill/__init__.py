@@ -1,1 +1,1 @@
-"""Train the pruned model towards the original's answers on the queries."""
+"""Train the pruned model towards the original's outputs on the queries."""

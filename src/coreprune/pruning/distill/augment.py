@@ -1,4 +1,4 @@
-"""New images from few: mirrored, shifted, and put together from two."""
+"""Make new images from a few: mirror them, shift them, and combine two into one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from coreprune._shapes import Float
 
-_CHANNELS = 4  # more than these are features, not colours; also keeps (N, H, W, C) out
+_CHANNELS = 4  # more channels are features, not colours; this also excludes (N, H, W, C)
 _SIDE = 8
 
 
@@ -18,10 +18,11 @@ def is_image(x: Tensor) -> bool:
 
 
 def varied(x: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-    """Each image mirrored or not, shifted by up to an eighth of its sides (zeros come in); half get a part of another.
+    """New images: each is mirrored at random, shifted by up to an eighth of its sides, and half get a part of another.
 
-    The part is a rectangle with a share λ of the area, uniform on (0, 1): CutMix (Yun et al. 2019). No label is mixed:
-    the teacher says what the new images are. Of the n images, the first ⌊n/2⌋ stay whole.
+    Zeros fill what a shift leaves empty. The part is a rectangle with a share λ of the area, uniform on (0, 1): CutMix
+    (Yun et al. 2019). No label is mixed: the teacher gives the outputs for the new images. Of the n images, the first
+    ⌊n/2⌋ get no part of another.
 
     generator: on the CPU. The same generator gives the same images on every device, up to rounding.
     """
@@ -47,7 +48,7 @@ def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _rectangles(share: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """(n, 1, h, w) true inside a rectangle of the image's proportions that covers the given share of it."""
+    """(n, 1, h, w), true inside a rectangle that has the image's proportions and covers the given share of it."""
     inside = []
     for side in (height, width):
         length = (share.sqrt() * side).floor()

@@ -1,4 +1,4 @@
-"""The batches of a training on queries, as a function of the step."""
+"""The batches for training on queries, as a function of the step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Batch = tuple[tuple[Any, ...], dict[str, Any]]
 
 @runtime_checkable
 class Inputs(Protocol):
-    """What `coreprune.queries.Queries` offers: N inputs, in batches of (args, kwargs).
+    """N inputs, in batches of (args, kwargs), such as `coreprune.queries.Queries`.
 
-    Tensors have the N inputs along their first axis, but for those at the positions `shared` (if it has that attribute)
-    among the leaves of (args, kwargs).
+    Tensors have the N inputs along their first axis. Exceptions are the leaves of (args, kwargs) at the positions in
+    the attribute `shared`, if there is one.
     """
 
     def batches(self, size: int) -> Iterator[Batch]: ...  # noqa: D102
@@ -28,13 +28,13 @@ class Inputs(Protocol):
 
 
 class Rows:
-    """The inputs of every step: a function of the step and the seed alone, so that there is no state to save."""
+    """The inputs of every step. They depend on the step and the seed alone, so there is no state to save."""
 
     def __init__(self, queries: Inputs, size: int, augment: bool, seed: int) -> None:
         if not isinstance(queries, Inputs):
             raise InputError(f"queries must be Queries, not {type(queries).__name__}. Make them with make_queries().")
         self.count = len(queries)
-        whole = next(iter(queries.batches(self.count)), None)  # all of them; slices, so nothing is copied
+        whole = next(iter(queries.batches(self.count)), None)  # all of them; these are slices, so nothing is copied
         if whole is None:
             raise InputError("there are no queries to train on.")
         self.leaves, self.tree = pytree.tree_flatten(whole)
@@ -49,7 +49,7 @@ class Rows:
         self.augment = augment and alone and all(is_image(self.leaves[i]) for i in self.batched)
 
     def batch(self, step: int) -> Batch:
-        """(args, kwargs) of one step; every input comes once before any comes again."""
+        """(args, kwargs) of one step. Every input is used once before any is used again."""
         first = step * self.size
         passes = range(first // self.count, (first + self.size - 1) // self.count + 1)
         order = torch.cat([torch.randperm(self.count, generator=self._generator(2 * p)) for p in passes])
@@ -65,7 +65,7 @@ class Rows:
         return pytree.tree_unflatten([pick(i, x) for i, x in enumerate(self.leaves)], self.tree)
 
     def parts(self, step: int, batch: int) -> Iterator[Batch]:
-        """The same, up to `batch` inputs at a time."""
+        """The inputs of one step, at most `batch` at a time."""
         leaves = pytree.tree_leaves(self.batch(step))
         for start in range(0, self.size, batch):
             part = [x[start : start + batch] if i in self.batched else x for i, x in enumerate(leaves)]

@@ -1,4 +1,4 @@
-"""Which inner outputs of a pruned model can be compared with the original's, and watching them."""
+"""Find the inner outputs of a pruned model that can be compared with the original's, and collect them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coreprune.pruning.distill.batches import Batch
 
 
 def floats(output: Any) -> list[Tensor]:
-    """The floating-point tensors in what a module returns: tensors, tuples, lists, mappings, dataclasses, nested."""
+    """The floating-point tensors in a module's output: tensors, tuples, lists, mappings, dataclasses, also nested."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     if isinstance(output, Mapping):
@@ -27,7 +27,7 @@ def floats(output: Any) -> list[Tensor]:
 
 
 class Watched:
-    """While it is entered, collects the first floating-point output of the named modules, in the order of the calls."""
+    """A context that collects the first floating-point output of every call of the named modules, in their order."""
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         self._modules = [model.get_submodule(name) for name in names]
@@ -48,17 +48,17 @@ class Watched:
         self._seen.append(floats(output)[0])
 
     def take(self) -> list[Tensor]:
-        """What was collected since the last time."""
+        """What was collected since the last call of `take`."""
         seen, self._seen = self._seen, []
         return seen
 
 
 def shared_features(student: nn.Module, teacher: nn.Module, batch: Batch) -> list[str]:
-    """Names of modules whose outputs can be compared: blocks, or single layers if no block can.
+    """Names of modules whose outputs can be compared: blocks, or single layers if no block can be.
 
-    The outputs of blocks have the same shapes in both models, or fewer channels in the student (`Readout`); those of
-    single layers the same shapes. The whole model is not among them, nor a module whose output the one around it hands
-    on.
+    The outputs of blocks have the same shapes in both models, or fewer channels in the student (`Readout`). The outputs
+    of single layers have the same shapes. The whole model is left out. So is a module whose output is returned
+    unchanged by the module around it.
     """
     mine, theirs = _shapes(student, batch), _shapes(teacher, batch)
     found = [name for name, shapes in mine.items() if shapes and len(theirs.get(name, ())) == len(shapes)]
@@ -71,7 +71,7 @@ def shared_features(student: nn.Module, teacher: nn.Module, batch: Batch) -> lis
 
 
 def lost_axis(mine: torch.Size, theirs: torch.Size) -> int | None:
-    """The one axis, not the first, along which a shape has lost entries; None where the shapes differ otherwise."""
+    """The one axis, not the first, along which a shape has lost entries; None if the shapes differ in any other way."""
     if len(mine) != len(theirs):
         return None
     axes = [axis for axis, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b]
@@ -79,7 +79,7 @@ def lost_axis(mine: torch.Size, theirs: torch.Size) -> int | None:
 
 
 def _shapes(model: nn.Module, batch: Batch) -> dict[str, list[torch.Size]]:
-    """By name of a module, the shapes of its outputs, call by call; empty where it may not be watched."""
+    """For every module by name, the shapes of its outputs, one per call; empty if they cannot be compared."""
     found: dict[str, list[torch.Size]] = {}
     last: list[Any] = [None, ""]
     bad: set[str] = set()
@@ -89,7 +89,7 @@ def _shapes(model: nn.Module, batch: Batch) -> dict[str, list[torch.Size]]:
         if tensor is None or tensor.dim() < 2:
             bad.add(name)
             return
-        if tensor is last[0]:  # a container hands on what its last child made
+        if tensor is last[0]:  # a container returns the output of its last child
             bad.add(last[1])
         last[:] = [tensor, name]
         found.setdefault(name, []).append(tensor.shape)
@@ -105,6 +105,6 @@ def _shapes(model: nn.Module, batch: Batch) -> dict[str, list[torch.Size]]:
     finally:
         for handle in handles:
             handle.remove()
-    # The module that makes the model's output is compared as an output already.
+    # The output of this module is the model's output, which is compared anyway.
     bad |= {last[1]} if any(t is last[0] for t in floats(output)) else set()
     return {name: [] if name in bad else shapes for name, shapes in found.items()}

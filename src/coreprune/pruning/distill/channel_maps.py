@@ -1,4 +1,4 @@
-"""Comparing a feature that has lost channels with the original's: a fixed affine map between them."""
+"""Compare a feature that has lost channels with the original's, through a fixed affine map."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _RIDGE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """x ↦ W x + b along one axis: what the pruned model's channels say of all of the original's.
+    """x ↦ W x + b along one axis: predicts all channels of the original from those of the pruned model.
 
-    axis: of the channels. weight: (channels of the original, channels left). bias: (channels of the original,). It is
-    fit once, before the training, and stays: otherwise the map would be trained and not the features.
+    axis: of the channels. weight: (channels of the original, channels left). bias: (channels of the original,).
+
+    The map is fit once, before the training, and then fixed. Otherwise the map would be trained, and not the features.
     """
 
     axis: int
@@ -37,9 +38,9 @@ class Readout:
 def fit_readouts(
     student: nn.Module, teacher: nn.Module, names: list[str], batches: Iterable[Batch]
 ) -> list[Readout | None]:
-    """For every call of the named modules, in the order of the calls: None where the shapes agree already.
+    """Fit a map for every call of the named modules, in the order of the calls; None if the shapes agree already.
 
-    Ridge least squares with intercept on the batches, in float64.
+    The fit is ridge least squares with intercept on the batches, in float64.
     """
     fits: list[LeastSquares | None] = []
     axes: list[int] = []

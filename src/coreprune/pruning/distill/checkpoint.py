@@ -1,4 +1,4 @@
-"""A checkpoint of a run that is under way: one safetensors file, whole or not there at all, bound to its settings."""
+"""A checkpoint of an unfinished run: one safetensors file. It is never half-written, and fits only its own run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VERSION = 1
 
 
 def digest(parts: Iterable[tuple[str, Any]]) -> str:
-    """Fingerprint of named values: of tensors the name, dtype, shape and every bit; of anything else its repr."""
+    """Fingerprint of named values: name, dtype, shape and every bit of tensors; name and repr of other values."""
     total: Any = hashlib.sha256()  # takes arrays as well, though its annotations do not say so
     for name, value in parts:
         if isinstance(value, Tensor):
@@ -35,7 +35,7 @@ def digest(parts: Iterable[tuple[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run keeps its state. key: the fingerprint of all that the run depends on."""
+    """The file for the state of a run. key: the fingerprint of everything that the run depends on."""
 
     path: Path
     key: str
@@ -52,9 +52,9 @@ class Checkpoint:
             save_file(own, temporary, {_KEY: text})
 
     def read(self) -> tuple[int, dict[str, Tensor]] | None:
-        """(steps done, tensors on the CPU), or None where there is no file yet.
+        """(steps done, tensors on the CPU), or None if there is no file yet.
 
-        Raises InputError where the file is damaged, of another kind, or of another run.
+        Raises InputError if the file is damaged, of another kind, or from another run.
         """
         if not self.path.exists():
             return None

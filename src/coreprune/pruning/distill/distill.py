@@ -1,4 +1,4 @@
-"""Distillation without data: train the pruned model for some steps to compute what the original computes.
+"""Distillation without data: train the pruned model for some steps so that it computes what the original computes.
 
 Block-wise feature matching (Romero et al., FitNets, 2015) and output matching (Hinton et al. 2015) on queries: inputs
 that were made without data, or unlabelled samples. No label is used.
@@ -25,21 +25,23 @@ from coreprune.pruning.distill.block_outputs import Watched, floats, shared_feat
 from coreprune.pruning.distill.channel_maps import Readout, fit_readouts
 from coreprune.pruning.distill.checkpoint import Checkpoint, digest
 
-_SMALLEST = 1e-2  # root mean square of a tensor, for its rate
+_SMALLEST = 1e-2  # lower limit of the root mean square of a tensor that sets its learning rate
 
 
 @dataclass(frozen=True)
 class Distill:
     """Options of the distillation.
 
-    steps: of Adam. lr: its highest rate, after a linear warm-up over a twentieth of the steps; cosine decay to zero. It
-        is relative: the rate of each tensor is lr times the root mean square of the tensor's entries at the start.
-    batch_size: inputs per step; all of them where there are fewer.
-    features: weight of the features against the outputs, 0 for outputs alone. With a few hundred queries the features
-        have to outweigh the outputs by far: many more numbers are matched, which is harder to do by heart.
-    temperature: of the softened outputs whose divergence counts beside the outputs' squared error.
+    steps: how many steps of Adam.
+    lr: the highest learning rate, after a linear warm-up over a twentieth of the steps; then it decays to zero by a
+        cosine. It is relative: the rate of each tensor is lr times the root mean square of the tensor's entries at the
+        start.
+    batch_size: inputs per step; all of them if there are fewer.
+    features: weight of the features relative to the outputs; 0 for outputs alone. With a few hundred queries the
+        features need a much larger weight than the outputs: they are many more numbers, which are harder to memorise.
+    temperature: of the softened outputs, whose divergence is added to the squared error of the outputs.
     augment: mirror, shift and recombine the inputs if they are images.
-    save_every: steps from one checkpoint to the next.
+    save_every: how many steps from one checkpoint to the next.
     """
 
     steps: int = 1000
@@ -74,25 +76,26 @@ def distill_(
 ) -> None:
     """Train `student` in place, for a fixed number of steps, to match `teacher` on `queries`.
 
-    The loss is the sum of: the squared errors of the outputs relative to the variance of the teacher's; for outputs
-    that may be logits (2 or 3 axes), the divergence of the softened outputs; and the mean over features of their
-    squared errors relative to their variance. Features are the outputs of blocks (modules with children, otherwise any
-    modules) that have the same name and output shape in both models; blocks that have lost channels are compared
-    through an affine map that is fit beforehand and stays. Both models run in evaluation mode: batch norms
-    keep their statistics, dropout is off. Half-precision weights are trained on float32 copies.
+    The loss is the sum of three terms: the squared errors of the outputs relative to the variance of the teacher's; for
+    outputs that may be logits (2 or 3 axes), the divergence of the softened outputs; and the mean over features of
+    their squared errors relative to their variance, times `Distill.features`. Features are the outputs of blocks
+    (modules with children, otherwise any modules) that have the same name and output shape in both models. Blocks that
+    have lost channels are compared through an affine map, which is fit beforehand and then fixed. Both models run in
+    evaluation mode: batch norms keep their statistics, and dropout is off. Half-precision weights are trained on
+    float32 copies.
 
-    student: a pruned copy of the teacher, with tensors of its own. Parameters that do not require a gradient stay as
-        they are, unless none does. Modes, hooks, gradients and flags are in the end what they were; so is every tensor
-        if anything goes wrong or the user interrupts.
+    student: a pruned copy of the teacher, with tensors of its own. Parameters that do not require a gradient are not
+        trained, unless no parameter requires one. At the end, modes, hooks, gradients and flags are as before. If
+        anything goes wrong or the user interrupts, so is every tensor.
     teacher: the original; it is not changed.
     queries: on the models' device.
-    seed: decides the order of the inputs; a number, or a generator, from which one number is drawn.
-    checkpoint: a file. If it holds the state of this very run, the run goes on from there, and ends (on the same
-        machine with the same number of threads, on a CPU) with the same bits as if it had not been interrupted. It
-        is replaced atomically every `save_every` steps and at the end, and left there.
+    seed: decides the order of the inputs; a number, or a generator from which one number is drawn.
+    checkpoint: a file. If it holds the state of the same run, the run goes on from there. On a CPU (the same machine
+        with the same number of threads) it then ends with the same bits as a run without interruption. The file is
+        replaced atomically every `save_every` steps and at the end, and it is not deleted.
 
-    Raises InputError if the loss stops being finite, for inputs that are no queries, and for a checkpoint that is
-    damaged or of another run; ModelError if the outputs of the models cannot be compared.
+    Raises InputError if the loss becomes infinite or NaN, if the inputs are not queries, or if the checkpoint is
+    damaged or from another run. Raises ModelError if the outputs of the models cannot be compared.
     """
     options = options or Distill()
     tell = progress or silent
@@ -104,7 +107,7 @@ def distill_(
         training = _Training(parameters, _tensors(student), options)
         most = largest_batch(next(rows.parts(0, 2)), rows.size, student, teacher)
         names = shared_features(student, teacher, next(rows.parts(0, most))) if options.features else []
-        # Before a checkpoint is taken up, so that an interrupted run goes on with the same maps.
+        # Fit before a checkpoint is loaded, so that an interrupted run goes on with the same maps.
         once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most))
         maps = fit_readouts(student, teacher, names, once) if names else []
         first = training.load(saved)
@@ -127,18 +130,21 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _identity(student: nn.Module, teacher: nn.Module, rows: Rows, options: Distill) -> Iterator[tuple[str, Any]]:
-    """All that the result depends on."""
+    """Everything that the result depends on."""
     yield from ((f"student.{name}", t) for name, t in _tensors(student).items())
     yield "trained", [name for name, p in student.named_parameters() if p.requires_grad]
     yield from ((f"teacher.{name}", t) for name, t in _tensors(teacher).items())
     yield from ((f"input {i}", leaf) for i, leaf in enumerate(rows.leaves))
-    # How often it is saved changes nothing.
+    # save_every does not change the result.
     yield "options", {k: v for k, v in asdict(options).items() if k != "save_every"} | {"seed": rows.seed}
 
 
 @contextmanager
 def _training(student: nn.Module, teacher: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Evaluation mode and the parameters to train; afterwards flags and modes, after an error the tensors too."""
+    """Set evaluation mode, and yield the parameters to train.
+
+    At the end flags and modes are restored; after an error the tensors are restored too.
+    """
     held = _tensors(student)
     if shared := {t.data_ptr() for t in held.values()} & {t.data_ptr() for t in _tensors(teacher).values()} - {0}:
         name = next(name for name, t in held.items() if t.data_ptr() in shared)
@@ -165,18 +171,18 @@ def _training(student: nn.Module, teacher: nn.Module) -> Iterator[list[nn.Parame
 
 
 class _Training:
-    """Adam, on float32 copies where the weights are shorter."""
+    """Adam, on float32 copies of weights with fewer bits."""
 
     def __init__(self, parameters: list[nn.Parameter], tensors: dict[str, Tensor], options: Distill) -> None:
         self.parameters, self.tensors, self.options = parameters, tensors, options
-        # A detached tensor is the parameter's own memory: stepping on it is stepping on the parameter.
+        # A detached tensor shares the parameter's memory: a step on it is a step on the parameter.
         self.masters = [p.detach() if p.element_size() >= 4 else p.detach().float() for p in parameters]
-        # Relative rates as in Adafactor (Shazeer and Stern 2018); the floor lets tensors of zeros move.
+        # Relative rates as in Adafactor (Shazeer and Stern 2018). The lower limit lets tensors of zeros move.
         self.rates = [options.lr * max(float(m.double().square().mean().sqrt()), _SMALLEST) for m in self.masters]
         self.adam = torch.optim.AdamW([{"params": [m]} for m in self.masters], lr=options.lr, weight_decay=0.0)
 
     def step(self, step: int, loss: Tensor) -> None:
-        """One step of Adam down the loss."""
+        """Take one step of Adam on the loss."""
         if not math.isfinite(value := float(loss.detach())):
             raise InputError(
                 f"the loss of the distillation is {value} in step {step}; the model is as it was before. "
@@ -208,7 +214,7 @@ class _Training:
         return state
 
     def load(self, saved: Checkpoint | None) -> int:
-        """Take up the state of a checkpoint, if there is one; how many steps are done."""
+        """Load the state of a checkpoint, if there is one. Returns how many steps are done."""
         found = saved.read() if saved is not None else None
         if found is None:
             return 0
@@ -229,7 +235,7 @@ class _Training:
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Both models, the features that are watched in each, and the maps from the student's to the teacher's."""
+    """Both models, the features collected from each, and the maps from the student's features to the teacher's."""
 
     student: nn.Module
     teacher: nn.Module
@@ -262,7 +268,7 @@ def _loss(pair: _Pair, parts: Sequence[Batch], options: Distill) -> Tensor:
 
 
 def _joined(values: list[Tensor], parts: int) -> list[Tensor]:
-    """What all parts of a batch gave, one part after the other, as the whole batch gives it."""
+    """Join the values of all parts of a batch, listed part by part, into the values of the whole batch."""
     if parts == 1:
         return values
     each = len(values) // parts

@@ -1,1 +1,1 @@
-"""Which channels of every group stay, and what that does to the weights."""
+"""Decide which channels of every group stay, and change the weights accordingly."""

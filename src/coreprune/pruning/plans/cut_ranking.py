@@ -1,4 +1,4 @@
-"""From a ranking and a width to the channels of one group that stay."""
+"""Choose the channels of one group that stay, from its ranking and its width."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from coreprune.pruning.selectors import Ranking
 
 
 def choose(group: Group, ranking: Ranking, width: int) -> tuple[GroupPlan, Coreset]:
-    """Cut a ranking of a group's units to `width` units, in every section where the group has sections.
+    """Cut a ranking of a group's units to `width` units, or to `width` units per section if the group has sections.
 
-    Returns the plan of the group and the coreset of units behind it.
+    Returns the plan of the group, and the coreset of units that it comes from.
     """
     coreset = ranking.coreset(width) if group.sections is None else _balanced(group.sections, ranking, width)
     channels = group.units()[coreset.indices.cpu()].reshape(-1)
@@ -38,7 +38,7 @@ def choose(group: Group, ranking: Ranking, width: int) -> tuple[GroupPlan, Cores
 
 
 def _merged(group: Group, coreset: Coreset) -> dict[str, Any]:
-    """The fields of a plan that say where the removed channels go: channel c of a unit into channel c of the other."""
+    """The fields of a plan that say where removed channels go: channel c of a unit goes into channel c of the other."""
     merge = coreset.merge
     if merge is None:
         return {}
@@ -56,7 +56,7 @@ def _merged(group: Group, coreset: Coreset) -> dict[str, Any]:
 
 
 def _balanced(sections: Tensor, ranking: Ranking, width: int) -> Coreset:
-    """The first units of every section, by the ranking's order; kept weights, because T6 has no form for sections."""
+    """The first units of every section, by the ranking's order. Weights stay, because T6 has no form for sections."""
     order, sections = ranking.order.cpu(), sections.cpu()
     kept = [order[sections[order] == b][:width] for b in range(int(sections.max()) + 1)]
     indices = torch.cat(kept).sort().values

@@ -1,4 +1,4 @@
-"""From what is known of a model to a plan: rank every free group, allocate widths, cut the rankings."""
+"""Make the decisions of a plan: rank the units of every free group, allocate widths, cut the rankings."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from coreprune.pruning.plans.plan import GroupPlan, Plan, fingerprint
 from coreprune.pruning.selectors import Ranking, Selector, ranking_of
 from coreprune.pruning.selectors.functional import moments_of
 
-CURVE_RIDGE = 1e-3  # that of the repair, so that the curves are about what the repair can reach
-_WIDEST_FLOOR = 1200  # features, up to which T10′ takes no more than about a second
+CURVE_RIDGE = 1e-3  # the ridge of the repair, so that the curves show what the repair can reach
+_WIDEST_FLOOR = 1200  # features; up to this many, T10′ takes about a second at most
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What is decided about one free group, and what it rests on.
+    """The decision about one free group, and what it is based on.
 
-    group, layer: its channels, and the weights around them. ranking: what the selector says of its units.
-    curve: error on the queries of keeping the first k units of that order, for every k; None without queries.
-    entry, coreset: what stays at the width that was allocated; None before that, when the group is whole.
+    group, layer: its channels, and the weights around them. ranking: the selector's ranking of its units.
+    curve: for every k, the error on the queries if the first k units of that order are kept; None without queries.
+    entry, coreset: what stays at the allocated width; None as long as no width is allocated.
     """
 
     group: Group
@@ -46,7 +46,7 @@ class Decision:
 def rank(
     traced: Traced, selector: Selector, readers: Mapping[str, tuple[Reader, ...]], seed: int, tell: Progress
 ) -> dict[str, Decision]:
-    """Rank the units of every free group. readers: by name of the group, from the queries; empty without them."""
+    """Rank the units of every free group. readers: by name of the group, from the queries; empty without queries."""
     generator = torch.Generator().manual_seed(seed)
     out = {}
     for i, (name, group) in enumerate(traced.free.items()):
@@ -63,7 +63,7 @@ def decide(
 ) -> dict[str, Decision]:
     """Allocate widths under the budget, and cut the ranking of every free group to its width. Raises BudgetError.
 
-    ranked: from `rank`; groups that have been locked since are left out.
+    ranked: from `rank`. Groups that were locked after that are left out.
     """
     widths = allocate(budget, list(traced.groups), traced.cost_model, _error_by_width(traced.free, ranked), tell)
     decided = {}
@@ -74,14 +74,14 @@ def decide(
 
 
 def plan_of(traced: Traced, decisions: Mapping[str, Decision], selector: Selector, budget: Budget, seed: int) -> Plan:
-    """What was decided, as a plan that can be written down."""
+    """The decisions as a plan, which can be saved."""
     entries = {name: d.entry for name, d in decisions.items() if d.entry is not None}
     example = describe_example(traced.captured.args, traced.captured.kwargs)
     return Plan(entries, fingerprint(traced.model), selector.name, seed, asdict(budget), example)
 
 
 def _curve(group: Group, layer: LayerWeights, ranking: Ranking) -> FunctionalCoreset | None:
-    """The error of the ranking's order on the queries, and its floors."""
+    """For every number of units, the error of the ranking's order on the queries, and lower bounds of the error."""
     if not layer.readers:
         return None
     narrow = max(reader.mean.numel() for reader in layer.readers) <= _WIDEST_FLOOR
@@ -90,9 +90,9 @@ def _curve(group: Group, layer: LayerWeights, ranking: Ranking) -> FunctionalCor
 
 
 def _error_by_width(free: Mapping[str, Group], ranked: Mapping[str, Decision]) -> dict[str, Tensor] | None:
-    """Error by width of every free group; None where no group has been seen on queries.
+    """The error of every free group at every width; None if there are no errors on queries for any group.
 
-    A group that no linear map reads (q·k) is given the median group's error and a quadratic rise.
+    A group that no linear map reads (q·k) gets the median of the groups' largest errors, falling quadratically to zero.
     """
     seen = {n: widths_curve(r.curve.errors, free[n]) for n in free if (r := ranked[n]).curve is not None}
     if not seen:

@@ -1,4 +1,4 @@
-"""Plan: which channels of which group stay, and how their outgoing weights are scaled. Frozen and JSON-able."""
+"""Plan: which channels of every group stay, and how their outgoing weights are scaled. Frozen; can become JSON."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """One group. kept: channel ids, ascending. factors: of the kept channels' outgoing weights (V' = factor · V);
-    negative_factors: where V < 0, after a sign-split sample; None means 1 (factors) or "as factors".
+    """The plan of one group.
 
-    Where removed channels live on in kept ones, for each of the `size` channels: targets: the kept channel that it goes
-    into, itself for a kept one, −1 for a dropped one. scales: the factor of its outgoing weights, which are added to
-    those of the target; None means 1. mean: the rows that make a kept channel, and its numbers in norms, become the
-    means over the channels that go into it. gains: by name of a parameter, factors of its entries before that mean.
+    size: how many channels the group has. kept: ids of the channels that stay, ascending. factors: of the kept
+    channels' outgoing weights (V' = factor · V); None means 1. negative_factors: the same where V < 0, after a
+    sign-split sample; None means "as factors".
+
+    The other fields are for removed channels that are merged into kept ones. targets, scales and gains have one entry
+    for each of the `size` channels. targets: the kept channel that a channel goes into: itself for a kept channel, −1
+    for a dropped one. scales: the factor of a removed channel's outgoing weights, which are added to those of its
+    target; None means 1. mean: whether the rows that make a kept channel, and its numbers in norms, become the means
+    over the channels that go into it. gains: by name of a parameter, factors of its entries before that mean.
     """
 
     size: int
@@ -42,11 +46,11 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `apply_plan` carries out. Making a plan touches no weight; it fits every checkpoint of the architecture.
+    """What `apply_plan` carries out. Making a plan changes no weight. A plan fits every checkpoint of the architecture.
 
-    groups: by name; a group that is absent stays whole. fingerprint: of the architecture the plan was made for.
+    groups: by name; a group that is absent stays whole. fingerprint: of the architecture that the plan was made for.
     method, seed, budget: how it was made. example: structure, shapes and dtypes of the example input that the model was
-    traced with (`describe_example`), so that `apply_plan` can do without one; None where it cannot be written as JSON.
+    traced with (`describe_example`), so that `apply_plan` needs no example input; None if it cannot be written as JSON.
     """
 
     groups: Mapping[str, GroupPlan]
@@ -66,7 +70,7 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """Read a plan. Raises InputError for anything that is not one."""
+        """Read a plan. Raises InputError if the text is not a plan."""
         try:
             raw = json.loads(text)
             if type(raw["schema"]) is not int or raw["schema"] != SCHEMA:
@@ -136,12 +140,12 @@ def _numbers(name: str, key: str, values: Any, length: int) -> tuple[float, ...]
 
 
 def _is_finite(value: Any) -> bool:
-    # A whole number beyond every float makes math.isfinite raise.
+    # math.isfinite raises for a whole number that is larger than any float.
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _targets(name: str, values: Any, size: int, kept: set[int]) -> tuple[int, ...] | None:
-    """A kept channel or −1 for every channel, or None."""
+    """For every channel a kept channel or −1; or None."""
     if values is None:
         return None
     if not isinstance(values, list) or len(values) != size or any(type(v) is not int for v in values):
@@ -156,7 +160,8 @@ def _targets(name: str, values: Any, size: int, kept: set[int]) -> tuple[int, ..
 def fingerprint(model: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None = None) -> str:
     """A hash of the names, shapes and dtypes of the parameters and buffers: the architecture without its weights.
 
-    shapes: in place of the model's own, by name, to know the dense architecture from a pruned model.
+    shapes: by name, shapes to use in place of the model's own. With them the fingerprint of the dense architecture can
+        be taken from a pruned model.
     """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict(keep_vars=True).items():

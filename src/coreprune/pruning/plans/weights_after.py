@@ -1,6 +1,6 @@
-"""The weights after pruning: outgoing weights of kept channels scaled, removed channels merged into kept ones.
+"""The weights after pruning: outgoing weights of kept channels are scaled, removed channels merged into kept ones.
 
-Everything is worked out in the shapes of the original model, where the removed channels still exist, and then cut.
+Everything is computed in the shapes of the original model, where the removed channels still exist, and then cut.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _Step = Callable[[Tensor], Tensor]
 
 
 def weights_after(traced: Traced, plans: Mapping[str, GroupPlan]) -> dict[str, Tensor]:
-    """Every parameter and buffer as it is after pruning, but still in the original's shapes. Nothing is changed.
+    """Every parameter and buffer with its values after pruning, but still in the original's shapes.
 
-    For every parameter axis that reads planned channels V'_jk = factor_k V_jk + Σ_{i→k} scale_i V_ji, and 0 for removed
-    channels, so that a copy of the original with these tensors computes what the pruned model computes. Where the plan
-    averages, the rows that make a kept channel and its entries in norms are means over what goes into it.
+    On every parameter axis that reads channels of a plan, V'_jk = factor_k V_jk + Σ_{i→k} scale_i V_ji, and 0 for
+    removed channels. So a copy of the original with these tensors computes what the pruned model computes. If the plan
+    takes means, the rows that make a kept channel, and its entries in norms, are means over what goes into it.
 
-    traced: the original; of its groups only those that `plans` names matter. Returns canonical names; tensors that the
-    plans do not touch are the model's own.
+    traced: the original, which is not changed; only the groups that `plans` names matter. Returns the tensors by
+    canonical name; those that no plan changes are the model's own.
 
-    Raises InputError where a plan merges channels that this group cannot merge (`layout`).
+    Raises InputError if a plan merges channels of a group that cannot be merged (`layout`).
     """
     steps: dict[str, list[_Step]] = {}
     for group in traced.groups:
@@ -51,7 +51,7 @@ def pour_(small: nn.Module, tensors: Mapping[str, Tensor], masks: Mapping[tuple[
     """Write the kept part of full-shaped tensors into the model after surgery, in place.
 
     small: the model after surgery. tensors: by canonical name, in the original's shapes. masks: which positions of
-    every axis stayed (`Removed.masks`); axes that are absent are whole.
+    every axis stayed (`Removed.masks`); on an axis that is absent, all stayed.
     """
     mine = dict([*small.named_parameters(), *small.named_buffers()])
     with torch.no_grad():
@@ -60,7 +60,7 @@ def pour_(small: nn.Module, tensors: Mapping[str, Tensor], masks: Mapping[tuple[
 
 
 def _read(weight: Tensor, *, piece: ParamSlice, group: Group, plan: GroupPlan) -> Tensor:
-    """Scale the positions that are read, and add what is merged into them."""
+    """Scale the weights that read kept channels, and add those of the channels that are merged into them."""
     if piece.index.ndim == 2:  # a grouped convolution: each section of axis 0 reads its own positions
         sections = weight.chunk(piece.index.shape[0], dim=0)
         scaled = [_scaled(b, row, piece.dim, plan) for b, row in zip(sections, piece.index, strict=True)]
@@ -76,7 +76,7 @@ def _read(weight: Tensor, *, piece: ParamSlice, group: Group, plan: GroupPlan) -
 
 
 def _scaled(weight: Tensor, index: Tensor, dim: int, plan: GroupPlan) -> Tensor:
-    """Factors of weights ≥ 0 and of those < 0 at every position; 0 for removed channels, 1 for other groups'."""
+    """Multiply by the factors: one for weights ≥ 0, one for weights < 0; 0 for removed channels, 1 for other groups."""
     kept = list(plan.kept)
     ones = (1.0,) * len(kept)
     table = torch.zeros(2, plan.size + 1, dtype=torch.float64)
@@ -88,7 +88,7 @@ def _scaled(weight: Tensor, index: Tensor, dim: int, plan: GroupPlan) -> Tensor:
 
 
 def _averaged(weight: Tensor, *, piece: ParamSlice, group: Group, plan: GroupPlan) -> Tensor:
-    """The entries of kept channels become the means over what goes into them, after their gains."""
+    """Replace the entries of kept channels by the means over the channels that go into them, after their gains."""
     gone, onto = _moves(piece, group, plan)
     if plan.gains and piece.param in plan.gains:
         gains = torch.tensor((*plan.gains[piece.param], 1.0), dtype=torch.float64)
@@ -100,7 +100,7 @@ def _averaged(weight: Tensor, *, piece: ParamSlice, group: Group, plan: GroupPla
 
 
 def _moves(piece: ParamSlice, group: Group, plan: GroupPlan) -> tuple[Tensor, Tensor]:
-    """The positions of removed channels that live on, and the positions that they go to."""
+    """The positions of removed channels that are merged, and the positions that they are merged into."""
     targets = torch.tensor(plan.targets, dtype=torch.int64)
     mine = torch.arange(plan.size)
     moves = (targets >= 0) & (targets != mine)
@@ -117,7 +117,7 @@ def _moves(piece: ParamSlice, group: Group, plan: GroupPlan) -> tuple[Tensor, Te
 
 
 def _along(values: Tensor, weight: Tensor, dim: int) -> Tensor:
-    """Shape (n,) values to broadcast along one axis of a weight."""
+    """Values of shape (n,), reshaped to broadcast along one axis of a weight."""
     shape = [1] * weight.ndim
     shape[dim] = -1
     return values.reshape(shape).to(weight)

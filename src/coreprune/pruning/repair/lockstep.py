@@ -1,11 +1,15 @@
 """Lockstep repair: refit every linear map that lost inputs, in execution order, to what the original computes.
 
-The original and the pruned model walk through the same graph side by side. At a layer whose inputs have changed, X is
-its input in the pruned model and T its output in the original; where the output goes into a residual sum, T is chosen
-such that the sum is matched, given what the pruned model's other branch delivers. Ridge least squares, pulled towards
-the weights there were. Where only a ReLU reads the result, what the original cuts off need not be matched but cut off:
-the targets are renewed from the fit a few times (each time the least squares majorises that one-sided error, and the
-fit goes somewhat beyond its minimum). Later layers see what the repaired ones deliver.
+The original and the pruned model are run through the same graph side by side. At a layer whose inputs have changed, X
+is its input in the pruned model, and T is its output in the original. If the output goes into a residual sum, T is
+chosen such that the sum is matched, given the output of the pruned model's other branch. The fit is ridge least
+squares, pulled towards the weights before the repair.
+
+If only a ReLU reads the result, values that are cut off in the original need not be matched: they only have to be cut
+off too. So the targets are renewed from the fit a few times. Each time the least squares majorises this one-sided
+error, and the fit goes somewhat beyond its minimum.
+
+Later layers read the outputs of the repaired layers.
 """
 
 from __future__ import annotations
@@ -31,11 +35,11 @@ class Repair:
     """Options of the repair.
 
     ridge: λ as a multiple of the mean second moment of the features.
-    producers: whether layers that lost no input, but whose input has changed, are refit as well.
-    rows: per layer, positions of the queries beyond which only an even part is used: 64 of each query, but from half of
-        `rows` up to `rows` in all, and at least 16 per feature.
-    one_sided: rounds of one-sided targets, at most, where only a ReLU reads the result; 0 matches all of it. They end
-        when a round lowers the error by less than 1 %.
+    producers: whether to refit also layers that lost no input, but whose input has changed.
+    rows: at most `rows` positions per layer, sampled evenly: 64 per query, but at least half of `rows` in all. A layer
+        of many features gets 16 per feature, even if that is more than `rows`.
+    one_sided: at most this many rounds of one-sided targets, for layers that only a ReLU reads. 0 matches the whole
+        output. The rounds end when one lowers the error by less than 1 %.
     """
 
     ridge: float = 1e-3
@@ -46,7 +50,11 @@ class Repair:
 
 @dataclass(frozen=True)
 class Refit:
-    """What was done to one layer: mean squared error per output before and after, relative to the output's variance."""
+    """The repair of one layer.
+
+    weight: the name of its weight. before, after: the mean squared error per output before and after, relative to the
+    output's variance. joined: whether a residual sum was matched, and not the layer's output alone.
+    """
 
     weight: str
     before: float
@@ -56,10 +64,10 @@ class Refit:
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Two models in the original's shapes.
+    """The original and the pruned model, both in the original's shapes.
 
-    original: its tensors by name. start: those of the pruned one, from `weights_after`. masks: (name, axis) -> which
-    positions stay.
+    original: the original's tensors by name. start: those of the pruned model, from `weights_after`.
+    masks: (name, axis) -> which positions stay.
     """
 
     original: Mapping[str, Tensor]
@@ -70,7 +78,7 @@ class Cut:
 def repaired(
     cut: Cut, calibration: Calibration, options: Repair, tell: Progress
 ) -> tuple[dict[str, Tensor], list[Refit]]:
-    """Parameters and buffers of the pruned model in the original's shapes, refit."""
+    """Refit the pruned model. Returns its parameters and buffers in the original's shapes, and what was refit."""
     walk = _Walk(cut, calibration, options)
     done: list[Refit] = []
     nodes, uses = walk.order, last_uses(walk.order)
@@ -86,14 +94,14 @@ def repaired(
     return walk.small.tensors, done  # type: ignore[return-value]
 
 
-_HELD = 1 << 25  # entries of all batches, up to which they are held in float64: 256 MiB
-_TOGETHER = 1 << 20  # entries of a batch: 8 MiB
+_HELD = 1 << 25  # entries; batches with at most this many in all are held in float64: 256 MiB
+_TOGETHER = 1 << 20  # entries of one joined batch: 8 MiB
 _SETTLED = 0.99
-_BEYOND = 1.8  # how far a round goes on the way to its least squares; up to 2 the one-sided error does not rise
+_BEYOND = 1.8  # step of a round, 1 being its least squares solution; up to 2 the one-sided error does not rise
 
 
 class _Walk:
-    """Both executions, and what is known of the operators."""
+    """The executions of both models, and what is known about the operators."""
 
     def __init__(self, both: Cut, calibration: Calibration, options: Repair) -> None:
         captured, batches, found = calibration.captured, calibration.batches, calibration.operators
@@ -101,13 +109,13 @@ class _Walk:
         self.captured, self.masks, self.options = captured, masks, options
         self.samples = sum(batch_size(*batch) or 1 for batch in batches)
         self.full = Execution(captured, original, batches)
-        # What is equal is the same object, so that only what changed is run again.
+        # Equal tensors become the same object, so that only what changed is run again.
         same = {n: original[n] if torch.equal(t, original[n]) else t for n, t in both.start.items()}
         self.small = Execution(captured, same, batches)
         nodes = list(captured.graph.graph.nodes)
         cut = {o.node for o in found.values() if (o.weight, o.in_dim) in masks}
         first = {o.node: path_of(o, captured) for o in found.values()}
-        # The layers that lost inputs choose their joins first.
+        # Layers that lost inputs come first when residual sums are assigned to layers.
         _, paths = schedule(nodes, {n: p for n, p in first.items() if n in cut})
         taken = {p.join for p in paths.values() if p.join is not None}
         rest = {
@@ -119,7 +127,7 @@ class _Walk:
         self.tainted = overwritten(nodes)  # both models need memory of their own for these
 
     def step(self, node: fx.Node) -> Refit | None:
-        """Run one node in both models; refit it first if it is a layer whose inputs have changed."""
+        """Run one node in both models. If it is a layer whose inputs have changed, refit it first."""
         if node not in self.full.values:
             self.full.run(node)
         fit = None
@@ -146,7 +154,7 @@ class _Walk:
         return kind in ("parameter", "buffer") and self.small.tensors[name] is not self.full.tensors[name]
 
     def _ahead(self, path: Path) -> None:
-        """Run the original up to the join."""
+        """Run the original up to the residual sum."""
         for step in (*path.steps, path.join):
             if step is not None and step not in self.full.values:
                 self.full.run(step)
@@ -196,7 +204,7 @@ class _Walk:
         scale, shift = scale.to(start.device), shift.to(start.device)
         live = torch.ones(outputs, dtype=torch.bool, device=start.device)
         if path.join is not None or path.gated:
-            live = scale.abs() > 1e-6 * scale.abs().max()  # what is scaled to nothing cannot be matched
+            live = scale.abs() > 1e-6 * scale.abs().max()  # outputs that are scaled to zero cannot be matched
         stays = self.masks.get((operator.weight, operator.out_dim))
         if stays is not None:
             live = live & stays.to(live.device)
@@ -213,7 +221,7 @@ class _Walk:
         return self.small.tensors[operator.bias].double().reshape(start.shape[:2])
 
     def _alive_channels(self, operator: Operator, device: torch.device) -> Tensor | None:
-        """Input channels of every group that are left, (g, left), or None for all."""
+        """The input channels of every group that are left, (g, left), or None if all are."""
         mask = self.masks.get((operator.weight, operator.in_dim))
         if mask is None:
             return None
@@ -222,7 +230,7 @@ class _Walk:
         return torch.stack([r.nonzero()[:, 0] for r in rows])
 
     def _write(self, problem: _Problem, start: Tensor, weight: Tensor, bias: Tensor) -> None:
-        """Enter the solution; without a bias to write to, the norm's running mean takes the intercept."""
+        """Write the solution into the model. If there is no bias, the norm's running mean takes the intercept."""
         operator, path = problem.operator, problem.path
         tensors: dict[str, Tensor] = self.small.tensors  # type: ignore[assignment]
         new = problem.entered(start, weight)
@@ -241,7 +249,7 @@ class _Walk:
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """One operator's least squares: which outputs, and how they reach what follows (scale · y + shift)."""
+    """The least squares problem of one operator: which outputs, and the affine map behind them (scale · y + shift)."""
 
     operator: Operator
     path: Path
@@ -252,11 +260,11 @@ class _Problem:
     rows: int
 
     def part(self, matrix: Tensor) -> Tensor:
-        """The groups and outputs that are solved for, of (g, o, …), with the sign that they have behind the path."""
+        """From (g, o, …), the groups and outputs that are solved for, with the sign that they have behind the path."""
         return matrix[self.groups][:, self.kept] * self._sign
 
     def entered(self, matrix: Tensor, part: Tensor) -> Tensor:
-        """`matrix` with `part` in the place that `part()` reads."""
+        """A copy of `matrix` with `part` written where `part()` reads."""
         new = matrix.clone()
         new[self.groups[:, None], self.kept[None, :]] = part * self._sign
         return new
@@ -266,7 +274,7 @@ class _Problem:
         return _sign(self.scale).mT[self.groups][:, self.kept]  # (g, o, 1)
 
     def batch(self, walk: _Walk, b: int, alive: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (g, rows, f), targets, and the outputs at which what follows becomes zero (g, o, rows)."""
+        """Features (g, rows, f), targets, and the outputs at which the value behind the path is zero, (g, o, rows)."""
         operator, path = self.operator, self.path
         full = walk.full.batch(path.join or operator.node, b)
         features = operator.matrix(walk.full.tensors[operator.weight]).shape[2]
@@ -290,12 +298,12 @@ def _sign(scale: Tensor) -> Tensor:
 
 
 def one_sided(said: Tensor, y: Tensor, zero: Tensor) -> Tensor:
-    """Targets for a ReLU: where the original is cut off (y < zero), anything that is cut off too is as good."""
+    """Targets for a ReLU: where it cuts the original off (y < zero), any output that is cut off too is a match."""
     return torch.where(y < zero, torch.minimum(said, zero), y)
 
 
 def _together(batches: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Fewer, larger float64 batches: each costs its own calls in every round, and very large ones cost page faults."""
+    """Join batches into larger float64 ones: each costs calls in every round, but very large ones cost page faults."""
     if sum(x.numel() for x, _, _ in batches) > _HELD:
         return batches
     each = max(1, round(_TOGETHER / batches[0][0].numel()))
@@ -307,12 +315,12 @@ def _together(batches: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor
 
 
 def _live(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Which groups, and which outputs of each, to solve for; rows: bool (g, o)."""
+    """Which groups, and which outputs of each, to solve for. rows: bool (g, o)."""
     if rows.shape[0] == 1:
         return torch.zeros(1, dtype=torch.int64, device=rows.device), rows[0].nonzero()[:, 0]
     return rows.any(1).nonzero()[:, 0], torch.arange(rows.shape[1], device=rows.device)
 
 
 def _columns(alive: Tensor, taps: int) -> Tensor:
-    """Features of the alive channels, (g, left · taps)."""
+    """The features of the channels that are left, (g, left · taps)."""
     return (alive[:, :, None] * taps + torch.arange(taps, device=alive.device)).flatten(1)

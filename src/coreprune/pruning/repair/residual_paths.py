@@ -1,8 +1,8 @@
-"""Where a layer's output goes: through which affine steps, and into which residual sum.
+"""Follow a layer's output: through which affine steps it goes, and into which residual sum.
 
 The output y of a linear map is often normalised, scaled and added to another branch before anything non-linear happens:
-join = other + a·y + c, with a and c per channel. A repair that matches the join also corrects what the other branch has
-lost.
+join = other + a·y + c, with a and c per channel. A repair that matches the join also corrects the errors of the other
+branch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from coreprune.pruning.layer.linear_maps import Operator, is_tensor_meta
 class Path:
     """The affine steps behind an operator.
 
-    norm: the batch norm that reads the operator directly, or None. steps: the nodes in order, the sum not included.
-    join, other: the residual sum and its other operand, or None.
+    norm: the batch norm that reads the operator directly, or None. steps: the nodes in order, without the sum.
+    join, other: the residual sum and its other operand, or None. gated: whether only a ReLU reads the result.
     """
 
     norm: fx.Node | None
@@ -36,7 +36,7 @@ class Path:
 
 
 def path_of(operator: Operator, captured: Captured) -> Path:
-    """Follow an operator's output while it has one reader and only affine things happen per channel."""
+    """Follow an operator's output as long as it has one reader, and only affine operations per channel."""
     node, steps, norm = operator.node, [], None
     while len(node.users) == 1:
         (user,) = node.users
@@ -60,12 +60,12 @@ def path_of(operator: Operator, captured: Captured) -> Path:
 
 
 def _gated(node: fx.Node) -> bool:
-    """Whether only a ReLU reads the value, so that negative entries are all alike."""
+    """Whether only a ReLU reads the value, so that all negative entries have the same effect."""
     return len(node.users) == 1 and operation(next(iter(node.users))).one_sided
 
 
 def affine(path: Path, channels: int, fetch: Callable[[fx.Node], Any]) -> tuple[Tensor, Tensor]:
-    """a and c, (channels,) float64, of the steps; `fetch` gives the value of a parameter's node."""
+    """a and c of the steps, (channels,) float64. `fetch` gives the value of a parameter's node."""
     scale = torch.ones(channels, dtype=torch.float64)
     shift = torch.zeros(channels, dtype=torch.float64)
     for step in path.steps:
@@ -92,15 +92,15 @@ def batch_norm_tensors(
 
 
 def schedule(nodes: list[fx.Node], paths: Mapping[fx.Node, Path]) -> tuple[list[fx.Node], dict[fx.Node, Path]]:
-    """An order of execution in which the other operand of a join is known before the operator that is matched to it.
+    """An order of execution in which the other operand of a join is computed before the operator that is matched to it.
 
-    Returns the order and, per operator node, its path; of two operators that feed one join only the first keeps it.
+    Returns the order, and the path of every operator node. If two operators feed one join, only the first keeps it.
     """
     claimed: dict[fx.Node, fx.Node] = {}
     kept: dict[fx.Node, Path] = {}
     extra: dict[fx.Node, list[fx.Node]] = {}
     place = {node: i for i, node in enumerate(nodes)}
-    fixed = bool(overwritten(nodes))  # what is written through views is only right in the order of the graph
+    fixed = bool(overwritten(nodes))  # writes through views are only right in the order of the graph
     for node in nodes:
         path = paths.get(node)
         if path is None:
@@ -136,7 +136,7 @@ def _same_shape(a: fx.Node, b: fx.Node) -> bool:
 
 
 def _is_scale(operator: Operator, captured: Captured, node: fx.Node, user: fx.Node) -> bool:
-    """Whether a product is with a parameter that has one entry per channel of the operator's output."""
+    """Whether the other factor of a product is a parameter with one entry per channel of the operator's output."""
     factor = next((a for a in user.args if isinstance(a, fx.Node) and a is not node), None)
     kind = "" if factor is None else captured.sources.get(factor.name, ("",))[0]
     if factor is None or kind not in ("parameter", "buffer") or len(user.args) != 2:

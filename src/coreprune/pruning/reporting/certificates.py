@@ -1,4 +1,4 @@
-"""Certificates of a pruned model: of its layers (T6, T7, T8, T10), and of its answers (T11)."""
+"""Certificates of a pruned model: for its layers (T6, T7, T8, T10), and for its answers (T11)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from coreprune.pruning.reporting.report import GroupReport
 from coreprune.pruning.selectors import Ranking
 from coreprune.queries import Queries, make_queries
 
-_BATCH = 32  # samples that are run at once
+_BATCH = 32  # samples that are run together
 
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """The pruned model in the original's shapes, with zeros where channels are gone.
+    """The pruned model in the original's shapes, with zeros in place of the removed channels.
 
-    before, after: tensors by name, of the original and of the pruned model. masks: which positions stay.
+    before, after: tensors of the original and of the pruned model, by name. masks: which positions stay.
     operators: the linear maps of the graph, by the name of their weight.
     """
 
@@ -51,9 +51,9 @@ class Embedded:
 
 
 def embedded(traced: Traced, removed: Removed, operators: Mapping[str, Operator]) -> Embedded:
-    """What the pruned model really holds, after repair and distillation.
+    """The tensors of the pruned model after repair and distillation, in the original's shapes.
 
-    Tensors of grouped convolutions, whose sections are cut differently, are left as they were: no theorem reads them.
+    Tensors of grouped convolutions whose sections are cut differently keep the original's values; no theorem uses them.
     """
     before, after = traced.tensors, {}
     for name, tensor in tensors_of(removed.model).items():
@@ -69,9 +69,9 @@ def embedded(traced: Traced, removed: Removed, operators: Mapping[str, Operator]
 
 
 def group_report(captured: Captured, decision: Decision, change: Embedded | None, delta: float) -> GroupReport:
-    """What became of one free group, and what is known of the error at its consumers.
+    """The report on one free group: its size before and after, and what is known about the error at its consumers.
 
-    change: what repair and distillation have made of the weights, or None without them.
+    change: the weights after repair and distillation, or None if there was neither.
     """
     group, entry, coreset = decision.group, decision.entry, decision.coreset
     assert entry is not None  # widths have been allocated
@@ -85,7 +85,7 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
             found = of_coreset(decision.layer, decision.ranking, coreset, delta)
     errors = None
     units = len(entry.kept) // group.unit
-    # The curve is that of the ranking's order; clusters (folding) do not keep the first of it.
+    # The curve belongs to the ranking's order. Clusters (folding) do not keep the first units of that order.
     if (curve := decision.curve) is not None and _first(curve.order, coreset, units):
         found += (function_space_ratio(curve.errors, curve.optimum, units),)
         errors = tuple(widths_curve(curve.errors, group).tolist())
@@ -116,17 +116,17 @@ def certify(
     delta: float = 0.01,
     seed: int = 0,
 ) -> Certificate:
-    """T11: how often two models give the same answer at least, on the distribution that the samples come from.
+    """T11: a lower bound on how often two models give the same answer, for the distribution of the samples.
 
     samples: unlabelled samples that neither selection nor repair has seen (a tensor, a DataLoader, the path of an .npz
-        file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source, which makes
-        other inputs than `prune` with any seed.
+        file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source. It makes
+        other inputs here than in `prune`, whichever seed `prune` got.
 
-    Raises InputError for samples that do not fit, and for models that do not return scores of classes, (N, classes).
+    Raises InputError if the samples do not fit, or if the models do not return scores of classes, (N, classes).
     """
-    # prune() seeds its generator with its seed itself. The same here would make a source draw the very inputs that
-    # pruning went by, and T11 is about inputs that nothing has seen. A hash of the seed equals prune's seed, the same
-    # or another, by a chance of 2⁻³² (torch's generator takes 32 bits); the key, T11's number, is any.
+    # prune() seeds its generator with the seed itself. If this did too, a source would make the same inputs that
+    # pruning used, but T11 needs inputs that nothing has seen. So the seed is hashed here. The hash equals a given seed
+    # of prune() with probability 2⁻³² (torch's generator takes 32 bits). The key may be any number; 11 is for T11.
     (other,) = np.random.SeedSequence(check_seed(seed), spawn_key=(11,)).generate_state(1).tolist()
     fresh = make_queries(model, example_inputs, samples, n=n, seed=other)
     found = agreement(model, pruned, fresh, delta)
@@ -140,7 +140,7 @@ def certify(
 
 @torch.no_grad()
 def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) -> Certificate | None:
-    """T11 on queries that nothing else has seen; None unless the models return scores of classes, (N, classes)."""
+    """T11 on queries that nothing else has used; None unless the models return scores of classes, (N, classes)."""
     same = total = 0
     answers: list[Tensor] = []
     with quiet(model), quiet(small):
@@ -159,7 +159,7 @@ def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) 
 
 
 def of_new_weights(captured: Captured, decision: Decision, change: Embedded) -> tuple[Certificate, ...]:
-    """T8 for weights that were refit, those that make the channels too; empty unless the activation allows it."""
+    """T8 for refit weights, also of the layers that make the channels. Empty if the activation does not allow T8."""
     group, layer = decision.group, decision.layer
     phi = layer.activation
     if not (phi.zero and phi.homogeneous and phi.lipschitz <= 1) or decision.entry is None:
@@ -190,10 +190,10 @@ def of_new_weights(captured: Captured, decision: Decision, change: Embedded) -> 
 
 
 def of_coreset(layer: LayerWeights, ranking: Ranking, coreset: Coreset, delta: float) -> tuple[Certificate, ...]:
-    """What can be said about F' − F of this layer's consumers, for every input.
+    """Bounds on F' − F of this layer's consumers, for every input.
 
-    T6 for sampled coresets (1−δ over the draws), T8 for any coreset if the activation is positively homogeneous and
-    1-Lipschitz. Empty where the activation is not known to satisfy a theorem's assumptions.
+    T6 is for sampled coresets (with probability 1−δ over the draws). T8 is for any coreset if the activation is
+    positively homogeneous and 1-Lipschitz. Empty if the activation is not known to satisfy a theorem's assumptions.
     """
     phi = layer.activation
     found = []
@@ -201,7 +201,7 @@ def of_coreset(layer: LayerWeights, ranking: Ranking, coreset: Coreset, delta: f
         return ()
     if ranking.stream is not None and coreset.draws:
         points, outgoing = layer.incoming, layer.outgoing
-        if coreset.negative_weights is not None:  # two items per channel, one for each sign of the outgoing weight
+        if coreset.negative_weights is not None:  # two items per channel, one per sign of its outgoing weights
             points = torch.cat([points, points])
             outgoing = torch.cat([outgoing.clamp(min=0), outgoing.clamp(max=0)], dim=1)
         bound = sampling_bound(

@@ -1,4 +1,4 @@
-"""Report: what pruning did to a model, as plain values."""
+"""Report: what pruning did to a model, in plain values."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from coreprune.pruning.settings import Settings
 class GroupReport:
     """One group of channels.
 
-    name: of the first layer that makes the channels. channels, kept: before and after. unit: channels that only leave
-    together. note: which form of the selector ran. locked_because: why it stayed whole, or None. certificates: what is
-    known of the error at its consumers. rank: r of the incoming rows (T7), or None where no theorem applies. errors: of
-    every width from 0 on, on the queries (T10), in shares of the variance of the model's outputs; None without queries.
-    macs: before and after, on the whole pruned model: multiply–accumulates of the convolutions and linear layers whose
-    outputs are the channels (`CostModel.making`).
+    name: of the first layer that makes the channels. channels, kept: how many there were, and how many stayed.
+    unit: how many channels can only be removed together. note: which form of the selector ran. locked_because: why the
+    group stayed whole, or None. certificates: what is known about the error at its consumers. rank: r of the incoming
+    rows (T7), or None if no theorem applies. errors: the error on the queries (T10) at every width from 0 on, in shares
+    of the variance of the model's outputs; None without queries. macs: (before, after) for the whole pruned model, the
+    multiply–accumulates of the convolutions and linear layers whose outputs are the channels (`CostModel.making`).
     """
 
     name: str
@@ -49,11 +49,12 @@ class GroupReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Sizes before and after, group by group in the order of the forward, with certificates and the settings.
+    """Sizes before and after pruning, all groups with their certificates, and the settings.
 
-    parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one sample. settings: what was asked for.
-    queries: where they are from. refits: the layers that were repaired. agreement: T11 on fresh queries of the same
-    source. model: name of its class. seconds: per phase.
+    groups: in the order of the forward. parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one
+    sample. settings: the arguments of `prune`. queries: where they come from. refits: the layers that were repaired.
+    agreement: T11 on fresh queries from the same source. model: the name of its class. seconds: per phase.
+    versions: software and hardware that the result depends on.
     """
 
     groups: tuple[GroupReport, ...]
@@ -70,7 +71,7 @@ class Report:
 
     @property
     def locked(self) -> dict[str, str]:
-        """Groups that stayed whole, and why."""
+        """The groups that stayed whole, and why: name -> reason."""
         return {g.name: g.locked_because for g in self.groups if g.locked_because}
 
     def as_dict(self) -> dict[str, Any]:
@@ -107,12 +108,12 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """Versions and hardware that a result depends on."""
+    """Versions and hardware that the result depends on."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         own = version("coreprune")
-    except PackageNotFoundError:  # used from a source tree that was never installed
+    except PackageNotFoundError:  # the package runs from a source tree without being installed
         own = "source tree"
     return {
         "coreprune": own,

@@ -11,14 +11,14 @@ from typing import Any
 
 Data = Mapping[str, Any]
 
-_LONGEST = 24  # groups that a terminal shows
-_OPEN = 12  # groups that a notebook shows without being asked
+_LONGEST = 24  # a terminal shows up to this many groups
+_OPEN = 12  # a notebook shows up to this many groups unfolded
 _HEAD = ("group", "channels", "kept", "refit error", "bound for every input")
 _COVERS = "covers further inputs from that source; not other inputs, and not whether an answer is right"
 
 
 def as_text(report: Data) -> str:
-    """Aligned lines, at most about forty. report: the dict of a `Report`."""
+    """Aligned lines, about forty at most. report: the dict of a `Report`."""
     sizes = [(name, f"{b:,}", f"{a:,}", _share(b, a)) for name, b, a in _sizes(report)]
     wide = [max(len(row[i]) for row in sizes) for i in (1, 2)]
     lines = [f"{name:<10} {b:>{wide[0]}} → {a:>{wide[1]}}  ({share})" for name, b, a, share in sizes]
@@ -41,7 +41,7 @@ def as_text(report: Data) -> str:
 
 
 def as_html(report: Data) -> str:
-    """Static HTML without scripts, in the colours of the page that it is put into. report: the dict of a `Report`."""
+    """Static HTML without scripts, in the colours of the page around it. report: the dict of a `Report`."""
     sizes = [(name, f"{b:,}", f"{a:,}", _share(b, a)) for name, b, a in _sizes(report)]
     told = "".join(f"<p><b>{escape(name)}</b> {escape(text)}</p>" for name, text in _evidence(report))
     free = [g for g in report["groups"] if not g["locked_because"]]
@@ -64,7 +64,7 @@ def _sizes(report: Data) -> list[tuple[str, int, int]]:
 
 
 def _evidence(report: Data) -> list[tuple[str, str]]:
-    """How good the result is, what that covers, and where it comes from."""
+    """How good the result is, what that statement covers, and which queries it comes from."""
     told = []
     if (agreement := report["agreement"]) is not None:
         sure = f"with confidence {1 - (agreement['delta'] or 0):.0%}"
@@ -81,10 +81,10 @@ def _evidence(report: Data) -> list[tuple[str, str]]:
 
 
 def _row(group: Data) -> tuple[str, ...]:
-    """Cells in the order of _HEAD; the error is T10's, the bounds are those that hold for every input."""
+    """Cells in the order of _HEAD. The error is that of T10; the bounds are those that hold for every input."""
     error, bounds = "", []
     for c in group["certificates"]:
-        # JSON knows no infinity: a bound that is not finite is None there.
+        # JSON has no infinity: a bound that is not finite is None there.
         value = math.inf if c["bound"] is None else c["bound"]
         if c["theorem"] == "T10":
             error = f"{value / c['trivial'] if c['trivial'] else 0:.2%}"
@@ -96,7 +96,7 @@ def _row(group: Data) -> tuple[str, ...]:
 
 
 def _locked(report: Data) -> list[tuple[str, list[str]]]:
-    """Names of the groups that stayed whole by reason, the most frequent reason first."""
+    """The names of the groups that stayed whole, by reason; the most frequent reason comes first."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for group in report["groups"]:
         if group["locked_because"]:
