@@ -11,7 +11,7 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what each name is; at run time `__getattr__` below finds it
+if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds the names
     from coreprune.artifact import export_onnx, export_program, load, read_plan, save
     from coreprune.errors import ArtifactError, BudgetError, CoreprunError, GeometryError, InputError, ModelError
     from coreprune.latency import Latency, compare_latency, measure_latency
@@ -48,7 +48,7 @@ if TYPE_CHECKING:  # what each name is; at run time `__getattr__` below finds it
     )
     from coreprune.queries import Queries, make_queries
 
-# A new public name takes a line here and one above.
+# A new public name needs a line here and one above.
 __all__ = [
     "L1",
     "L2",
@@ -97,7 +97,7 @@ __all__ = [
     "save",
 ]
 
-# Modules that have the public names, each after those that it imports anyway.
+# The modules of the public names. Each comes after the modules that it imports anyway.
 _HOMES = ("errors", "queries", "pruning", "latency", "artifact")
 _MODULES = (*_HOMES, "coreset", "geometry", "graph", "report")
 _RENAMED = {"inspect": "list_groups", "plan": "make_plan", "apply": "apply_plan"}  # until the release after 0.1
@@ -105,7 +105,7 @@ _RENAMED = {"inspect": "list_groups", "plan": "make_plan", "apply": "apply_plan"
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """Import what is asked for when it is asked for (PEP 562): torch takes seconds, and not every use needs it."""
+        """Import a name when it is first used (PEP 562): importing torch takes seconds, and not every use needs it."""
         if name in _RENAMED:
             old, name = name, _RENAMED[name]
             warnings.warn(f"coreprune.{old} is now coreprune.{name}.", DeprecationWarning, stacklevel=2)
@@ -119,5 +119,5 @@ if not TYPE_CHECKING:
         return found
 
     def __dir__() -> list[str]:
-        """What `dir(coreprune)` lists: names that have not been asked for, too."""
+        """The names that `dir(coreprune)` lists, including those that are not imported yet."""
         return sorted({*globals(), *__all__, *_MODULES})

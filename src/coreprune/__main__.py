@@ -9,8 +9,8 @@ from typing import Any
 
 
 def main() -> None:
-    """Entry point. Ctrl-C ends with a word and exit code 130 while the imports still run, too: they take seconds."""
-    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # jobs in the background may ignore it
+    """Entry point. Ctrl-C ends with a message and exit code 130, even during the imports, which take seconds."""
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # background jobs may ignore Ctrl-C
     if heard:
         signal.signal(signal.SIGINT, _leave)
     try:
@@ -30,7 +30,7 @@ _INSTALL = "pip install 'coreprune[cli]'"
 
 
 def _leave(*_: Any) -> None:
-    """At once: torch swallows an exception while it imports numpy, and trips over the rest. Nothing has begun yet."""
+    """Exit at once. Nothing has begun yet; torch would swallow an exception while importing numpy, and fail later."""
     os.write(2, b"interrupted\n")
     os._exit(130)
 

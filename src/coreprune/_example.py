@@ -1,4 +1,4 @@
-"""What users pass as example inputs, and running a model on them without leaving a mark on it."""
+"""Example inputs from users, and running a model on them without changing it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANY_BATCH = "export it again with a dynamic batch dimension (torch.export.export
 def normalise_example(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Turn what users pass as `example_inputs` into (args, kwargs).
 
-    A tensor is the only positional argument, a tuple or list holds the positional ones, a mapping the keyword ones.
+    A tensor is the only positional argument. A tuple or list holds positional arguments, a mapping keyword arguments.
 
     Raises:
         InputError: anything else.
@@ -42,13 +42,13 @@ def normalise_example(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, A
 
 
 def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """Length of axis 0 of the first tensor, or None where there is no tensor with an axis."""
+    """The length of axis 0 of the first tensor, or None if no tensor has an axis."""
     lengths = (x.shape[0] for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim() > 0)
     return next(lengths, None)
 
 
 def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any], size: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Cut the batch axis (axis 0 of the first tensor, and of every tensor of that length) down to `size` samples."""
+    """Cut the batch axis (axis 0 of the first tensor, and of every tensor with that length) to `size` samples."""
     batch = batch_size(args, kwargs)
 
     def cut(x: Any) -> Any:
@@ -60,7 +60,7 @@ def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any], size: int = 1) -> tu
 
 
 def repeated(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`size` samples: those of the example over and over, along the batch axis (as in `batch_of`)."""
+    """`size` samples: those of the example, repeated along the batch axis (as in `batch_of`)."""
     batch = batch_size(args, kwargs)
 
     def take(x: Any) -> Any:
@@ -72,7 +72,7 @@ def repeated(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> tuple[
 
 
 def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Run the model on its example. Raises ModelError where that fails."""
+    """Run the model on its example. Raises ModelError if that fails."""
     try:
         with quiet(model), torch.random.fork_rng(devices=[]):
             model(*args, **kwargs)
@@ -83,9 +83,9 @@ def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def largest_batch(two: tuple[tuple[Any, ...], dict[str, Any]], most: int, *models: nn.Module) -> int:
-    """How many samples the models take at once: `most`, or 1, as a program does that torch.export wrote by default.
+    """How many samples to run together: `most`, or 1 if a model fails on two, as programs from torch.export often do.
 
-    two: (args, kwargs) of two samples. Whatever else is wrong with them, a call with one sample will say.
+    two: (args, kwargs) of two samples. If a model fails for another reason, a call with one sample will show it.
     """
     try:
         with torch.no_grad():
@@ -97,10 +97,10 @@ def largest_batch(two: tuple[tuple[Any, ...], dict[str, Any]], most: int, *model
 
 
 def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Structure, shapes, dtypes and ranges of an example, for JSON; None where it holds what JSON does not know.
+    """Structure, shapes, dtypes and ranges of an example, for JSON; None if it holds something that JSON cannot.
 
-    `example_like` makes another example of it. No entry of a tensor is written but the range of whole numbers, which
-    may be ids of tokens.
+    `example_like` makes a similar example from it. The description has no entries of tensors, except the smallest and
+    the largest of whole numbers, which may be ids of tokens.
     """
 
     def about(x: Tensor) -> dict[str, Any]:
@@ -111,14 +111,14 @@ def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     try:
         return encode((args, kwargs), about)
-    except (InputError, RuntimeError):  # torch knows no least entry of some integers, e.g. uint16
+    except (InputError, RuntimeError):  # torch has no minimum of some integer types, e.g. uint16
         return None
 
 
 def example_like(description: Any, device: torch.device | str = "cpu") -> Any:
-    """Example inputs after the description that `describe_example` gave: random numbers, always the same ones.
+    """Example inputs of a description from `describe_example`: random numbers, the same in every call.
 
-    Raises InputError for what is no such description, and for one of more than 2²⁸ entries altogether.
+    Raises InputError if it is not such a description, or if it has more than 2²⁸ entries in all.
     """
     generator = torch.Generator().manual_seed(0)
     entries = 0
@@ -130,7 +130,7 @@ def example_like(description: Any, device: torch.device | str = "cpu") -> Any:
             raise ValueError(f"{reprlib.repr(shape)} is no shape")
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"there is no dtype {reprlib.repr(about['dtype'])}")
-        # Every axis counts: torch multiplies the lengths of empty tensors as well.
+        # Axes of length 0 count as 1: torch also multiplies the lengths of empty tensors.
         entries += math.prod(max(n, 1) for n in shape)
         if entries > _MOST_ENTRIES:
             raise ValueError(f"it has more than {_MOST_ENTRIES:,} entries")
@@ -151,13 +151,13 @@ def example_like(description: Any, device: torch.device | str = "cpu") -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer lies; the CPU for a model without any."""
+    """The device of the first parameter or buffer; the CPU if the model has none."""
     return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no key/value cache; everything is put back afterwards, also after an error."""
+    """Evaluation mode, no gradients, no key/value cache. Everything is restored afterwards, also after an error."""
     training = {m: m.training for m in model.modules()}
     configs = {}
     for m in model.modules():
@@ -179,7 +179,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 
 def first_tensor(result: Any) -> Tensor | None:
-    """The first floating-point tensor of what a model returns."""
+    """The first floating-point tensor in a model's output, or None."""
     from torch.utils import _pytree as pytree
 
     found = (x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point())

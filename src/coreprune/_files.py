@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there at all: written beside their place, flushed to the disk, renamed."""
+"""Write files and folders atomically: first under a temporary name, then flush to the disk, then rename."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from safetensors import SafetensorError
 
 from coreprune.errors import ArtifactError
 
-# What a write may raise: safetensors wraps the errors of the disk, and says their number in the text.
+# What a write may raise. safetensors wraps the errors of the disk, with their number in the text.
 DISK_ERRORS = (OSError, SafetensorError)
 _NUMBER = re.compile(r"\b(?:code: |os error )(\d+)")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path`, and put it in its place when the block ends; an error leaves no trace.
+    """Yield a temporary file beside `path`, and rename it to `path` when the block ends. Errors leave nothing behind.
 
-    Raises ArtifactError where the disk does not let us, and for a place that is taken by something else than a file.
+    Raises ArtifactError if the disk refuses, or if `path` exists and is not a file.
     """
     temporary: Path | None = None
     try:
@@ -49,16 +49,16 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and put it in its place when the block ends; an error leaves no trace.
+    """Yield a temporary folder beside `path`, and rename it to `path` when the block ends. Errors leave nothing behind.
 
-    overwrite: replace a folder that is there. It is moved aside first, and deleted once the new one is in its place and
-    on the disk. Without it a folder that is there is refused, unless it is empty.
+    overwrite: replace an existing folder. It is moved aside first, and deleted when the new one is in its place and on
+    the disk. Without `overwrite` an existing folder is refused, unless it is empty.
 
-    Raises ArtifactError for a place that is taken, and where the disk does not let us.
+    Raises ArtifactError if the place is taken, or if the disk refuses.
     """
     temporary: Path | None = None
     try:
-        path = Path(os.path.realpath(path))  # where a link points to, not the link
+        path = Path(os.path.realpath(path))  # the target of a link, not the link
         refuse_taken(path, overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -78,7 +78,7 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_place(path: Path, overwrite: bool = False) -> None:
-    """Find out before hours of work whether `whole_folder` could write to `path`. Raises ArtifactError as it does."""
+    """Check before hours of work that `whole_folder` can write to `path`. Raises the same ArtifactErrors."""
     absent: list[Path] = []
     try:
         path = Path(os.path.realpath(path))
@@ -95,11 +95,14 @@ def check_place(path: Path, overwrite: bool = False) -> None:
 
 
 def tidy(path: Path) -> None:
-    """Clean up after a process that was killed while it wrote `path` with `whole_folder`: put back what it had moved
-    aside, and delete what it left. Not while another process writes there."""
+    """Clean up after a process that was killed while it wrote `path` with `whole_folder`.
+
+    What the process had moved aside is restored, and its temporary folders are deleted. Do not call this while another
+    process writes there.
+    """
     path = Path(os.path.realpath(path))
     ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(tmp|old)")
-    with contextlib.suppress(OSError):  # whoever writes there next says what is wrong
+    with contextlib.suppress(OSError):  # the next write reports what is wrong
         for left in sorted(path.parent.iterdir()):
             if left.is_dir() and not left.is_symlink() and (found := ours.fullmatch(left.name)):
                 if found[1] == "old" and not path.exists():
@@ -109,7 +112,7 @@ def tidy(path: Path) -> None:
 
 
 def readable(path: Path, mode: int) -> None:
-    """Give a file the rights that the user's umask asks for; temporary files are made for their owner alone."""
+    """Give a file the permissions of the user's umask. Temporary files are made for their owner alone."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(mode & ~umask)
@@ -125,7 +128,7 @@ def flush(path: Path) -> None:
 
 
 def refused(path: Path, error: Exception) -> ArtifactError:
-    """The error for a person: what the disk (an OSError or a SafetensorError) said about which place."""
+    """The error for the user, from an OSError or a SafetensorError of the disk: what failed, where, and what to do."""
     found = _NUMBER.search(str(error))
     number = error.errno if isinstance(error, OSError) else int(found[1]) if found else 0
     advice = {
@@ -143,22 +146,22 @@ def refused(path: Path, error: Exception) -> ArtifactError:
 
 
 def refuse_taken(path: Path, overwrite: bool) -> None:
-    """Raises ArtifactError for a place where no folder may be written, or where one is that may not be replaced."""
+    """Raise ArtifactError if no folder may be written to `path`, or if a folder there may not be replaced."""
     if path.exists() and not path.is_dir():
         raise ArtifactError(f"{path} is a file. Choose another folder.")
-    if not path.name or (path.is_dir() and path.samefile(".")):  # renamed over, it would be gone from under a shell
+    if not path.name or (path.is_dir() and path.samefile(".")):  # a shell in it would lose its folder
         raise ArtifactError(f"{path} is the current folder or the root. Choose another folder.")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise ArtifactError(f"{path} is there already and not empty. Choose another folder, or say overwrite.")
 
 
 def _swap(new: Path, place: Path) -> None:
-    """Rename `new` to `place`; what lay there is deleted once the new one is on the disk."""
-    old = new.with_suffix(".old")  # a name of our own: a folder of the user's is never deleted
+    """Rename `new` to `place`. What was there is deleted when the new one is on the disk."""
+    old = new.with_suffix(".old")  # a name that only we use, so that no folder of the user is deleted
     try:
         if place.exists() and any(place.iterdir()):
             place.replace(old)
-        new.replace(place)  # over an empty folder this is one step
+        new.replace(place)  # if `place` is an empty folder, this replaces it in one step
         flush(place.parent)
     except BaseException:
         if not new.exists():

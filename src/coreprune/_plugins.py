@@ -1,11 +1,11 @@
-"""Selectors and sources of queries by name: our own, and those that other installed packages register.
+"""Selectors and sources of queries by name: built-in ones, and those that other installed packages register.
 
 A package registers an object with an entry point in its pyproject.toml:
 
     [project.entry-points."coreprune.queries"]
     my-scans = "my_package.scans:draw_scans"
 
-Nothing is imported until the name is asked for, so a broken package does no harm to those who do not use it.
+Nothing is imported until the name is used, so a broken package does no harm to users who do not need it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 def registered(group: str) -> dict[str, Callable[[], Any]]:
     """Names that installed packages register under an entry-point group, each with a function that imports its object.
 
-    The first package wins where two register one name. A package whose metadata cannot be read is logged and left out.
-    The function raises InputError where the import fails.
+    If two packages register one name, the first wins. A package whose metadata cannot be read is logged and left out.
+    The functions raise InputError if the import fails.
     """
     found: dict[str, EntryPoint] = {}
     for package in distributions():
@@ -46,9 +46,9 @@ def registered(group: str) -> dict[str, Callable[[], Any]]:
 
 @dataclass(frozen=True, eq=False)
 class Registry(Mapping[str, Callable[[], T]], Generic[T]):
-    """What makes things of one kind, by name: `built_in` ones first, then those that other packages register.
+    """By name, functions that make things of one kind: first `built_in`, then those that other packages register.
 
-    group: of the entry points. built_in: always wins over a registered name.
+    group: of the entry points. built_in: these names always win over registered ones.
     adapt: called with the name and the imported object of a registered name; returns a thing of this kind, or raises
         InputError.
 
@@ -78,7 +78,7 @@ class Registry(Mapping[str, Callable[[], T]], Generic[T]):
 
 
 def imported(reference: str) -> Any:
-    """The object that "module:name" stands for, e.g. "my_package.scans:draw_scans". Raises InputError."""
+    """Import the object that "module:name" stands for, e.g. "my_package.scans:draw_scans". Raises InputError."""
     module, colon, name = reference.partition(":")
     if not colon or not module or not name:
         raise InputError(f"{reference!r} must read package.module:name, e.g. my_package.scans:draw_scans.")

@@ -12,7 +12,7 @@ _END = 1 << 64  # torch's generators take seeds below this
 
 
 def as_generator(seed: int | torch.Generator) -> torch.Generator:
-    """A new generator on the CPU for a number; a generator is returned as it is, so that later draws go on from it.
+    """A new generator on the CPU for a number. A generator is returned as it is, so that draws continue from its state.
 
     Raises InputError for anything else.
     """

@@ -1,4 +1,4 @@
-"""Nested arguments of a model as JSON: tensors as the caller says, everything else as it is."""
+"""Nested arguments of a model as JSON. The caller decides how tensors are written; everything else is kept."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from coreprune.errors import InputError
 
-_DEEPEST = 64  # levels, fewer than any recursion allows
+_DEEPEST = 64  # levels; below every recursion limit
 
 
 def encode(x: Any, tensor: Callable[[Tensor], Any], depth: int = 0) -> Any:
-    """Plain values for JSON. tensor: what a tensor is written as. Raises InputError for what has no place in JSON."""
+    """Plain values for JSON. tensor: turns a tensor into such values. Raises InputError for what JSON cannot hold."""
     if depth > _DEEPEST:
         raise InputError(f"the inputs are nested more than {_DEEPEST} levels deep, which cannot be written.")
     if isinstance(x, Tensor):
@@ -32,7 +32,7 @@ def encode(x: Any, tensor: Callable[[Tensor], Any], depth: int = 0) -> Any:
 
 
 def decode(x: Any, tensor: Callable[[Any], Tensor], depth: int = 0) -> Any:
-    """What `encode` wrote. Raises ValueError for anything else."""
+    """Read what `encode` wrote. Raises ValueError for anything else."""
     if not isinstance(x, dict) or len(x) != 1 or depth > _DEEPEST:
         raise ValueError(f"{reprlib.repr(x)} is no argument")
     ((kind, content),) = x.items()

@@ -1,4 +1,4 @@
-"""Checks shared by every public entry point that takes points or weights."""
+"""Checks for all public functions that take points or weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def as_points(points: object, name: str = "points") -> Tensor:
     if points.shape[0] == 0 or points.shape[1] == 0:
         raise InputError(f"{name} is empty: its shape is {tuple(points.shape)}. Pass at least one point.")
     points = points.detach().to(torch.float64)
-    # A finite sum proves finite entries, and is many times faster than looking at each; it may overflow by itself.
+    # A finite sum proves that all entries are finite, and is many times faster than checking each of them. But the sum
+    # of finite entries may overflow, so entries are checked if it is not finite.
     if not math.isfinite(float(points.sum())) and not bool((finite := torch.isfinite(points).all(dim=1)).all()):
         row = int(torch.nonzero(~finite)[0, 0])
         raise InputError(f"{name} has a NaN or infinite entry in row {row}. Remove or repair that row first.")

@@ -1,1 +1,1 @@
-"""The demonstration of the command line: a small network, trained, pruned in eight ways, and reported."""
+"""The demo of the command line: train a small network, prune it in eight ways, and report the results."""

@@ -20,13 +20,13 @@ from coreprune.pruning import Budget, prune
 from coreprune.pruning.reporting.report import versions
 from coreprune.queries import Strokes, make_queries
 
-# Selector, and whether what reads pruned neurons is repaired on drawings that coreprune makes.
+# The selector, and whether layers that read pruned neurons are repaired on drawings that coreprune makes.
 METHODS = {
     "functional": ("functional", True),
     "magnitude+repair": ("magnitude", True),
     **{name: (name, False) for name in ("loewner", "lewis", "norm", "mussay", "uniform", "magnitude")},
 }
-# Six of the eight for the picture; for ReLU `mussay` is `norm`, and report.json has them all.
+# Six of the eight are in the plot (for ReLU `mussay` equals `norm`). All are in report.json.
 DRAWN = {
     "functional": "functional + repair",
     "magnitude+repair": "magnitude + repair",
@@ -37,7 +37,7 @@ DRAWN = {
 }
 WIDTHS = (0.5, 0.25, 0.1)
 
-# What is said about the inputs: 8×8 drawings with ink 1 on paper 0, a pixel or more thick and filling the frame.
+# A description of the inputs: 8×8 drawings with ink 1 on paper 0; strokes are a pixel or more thick and fill the frame.
 DRAWINGS = Strokes(shape=(8, 8), low=0.0, high=1.0, radius=(0.06, 0.1), margin=0.05)
 
 
@@ -45,7 +45,7 @@ DRAWINGS = Strokes(shape=(8, 8), low=0.0, high=1.0, radius=(0.06, 0.1), margin=0
 class Row:
     """One pruned network. method: a key of METHODS. Accuracies are shares of the test images.
 
-    certificates: those of the first layer.
+    certificates: those of the first hidden layer.
     """
 
     method: str
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found. parameters, accuracy: of the dense network."""
+    """The results of the demo. parameters, accuracy: of the dense network. rows: one per pruned network."""
 
     parameters: int
     accuracy: float
@@ -68,7 +68,7 @@ class Demo:
 
 
 def network(generator: torch.Generator) -> nn.Sequential:
-    """64-300-100-10 with ReLU, He initialisation from `generator`."""
+    """A 64-300-100-10 network with ReLU, and He initialisation drawn from `generator`."""
     model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
     with torch.no_grad():
         for layer in model:
@@ -79,7 +79,7 @@ def network(generator: torch.Generator) -> nn.Sequential:
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train and test images (N, 64) in [0, 1] with labels (N,), every fourth image for the test."""
+    """Training images (N, 64) in [0, 1] and labels (N,), then test images and labels: every fourth image."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -92,7 +92,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def run(seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> Demo:
-    """Train, prune with every method at every width, fine-tune each briefly. About 15 seconds on two cores."""
+    """Train, prune with every method at every width, fine-tune each result briefly. About 15 seconds on two cores."""
     tell = progress or silent
     images, labels, test_images, test_labels = digits()
     generator = torch.Generator().manual_seed(seed)
@@ -137,7 +137,7 @@ def run(seed: int = 0, progress: Callable[[str, int, int], None] | None = None) 
 
 
 def write(demo: Demo, folder: Path) -> tuple[Path, Path]:
-    """Write report.json and accuracy.png into `folder`; returns their paths."""
+    """Write report.json and accuracy.png into `folder`. Returns their paths."""
     report, plot = folder / "report.json", folder / "accuracy.png"
     prepare(folder)
     report.write_text(json.dumps(asdict(demo), indent=1), encoding="utf-8")
@@ -146,7 +146,7 @@ def write(demo: Demo, folder: Path) -> tuple[Path, Path]:
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder, before any work is done for it. Raises InputError where it cannot be written."""
+    """Make the folder before any other work is done. Raises InputError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".coreprune-writable"

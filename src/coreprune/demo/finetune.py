@@ -1,4 +1,4 @@
-"""Fine-tuning for users who have labels: a plain loop, warm-up and cosine decay, any iterable of batches."""
+"""Fine-tuning for users who have labels: a plain loop over batches, with warm-up and cosine decay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coreprune.errors import InputError
 
 @dataclass(frozen=True)
 class Batches:
-    """A re-iterable over (inputs, labels) in a new random order every pass; a DataLoader does as well.
+    """Batches of (inputs, labels), in a new random order every pass. A DataLoader can be used instead.
 
     inputs: (N, ...), labels: (N,) int64, both on the model's device.
     """
@@ -45,14 +45,15 @@ def fine_tune_(
     temperature: float = 2.0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Train `model` in place with Adam: linear warm-up, then cosine decay to zero. Ends in the mode it began in.
+    """Train `model` in place with Adam: linear warm-up, then cosine decay to zero. Its mode is restored at the end.
 
-    batches: a DataLoader or `Batches`: re-iterable, with a length, of (inputs, integer labels).
-    epochs: passes over the batches. lr: the highest learning rate. warm_up: share of all steps.
+    batches: a DataLoader or `Batches`: pairs (inputs, integer labels), with a length; can be passed over many times.
+    epochs: passes over the batches. lr: the highest learning rate. warm_up: as a share of all steps.
     teacher: the dense model; its softened outputs (Hinton et al. 2015) then count as much as the labels.
-    On a GPU the forward pass runs in bfloat16 where the device has it.
 
-    Raises InputError for settings that make no sense, and if the loss stops being finite.
+    On a GPU the forward pass runs in bfloat16 if the device supports it.
+
+    Raises InputError for settings that make no sense, and if the loss becomes infinite or NaN.
     """
     if epochs < 1 or not lr > 0 or not 0 <= warm_up < 1:
         raise InputError(f"epochs ≥ 1, lr > 0 and 0 ≤ warm_up < 1 are needed, not {epochs}, {lr}, {warm_up}.")

@@ -1,4 +1,4 @@
-"""Line charts of accuracy: at most six lines, each named at its end, told apart without colour too."""
+"""Line charts of accuracy: at most six lines, each with its name at its end. They also differ without colour."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-# Okabe and Ito's palette without its yellow, in an order whose greys differ from one to the next.
+# Okabe and Ito's palette without yellow. The order is such that the greys of neighbours differ.
 COLOURS = ("#0072B2", "#D55E00", "#000000", "#E69F00", "#009E73", "#CC79A7")
 MARKERS = "osD^vX"
 DASHES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
-_SIZE = 9  # points of the names
-_TURNS = 200  # of moving names apart; a few dozen are enough for six
+_SIZE = 9  # font size of the names, in points
+_TURNS = 200  # rounds of moving names apart; a few dozen are enough for six names
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line. shares: percent that is left. values: accuracies in percent. spread: (below, above) every value."""
+    """One line. shares: what is left, in percent. values: accuracies in percent. spread: (below, above) every value."""
 
     name: str
     shares: Sequence[float]
@@ -26,9 +26,9 @@ class Line:
 
 
 def draw(axis: Any, lines: Sequence[Line], ticks: Sequence[float], dense: float | None = None) -> None:
-    """Draw the lines, the deepest cut on the right, where each has its name. Set the scales of the axis before.
+    """Draw the lines, with the smallest share on the right, where their names are. Set the scales of the axis before.
 
-    ticks: shares to name on the axis. dense: accuracy of the original network, a thin line.
+    ticks: shares to label on the axis. dense: the accuracy of the original network, drawn as a thin line.
     """
     assert len(lines) <= len(COLOURS), "more lines than a reader can tell apart"
     for line, colour, marker, dash in zip(lines, COLOURS, MARKERS, DASHES, strict=False):
@@ -50,9 +50,9 @@ def draw(axis: Any, lines: Sequence[Line], ticks: Sequence[float], dense: float 
 
 
 def _names(axis: Any, lines: Sequence[Line]) -> None:
-    """Each line's name beside its last point, moved up or down until no two overlap."""
+    """Write each line's name beside its last point, moved up or down until no two names overlap."""
     figure = axis.figure
-    figure.canvas.draw()  # settles where values are on the paper
+    figure.canvas.draw()  # fixes the positions of values in the figure
     ends = [min(zip(line.shares, line.values, strict=True)) for line in lines]
     point = 72 / figure.dpi
     wanted = [point * axis.transData.transform(end)[1] for end in ends]

@@ -1,18 +1,19 @@
-"""Which channels of which parameters leave together, what they cost, and how to remove them.
+"""Find which channels of which parameters can only be removed together, what they cost, and remove them.
 
-    captured = capture(model, args, kwargs)          # one torch.export trace, the model is left as it was
+    captured = capture(model, args, kwargs)          # one torch.export trace; the model is not changed
     groups = find_groups(captured)                   # every group, free or locked with the reason
-    traced = probe(Traced(model, captured, groups))  # lock what the forward does not survive (literal sizes)
+    traced = probe(Traced(model, captured, groups))  # lock groups that break the forward (literal sizes)
     traced.cost_model({"layer1.0.conv1": 32})        # Cost(macs, params, bytes)
     result = remove(traced, {"layer1.0.conv1": kept_channels})
     result.model, result.kept, result.locked
 
-A `Group` has `size` channels in units of `unit` that leave as a whole (`group.units()`), maybe in `sections` that all
-have to keep the same number; `group.legal(keep)` says whether a choice is possible. `group.consumers` says where its
-channels are read: parameter axes, graph node, module, and the channel at every position of that input.
+A `Group` has `size` channels. They form units of `unit` channels, which can only be removed whole (`group.units()`).
+The units may lie in `sections` that all have to keep the same number of units. `group.legal(keep)` says whether a
+choice of channels is possible. `group.consumers` says where the channels are read: parameter axes, graph node, module,
+and the channel at every position of that input.
 
-`rule` teaches the trace an operation that it does not know. Such a rule gets a `Call` and returns a `Value`, which
-`move`, `pointwise`, `product` and `statistic` make from the arguments.
+`rule` adds a rule for an operation that the trace does not know. Such a rule gets a `Call` and returns a `Value`.
+`move`, `pointwise`, `product` and `statistic` make a `Value` from the arguments.
 """
 
 from __future__ import annotations

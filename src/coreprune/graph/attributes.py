@@ -1,8 +1,8 @@
-"""Numbers that modules remember about their weights: in_features, groups, num_heads …
+"""Numbers that modules store about their weights: in_features, groups, num_heads …
 
-Layers of torch follow their weights' shapes. What other modules read in their forward is recognised by name and value:
-a number of heads or an inner width that was right before the surgery is scaled with the units that stayed. A wrong
-guess cannot do harm: the pruned model is compared with the original afterwards (`verify.py`).
+In layers of torch these numbers are set from the shapes of the weights. In other modules they are recognised by name
+and value: a number of heads or an inner width that was right before the surgery is scaled with the units that stayed. A
+wrong guess does no harm, because the pruned model is compared with the original afterwards (`verify.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WIDTHS = re.compile(
 
 
 class Numbers(Enum):
-    """Which remembered numbers are scaled with a group."""
+    """Which stored numbers are scaled with a group."""
 
     ALL = "numbers of heads and widths"
     HEADS = "numbers of heads"
@@ -31,7 +31,7 @@ class Numbers(Enum):
 
 
 def follow_weights(module: nn.Module) -> None:
-    """Set the size attributes of a torch layer from its own weight."""
+    """Set the size attributes of a torch layer from the shape of its weight."""
     weight = getattr(module, "weight", None)
     if weight is None:
         return
@@ -57,7 +57,7 @@ def follow_weights(module: nn.Module) -> None:
 
 
 def follow_depthwise(module: nn.Module, before: int) -> None:
-    """A depthwise convolution has as many groups as inputs."""
+    """Set the sizes of a depthwise convolution (as many groups as inputs). before: its former number of outputs."""
     if isinstance(module, nn.modules.conv._ConvNd):
         n = module.weight.shape[0]
         multiplier = before // module.groups
@@ -68,7 +68,7 @@ def follow_depthwise(module: nn.Module, before: int) -> None:
 def scale_numbers(
     module: nn.Module, widths: dict[int, int], kept: int, total: int | None
 ) -> dict[str, tuple[int, int]]:
-    """Scale the numbers of heads (kept of total units stayed) and the widths (old -> new) that a module remembers.
+    """Scale the numbers of heads (kept of total units stayed) and the widths (old -> new) that a module stores.
 
     Args:
         module: changed in place.

@@ -1,4 +1,4 @@
-"""Trace a model once with torch.export, at batch size 1, without leaving a mark on it."""
+"""Trace a model once with torch.export, at batch size 1, without changing it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Captured:
         aliases: dotted name -> canonical dotted name (tied parameters share one canonical name).
         parameters: canonical names that are parameters (the others are buffers).
         module_types: dotted module name -> class name.
-        constants: placeholder name -> tensor that the forward holds as a literal.
+        constants: placeholder name -> tensor that is a literal in the forward.
         args, kwargs: the example that was traced, at batch size 1.
-        readers: canonical name of a parameter or buffer -> how many nodes read it, under whatever name.
+        readers: canonical name of a parameter or buffer -> how many nodes read it, under any of its names.
         seconds: how long tracing took.
     """
 
@@ -54,25 +54,25 @@ class Captured:
 
     @cached_property
     def channel_ids(self) -> Tracer:
-        """What running the graph on channel ids has shown."""
+        """The result of running the graph on channel ids."""
         from coreprune.graph.interpret import trace  # the rules import this module
 
         return trace(self)
 
 
 def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, batch: int = 1) -> Captured:
-    """Trace `model(*args, **kwargs)` into a graph of ATen operations, at batch size 1 unless told otherwise.
+    """Trace `model(*args, **kwargs)` into a graph of ATen operations, at batch size 1 by default.
 
-    The model is traced in evaluation mode; its mode and its configuration are as before when this returns or raises.
+    The model is traced in evaluation mode. Its mode and its configuration are restored afterwards, also after an error.
 
     Args:
         model: any module that torch.export (non-strict) can trace.
-        args: positional arguments: a tuple, or one tensor; a dict is taken as keyword arguments.
+        args: positional arguments: a tuple, or one tensor. A dict is taken as keyword arguments.
         kwargs: keyword arguments.
-        batch: samples of the example that are traced; channel groups are found at 1.
+        batch: how many samples of the example are traced. To find channel groups, use 1.
 
     Raises:
-        ModelError: the model does not run on the example, or cannot be exported; the message names the line.
+        ModelError: the model does not run on the example, or cannot be exported. The message names the line.
     """
     args, more = normalise_example(args)
     args, kwargs = batch_of(args, {**more, **(kwargs or {})}, batch)
@@ -121,10 +121,10 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
-    """One message that says what failed, at which line, and what to try."""
+    """A message that says what failed, at which line, and what to try."""
     where = ""
     tb = error.__traceback__
-    while tb is not None:  # the innermost frame of the user's own code is the line that they can change
+    while tb is not None:  # the innermost frame in the user's own code is the line that the user can change
         code = tb.tb_frame.f_code
         if "/torch/" not in code.co_filename.replace("\\", "/") and "coreprune/graph" not in code.co_filename:
             where = f" at {code.co_filename}:{tb.tb_lineno} in {code.co_name}"

@@ -1,4 +1,4 @@
-"""What a model costs as an exact function of the widths of its groups."""
+"""The cost of a model, as an exact function of the widths of its groups."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class Cost:
 
 
 class CostModel:
-    """Cost of a captured model for any widths; made once, evaluated in microseconds.
+    """The cost of a captured model at any widths. It is made once, and then evaluated in microseconds.
 
-    Every term is factor * prod (kept elements along an axis) / divisor; the number of kept elements along an axis is
-    a constant plus, per group, its channels that stay times elements per channel. MACs are those of convolutions,
-    linear layers and attention products, as in `torch.utils.flop_counter` (which counts two flops per MAC).
+    Every term is factor * prod (kept elements along an axis) / divisor. The number of kept elements along an axis is a
+    constant, plus for every group the number of its channels that stay times the elements per channel. MACs are those
+    of convolutions, linear layers and attention products, as in `torch.utils.flop_counter` (which counts two flops per
+    MAC).
     """
 
     def __init__(self, captured: Captured, groups: Sequence[Group]) -> None:
@@ -42,7 +43,7 @@ class CostModel:
         self.names = [g.name for g in groups]
         self._sizes = np.array([g.size for g in groups], dtype=np.float64)
         self._axes: list[tuple[int, dict[int, float]]] = [(1, {})]  # factor 0 is the constant 1
-        self._making: list[tuple[int, int]] = []  # a term of the MACs, and the axis of the channels that are made
+        self._making: list[tuple[int, int]] = []  # a term of the MACs, and the axis of the channels that it makes
         tracer = captured.channel_ids
         owner = torch.full((max(tracer.count, 1),), -1)
         for i, g in enumerate(groups):
@@ -85,7 +86,7 @@ class CostModel:
         return len(self._axes) - 1
 
     def widths(self, widths: Mapping[str, int] | None = None) -> Array:
-        """The vector of widths, in channels, with full size for groups that are not named."""
+        """The vector of widths, in channels; groups that are not named have their full size."""
         vector = self._sizes.copy()
         for i, name in enumerate(self.names):
             if widths and name in widths:
@@ -93,7 +94,7 @@ class CostModel:
         return vector
 
     def __call__(self, widths: Mapping[str, int] | Array | None = None) -> Cost:
-        """Cost at these widths: group name -> number of channels that stay, or the vector that `widths` makes."""
+        """The cost at these widths: group name -> number of channels that stay, or the vector from `widths()`."""
         vector = widths if isinstance(widths, np.ndarray) else self.widths(widths)
         kept = self._constant + self._slope @ vector
         macs, params, size = (self._total(kind, kept) for kind in ("macs", "params", "bytes"))
@@ -104,10 +105,10 @@ class CostModel:
         return round(float((factor * kept[index].prod(1)).sum()))
 
     def making(self, widths: Mapping[str, int] | None = None) -> dict[str, int]:
-        """Per group the MACs of the convolutions and linear layers whose outputs are its channels.
+        """For every group, the MACs of the convolutions and linear layers whose outputs are its channels.
 
-        A layer that makes channels of several groups is split by the channels. Products of activations (attention) and
-        recurrent layers are in no group, so that the sum may be less than the model's MACs.
+        If a layer makes channels of several groups, its MACs are divided in proportion to the channels. Products of
+        activations (attention) and recurrent layers belong to no group, so the sum may be less than the model's MACs.
         """
         vector = self.widths(widths)
         kept = self._constant + self._slope @ vector
@@ -120,7 +121,7 @@ class CostModel:
         return dict(zip(self.names, np.rint(made).astype(int).tolist(), strict=True))
 
     def shares(self, kind: str = "macs") -> dict[str, float]:
-        """Per group the share of the cost that goes away when all but its last unit leave."""
+        """For every group, the share of the cost that is saved if only one of its units stays."""
         full = getattr(self(), kind)
         out = {}
         for g in self.groups:
@@ -129,7 +130,7 @@ class CostModel:
         return out
 
     def free_share(self, kind: str = "macs") -> float:
-        """The share of the cost that goes away when every free group shrinks to one unit (one per section)."""
+        """The share of the cost that is saved if every free group shrinks to one unit (one per section)."""
         least = {g.name: _least(g) for g in self.groups if g.locked_because is None}
         full = getattr(self(), kind)
         return 1 - getattr(self(least), kind) / full if full else 0.0
@@ -149,8 +150,8 @@ def _table(terms: list[tuple[float, list[int]]]) -> tuple[Array, Array]:
 
 
 def cost(captured: Captured, groups: Sequence[Group], widths: Mapping[str, int] | None = None) -> Cost:
-    """Cost at the given widths (channels that stay, by group name; all of them by default).
+    """The cost at the given widths (channels that stay, by group name; all of them by default).
 
-    To evaluate many widths make a `CostModel` once.
+    For many widths, make one `CostModel` and call it.
     """
     return CostModel(captured, groups)(widths)

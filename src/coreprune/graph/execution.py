@@ -1,4 +1,4 @@
-"""Run an exported graph node by node, on several batches of inputs at once, and keep only what is still needed."""
+"""Run an exported graph node by node, on several batches of inputs together."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from torch.utils import _pytree as pytree
 
 from coreprune.graph.captured import Captured
 
-# A value: one entry per batch, or a single one (in a list of one) that does not depend on the inputs.
+# A value has one entry per batch, or just one entry if it does not depend on the inputs.
 Value = list[Any]
 
 
 class Execution:
-    """Values of the nodes of one captured graph, under one set of parameters.
+    """The values of the nodes of one captured graph, for one set of parameters.
 
     Args:
         captured: traced at the batch size of the batches.
-        tensors: parameters and buffers by canonical name; read when a node needs them, so they may change on the way.
+        tensors: parameters and buffers by canonical name. They are read when a node needs them, so they may be changed
+            in between.
         batches: (args, kwargs) per batch, shaped like the example of the capture.
     """
 
@@ -44,7 +45,7 @@ class Execution:
                 self._inputs[node] = [next(feed) for feed in feeds]
 
     def run(self, node: fx.Node) -> Value:
-        """Compute one node whose inputs have been computed (parameters are read as they are now)."""
+        """Compute one node. Its inputs must have been computed; parameters are read at this moment."""
         if node.op == "placeholder":
             value = self._inputs.get(node) or [self._tensor(node)]
             if node in self._overwritten:
@@ -76,7 +77,7 @@ class Execution:
         for b in range(self.batches if varies else 1):
             args, kwargs = map_arg((node.args, node.kwargs), lambda n, b=b: self.batch(n, b))
             if mutates(node) and isinstance(args[0], Tensor) and node.args[0] not in self._overwritten:
-                # Others may hold the same tensor. In the graph, what is read from now on is the result.
+                # Other nodes may hold the same tensor. Later nodes of the graph read the result of this one.
                 args = (args[0].clone(), *args[1:])
             out.append(function(*args, **kwargs))
         return out
@@ -88,9 +89,9 @@ def mutates(node: fx.Node) -> bool:
 
 
 def overwritten(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Nodes whose memory is written into through a view (`x[:, 0] = …`): those that share it, back to its base.
+    """Nodes whose memory is written into through a view (`x[:, 0] = …`): all that share it, back to its base.
 
-    Whoever reads one of them after that reads what was written, although the graph does not say so.
+    A node that reads one of them later reads the new content, although the graph does not show that.
     """
     out: set[fx.Node] = set()
     for node in nodes:
@@ -106,14 +107,14 @@ def overwritten(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def _shares(node: fx.Node) -> bool:
-    """Whether a node's result may lie in the memory of its first argument."""
+    """Whether a node's result may share the memory of its first argument."""
     if isinstance(node.target, torch._ops.OpOverload):
         return not mutates(node) and any(r.alias_info is not None for r in node.target._schema.returns)
     return node.target is operator.getitem
 
 
 def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For every node, the nodes that nothing reads after it."""
+    """For every node, the nodes whose values nothing reads after it."""
     seen: set[fx.Node] = set()
     out: dict[fx.Node, list[fx.Node]] = {}
     for node in reversed(nodes):

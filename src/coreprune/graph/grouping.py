@@ -1,4 +1,4 @@
-"""From settled ids to groups of channels that can be chosen independently of each other."""
+"""Make groups of channels from the settled ids. The channels of each group can be chosen on their own."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from coreprune.graph.unionfind import one_thread
 
 
 def find_groups(captured: Captured, norm_statistics: bool = False) -> list[Group]:
-    """Find every group of channels, free or locked, in execution order of the first layer that makes them.
+    """Find every group of channels, free or locked, in the execution order of the first layers that make them.
 
     Args:
         captured: from `capture`.
-        norm_statistics: free the channels that only enter the statistics of a LayerNorm, RMSNorm or GroupNorm. Their
-            removal is then *not* the same as setting them to zero, because the mean and variance are over fewer
-            channels; such groups carry the flag "norm-statistics". By default they are locked.
+        norm_statistics: do not lock channels because they enter the statistics of a LayerNorm, RMSNorm or GroupNorm.
+            Removing such channels is *not* the same as setting them to zero, because the mean and variance are then
+            taken over fewer channels. Their groups carry the flag "norm-statistics". By default they are locked.
     """
     with one_thread():
         tracer = captured.channel_ids
@@ -35,15 +35,15 @@ def find_groups(captured: Captured, norm_statistics: bool = False) -> list[Group
             groups = builder.build()
             if builder.unbalanced <= columns:
                 break
-            # Sections that lie in different groups: their k-th channels leave together instead.
+            # These sections lie in different groups. So their k-th channels are tied, and can only be removed together.
             columns |= builder.unbalanced
         return groups
 
 
 class _Builder:
-    """Cuts the units into groups of equal profile: the same number of positions on the same parameter axes.
+    """Sorts the units into groups of equal profile: the same number of positions on the same parameter axes.
 
-    Equal profiles make the cost of a group an exact function of the number of units that stay.
+    Because of the equal profiles, the cost of a group is an exact function of the number of units that stay.
     """
 
     def __init__(self, tracer: Tracer, settled: Settled) -> None:
@@ -60,7 +60,7 @@ class _Builder:
             settled.locked.setdefault(unit, reason)
 
     def build(self) -> list[Group]:
-        """One group per profile that some layer makes, in the order in which the model holds these layers."""
+        """One group for every profile that a layer makes, in the order of these layers in the model."""
         maps = [s.ids for s in self.slots] + [x for w in self.tracer.work for x in w.maps]
         counted = [self.settled.unit[x[x >= 0]].unique(return_counts=True) for x in maps]
         which = torch.cat([torch.full_like(u, i) for i, (u, _) in enumerate(counted)])
@@ -143,12 +143,15 @@ class _Builder:
         )
 
     def _experts(self, slots: list[Slot]) -> int:
-        """The number of experts if every parameter is a stack of them: each expert then chooses its own channels."""
+        """The number of experts if every parameter is a stack of experts, otherwise 0.
+
+        Every expert then has channels of its own to choose from.
+        """
         counts = {self.tracer.experts.get(s.param, 0) if s.dim and s.ids.dim() == 1 else 0 for s in slots}
         return counts.pop() if len(counts) == 1 else 0
 
     def _number(self, slots: list[Slot], mine: Tensor) -> tuple[Tensor, Tensor]:
-        """Number the channels unit by unit, in the order in which the parameters show them first.
+        """Number the channels unit by unit, in the order of their first position in the parameters.
 
         Returns:
             the number of every channel class (-1: not of this group), and the units in order.
@@ -182,10 +185,10 @@ class _Builder:
 
     # --- the same number in every section ----------------------------------------------------------------------------
     def _sections(self) -> tuple[dict[int, list[tuple[int, int]]], dict[int, str]]:
-        """Per unit its (constraint, section) for every balance constraint that it takes part in, and the conflicts.
+        """For every unit, (constraint, section) for every balance constraint that concerns it; and the conflicts.
 
-        A unit that has as many positions in every section is balanced by itself; one that has positions in
-        some sections but not equally in all of them can never leave.
+        A unit with equally many positions in every section is always balanced. A unit with positions in several
+        sections, but not equally many in each, can never be removed: it is a conflict.
         """
         sections: dict[int, list[tuple[int, int]]] = defaultdict(list)
         conflicts: dict[int, str] = {}
@@ -206,7 +209,7 @@ class _Builder:
         return sections, conflicts
 
     def _group_sections(self, units: Tensor) -> tuple[Tensor | None, str | None]:
-        """The section of every unit of a group, or why its channels cannot be balanced among themselves."""
+        """The section of every unit of a group, or the reason why its channels cannot be balanced within the group."""
         labels = [tuple(self.sections.get(u, ())) for u in units.tolist()]
         constraints = {c for label in labels for c, _ in label}
         if not constraints:
@@ -227,7 +230,7 @@ def _layer_name(param: str) -> str:
 
 
 def _spread(index: Tensor, experts: int, size: int) -> Tensor:
-    """[n] -> [experts, n]: expert e has channels e * size + index."""
+    """[n] -> [experts, n]: expert e has the channels e * size + index."""
     return torch.where(index >= 0, index + size * torch.arange(experts)[:, None], -1)
 
 

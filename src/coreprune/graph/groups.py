@@ -1,4 +1,4 @@
-"""What a group of channels is: who makes it, who reads it, in which units it can shrink."""
+"""A group of channels: which parameters make it, which read it, and in which units it can shrink."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ParamSlice:
     Attributes:
         param: canonical dotted name of the parameter or buffer.
         dim: the axis.
-        index: int64, the channel of the group at every position, or -1. Shape [n]; or [g, n] when axis 0 falls into g
-            equal sections whose positions along `dim` differ (the input axis of a grouped convolution's weight).
+        index: int64, the channel of the group at every position, or -1. Shape [n]; or [g, n] if axis 0 is divided into
+            g equal sections whose positions along `dim` differ (the input axis of a grouped convolution's weight).
     """
 
     param: str
@@ -35,14 +35,15 @@ class Consumer:
     """A place where channels are read and summed over.
 
     Attributes:
-        slices: the parameter axes that multiply the channels; empty when no parameter does (q·k, a sum).
+        slices: the parameter axes that multiply the channels; empty if no parameter does (q·k, a sum).
         node, source: the node of the exported graph that reads, and the node whose output it reads.
         axis: the channel axis of that input: -1 for linear layers, 1 for convolutions.
         index: int64 [n], the channel of the group at every position along the axis, or -1. For stacked experts
-            [experts, n]: row e holds for the samples that are routed to expert e.
-        module: the innermost module in whose forward this happens.
-        hookable: the module's own `weight` does the reading, as in linear and convolution layers: its input is what is
-            read, so features can be collected with a forward pre-hook. Otherwise replay the graph up to `source`.
+            [experts, n]: row e is for the samples that are routed to expert e.
+        module: the innermost module in whose forward the channels are read.
+        hookable: whether the module's own `weight` reads the channels, as in linear and convolution layers. Then the
+            module's input is what is read, and a forward pre-hook can collect features. Otherwise replay the graph up
+            to `source`.
     """
 
     slices: tuple[ParamSlice, ...]
@@ -56,20 +57,20 @@ class Consumer:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Channels that parameters share, in units that can leave independently of each other.
+    """Channels that several parameters share, in units that can be removed independently of each other.
 
     Attributes:
         name: dotted name of the first layer that makes the channels.
         size: number of channels; channel c belongs to unit c // unit.
-        unit: channels per unit: 1, or more where channels only leave as a whole (heads).
+        unit: channels per unit: 1, or more if several channels can only be removed together (heads).
         producers: parameter axes that make the channels (weights and biases).
-        others: norms, scales, class tokens, depthwise filters: one entry per channel.
-        consumers: where the channels are read: the group's activation points.
-        sections: int64 [units], the section of every unit, when the same number has to stay in every section.
-        locked_because: None, or why the group cannot be pruned.
+        others: parameter axes with one entry per channel: norms, scales, class tokens, depthwise filters.
+        consumers: the places where the channels are read.
+        sections: int64 [units], the section of every unit, if the same number of units has to stay in every section.
+        locked_because: why the group cannot be pruned, or None if it can.
         ids: the tracer's ids of all positions of the group, for the cost model.
-        flags: "heads"; "norm-statistics" (removal changes the mean or variance in a norm); "functional" (read without a
-            parameter).
+        flags: "heads"; "norm-statistics" (removing channels changes the mean or variance in a norm); "functional" (the
+            channels are read without a parameter).
     """
 
     name: str
@@ -101,7 +102,7 @@ class Group:
 
     @property
     def section_count(self) -> int:
-        """How many sections the units lie in; 1 where the group has none."""
+        """How many sections the units lie in; 1 if the group is not divided."""
         return 1 if self.sections is None else int(self.sections.max()) + 1
 
     def units(self) -> Tensor:
@@ -109,7 +110,7 @@ class Group:
         return torch.arange(self.size).reshape(-1, self.unit)
 
     def legal(self, keep: Tensor) -> str | None:
-        """None if exactly these channels may stay, otherwise why not.
+        """None if exactly these channels may stay, otherwise the reason why not.
 
         Args:
             keep: sorted unique int64 channel ids.
@@ -137,7 +138,7 @@ class Group:
 
 
 def check_keep(groups: Sequence[Group], keep: dict[str, Tensor]) -> None:
-    """Raise InputError for a name that is not a group, or a choice that the group does not allow."""
+    """Raise InputError for a name that is not a group, or for a choice that the group does not allow."""
     known = {g.name: g for g in groups}
     for name, ids in keep.items():
         if name not in known:
@@ -153,7 +154,7 @@ def lock(group: Group, reason: str) -> Group:
 
 
 def describe(groups: list[Group], shares: dict[str, float] | None = None) -> list[dict[str, Any]]:
-    """One row per group for tables: name, channels, unit, sections, share of MACs, locked and why."""
+    """One row per group for tables: name, channels, unit, sections, share of MACs, and why it is locked."""
     return [
         {
             "group": g.name,
@@ -174,9 +175,9 @@ def describe(groups: list[Group], shares: dict[str, float] | None = None) -> lis
 def layout(index: Tensor, group: Group) -> Tensor | None:
     """Where the units of a group lie on one parameter axis, int64 (units, positions per unit), or None.
 
-    Position q of one unit corresponds to position q of every other: all units look alike on the axis, only shifted.
-    None where they do not, or where the axis differs between sections (`ParamSlice.index` of two dimensions): there
-    units cannot be merged.
+    Position q of one unit corresponds to position q of every other unit: all units have the same pattern on the axis,
+    only shifted. The result is None if they do not, or if the axis differs between sections (`ParamSlice.index` of two
+    dimensions). Then units cannot be merged.
     """
     units = group.size // group.unit
     if index.ndim != 1:

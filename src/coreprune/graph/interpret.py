@@ -1,6 +1,6 @@
 """Run an exported graph on channel ids instead of numbers.
 
-The rules for the operations are in `rules/`. An operation without a rule keeps every channel that it reads.
+The rules for the operations are in `rules/`. If an operation has no rule, every channel that it reads is locked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def trace(captured: Captured) -> Tracer:
-    """Run the graph on ids. `Captured.channel_ids` does so once."""
+    """Run the graph on ids. `Captured.channel_ids` calls this once."""
     tracer = Tracer(captured)
     inputs = [_input(tracer, n) for n in captured.graph.graph.nodes if n.op == "placeholder"]
     result = interpret(tracer, captured.graph, inputs)
@@ -82,7 +82,7 @@ def _apply(call: Call) -> Any:
                 f"the rule for {name} failed at node {node.name}: {problem}. "
                 "Mend the rule, or let it return NotImplemented, which keeps every channel of the arguments."
             )
-        if problem:  # an argument that our rule does not expect: not followed, so locked
+        if problem:  # our rule does not expect these arguments, so their channels are locked
             log.debug("rule for %s failed at %s: %s", name, node.name, problem)
             reason = f"unusual arguments of {name}"
     if result is NotImplemented:
@@ -96,17 +96,17 @@ def _apply(call: Call) -> Any:
 
 
 def _outcome(function: Rule, call: Call) -> tuple[Any, str]:
-    """What a rule returns, and what is wrong with it in words; NotImplemented if anything is."""
+    """What a rule returns, and in words what is wrong with it. If anything is wrong, the result is NotImplemented."""
     try:
         result = function(call)
-    except Exception as error:  # whatever it is: the rule has not followed the call
+    except Exception as error:  # whatever the error is, the rule did not handle the call
         return NotImplemented, f"it raised {first_line(error)}"
     problem = "" if result is NotImplemented else _mismatch(result, call.node.meta.get("val"))
     return (NotImplemented, problem) if problem else (result, "")
 
 
 def _mismatch(result: Any, real: Any) -> str:
-    """Where a rule's result does not have the form of the real one, in words; empty if it does."""
+    """In words, how the form of a rule's result differs from that of the real result; empty if it does not differ."""
     given, wanted = pytree.tree_leaves(result), pytree.tree_leaves(real)
     if len(given) != len(wanted):
         return f"it returns {len(given)} results of {len(wanted)}"

@@ -1,7 +1,7 @@
-"""Recipe: what surgery did to the shapes of a model, so that it can be done again without a trace.
+"""Recipe: how surgery changed the shapes of a model, so that it can be repeated without a trace.
 
-The kept indices of a plan say which channels stay, and need the groups of a traced model to act on. A recipe says what
-became of every tensor's shape and of every number that a module remembers, and needs the model's code alone.
+A plan says which channels stay. To carry it out, the model has to be traced. A recipe says how the shape of every
+tensor changed, and every number that a module stores. To carry it out, the model's code is enough.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Number = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Changes from the dense model to the pruned one.
+    """The changes from the dense model to the pruned one.
 
-    shapes: canonical name of a parameter or buffer -> (shape before, shape after), of those that were cut.
+    shapes: canonical name of a parameter or buffer -> (shape before, shape after), for those that were cut.
     numbers: dotted name of a module -> attribute -> (before, after), e.g. in_features and num_heads.
     """
 
@@ -32,7 +32,7 @@ class Recipe:
 
 
 def recipe_of(model: nn.Module, small: nn.Module) -> Recipe:
-    """The recipe that makes `small` out of `model`, whose pruned copy it is."""
+    """The recipe that turns `model` into `small`, its pruned copy."""
     after = dict(named_tensors(small))
     shapes = {
         name: (tuple(old.shape), tuple(after[name].shape))
@@ -53,29 +53,29 @@ def number_changes(module: nn.Module, other: nn.Module) -> Iterator[tuple[str, t
 
 
 def _is_number(value: object) -> bool:
-    """A whole number or a tuple of them; not a tuple of modules or tensors, which differ in every copy."""
+    """Whether a value is a whole number or a tuple of them. Tuples of modules or tensors differ in every copy."""
     return isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(n, int) for n in value))
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, each once, under its first name."""
+    """Parameters and buffers, each only once, under its first name."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
 def all_names(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers under each of their names."""
+    """Parameters and buffers under all of their names."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
 
 
 def rebuilt(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `model` that holds `tensors` in place of its own of these names, with the recipe's numbers.
+    """A copy of `model` with `tensors` in place of its tensors of the same names, and with the recipe's numbers.
 
-    model: may be on the meta device; it is not changed, and tensors that are replaced are not copied. tensors: by name,
-        tied ones under any one of theirs.
+    model: may be on the meta device. It is not changed, and tensors that are replaced are not copied. tensors: by name;
+        tied tensors under any one of their names.
 
-    Raises ModelError where the recipe's numbers are not those of the model.
+    Raises ModelError if the numbers before, as the recipe has them, are not those of the model.
     """
     memo: dict[int, Any] = {}
     for name, old in all_names(model):

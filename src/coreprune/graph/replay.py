@@ -1,4 +1,4 @@
-"""Run the exported graph on numbers, with some channels set to zero right where they are read."""
+"""Run the exported graph on numbers, with some channels set to zero where they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.graph.captured import Captured
 
-# node that reads -> (node that it reads, factor per element of that input)
+# node -> for some of its inputs (the node that is read, the factor of every element)
 Masks = Mapping[str, list[tuple[str, Tensor]]]
 
 
@@ -36,13 +36,13 @@ class _Masked(fx.Interpreter):
 
 
 def replay(captured: Captured, model: nn.Module, replaced: Mapping[str, Tensor], masks: Masks) -> list[Tensor]:
-    """The tensors that the captured graph returns for the example.
+    """Run the captured graph on its example, and return the tensors of its output.
 
     Args:
         captured: the graph and its example.
         model: where parameters and buffers come from.
-        replaced: parameters to use instead, by canonical name.
-        masks: inputs to multiply before a node reads them.
+        replaced: tensors to use in place of the model's own, by canonical name.
+        masks: factors to multiply inputs by, before a node reads them.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **replaced}
     inputs = iter(pytree.tree_leaves((captured.args, captured.kwargs)))

@@ -1,8 +1,8 @@
 """Settle what could only be recorded while the graph was running.
 
-Removing channels commutes with every data movement as long as, in every tensor, the removed positions are whole slabs
-along one axis. `settle` makes sure of that: where ids vary along several axes (a split into heads, a channel shuffle)
-and no axis alone decides what leaves, the ids are tied until one does.
+Removing channels commutes with every data movement if, in every tensor, the removed positions are whole slabs along one
+axis. `settle` makes sure of that. If ids vary along several axes (a split into heads, a channel shuffle), and no single
+axis decides which positions are removed, ids are tied until one axis does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from coreprune.graph.values import FIXED, axes
 
 @dataclass(eq=False)
 class Settled:
-    """The outcome: per id its channel class, its unit (what leaves as a whole), and per unit why it is locked."""
+    """The outcome.
+
+    channel: the channel class of every id. unit: the unit of every id, which can only be removed whole. locked: unit ->
+    why it stays. flags: unit -> its flags. sections: the balance constraints, as in `Tracer.balanced`.
+    """
 
     channel: Tensor
     unit: Tensor
@@ -30,12 +34,13 @@ class Settled:
 
 
 def settle(tracer: Tracer, norm_statistics: bool = False, columns: Collection[int] = ()) -> Settled:
-    """Resolve shapes, deferred meetings, statistics and locks of a finished run.
+    """Resolve the shapes, deferred meetings, statistics and locks of a finished run.
 
     Args:
-        tracer: a tracer after `run()`.
+        tracer: from `interpret.trace`.
         columns: balance constraints (positions in `tracer.balanced`) to satisfy by tying the k-th ids of all sections.
-        norm_statistics: let channels leave that enter the statistics of a LayerNorm, RMSNorm or GroupNorm; flagged.
+        norm_statistics: flag channels that enter the statistics of a LayerNorm, RMSNorm or GroupNorm; by default lock
+            them.
     """
     n = max(tracer.count, 1)
     locks = list(tracer.locks)
@@ -108,7 +113,7 @@ def _classes(
 
 
 def _leaving(unit: Tensor, locked: dict[int, str]) -> Tensor:
-    """Per id its unit, or -1 if it stays."""
+    """For every id its unit, or -1 if the unit is locked."""
     stays = torch.zeros(int(unit.max()) + 1, dtype=torch.bool)
     stays[list(locked)] = True
     return torch.where(stays[unit], FIXED, unit)
@@ -127,7 +132,7 @@ def _constant_along(names: Tensor, along: frozenset[int]) -> bool:
 
 
 def _decided_without(ids: Tensor, along: frozenset[int], leaving: Tensor) -> bool:
-    """Whether what leaves does not depend on the position along these axes, nor consists of slabs along them alone."""
+    """Whether what can be removed is constant along these axes and varies along another, or nothing can be removed."""
     names = _names(ids, leaving)
     if bool((names == FIXED).all()):
         return True
@@ -136,17 +141,18 @@ def _decided_without(ids: Tensor, along: frozenset[int], leaving: Tensor) -> boo
 
 
 def _uniform(ids: Tensor, along: frozenset[int], unit: Tensor) -> bool:
-    """Whether all ids on every line along these axes leave together, and other lines can leave without them."""
+    """Whether all ids on every line along these axes are in one unit, and the ids vary along other axes too."""
     return bool(axes(ids) - along) and _constant_along(_names(ids, unit), along)
 
 
 def _make_slabs(ids: Tensor, leaving: Tensor, tied: Partition, locks: list[tuple[Tensor, str]]) -> bool:
-    """Tie ids until one axis alone decides what leaves; returns whether anything had to be tied."""
+    """Tie ids until a single axis decides which positions are removed. Returns whether anything had to be tied."""
     names = _names(ids, leaving)
     vary = axes(ids)
     if any(_constant_along(names, vary - {a}) for a in vary):
         return False
-    # The axis that leaves the most freedom; on equal terms the last one: blocks written into the forward stay.
+    # Take the axis that leaves the most units free; of equal ones the last, because the sizes of blocks are often
+    # literals in the forward.
     best, count = max(vary), 0
     for a in sorted(vary):
         lines = names.movedim(a, 0).reshape(names.shape[a], -1)

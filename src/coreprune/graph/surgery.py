@@ -1,4 +1,4 @@
-"""Remove channels from a model: slice its parameters, adjust the numbers that modules remember, check the result."""
+"""Remove channels from a model: slice its parameters, adjust the numbers that modules store, check the result."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Removed:
 
     Attributes:
         model: the smaller model.
-        kept: per group that shrank, the channels that stayed.
-        masks: (parameter, axis) -> which positions stayed, of every axis that was cut (`kept_positions`).
-        locked: groups that were put back, with the reason.
-        runs: how many times a pruned model was tried.
+        kept: name of every group that shrank -> the channels that stayed.
+        masks: (parameter, axis) -> which positions stayed, for every axis that was cut (`kept_positions`).
+        locked: name of every group that had to stay whole after all -> the reason.
+        runs: how many pruned models were tried.
     """
 
     model: nn.Module
@@ -43,16 +43,16 @@ class Removed:
 def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False, check: bool = True) -> Removed:
     """Make a physically smaller model in which only the given channels are left.
 
-    The result is run on the captured example and compared with the original whose consumers' weights for the removed
-    channels are zero. Groups that break the run or the equality are found by bisection, put back, and reported. The
-    model that was passed in is not touched, unless `inplace`, and then only after everything has succeeded.
+    The result is run on the captured example. It must equal the original with zeros in the weights that read removed
+    channels. Groups that break the run or the equality are found by bisection, left whole, and reported in `locked`.
+    The model that was passed in is not changed, unless `inplace` is set, and then only after everything has succeeded.
 
     Args:
-        traced: the model, its graph and its groups. Its weights may have changed since it was captured, its shapes may
-            not.
-        keep: group name -> sorted int64 channels that stay; groups that are not named stay whole.
+        traced: the model, its graph and its groups. Since it was captured, its weights may have changed, but not its
+            shapes.
+        keep: group name -> sorted int64 channels that stay. Groups that are not named stay whole.
         inplace: shrink `traced.model` itself. Parameters keep their identity; their gradients are dropped.
-        check: run and compare. Without it the caller vouches that nothing in the forward depends on the sizes.
+        check: run and compare. Use False only if nothing in the forward depends on the sizes.
 
     Raises:
         InputError: `keep` names an unknown group or a choice that the group does not allow.
@@ -79,10 +79,10 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
         return (None, problem) if problem else (small, "")
 
     def grow(good: list[str], names: list[str]) -> list[str]:
-        """Extend `good` by as many of `names` as work; O(log n) attempts per group at fault."""
+        """Extend `good` by those of `names` that work. This takes O(log n) attempts per group that does not."""
         small, problem = attempt(good + names)
         if small is None and len(names) == 1:
-            for style in (Numbers.HEADS, Numbers.NONE):  # the guess which numbers the forward reads may be wrong
+            for style in (Numbers.HEADS, Numbers.NONE):  # the guess about the stored numbers may be wrong
                 numbers[names[0]] = style
                 small, _ = attempt(good + names)
                 if small is not None:
@@ -100,7 +100,7 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
 
     numbers: dict[str, Numbers] = {}
     best: list[nn.Module | None] = [None]
-    # Groups that change a norm's statistics can only be run, not compared; so the others are compared without them.
+    # Groups that change a norm's statistics can only be run, not compared. So the others are tried first, without them.
     exact = [n for n, (g, _) in cuts.items() if "norm-statistics" not in g.flags]
     good = grow([], exact) if exact else []
     rest = [n for n in cuts if n not in exact]
@@ -113,15 +113,15 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
 
 
 def probe(traced: Traced) -> Traced:
-    """Try to remove half of every free group, and lock those that the forward does not survive.
+    """Try to remove half of every free group, and lock the groups that break the forward.
 
-    Run this before choosing widths, so that a budget is only spent on channels that can really leave.
+    Run this before widths are chosen, so that the allocation counts only on channels that can really be removed.
     """
     return traced.locking(remove(traced, {name: _half(g) for name, g in traced.free.items()}).locked)
 
 
 def _half(g: Group) -> Tensor:
-    """The first half of the units, per section."""
+    """The channels of the first half of the units in every section."""
     units = g.units()
     sections = torch.zeros(len(units), dtype=torch.int64) if g.sections is None else g.sections
     stay = torch.cat([(w := (sections == b).nonzero()[:, 0])[: max(1, len(w) // 2)] for b in sections.unique()])
@@ -144,7 +144,7 @@ def _same_shapes(model: nn.Module, captured: Captured) -> None:
 
 
 def kept_positions(chosen: list[tuple[Group, Tensor]]) -> dict[tuple[str, int], Tensor]:
-    """Per parameter axis, which positions stay: bool [n], or [g, n] for sectioned axes."""
+    """For every parameter axis, which positions stay: bool [n], or [g, n] for sectioned axes."""
     masks: dict[tuple[str, int], Tensor] = {}
     for group, keep in chosen:
         stays = torch.zeros(group.size + 1, dtype=torch.bool)
@@ -157,7 +157,7 @@ def kept_positions(chosen: list[tuple[Group, Tensor]]) -> dict[tuple[str, int], 
 
 
 def cut(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:
-    """Keep the positions that stay, on every axis; sectioned axes first, while sections still have their first size."""
+    """Keep the positions that stay, on every axis. Sectioned axes come first, as sections still have their old size."""
     out = tensor.detach()
     for dim, mask in sorted(masks.items(), key=lambda item: -item[1].dim()):
         if mask.dim() == 2:
@@ -175,7 +175,7 @@ def _select(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
 def _smaller(
     model: nn.Module, captured: Captured, chosen: list[tuple[Group, Tensor]], numbers: Mapping[str, Numbers]
 ) -> nn.Module:
-    """A copy in which only the kept part of every parameter has ever been allocated."""
+    """A smaller copy. Only the kept part of every parameter is ever allocated for it."""
     masks = kept_positions(chosen)
     named = dict([*model.named_parameters(), *model.named_buffers()])
     memo: dict[int, object] = {}
@@ -197,7 +197,7 @@ def _smaller(
 
 
 def _follow_weights(small: nn.Module, captured: Captured, lengths: dict[str, int]) -> None:
-    """Adjust the layers of torch whose parameters were cut; `lengths` are the former lengths of their first axes."""
+    """Adjust the layers of torch whose parameters were cut. lengths: by parameter, the former length of axis 0."""
     modules = dict(small.named_modules())
     depthwise = captured.channel_ids.depthwise
     for alias, name in captured.aliases.items():
@@ -211,7 +211,7 @@ def _follow_weights(small: nn.Module, captured: Captured, lengths: dict[str, int
 
 
 def _follow_groups(small: nn.Module, chosen: list[tuple[Group, Tensor]], numbers: Mapping[str, Numbers]) -> None:
-    """Adjust the numbers that the modules around the cut layers remember."""
+    """Adjust the numbers that the modules around the cut layers store."""
     modules = dict(small.named_modules())
     for group, keep in chosen:
         total, kept = group.size // group.unit, len(keep) // group.unit
@@ -222,7 +222,7 @@ def _follow_groups(small: nn.Module, chosen: list[tuple[Group, Tensor]], numbers
 
 
 def _containers(group: Group, modules: dict[str, nn.Module]) -> list[str]:
-    """Modules that own a layer which makes channels of the group, and those one level up within the same block."""
+    """The modules that own weights which make the channels, and those one level up; not linear layers, convolutions."""
     paths: dict[str, None] = {}
     for s in group.producers:
         layer = s.param.rpartition(".")[0]
@@ -246,9 +246,9 @@ def _width_changes(group: Group, keep: Tensor, path: str) -> dict[int, int]:
 
 
 def adopt(model: nn.Module, small: nn.Module) -> None:
-    """Move the smaller tensors and the numbers into the original, keeping its modules, parameters and hooks.
+    """Move the smaller tensors and the numbers into the original, and keep its modules, parameters and hooks.
 
-    Everything is put back if a step fails, for example on a parameter that cannot be resized.
+    If a step fails, for example on a parameter that cannot be resized, everything is restored.
     """
     theirs = dict(small.named_modules())
     undo: list[tuple[Tensor, Tensor, Tensor | None] | tuple[dict[str, object], str, object]] = []

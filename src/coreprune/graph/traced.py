@@ -1,4 +1,4 @@
-"""A model together with its graph and its groups of channels: what every later step works on."""
+"""A model together with its graph and its groups of channels. All later steps work on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Traced:
 
     @cached_property
     def cost_model(self) -> CostModel:
-        """What the model costs at any widths of its groups."""
+        """The cost of the model at any widths of its groups."""
         return CostModel(self.captured, self.groups)
 
     @cached_property
@@ -44,7 +44,7 @@ class Traced:
         return {name: tensor.detach() for name, tensor in named}
 
     def locking(self, reasons: Mapping[str, str]) -> Traced:
-        """The same, with the named groups locked for these reasons."""
+        """The same, with the named groups locked. reasons: group name -> why."""
         if not reasons:
             return self
         return replace(self, groups=[lock(g, reasons[g.name]) if g.name in reasons else g for g in self.groups])

@@ -1,8 +1,8 @@
-"""What is written down while a graph runs on channel ids.
+"""The records that are made while a graph runs on channel ids.
 
-Every axis of every parameter gets fresh ids. Two ids that meet element by element are the *same channel* (`same`); ids
-that only ever leave together, such as the channels of one attention head, are *tied* (`tied`). What cannot be decided
-before the whole graph has been seen is recorded here and settled in `resolve.py`.
+Every axis of every parameter gets new ids. Two ids that meet element by element are the *same channel* (`same`). Ids
+that can only be removed together, such as the channels of one attention head, are *tied* (`tied`). What cannot be
+decided before the whole graph has been seen is recorded here, and settled in `resolve.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from coreprune.graph.values import FIXED, Value, place
 class Slot:
     """One axis of one parameter or buffer, with an id per position.
 
-    ids has shape [n], or [g, n] when axis 0 (`sectioned`) falls into g equal sections and each section has its own
-    ids along `dim`: the second axis of a grouped convolution's weight.
+    ids has shape [n]. It has shape [g, n] (`sectioned`) if axis 0 is divided into g equal sections, and each section
+    has its own ids along `dim`, as on the second axis of a grouped convolution's weight.
     """
 
     param: str
@@ -33,7 +33,7 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """A place where channels are contracted away: `ids` along `axis` of the tensor that enters `node` as `source`."""
+    """A place where channels are summed over: `ids` along `axis` of the tensor that `source` makes and `node` reads."""
 
     node: str
     source: str
@@ -45,9 +45,9 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Multiply-accumulates of one operation: factor * prod over id maps (number of kept elements) // divisor.
+    """The multiply-accumulates of one operation: factor * prod over id maps (number of kept elements) // divisor.
 
-    made: the place in `maps` of the channels that a weight makes here, or None.
+    made: the position in `maps` of the channels that a weight makes in this operation, or None.
     """
 
     node: str
@@ -59,7 +59,7 @@ class Work:
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """A reduction over channels; fine when all ids on each line leave together, otherwise locks or is flagged."""
+    """A reduction over channels. If not all ids on each line are in one unit, it locks or flags the channels."""
 
     ids: Tensor
     axes: frozenset[int]
@@ -74,15 +74,19 @@ class Tracer:
     Attributes:
         count: how many ids were handed out.
         same, tied: the two partitions of the ids.
-        slots: parameter axis -> its ids; `sectioned` holds the axes whose ids differ between sections of axis 0.
+        slots: parameter axis -> its ids.
+        sectioned: the axes whose ids differ between sections of axis 0.
         roles: parameter axis -> "out" (makes channels), "in" (reads them), "other" (one number per channel).
-        depthwise, experts: parameters of depthwise convolutions; stacked parameters of experts and their number.
+        depthwise: parameters of depthwise convolutions.
+        experts: stacked parameters of experts -> how many experts.
         locks: ids that stay, with the reason.
-        seen: id maps that vary along several axes; `settle` makes sure that one axis alone decides what leaves.
-        partial: pairs of id maps of which the smaller is shared by the sections of the bigger.
-        fixed: id maps that meet a size which does not change, along these axes.
-        balanced: ids [g, n]: the same number has to stay in each of the g rows.
-        statistics, reads, work, heads: see the records.
+        seen: id maps that vary along several axes. `settle` makes sure that a single axis decides what is removed.
+        partial: pairs of id maps; the sections of the bigger one share the smaller one.
+        fixed: id maps that meet a size which does not change, the axes along which they do, and the reason.
+        balanced: ids [g, n], with the reason: the same number has to stay in each of the g rows.
+        statistics, reads, work: lists of the records above.
+        heads: id maps of attention heads.
+        origin: first id, one past the last id, parameter and axis of every slot.
     """
 
     captured: Captured
@@ -107,7 +111,7 @@ class Tracer:
 
     # --- ids -------------------------------------------------------------------------------------------------------
     def parameter(self, name: str) -> Value:
-        """The value of a parameter or buffer: one id map per axis longer than 1."""
+        """The value of a parameter or buffer, with one id map for every axis longer than 1."""
         shape, _ = self.captured.tensors[name]
         maps = []
         for dim, n in enumerate(shape):
@@ -122,7 +126,7 @@ class Tracer:
         return Value(shape, tuple(maps), weight=True)
 
     def origins(self, ids: Tensor) -> set[tuple[str, int]]:
-        """The parameter axes whose ids occur in an id map. Ids that were united with them do not count."""
+        """The parameter axes whose own ids occur in an id map. Ids that were united with them do not count."""
         ids = ids[ids >= 0]
         if not len(ids):
             return set()
@@ -134,28 +138,31 @@ class Tracer:
         }
 
     def play(self, value: Value, ids: Tensor, role: str) -> None:
-        """Note what role the parameter axes behind an id map of a weight play."""
+        """Record a role of the parameter axes whose ids occur in an id map of a weight."""
         if value.weight:
             for slot in self.origins(ids):
                 self.roles.setdefault(slot, set()).add(role)
 
     # --- what the rules say ----------------------------------------------------------------------------------------
     def unify(self, a: Tensor, b: Tensor, reason: str = "meets positions of a fixed size") -> None:
-        """The ids of a and b (broadcast) are the same channels; an id that meets a fixed position stays."""
+        """The ids of a and b (broadcast) are the same channels. An id that meets a fixed position is locked."""
         a, b = torch.broadcast_tensors(a, b)
         self.same.unite(a, b)
         self.lock(a[(b == FIXED) & (a != FIXED)], reason)
         self.lock(b[(a == FIXED) & (b != FIXED)], reason)
 
     def tie_to(self, a: Tensor, b: Tensor, reason: str) -> None:
-        """The ids of a and b (broadcast) leave together, but are different channels."""
+        """The ids of a and b (broadcast) can only be removed together, but are different channels."""
         a, b = torch.broadcast_tensors(a, b)
         self.tied.unite(a, b)
         self.lock(a[(b == FIXED) & (a != FIXED)], reason)
         self.lock(b[(a == FIXED) & (b != FIXED)], reason)
 
     def tie(self, ids: Tensor, along: Sequence[int]) -> Tensor:
-        """All ids on each line along these axes leave together; returns the id map without these axes' variation."""
+        """All ids on each line along these axes can only be removed together.
+
+        Returns the id map with size 1 along these axes.
+        """
         first = ids
         for a in along:
             first = first.narrow(a, 0, 1)
@@ -166,13 +173,13 @@ class Tracer:
         return first
 
     def lock(self, ids: Tensor, reason: str) -> None:
-        """These channels stay."""
+        """Lock these channels: they stay."""
         ids = ids[ids >= 0]
         if len(ids):
             self.locks.append((ids.reshape(-1), reason))
 
     def lock_all(self, values: Sequence[Value], reason: str) -> None:
-        """Every channel of these values stays."""
+        """Lock every channel of these values."""
         for value in values:
             for ids in value.maps:
                 self.lock(ids, reason)

@@ -1,4 +1,4 @@
-"""A partition of integer ids that is only ever coarsened; classes are computed in bulk."""
+"""A partition of integer ids whose classes can only be united. The classes are computed all at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Bookkeeping on many small tensors: several threads mostly wait for each other (20x slower on a busy CPU)."""
+    """Use one thread, for work on many small tensors: several mostly wait for each other (20x slower on a busy CPU)."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -22,7 +22,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Partition:
-    """Union-find over 0..n-1, written as connected components, because unions come as whole tensors of pairs."""
+    """Union-find over 0..n-1, computed as connected components, because unions come as whole tensors of pairs."""
 
     def __init__(self) -> None:
         self._pairs: list[tuple[Tensor, Tensor]] = []
@@ -38,7 +38,7 @@ class Partition:
             self._labels = None
 
     def labels(self, n: int) -> Tensor:
-        """The class of every id: shape [n], int64, numbered from 0."""
+        """The class of every id: int64 of shape [n]; classes are numbered from 0."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 

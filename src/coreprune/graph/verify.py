@@ -1,4 +1,4 @@
-"""Is a pruned model the original with the removed channels at zero? The question that catches every wrong rule."""
+"""Check that a pruned model equals the original with the removed channels at zero. This finds every wrong rule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def difference(
 ) -> str | None:
     """None if `small` runs on the example and equals the original with the removed channels read as zeros.
 
-    Groups whose removal changes the statistics of a norm are only run, not compared: they are not equal by design.
+    Otherwise the result says what is wrong.
+    If the removed channels enter the statistics of a norm, the model is only run and not compared: it cannot be equal.
     """
     try:
         with quiet(small), _same_noise():
@@ -45,14 +46,14 @@ def difference(
 
 @contextmanager
 def _same_noise() -> Iterator[None]:
-    """Both runs draw the same random numbers, and the caller's generator does not notice."""
+    """Both runs draw the same random numbers, and the caller's generator keeps its state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
 
 
 def zeroed(model: nn.Module, chosen: list[tuple[Group, Tensor]]) -> dict[str, Tensor]:
-    """The consumers' weights with zeros where they read removed channels, by name."""
+    """The weights of the consumers by name, with zeros where they read removed channels."""
     named = dict(model.named_parameters())
     out: dict[str, Tensor] = {}
     for group, keep in chosen:
@@ -73,7 +74,7 @@ def zeroed(model: nn.Module, chosen: list[tuple[Group, Tensor]]) -> dict[str, Te
 
 
 def zero_masks(captured: Captured, chosen: list[tuple[Group, Tensor]]) -> dict[str, list[tuple[str, Tensor]]]:
-    """Factors 0 and 1 for the inputs of the nodes that read removed channels without a parameter."""
+    """Factors 0 and 1 for the inputs of nodes that read removed channels without a parameter."""
     nodes = {n.name: n for n in captured.graph.graph.nodes}
     masks: dict[str, list[tuple[str, Tensor]]] = {}
     for group, keep in chosen:
@@ -89,7 +90,10 @@ def zero_masks(captured: Captured, chosen: list[tuple[Group, Tensor]]) -> dict[s
 
 
 def compare(got: object, want: object, exact: bool = True) -> str | None:
-    """None if two outputs agree: the same tensors of the same shapes, finite where they should be, close."""
+    """None if two outputs agree, otherwise how they differ.
+
+    They agree if they have tensors of the same shapes, finite at the same entries, and with close values.
+    """
     a = [x for x in pytree.tree_leaves(got) if isinstance(x, Tensor)]
     b = [x for x in pytree.tree_leaves(want) if isinstance(x, Tensor)]
     if [x.shape for x in a] != [x.shape for x in b]:

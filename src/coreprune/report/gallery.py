@@ -1,4 +1,4 @@
-"""Query images on one contact sheet."""
+"""Show query images on one contact sheet."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_SMALLEST = 8  # pixels a side; less is a vector that happens to have a square length
+_SMALLEST = 8  # pixels a side; anything smaller is a vector whose length happens to be a square
 _LARGEST = 56  # pixels a side on the sheet
-_HEAVY = 300_000  # bytes; noise in full colour does not compress, 256 colours are enough for it
+_HEAVY = 300_000  # bytes; noise in full colour does not compress, and 256 colours are enough for it
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet. uri: the PNG as a data URI. shown, total: images. width, height: of the sheet, in pixels."""
+    """A contact sheet.
+
+    uri: the PNG as a data URI. shown, total: how many images are on it, and how many there are. width, height: of the
+    sheet, in pixels.
+    """
 
     uri: str
     shown: int
@@ -32,11 +36,11 @@ class Sheet:
 
 
 def contact_sheet(images: Tensor, most: int = 64) -> Sheet | None:
-    """Up to `most` images side by side, or None for what is no images.
+    """Up to `most` images side by side; None if the tensor does not hold images.
 
     images: (N, C, H, W) with C in {1, 3} and at least 8 pixels a side, or (N, d) with d the square of at least 8; real
-        numbers on any device. Every channel of every image is stretched so that its own 1 % quantile is black and its
-        99 % quantile full, because queries have no range that a screen knows. Larger images are made smaller.
+        numbers on any device. The values of queries have no fixed range. So every channel of every image is stretched
+        such that its own 1 % quantile is black and its 99 % quantile is full. Large images are made smaller.
     """
     from PIL import Image
 
@@ -60,7 +64,7 @@ def contact_sheet(images: Tensor, most: int = 64) -> Sheet | None:
 
 
 def _as_images(x: Tensor) -> Tensor | None:
-    """(N, C, H, W), or None."""
+    """The tensor as images (N, C, H, W), or None if it does not hold images."""
     if not x.is_floating_point() or x.dim() < 2 or len(x) == 0:
         return None
     if x.dim() == 2:
@@ -70,7 +74,7 @@ def _as_images(x: Tensor) -> Tensor | None:
 
 
 def _stretched(image: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """(height, width, 3) uint8: first made smaller, so that the range is that of the pixels that are shown."""
+    """(height, width, 3) uint8. The image is resized before the stretch, so the range is that of the shown pixels."""
     real = torch.nan_to_num(image.to("cpu", torch.float32), 0.0, 0.0, 0.0)
     pixels = torch.nn.functional.adaptive_avg_pool2d(real, size).numpy()  # (c, h, w)
     low, high = np.quantile(pixels, (0.01, 0.99), axis=(1, 2), keepdims=True)

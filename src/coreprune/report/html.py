@@ -1,4 +1,4 @@
-"""render(): the values of a report in, one HTML text out."""
+"""render(): from the values of a report to the text of one HTML page."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _CHARTED = ("sizes", "latency", "groups", "refits", "bounds")
 
 
 def render(data: Mapping[str, Any], *, images: Tensor | None = None, title: str = "Pruning report") -> str:
-    """One self-contained HTML page: it loads nothing, and its policy forbids it to.
+    """One self-contained HTML page. It loads nothing, and its content security policy forbids it to.
 
-    data: `Report.as_dict()`, or what report.json holds. Known beyond that, and all optional: "latency" {"device",
+    data: `Report.as_dict()`, or the content of report.json. Further entries are optional: "latency" {"device",
         "threads", "note", "rows": [{"batch", "before": {"median", "low", "high"}, "after": {…}, "speedup"}]} in
         seconds; "accuracy" {"before", "after", "samples"} as shares; "artifact" {"loads_with", "why"}.
-    images: queries to show, (N, C, H, W) with C in {1, 3} or (N, d) with d a square; others are left out.
+    images: queries to show, (N, C, H, W) with C in {1, 3} or (N, d) with d a square. Other tensors are not shown.
 
-    Raises InputError where `data` is not such a dict, and where a package is missing: pip install 'coreprune[report]'.
+    Raises InputError if `data` is not such a dict, or if a package is missing: pip install 'coreprune[report]'.
     """
     if absent := missing():
         raise InputError(f"a report's page needs {', '.join(absent)}, which cannot be found here. Run: {INSTALL}")
@@ -49,12 +49,12 @@ def render(data: Mapping[str, Any], *, images: Tensor | None = None, title: str 
 
 
 def write(data: Mapping[str, Any], path: str | Path, images: Tensor | None = None) -> None:
-    """Render to a file, in UTF-8. Arguments and errors as in `render`."""
+    """Render to a file, in UTF-8. Arguments and errors are those of `render`."""
     Path(path).write_text(render(data, images=images), encoding="utf-8")
 
 
 def missing() -> list[str]:
-    """The packages of the extra `report` that cannot be found here: without them there are no pages."""
+    """The packages of the extra `report` that are not installed. Without them no page can be made."""
     return [package for module, package in _NEEDED.items() if find_spec(module) is None]
 
 
@@ -78,7 +78,7 @@ def _environment() -> Environment:
 
 @cache
 def _asset(name: str) -> Markup:
-    """One of the files beside the template, trusted as it is."""
+    """The text of a file beside the template, which is not escaped."""
     from markupsafe import Markup
 
     return Markup(resources.files("coreprune.report").joinpath("assets", name).read_text(encoding="utf-8"))

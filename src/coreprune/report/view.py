@@ -1,4 +1,4 @@
-"""From the plain values of a report to what the page shows: one dict that the template and the charts both read."""
+"""Turn the plain values of a report into the content of the page: one dict for the template and the charts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from coreprune.report import words
 
 Row = dict[str, Any]
 
-_POINTS = 64  # of an error curve on the page; report.json has all
-_DECADES = 1e-6  # below the largest error by more than this, a curve has reached nothing
+_POINTS = 64  # about this many points of an error curve are on the page; report.json has all
+_DECADES = 1e-6  # times the largest error; curves are not shown below that
 
 
 def view(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything on the page. Keys that are absent from `data` leave their part of the page out.
+    """Everything on the page. If a key is absent from `data`, its part of the page is left out.
 
-    Raises InputError where `data` is not the dict of a report.
+    Raises InputError if `data` is not the dict of a report.
     """
     _mapping(data, "the report")
     settings = _mapping(data.get("settings") or {}, "settings")
@@ -85,7 +85,7 @@ def _latency(data: Mapping[str, Any]) -> Row | None:
 
 
 def _overlap(before: Row, after: Row) -> bool:
-    """Whether the ranges between the quartiles have a time in common, so that the difference may be noise."""
+    """Whether the ranges between the quartiles overlap, so that the difference may be noise."""
     ends = (before["low"], after["high"], after["low"], before["high"])
     return None not in ends and ends[0] <= ends[1] and ends[2] <= ends[3]
 
@@ -118,7 +118,7 @@ def _group(raw: Mapping[str, Any], i: int) -> Row:
 
 
 def _curve(errors: list[float | None], chosen: int) -> list[list[float]]:
-    """Points (share kept in percent, error) of a curve, thinned, the chosen one among them."""
+    """Some of the points (share kept in percent, error) of a curve, including the chosen one."""
     last = len(errors) - 1
     at = {round(last * i / _POINTS) for i in range(_POINTS + 1)} | {chosen}
     points = [(i, errors[i]) for i in sorted(at)]
@@ -126,7 +126,7 @@ def _curve(errors: list[float | None], chosen: int) -> list[list[float]]:
 
 
 def _cut_curves(groups: list[Row]) -> None:
-    """Leave out what lies far below everything else: zero at full width has no place on a logarithmic axis."""
+    """Leave out points far below all others: a logarithmic axis cannot show the error zero at full width."""
     ys = [y for g in groups for _, y in g["curve"] or ()]
     chosen = [g["error"] for g in groups if g["error"] is not None and g["error"] > 0]
     floor = max(ys, default=0.0) * _DECADES
@@ -167,7 +167,7 @@ def _certificate(raw: Any, about: str, number: int | None) -> Row:
 
 
 def _by_kind(found: list[Row]) -> list[Row]:
-    """Per kind, per theorem: what is common to all rows is said once, the rest stays with its row."""
+    """Certificates by kind and theorem. What all rows have in common is said once; the rest stays with its row."""
     kinds = []
     for kind, meaning in words.KINDS.items():
         theorems: dict[str, list[Row]] = defaultdict(list)
@@ -199,7 +199,7 @@ def _by_kind(found: list[Row]) -> list[Row]:
 
 
 def _bounds(found: list[Row]) -> Row:
-    """Bounds as multiples of what a constant answer achieves, by theorem, for the chart."""
+    """For the chart, bounds by theorem, as multiples of what a constant answer achieves."""
     series: dict[str, list[list[Any]]] = defaultdict(list)
     for c in found:
         if c["ratio"] is not None and c["ratio"] > 0 and c["number"] is not None:
@@ -217,7 +217,7 @@ def _locked(groups: list[Row]) -> list[Row]:
 
 
 def _independent(groups: list[Mapping[str, Any]]) -> Row | None:
-    """T7: in how many layers no relative guarantee can exist, of those that it is about."""
+    """T7: in how many of the layers that it applies to no relative guarantee can exist."""
     rows = [(_number(g.get("channels")), _number(g.get("rank"))) for g in groups]
     known = [(n, r) for n, r in rows if n is not None and r is not None]
     return {"of": len(known), "without": sum(n <= r for n, r in known)} if known else None
@@ -229,7 +229,7 @@ def _seconds(raw: Mapping[str, Any]) -> list[Row]:
 
 
 def _plain(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Settings in rows of text, nested ones with a dot."""
+    """Settings as rows of text; the names of nested ones have a dot."""
     rows = []
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -244,7 +244,7 @@ def _text(value: Any) -> str:
 
 
 def summary(page: Mapping[str, Any]) -> str:
-    """The charts' numbers in one sentence, for readers who do not see them."""
+    """The numbers of the charts in one sentence, for readers who cannot see the charts."""
     parts = [
         f"{s['name']} from {words.count(s['before'])} to {words.count(s['after'])} ({words.percent(s['share'])} left)"
         for s in page["sizes"]

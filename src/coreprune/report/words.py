@@ -1,4 +1,4 @@
-"""How numbers and theorems read on the page."""
+"""The texts of the page: numbers as text, and explanations of theorems."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def count(x: float | None) -> str:
-    """1234567.0 as 1,234,567."""
+    """1234567.0 is written as 1,234,567."""
     return "–" if x is None else f"{x:,.0f}"
 
 
 def short(x: float | None) -> str:
-    """1234567.0 as 1.23 M."""
+    """1234567.0 is written as 1.23 M."""
     return "–" if x is None else _scaled(x, (*_STEPS, (1, "")))
 
 
 def significant(x: float | None) -> str:
-    """Three digits; without a number it is infinite, as a certificate's bound that is not finite."""
+    """Three digits. None is written as infinity: it stands for a certificate's bound that is not finite."""
     return "∞" if x is None else f"{x:.3g}"
 
 
 def percent(share: float | None) -> str:
-    """0.1234 as 12.3 %, 0.000123 as 0.0123 %, and what is smaller than 0.000001 % as that."""
+    """0.1234 is written as 12.3 %, 0.000123 as 0.0123 %, and anything below 0.000001 % as < 0.000001 %."""
     if share is None:
         return "–"
     value = 100 * share
@@ -56,12 +56,12 @@ def percent(share: float | None) -> str:
 
 
 def seconds(x: float | None) -> str:
-    """0.0123 as 12.3 ms."""
+    """0.0123 is written as 12.3 ms."""
     return "–" if x is None else _scaled(x, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")))
 
 
 def _scaled(x: float, steps: Sequence[tuple[float, str]]) -> str:
-    """Three digits in the largest unit that leaves at least 1, or in the last."""
+    """Three digits, in the largest unit in which the number is at least 1, or in the last unit."""
     x = float(f"{x:.3g}")
     size, unit = next((step for step in steps if abs(x) >= step[0]), steps[-1])
     digits = f"{x / size:.3g}" if abs(x) < 1000 * size else f"{x / size:,.0f}"
