@@ -84,7 +84,7 @@ def imported(reference: str) -> Any:
         raise InputError(f"{reference!r} must read package.module:name, e.g. my_package.scans:draw_scans.")
     try:
         found: Any = importlib.import_module(module)
-    except Exception as error:  # the code of somebody else
+    except Exception as error:  # it is the code of another package
         advice = "Run from the folder it lies in, or install it."
         raise InputError(f"cannot import {module!r} ({first_line(error)}). {advice}") from error
     for part in name.split("."):
@@ -98,7 +98,7 @@ def imported(reference: str) -> Any:
 def _load(entry: EntryPoint) -> Any:
     try:
         return entry.load()
-    except Exception as error:  # the code of somebody else
+    except Exception as error:  # it is the code of another package
         owner = f"the package {entry.dist.name}" if entry.dist else "an installed package"
         raise InputError(
             f"{entry.name!r} is registered by {owner} as {entry.value}, which cannot be imported "

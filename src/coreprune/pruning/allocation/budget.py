@@ -23,13 +23,13 @@ class Budget:
         ones are absolute. MACs are those of one sample. The limit is never exceeded; widening any group by one step
         would exceed it. A step is one unit, or `round_to` channels; with `uniform` equal groups take it together.
     cost: the same, in a cost of your own, which goes into `prune(cost=...)` (`CostFunction`).
-    error: how large the error may be that is predicted for the model's outputs on the queries: the mean squared error
+    error: the largest error that may be predicted for the model's outputs on the queries. It is the mean squared error
         relative to the variance of the outputs, to first order and summed over the groups. The model becomes as cheap
         as that allows.
     uniform: take about the same share from every free group, and leave equal widths in equal groups (those with the
         same channels, unit and sections), so that a config.json with one width for all layers can express it. By
         default the errors on the queries decide; without queries the shares are about equal.
-    min_width: how many units stay at least in every group, or in every section of it.
+    min_width: at least this many units stay in every group, or in every section of it.
     round_to: widths are multiples of this many channels, or whole groups; `keep` rounds up to them. None means
         multiples of 8 (or `min_width`) in groups of at least 128 channels, which is faster on most processors, and any
         width in narrower groups and with `keep`.

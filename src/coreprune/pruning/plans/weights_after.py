@@ -82,7 +82,7 @@ def _scaled(weight: Tensor, index: Tensor, dim: int, plan: GroupPlan) -> Tensor:
     table = torch.zeros(2, plan.size + 1, dtype=torch.float64)
     table[0, kept] = torch.tensor(plan.factors or ones, dtype=torch.float64)
     table[1, kept] = torch.tensor(plan.negative_factors or plan.factors or ones, dtype=torch.float64)
-    table[:, -1] = 1.0  # index −1
+    table[:, -1] = 1.0  # for index −1: not a channel of this group
     up, down = (_along(row[index], weight, dim) for row in table)
     return torch.where(weight >= 0, weight * up, weight * down)
 

@@ -124,7 +124,7 @@ class _Walk:
         self.order, self.paths = schedule(nodes, {n: paths.get(n) or rest[n] for n in nodes if n in first})
         self.operators = {o.node: o for o in found.values()}
         self.cut = cut
-        self.tainted = overwritten(nodes)  # both models need memory of their own for these
+        self.tainted = overwritten(nodes)  # for these nodes, both models need their own memory
 
     def step(self, node: fx.Node) -> Refit | None:
         """Run one node in both models. If it is a layer whose inputs have changed, refit it first."""
@@ -198,7 +198,7 @@ class _Walk:
         return Refit(operator.weight, float(before.mean()), float(after.mean()), path.join is not None)
 
     def _problem(self, operator: Operator, path: Path, start: Tensor) -> _Problem | None:
-        """Which outputs to solve for, and the affine map from them to what follows; None when none is left."""
+        """Which outputs to solve for, and the affine map behind them; None if there is no output to solve for."""
         outputs = start.shape[0] * start.shape[1]
         scale, shift = affine(path, outputs, lambda n: self.small.batch(n, 0))
         scale, shift = scale.to(start.device), shift.to(start.device)
