@@ -63,7 +63,7 @@ class NormStatistics:
 class LayerWeights:
     """One group of n units: the weights that make them, and the weights that read them.
 
-    A unit is a channel, or several channels that are only removed together, such as a head. If several layers make
+    A unit is a channel, or several channels that can only be removed together, such as a head. If several layers make
     the same channels (a residual sum), or several layers read them, their weights stand side by side.
 
     incoming: (n, d) float64. Row i holds the weights that make unit i, and its biases in the last columns.
