@@ -1,10 +1,10 @@
-"""Every error that coreprune raises on purpose. Catch `CoreprunError` to catch them all."""
+"""All errors that coreprune raises on purpose. Catch `CoreprunError` to catch every one of them."""
 
 from __future__ import annotations
 
 
 class CoreprunError(Exception):
-    """Base class. The message says what happened, where, and what to do next."""
+    """The base class. The message says what happened, where, and what to do next."""
 
 
 class InputError(CoreprunError, ValueError):
@@ -16,18 +16,18 @@ class GeometryError(CoreprunError):
 
 
 class BudgetError(CoreprunError):
-    """A budget contradicts itself or cannot be met by the channels that are free to leave."""
+    """A budget contradicts itself, or cannot be met by removing the channels that are free."""
 
 
 class ModelError(CoreprunError):
-    """A model cannot be captured, or cannot be pruned in the way that was asked for."""
+    """A model cannot be captured, or cannot be pruned in the requested way."""
 
 
 class ArtifactError(CoreprunError):
-    """An artifact cannot be written, or what lies on the disk is not one that can be trusted."""
+    """An artifact cannot be written, or the one on the disk cannot be trusted."""
 
 
 def first_line(error: Exception) -> str:
-    """What an error of somebody else says, short enough for a sentence: its type and its first line."""
+    """The type and the first line of an error from other code, short enough for a sentence."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line[:200]}".removesuffix(": ").removesuffix(".")

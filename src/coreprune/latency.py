@@ -1,4 +1,4 @@
-"""Measure how long models take. They run in turn, so that whatever disturbs the machine disturbs all of them alike."""
+"""Measure how long models take. They run in turn, so that a disturbance of the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from coreprune._example import batch_size, device_of, normalise_example, quiet, 
 from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph.ops import OPERATIONS, UNKNOWN, op_name
 
-_STABLE = 1.1  # three runs in a row within this factor of each other: warm
-_SHORTFALL = 0.8  # of the factor by which the MACs fell; a speed-up below it is explained
-_TAKEN = ("batch", "speedup", "repeats")  # the other keys of a row
+_STABLE = 1.1  # a model is warm when three runs in a row are within this factor of each other
+_SHORTFALL = 0.8  # a speed-up below this share of the MACs' ratio is explained
+_TAKEN = ("batch", "speedup", "repeats")  # the other keys of a row, which no model may have as its name
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median, and the quartiles below and above it."""
+    """The seconds that one call takes: the median, and the lower and upper quartiles."""
 
     median: float
     low: float
@@ -36,7 +36,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """One batch size. timings: by name of the model, in the order they were given. repeats: calls behind each."""
+    """The timings at one batch size.
+
+    batch: samples per call. timings: by the names of the models, in the order given. repeats: how many calls were timed
+    for each.
+    """
 
     batch: int
     timings: Mapping[str, Timing]
@@ -44,12 +48,12 @@ class LatencyRow:
 
     @property
     def speedup(self) -> float:
-        """Median of the first model over that of the last: above 1 if the last one is faster."""
+        """The median of the first model divided by that of the last. It is above 1 if the last one is faster."""
         timings = list(self.timings.values())
         return timings[0].median / timings[-1].median
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; "speedup" where there is more than one model."""
+        """Plain values for JSON. "speedup" is included if there is more than one model."""
         timings = {name: asdict(t) for name, t in self.timings.items()}
         ratio = {"speedup": self.speedup} if len(timings) > 1 else {}
         return {"batch": self.batch, **timings, **ratio, "repeats": self.repeats}
@@ -57,10 +61,11 @@ class LatencyRow:
 
 @dataclass(frozen=True)
 class Latency:
-    """What `measure_latency` found.
+    """The result of `measure_latency`.
 
-    threads: how many threads torch used on the CPU. note: which rows are missing and why, and why a speed-up is smaller
-        than the reduction of MACs. Empty if there is nothing to say.
+    device: the device that the models ran on. threads: how many threads torch used on the CPU. rows: one for each batch
+    size. note: which batch sizes are missing and why, and why a speed-up is smaller than the reduction of MACs. Empty
+    if there is nothing to say.
     """
 
     device: str
@@ -69,7 +74,7 @@ class Latency:
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; times in seconds."""
+        """Plain values for JSON, with times in seconds."""
         return {
             "device": self.device,
             "threads": self.threads,
@@ -78,7 +83,7 @@ class Latency:
         }
 
     def __str__(self) -> str:
-        """A table in milliseconds: median and quartiles of every model, and the speed-up."""
+        """A table in milliseconds, with the median and quartiles of every model, and the speed-up."""
         names = list(self.rows[0].timings)
         head = ["batch", *names, *(["speed-up"] if len(names) > 1 else [])]
         cells = [head]
@@ -99,17 +104,18 @@ def measure_latency(
     seconds: float = 1.0,
     min_repeats: int = 5,
 ) -> Latency:
-    """Time the models as they are, in turn (A B A B …), in evaluation mode and without gradients.
+    """Time the models in turn (A B A B …), in evaluation mode and without gradients.
 
     models: one model, or several by name, all on the example's device. They are left as they were.
     example: a tensor, a tuple of positional or a dict of keyword arguments. Batches repeat its samples along the batch
-        axis: axis 0 of its first tensor, and of every tensor of that length.
-    batch_sizes: samples per call, a row for each. One that a model does not run at is left out, with a note.
-    seconds: how long every model is timed at every batch size, after a warm-up until it is stable.
-    min_repeats: calls that are timed at least, however long they take.
+        axis (axis 0 of its first tensor, and of every tensor of that length).
+    batch_sizes: samples per call. There is a row for each size. A size that some model does not run with is left out,
+        with a note.
+    seconds: how long to time every model at every batch size, after a warm-up that lasts until the times are stable.
+    min_repeats: how many calls to time at least, however long they take.
 
-    Raises InputError (arguments; no batch size that the models run at) and ModelError (a model does not run on the
-    example itself).
+    Raises InputError for wrong arguments, or if the models run with none of the batch sizes. Raises ModelError if a
+    model does not run on the example itself.
     """
     named = {"model": models} if isinstance(models, nn.Module) else dict(models)
     _check(named, batch_sizes, seconds, min_repeats)
@@ -128,7 +134,7 @@ def measure_latency(
             calls = [lambda m=m, a=args, k=kwargs: m(*a, **k) for m in named.values()]
             try:
                 times = _interleaved(calls, seconds, min_repeats, lambda: _wait(device))
-            except Exception as error:  # whatever a model raises: it is the reader who knows what it means
+            except Exception as error:  # a model may raise anything; the note shows it to the user
                 missing[batch] = first_line(error)
                 continue
             timings = {name: _timing(t) for name, t in zip(named, times, strict=True)}
@@ -155,13 +161,14 @@ def compare_latency(
     seconds: float = 1.0,
     min_repeats: int = 5,
 ) -> Latency:
-    """Time a model and its pruned copy in turn, and say what keeps the speed-up below what was removed.
+    """Time a model and its pruned copy in turn, and explain a speed-up that falls short of the reduction of MACs.
 
-    macs: those of one sample, before and after, as in `Report.macs`. Where a speed-up is below 0.8 times their ratio,
-        both models run again with a clock on every operation, and the note says which share of the time the products
-        take and how much faster they and the rest became. Without it nothing is explained.
+    macs: the MACs of one sample, before and after, as in `Report.macs`. Where a speed-up is below 0.8 times their
+        ratio, both models run again with a clock on every operation. The note then says which share of the time the
+        convolutions and matrix products take, and how much faster they and the rest became. Without `macs`, nothing is
+        explained.
 
-    Other arguments and errors as in `measure_latency`.
+    Other arguments and errors are as in `measure_latency`.
     """
     found = measure_latency(
         {"before": before, "after": after},
@@ -189,7 +196,7 @@ def compare_latency(
 def _interleaved(
     calls: Sequence[Callable[[], Any]], seconds: float, min_repeats: int, wait: Callable[[], None]
 ) -> list[list[float]]:
-    """Seconds of every call: one of each in turn, for `seconds` times their number, after warming up each."""
+    """The seconds of every call. After a warm-up, the calls run in turn, for `seconds` times their number."""
 
     def once(call: Callable[[], Any]) -> float:
         wait()
@@ -216,7 +223,7 @@ def _timing(seconds: Sequence[float]) -> Timing:
 
 
 def _shortfall(row: LatencyRow, wanted: float, before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """What is known of a row that falls short. before, after: seconds by operation."""
+    """An explanation for a row whose speed-up falls short. before, after: seconds by operation."""
     text = f"At batch {row.batch} it is {row.speedup:.2f}× as fast, with {wanted:.2f}× fewer MACs."
     a, b = row.timings.values()
     if a.low <= b.high and b.low <= a.high:
@@ -233,7 +240,7 @@ def _shortfall(row: LatencyRow, wanted: float, before: Mapping[str, float], afte
 
 
 class _Stopwatch(TorchDispatchMode):
-    """Adds up the seconds of every ATen operation that runs meanwhile, by its name."""
+    """While active, adds up the seconds of every ATen operation, by its name."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -250,7 +257,7 @@ class _Stopwatch(TorchDispatchMode):
 
 
 def _by_operation(model: nn.Module, inputs: Inputs, device: torch.device, runs: int = 3) -> dict[str, float]:
-    """Seconds of `runs` calls by ATen operation, after one to warm up."""
+    """The seconds of `runs` calls by ATen operation, after one call to warm up."""
     args, kwargs = inputs
     model(*args, **kwargs)
     with _Stopwatch(device) as stopwatch:
@@ -264,7 +271,7 @@ def _product(name: str) -> bool:
 
 
 def _odd_widths(before: nn.Module, after: nn.Module) -> list[str]:
-    """A sentence about cut weights whose new width is no multiple of 8, if there are any."""
+    """A sentence about the pruned weights whose new width is not a multiple of 8, if there are any."""
     old = dict(before.named_parameters())
     cut = [(p.shape, old[n].shape) for n, p in after.named_parameters() if n in old and p.shape != old[n].shape]
     cut = [pair for pair in cut if len(pair[0]) > 1]
@@ -275,13 +282,13 @@ def _odd_widths(before: nn.Module, after: nn.Module) -> list[str]:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was told."""
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def _describe(device: torch.device) -> str:
-    """The device with what its speed depends on: the instructions of a CPU, the model of a GPU."""
+    """The device with what determines its speed: the instruction set of a CPU, or the model of a GPU."""
     if device.type == "cpu":
         return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -140,7 +140,7 @@ MUTANTS = (
     Mutant(
         "heads-that-grow",
         "artifact/stock.py",
-        "        changes = {**explicit, **changes}  # or the heads that are left would grow\n",
+        "        changes = {**explicit, **changes}  # otherwise the remaining heads would grow\n",
         "        pass\n",
         STOCK,
         "fewer heads of a larger size",

@@ -1,4 +1,4 @@
-"""Artifacts: a pruned model as a folder without pickle, and back; ONNX and torch.export files."""
+"""Artifacts: write a pruned model as a folder without pickle, and read it back. Also ONNX and torch.export files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models for other runtimes: ONNX files and torch.export programs, each run once and compared before it is kept."""
+"""Models for other runtimes: ONNX files and torch.export programs. Each is run and compared before it is kept."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that runs.
+    """An exported file that has been run and compared with the model.
 
-    batch: "dynamic", or the only number of samples that it takes. difference: the largest one between its outputs and
-    those of the model, in shares of the largest output, at every batch size that was tried. note: why the batch axis is
-    not dynamic although that was asked for, or empty.
+    path: the file. batch: "dynamic", or the only number of samples that the file accepts. difference: the largest
+    difference between its outputs and the model's, relative to the largest output, over all batch sizes that were
+    tried. note: why the batch axis is not dynamic although you asked for that, or empty.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Exported:
     note: str = ""
 
     def __str__(self) -> str:
-        """One line, and the note."""
+        """One line, followed by the note if there is one."""
         size = "any batch size" if self.batch == "dynamic" else f"batch size {self.batch} alone"
         line = f"{self.path}: {size}, outputs within {self.difference:.1e} of the model's"
         return f"{line}\n{self.note}" if self.note else line
@@ -55,17 +55,18 @@ def export_onnx(
 ) -> Exported:
     """Write an ONNX file, run it with onnxruntime on the CPU, and keep it if it gives the model's outputs.
 
-    model: is exported in evaluation mode and left as it was. Outputs are named after the keys of what it returns.
+    model: the model to export, in evaluation mode. It is left as it was. If it returns a mapping, the outputs are named
+        after its keys.
     example: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
-    path: of the file. It is written beside its place and renamed, so a failure leaves what was there. Weights that are
-        too large for one file (2 GB) lie beside it, in a file with ".data" behind.
-    batch: "dynamic" makes the batch axis (axis 0 of the first tensor, and of every tensor of that length) free where
-        the model allows that, which is tried at several sizes, and says in the note why where it does not. "static"
-        keeps the example's.
-    tolerance: the largest difference between outputs that is accepted, in shares of the largest output.
+    path: the file. It is written to a temporary place and then moved, so a failure leaves an older file untouched.
+        Weights that are too large for one file (2 GB) are written beside it, to a file of that name with ".data" added.
+    batch: "dynamic" leaves the batch axis free (axis 0 of the first tensor, and of every tensor of that length) if the
+        model allows that. This is tried at several sizes. If it fails, the size is fixed, and the note says why.
+        "static" keeps the example's batch size.
+    tolerance: the largest accepted difference between outputs, relative to the largest output.
 
-    Raises ArtifactError (a package is missing: `pip install 'coreprune[onnx]'`; the disk refuses; the outputs differ),
-    ModelError (the model does not run or cannot be exported) and InputError (arguments).
+    Raises ArtifactError if a package is missing (`pip install 'coreprune[onnx]'`), the disk refuses or the outputs
+    differ, ModelError if the model does not run or cannot be exported, and InputError for wrong arguments.
     """
     missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
     if missing:
@@ -80,7 +81,7 @@ def export_program(
 ) -> Exported:
     """Write a torch.export program (.pt2), load it back, and keep it if it gives the model's outputs.
 
-    `torch.export.load(path).module()` runs it, without the model's code. Arguments and errors as in `export_onnx`.
+    `torch.export.load(path).module()` runs it without the model's code. Arguments and errors are as in `export_onnx`.
     """
     path = Path(path)
     if path.suffix != ".pt2":
@@ -98,7 +99,7 @@ def _export(
     tolerance: float,
     write: Write,
 ) -> Exported:
-    """Trace, write, run and compare; with a free batch axis first, if that is wanted, then without."""
+    """Trace, write, run and compare. If asked to, try it with a free batch axis first."""
     inputs = normalise_example(example)
     own = batch_size(*inputs)
     if batch not in ("dynamic", "static"):
@@ -110,7 +111,7 @@ def _export(
         _outputs(model, inputs)
         job = _Job(model, inputs, tolerance, write, place)
         if batch == "dynamic" and own:
-            sizes = sorted({1, 2, 3, own})  # 1 and 2, because torch.export treats 0 and 1 as special
+            sizes = sorted({1, 2, 3, own})  # 1 and 2, because torch.export treats 0 and 1 specially
             try:
                 difference = _attempt(job, sizes, traced=max(own, 2))
                 return Exported(path, "dynamic", difference)
@@ -122,7 +123,7 @@ def _export(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What is exported, how, to where, and how far the outputs may be from the model's."""
+    """What to export, how and where to, and how far the outputs may be from the model's."""
 
     model: nn.Module
     inputs: Inputs
@@ -134,7 +135,8 @@ class _Job:
 def _attempt(job: _Job, sizes: Sequence[int], traced: int | None) -> float:
     """Write one file, and return the largest difference from the model at these batch sizes.
 
-    traced: samples to trace with, so that the batch axis is free; None traces the inputs themselves, with a fixed one.
+    traced: the number of samples to trace with, for a free batch axis. None traces the inputs themselves, for a fixed
+    batch axis.
     """
     model, inputs, tolerance, free = job.model, job.inputs, job.tolerance, traced is not None
     program = _trace(model, inputs if traced is None else repeated(*inputs, traced), free)
@@ -176,7 +178,7 @@ def _trace(model: nn.Module, example: Inputs, free: bool) -> ExportedProgram:
 
 def _write_program(program: ExportedProgram, place: Path) -> Run:
     content = io.BytesIO()
-    torch.export.save(program, content)  # into memory: on a full disk torch would end the whole process
+    torch.export.save(program, content)  # into memory, because torch ends the whole process if the disk is full
     place.write_bytes(content.getbuffer())
     module = torch.export.load(place).module()
     return lambda inputs: _tensors(module(*inputs[0], **inputs[1]))
@@ -188,14 +190,14 @@ def _write_onnx(program: ExportedProgram, place: Path) -> Run:
     args, kwargs = program.example_inputs or ((), {})
     own, tensors = batch_size(args, kwargs), _tensors((args, kwargs))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's and onnxscript's own deprecations
+        warnings.simplefilter("ignore")  # torch and onnxscript warn about their own deprecations
         written = torch.onnx.export(
             program,
             (),
             dynamo=True,
             verbose=False,
             output_names=_names(program.module()(*args, **kwargs)),
-            # The program has its free axes already; this gives them a name.
+            # The program already has its free axes. This gives them a name.
             dynamic_shapes=tuple({0: "batch"} if x.dim() > 0 and x.shape[0] == own else {} for x in tensors),
         )
     if written is None:
@@ -217,7 +219,7 @@ def _write_onnx(program: ExportedProgram, place: Path) -> Run:
 
 
 def _names(outputs: Any) -> list[str]:
-    """A name for every tensor among the outputs: its key, where they are a mapping, or its number."""
+    """A name for every tensor among the outputs: its key if they are a mapping, else its number."""
     if isinstance(outputs, Mapping) and all(isinstance(x, Tensor) for x in outputs.values()):
         return [str(key) for key in outputs]
     count = len(_tensors(outputs))
@@ -236,8 +238,10 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest difference, in shares of the largest finite entry; infinite where shapes or non-finite entries are
-    not the same."""
+    """The largest difference, relative to the largest finite entry. Infinite where non-finite entries differ.
+
+    Raises ArtifactError where the shapes differ.
+    """
     shapes = [tuple(x.shape) for x in found]
     if shapes != [tuple(x.shape) for x in wanted]:
         raise ArtifactError(f"the exported file returns shapes {shapes}, the model {[tuple(x.shape) for x in wanted]}.")
@@ -255,8 +259,10 @@ def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 @contextmanager
 def _in_place(path: Path) -> Iterator[Path]:
-    """Yield a path of the same name in a temporary folder beside it; what lies there in the end is moved into place,
-    the file itself last. An error leaves no trace. Raises ArtifactError where the disk does not let us."""
+    """Yield a path of the same name in a temporary folder beside it. In the end, move all files there into place.
+
+    The file itself is moved last. An error leaves no trace. Raises ArtifactError where the disk refuses.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as folder:

@@ -1,7 +1,6 @@
-"""Hugging Face models: folders that stock transformers loads, where its configuration can say the pruned shapes.
+"""Hugging Face models: folders that stock transformers loads, if its configuration can express the pruned shapes.
 
-What is read from a folder is treated as written by a stranger: no code but that of transformers runs, nothing is
-fetched, nothing is unpickled.
+The content of a folder is not trusted: only code of transformers runs, nothing is fetched, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _ONE_FILE = "1000000GB"  # transformers splits weights above 50 GB into several 
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9_]*")
 _COUNTS = re.compile(r"(layers?|depths?|blocks?|stages?|experts)$")
 _MOST_LAYERS, _MOST_VALUES, _DEEPEST = 10_000, 1_000_000, 16
-_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")  # those inside torch
+_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")  # those that need only torch
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def is_pretrained(model: object) -> bool:
-    """Whether a model is a `transformers.PreTrainedModel`. Does not import transformers: without it, none is."""
+    """Whether a model is a `transformers.PreTrainedModel`. If transformers has not been imported, no model is."""
     transformers = sys.modules.get("transformers")
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)
 
@@ -44,8 +43,10 @@ def is_pretrained(model: object) -> bool:
 def config_of(model: nn.Module) -> dict[str, Any]:
     """The model's configuration as plain values for JSON, from which `rebuild` makes the dense model.
 
-    model: a PreTrainedModel; pruning leaves its configuration as it was. Raises InputError where transformers itself
-    could not make the model again: code of the user's own, quantised weights, adapters.
+    model: a PreTrainedModel. Pruning does not change its configuration.
+
+    Raises InputError where transformers alone could not make the model again: for the user's own code, quantised
+    weights and adapters.
     """
     problem = _foreign(model)
     if problem:
@@ -57,13 +58,15 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 
 
 def rebuild(class_name: str, config: dict[str, Any], meta: bool = True, most_layers: int = _MOST_LAYERS) -> nn.Module:
-    """The dense model in evaluation mode, from what `config_of` gave.
+    """Make the dense model in evaluation mode, from the result of `config_of`.
 
-    class_name: of a model in transformers, e.g. "BertForSequenceClassification". meta: on the meta device; else on the
-        CPU, with random weights, for what is not in a state dict. most_layers: that the configuration may ask for.
+    class_name: a model class of transformers, e.g. "BertForSequenceClassification".
+    meta: make it on the meta device. False makes it on the CPU with random weights, which gives the values that are not
+        in a state dict.
+    most_layers: how many layers the configuration may ask for.
 
-    Raises InputError for a class that transformers does not have, and for a configuration that is not one for it, or
-    that would run or fetch anything else.
+    Raises InputError for a class that transformers does not have, and for a configuration that does not belong to the
+    class, or that would run or fetch anything else.
     """
     cls = _class_named(class_name)
     made = _config_for(cls, config, most_layers)
@@ -79,11 +82,11 @@ def rebuild(class_name: str, config: dict[str, Any], meta: bool = True, most_lay
 def write_stock(small: nn.Module, config: Any, directory: Path, example_inputs: Any) -> str:
     """Write config.json and model.safetensors for `from_pretrained`, read them back, and compare the outputs.
 
-    small: the pruned model, which is left as it was. config: from `stock_config`. directory: exists; files of the same
-    names are replaced. example_inputs: as in `prune`.
+    small: the pruned model, which is left as it was. config: from `stock_config`. directory: an existing folder. Files
+    of the same names are replaced. example_inputs: as in `prune`.
 
-    Returns "" when stock transformers gives the same outputs. Otherwise nothing is left in the directory, and the text
-    says why. Raises OSError where the disk does not let us.
+    Returns "" if stock transformers gives the same outputs. Otherwise nothing is left in the directory, and the
+    returned text says why. Raises OSError where the disk refuses.
     """
     problem = _foreign(small)
     if problem:
@@ -97,7 +100,7 @@ def write_stock(small: nn.Module, config: Any, directory: Path, example_inputs: 
                 file.replace(directory / file.name)
     except OSError:
         raise
-    except Exception as error:  # transformers validates on the way, and raises all kinds of errors
+    except Exception as error:  # transformers validates while saving and loading, and raises all kinds of errors
         problem = f"transformers does not save or load it: {_line(error)}"
     finally:
         shutil.rmtree(inside, ignore_errors=True)
@@ -105,9 +108,9 @@ def write_stock(small: nn.Module, config: Any, directory: Path, example_inputs: 
 
 
 def read_stock(class_name: str, directory: Path) -> nn.Module:
-    """The model that `write_stock` wrote, in evaluation mode on the CPU, with the stock class.
+    """Load the model that `write_stock` wrote with the stock class, in evaluation mode on the CPU.
 
-    Raises InputError for a folder that transformers does not take, or whose configuration would run or fetch anything.
+    Raises InputError for a folder that transformers cannot load, or whose configuration would run or fetch anything.
     """
     cls = _class_named(class_name)
     try:
@@ -127,9 +130,9 @@ def read_stock(class_name: str, directory: Path) -> nn.Module:
 
 
 def _save(small: Any, config: Any, inside: Path) -> None:
-    """save_pretrained with another configuration, which the user's model only has meanwhile."""
+    """Call save_pretrained with another configuration. The model has it only during the call."""
     was = small.config
-    small.config = copy.deepcopy(config)  # saving writes the dtype and the class into it
+    small.config = copy.deepcopy(config)  # save_pretrained writes the dtype and the class into it
     try:
         with _silent():
             small.save_pretrained(inside, max_shard_size=_ONE_FILE)
@@ -138,7 +141,7 @@ def _save(small: Any, config: Any, inside: Path) -> None:
 
 
 def _differs(small: Any, inside: Path, example_inputs: Any) -> str:
-    """Why the files are not the pruned model; "" where they are, bit for bit."""
+    """Why the files are not the pruned model, or "". Weights must agree bit for bit, outputs up to rounding."""
     loaded, problem = _load(type(small), inside, **_implementations(small.config))
     if problem:
         return f"what transformers saves does not fit its own class: {problem}"
@@ -154,7 +157,10 @@ def _differs(small: Any, inside: Path, example_inputs: Any) -> str:
 
 
 def _implementations(config: Any) -> dict[str, dict[str, str]]:
-    """Which attention and which experts the model runs, which no configuration file says; nested ones by their name."""
+    """Which implementations of attention and experts the model runs; configuration files do not say that.
+
+    Those of nested configurations are listed by their names.
+    """
     scopes = {"": config, **{key: getattr(config, key, None) for key in config.sub_configs}}
     out = {}
     for key in ("attn_implementation", "experts_implementation"):
@@ -174,7 +180,7 @@ def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
 
 
 def _same(x: Tensor, y: Tensor) -> bool:
-    """Equal but for rounding: kernels may take another way where tensors lie elsewhere in memory."""
+    """Whether two tensors are equal up to rounding. Kernels may compute differently for other places in memory."""
     if x.shape != y.shape or x.dtype != y.dtype or not x.is_floating_point():
         return x.dtype == y.dtype and torch.equal(x, y)
     rounding = 64 * torch.finfo(y.dtype).eps * float(y.double().abs().nan_to_num(posinf=0).amax()) if y.numel() else 0
@@ -182,7 +188,7 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 
 def _load(cls: Any, directory: Path, **more: Any) -> tuple[Any, str]:
-    """The model, and which weights do not fit it; "" where all do. Raises what transformers raises."""
+    """The model, and which weights do not fit it, or "". Raises what transformers raises."""
     asked = {"local_files_only": True, "use_safetensors": True, "ignore_mismatched_sizes": True, **more}
     with _silent(), torch.random.fork_rng(devices=[]):
         model, info = cls.from_pretrained(directory, output_loading_info=True, **asked)
@@ -192,7 +198,7 @@ def _load(cls: Any, directory: Path, **more: Any) -> tuple[Any, str]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """No progress bars and no warnings of transformers: what goes wrong is said by us."""
+    """Turn off progress bars and warnings of transformers. Our own messages say what goes wrong."""
     from transformers.utils import logging as hf
 
     bars, level = hf.is_progress_bar_enabled(), hf.get_verbosity()
@@ -207,7 +213,7 @@ def _silent() -> Iterator[None]:
 
 
 def _foreign(model: Any) -> str:
-    """Why transformers alone cannot make a model of this kind; "" where it can."""
+    """Why transformers alone cannot make a model of this kind, or "" if it can."""
     import transformers
 
     cls = type(model)
@@ -240,7 +246,7 @@ def _class_named(name: str) -> Any:
 
 
 def _config_for(cls: Any, values: Any, most_layers: int = _MOST_LAYERS) -> Any:
-    """A configuration for `cls`. Raises InputError for one that is none, or does more than describe a model."""
+    """A configuration for `cls`. Raises InputError for values that are not one or do more than describe a model."""
     if not isinstance(values, dict) or values.get("model_type") != cls.config_class.model_type:
         found = values.get("model_type") if isinstance(values, dict) else type(values).__name__
         raise InputError(
@@ -260,7 +266,7 @@ def _config_for(cls: Any, values: Any, most_layers: int = _MOST_LAYERS) -> Any:
 
 
 def _values(values: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Every value of a nested configuration with the name it has. Raises InputError for what JSON does not know."""
+    """Every value of a nested configuration with its name. Raises InputError for types that JSON does not have."""
     if depth > _DEEPEST or not (values is None or isinstance(values, (bool, int, float, str, list, dict))):
         raise InputError(f"a configuration holds plain values up to {_DEEPEST} levels deep; {key!r} is none.")
     yield key, values
@@ -271,7 +277,7 @@ def _values(values: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, A
 
 
 def _unwanted(key: str, value: Any, most_layers: int) -> str:
-    """Why a value has no place in the configuration of a saved model; "" for the usual ones."""
+    """Why a value has no place in the configuration of a saved model, or "" for the usual values."""
     if value in (None, False):
         return ""
     if key in ("auto_map", "quantization_config", "transformers_weights"):

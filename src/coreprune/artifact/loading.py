@@ -1,4 +1,4 @@
-"""load(): from a folder and the code of the dense model back to the pruned model. Everything is checked first."""
+"""load(): rebuild the pruned model from its folder and the code of the dense model. Everything is checked first."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from coreprune.pruning.plans.plan import fingerprint
 
 log = logging.getLogger(__name__)
 
-_MOST_TIMES, _FREE = 100, 1 << 28  # a dense model may have so many times the bytes of the pruned one, and more
-_MANY = 512  # layers or experts that any configuration may ask for
+_MOST_TIMES, _FREE = 100, 1 << 28  # a dense model may have 100 times the bytes of the pruned one plus 256 MiB
+_MANY = 512  # layers or experts that every configuration may ask for
 
 
 def load(
@@ -32,17 +32,17 @@ def load(
     *,
     device: torch.device | str | None = None,
 ) -> nn.Module:
-    """The pruned model that `save` wrote.
+    """Load the pruned model that `save` wrote.
 
-    Schema, file sizes and hashes, the fingerprint of the architecture, and every name, shape and dtype are checked
-    before a weight is read. No pickle is read, no code but the caller's factory is run.
+    The schema, file sizes and hashes, the fingerprint of the architecture, and every name, shape and dtype are checked
+    before any weight is read. No pickle is read, and no code but the caller's factory is run.
 
-    dense: a function that makes the dense model (it is called on the meta device, where that suffices), or such a
-        model, which is not changed. Not needed for Hugging Face models of the transformers package.
-    device: where the weights go: by default where the given model is, else the CPU.
+    dense: a function that makes the dense model, or the dense model itself, which is not changed. The function is
+        called on the meta device where that is enough. Not needed for models of the transformers package.
+    device: where to put the weights. By default this is the device of the given model, else the CPU.
 
-    Returns the model in evaluation mode. Raises ArtifactError for a folder that is damaged, incomplete or no artifact,
-    and InputError or ModelError for a dense model that is not the one that was pruned.
+    Returns the model in evaluation mode. Raises ArtifactError for a folder that is damaged, incomplete or not an
+    artifact, and InputError or ModelError for a dense model that is not the one that was pruned.
     """
     where = _device(device)
     place = Path(folder)
@@ -59,20 +59,20 @@ def load(
 
 
 def _device(device: torch.device | str | None) -> torch.device | None:
-    """A device that is there. Raises InputError."""
+    """The device. Raises InputError for one that this machine does not have."""
     if device is None:
         return None
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch asserts that it was built for a device
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch was not built for the device
         raise InputError(f"device={device!r} cannot be used here ({first_line(error)}). Take 'cpu'.") from error
 
 
 def read_plan(folder: Path, manifest: Manifest | None = None) -> Plan:
-    """The plan of an artifact. Raises ArtifactError or InputError for one that is damaged."""
+    """Read the plan of an artifact. Raises ArtifactError or InputError if it is damaged."""
     manifest = manifest or read_manifest(folder)
     path = check_file(folder, PLAN, _entry(manifest, PLAN))
-    json_of(path)  # refuses what is too large, before it is read
+    json_of(path)  # refuses a file that is too large, before reading it
     plan = Plan.from_json(path.read_text(encoding="utf-8"))
     if plan.fingerprint != manifest.fingerprint:
         raise ArtifactError(f"{path} was made for another architecture than the manifest beside it.")
@@ -93,7 +93,7 @@ def _check_recipe(manifest: Manifest) -> None:
 
 
 def _check_header(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
-    """Names, shapes and dtypes in the file are those of the manifest; only the header is read."""
+    """Check that names, shapes and dtypes in the file are those of the manifest. Only the header is read."""
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
@@ -110,7 +110,7 @@ def _check_header(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
 
 
 def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
-    """The dense architecture, on the meta device where nothing but the file's tensors is needed."""
+    """The dense architecture, on the meta device if only the tensors in the file are needed."""
     if isinstance(dense, nn.Module):
         return dense
     if dense is None:
@@ -144,8 +144,10 @@ def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.
 
 
 def _affordable(model: nn.Module, pruned: int) -> None:
-    """Refuse to make a dense model that is out of all proportion to the pruned one, as a forged configuration may ask
-    for. pruned: bytes. Raises ArtifactError."""
+    """Refuse a dense model that is far too large for the pruned one, which a forged configuration may ask for.
+
+    pruned: bytes of the pruned weights. Raises ArtifactError.
+    """
     dense = sum(t.numel() * t.element_size() for _, t in named_tensors(model))
     if dense > _MOST_TIMES * pruned + _FREE:
         raise ArtifactError(
@@ -155,7 +157,7 @@ def _affordable(model: nn.Module, pruned: int) -> None:
 
 
 def _needs_values(model: nn.Module, manifest: Manifest) -> bool:
-    """Whether something on the meta device is not in the file: buffers without a place in a state dict, attributes."""
+    """Whether a tensor on the meta device is not in the file: a buffer outside the state dict, or an attribute."""
     held = {id(t) for name, t in all_names(model) if name in manifest.tensors}
     own = {id(t) for _, t in named_tensors(model)}
     if own - held:
@@ -169,7 +171,7 @@ def _needs_values(model: nn.Module, manifest: Manifest) -> bool:
 
 
 def _check_model(model: nn.Module, manifest: Manifest) -> None:
-    """The dense model is the one that was pruned, as far as names, shapes, dtypes and ties go."""
+    """Check that the dense model is the one that was pruned, as far as names, shapes, dtypes and ties can tell."""
     found = dict(all_names(model))
     before = {name: entry.shape for name, entry in manifest.tensors.items()}
     for name, (shape, _) in manifest.recipe.shapes.items():

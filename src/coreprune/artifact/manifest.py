@@ -1,4 +1,4 @@
-"""manifest.json: what lies in an artifact's folder and how to rebuild the model. Read as if an enemy had written it."""
+"""manifest.json: which files an artifact holds and how to rebuild the model. Its content is not trusted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file. bytes: its size. sha256: of its content, hexadecimal."""
+    """One file. bytes: its size. sha256: the hash of its content, hexadecimal."""
 
     bytes: int
     sha256: str
@@ -56,11 +56,12 @@ class TensorEntry:
 class Manifest:
     """What an artifact holds.
 
-    fingerprint: of the dense architecture (`plans.plan.fingerprint`). tensors: by canonical name. aliases:
-    other names of tied tensors. recipe: from the dense shapes to the pruned ones. files: by name, without this one.
-    loads_with: "transformers" where from_pretrained reads the folder as it is, else "coreprune"; why: the reason.
-    model_class: of the dense model. config: of the dense Hugging Face model, with `architecture`, else None.
-    source: how the command line found the dense model (source, weights, shape), else empty.
+    fingerprint: that of the dense architecture (`plans.plan.fingerprint`). tensors: the tensors by canonical name.
+    aliases: other names of tied tensors. recipe: how the dense shapes become the pruned ones. files: the files by name,
+    without the manifest itself. loads_with: "transformers" if from_pretrained can read the folder, else "coreprune".
+    why: why from_pretrained cannot read the folder, or empty. model_class: the class of the dense model. config: the
+    configuration of the dense Hugging Face model, else None. source: how the command line found the dense model
+    (source, weights, shape), else empty. versions: the versions and the platform that the result depends on.
     """
 
     fingerprint: str
@@ -81,7 +82,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an artifact. Raises ArtifactError for anything that is not one."""
+    """Read the manifest of an artifact. Raises ArtifactError for anything that is not one."""
     path = folder / MANIFEST
     raw = json_of(path)
     try:
@@ -108,7 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def json_of(path: Path) -> Any:
-    """Read a JSON file of a sane size. Raises ArtifactError."""
+    """Read a JSON file of a reasonable size. Raises ArtifactError."""
     try:
         size = regular(path)
         if size > _LARGEST_JSON:
@@ -123,7 +124,7 @@ def json_of(path: Path) -> Any:
 
 
 def check_file(folder: Path, name: str, entry: FileEntry) -> Path:
-    """The path of a file whose size and hash are those of the manifest. Raises ArtifactError."""
+    """Check that a file has the size and hash that the manifest says. Return its path. Raises ArtifactError."""
     path = folder / name
     try:
         size = regular(path)
@@ -140,8 +141,10 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> Path:
 
 
 def regular(path: Path) -> int:
-    """The size of a file. Links are followed, because caches of downloads are made of them: what counts is the content.
-    A device or a pipe would never end. Raises OSError, and ArtifactError for what is not a file."""
+    """The size of a regular file. Links are followed, because download caches consist of them.
+
+    Raises OSError, and ArtifactError for anything else, such as a device or a pipe, which could be read without end.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ArtifactError(f"{path} is not a regular file. Copy the whole folder again.")
@@ -149,7 +152,7 @@ def regular(path: Path) -> int:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file, read in pieces."""
+    """The hash of a file, which is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -167,7 +170,7 @@ def _whole(x: Any) -> int:
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    if not isinstance(x, (list, tuple)) or len(x) > _MOST_AXES:  # the product of very many takes very long
+    if not isinstance(x, (list, tuple)) or len(x) > _MOST_AXES:  # the product of very many sizes takes very long
         raise ValueError(f"{reprlib.repr(x)} is no shape")
     shape = tuple(_whole(n) for n in x)
     if math.prod(shape) > _LARGEST:

@@ -1,4 +1,4 @@
-"""save(): a pruned model as a folder without pickle, whole or not there at all."""
+"""save(): write a pruned model as a folder without pickle, either completely or not at all."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def save(
 ) -> Path:
     """Write model.safetensors, plan.json, manifest.json, report.json, report.html and queries.safetensors.
 
-    The page needs `pip install 'coreprune[report]'`; without that it is left out, which is logged. `coreprune report
-    FOLDER --html page.html` makes it later.
+    report.html needs `pip install 'coreprune[report]'`. Without it, the page is left out, and a warning is logged. You
+    can make it later with `coreprune report FOLDER --html page.html`.
 
-    The folder appears at once, complete and flushed to the disk, or not at all. Nothing in it is pickled. `load` reads
-    it back. Where stock transformers can express the widths of a pruned Hugging Face model, config.json is written as
-    well and `from_pretrained` reads the folder; whether it does is tried before the folder appears, and the manifest
-    and the report say so.
+    The folder appears complete and flushed to the disk, or not at all. Nothing in it is pickled. `load` reads it back.
+    If stock transformers can express the widths of a pruned Hugging Face model, config.json is written too, so that
+    `from_pretrained` can read the folder. This is tried before the folder appears, and the manifest and the report say
+    whether it works.
 
     result: from `prune`. folder: must be absent or empty, unless `overwrite`.
     extra: further entries of report.json, e.g. {"latency": ..., "accuracy": ...}.
-    source: how a command line finds the dense model again.
+    source: how the command line can find the dense model again.
 
-    Returns the folder. Raises InputError for a model that has changed since (a dtype or shape of its own), and
-    ArtifactError where the disk does not let us; then nothing has changed.
+    Returns the folder. Raises InputError for a model that has changed since pruning (for example in a dtype or a
+    shape), and ArtifactError where the disk refuses. Then nothing has changed.
     """
     if not isinstance(result, Result):
         raise InputError(f"save takes what prune() returned, not a {type(result).__name__}.")
@@ -76,7 +76,7 @@ def save(
         written = temporary / WEIGHTS
         tensors, aliases = _tensors(model, _names_in(written) if written.exists() else frozenset())
         if not written.exists():
-            # One key only: the order of several is not the same in every run.
+            # Only one key, because the order of several differs between runs.
             save_file(tensors, written, {"format": "pt"})
         manifest = Manifest(
             fingerprint=result.plan.fingerprint,
@@ -121,14 +121,14 @@ def _write_report(result: Result, folder: Path, manifest: Manifest, extra: dict[
 
 
 def first_images(args: tuple[Any, ...]) -> Tensor | None:
-    """The first floating-point input with a batch axis, for the gallery; None where there is none."""
+    """The first floating-point input with a batch axis, for the gallery, or None."""
     return next((x for x in args if isinstance(x, Tensor) and x.is_floating_point() and x.dim() >= 2), None)
 
 
 def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
     """For Hugging Face models: the dense configuration, and why stock transformers cannot read the folder, or "".
 
-    Where it can, config.json and model.safetensors are in the folder afterwards.
+    If it can, config.json and model.safetensors are written to the folder.
     """
     model = result.model
     if not huggingface.is_pretrained(model):
@@ -149,10 +149,11 @@ def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _tensors(model: nn.Module, preferred: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What model.safetensors holds, each tensor once, and the other names of tied ones.
+    """The tensors for model.safetensors, each once, and the other names of tied tensors.
 
-    Buffers that a state dict leaves out are left out here too: the model's own code makes them.
-    preferred: the names to use, where there are several.
+    Buffers that a state dict leaves out are left out here too, because the model's own code makes them.
+
+    preferred: the names to use where there are several.
     """
     state = model.state_dict(keep_vars=True)
     names: dict[int, list[str]] = {}
@@ -164,7 +165,7 @@ def _tensors(model: nn.Module, preferred: frozenset[str]) -> tuple[dict[str, Ten
     for ties in names.values():
         chosen = next((n for n in ties if n in preferred), ties[0])
         t = state[chosen].detach()
-        # A copy of its own on the CPU: safetensors refuses tensors that share memory.
+        # A separate copy on the CPU, because safetensors refuses tensors that share memory.
         tensors[chosen] = torch.empty(t.shape, dtype=t.dtype).copy_(t)
         aliases |= {name: chosen for name in ties if name != chosen}
     return tensors, aliases
@@ -176,7 +177,7 @@ def _names_in(path: Path) -> frozenset[str]:
 
 
 def _check_model(model: nn.Module, result: Result) -> None:
-    """Can it be loaded later? Parameters and buffers alone, of known dtypes, all as `prune` left them."""
+    """Check that the model can be loaded later: only parameters and buffers, of known dtypes, as `prune` left them."""
     state = model.state_dict(keep_vars=True)
     own = dict(all_names(model))
     for name, value in state.items():
@@ -200,7 +201,7 @@ def _check_model(model: nn.Module, result: Result) -> None:
 
 
 def _dense_shapes(own: Mapping[str, Tensor], recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """Shapes before pruning, by every name, of the tensors that still have the shape that pruning gave them."""
+    """The shapes before pruning of all tensors that still have the shape that pruning gave them, by every name."""
     cut = {
         id(own[name]): before
         for name, (before, after) in recipe.shapes.items()

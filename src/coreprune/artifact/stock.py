@@ -1,8 +1,9 @@
 """Which numbers of a Hugging Face configuration give the shapes of a pruned model, if any do.
 
-The sizes of a model are affine in each number of its configuration: so many heads times the size of a head, so many
-units of the feed-forward layer. How every size answers to a number is measured, by making the model on the meta device
-with another value. Then the numbers that give the pruned sizes solve a small linear system. No table per architecture.
+The sizes of a model are affine in each number of its configuration, such as the number of heads (times the size of a
+head) or the units of the feed-forward layer. To measure how every size depends on a number, the model is made on the
+meta device with another value. The numbers that give the pruned sizes then solve a small linear system. So no table of
+architectures is needed.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ Path = tuple[str, ...]  # names of attributes, from the configuration down into 
 Shapes = dict[str, tuple[int, ...]]
 Measure = Callable[[Mapping[Path, Any]], "np.ndarray | None"]
 
-# Numbers that may have been pruned. The sizes of heads and of the residual stream are none of them.
+# Numbers that pruning may have changed. The sizes of heads and of the residual stream are not among them.
 HEADS = re.compile(r"heads?$")
 WIDTHS = re.compile(r"intermediate|inner|ffn|feed_?forward|mlp_(dim|size|ratio)|^(d_ff|ff_dim|hidden_dim)$")
 HEAD_SIZE = re.compile(r"head_dim$|^d_kv$")
 
-_FEW, _MANY = 64, 128  # values tried for a number that is None, where the model has a default of its own
+_FEW, _MANY = 64, 128  # values tried for a number that is None, for which the model has its own default
 
 
 def stock_config(small: nn.Module, groups: Iterable[str] = ()) -> tuple[Any, str]:
-    """The configuration with which the stock class has the shapes of `small`, or (None, why there is none).
+    """Find the configuration with which the stock class has the shapes of `small`.
 
     small: a pruned `transformers.PreTrainedModel`, with the configuration of the dense one. Neither is changed.
     groups: names of the groups of channels that were pruned, for advice on which to keep whole.
 
-    The shapes are compared, not the outputs; `write_stock` does that.
+    Returns (configuration, ""), or (None, why there is none). Only the shapes are compared; `write_stock` compares the
+    outputs.
     """
     cls, config = type(small), small.config
     own = type(config).__name__
@@ -45,7 +47,7 @@ def stock_config(small: nn.Module, groups: Iterable[str] = ()) -> tuple[Any, str
     def measure(changes: Mapping[Path, Any]) -> np.ndarray | None:
         try:
             shapes = stock_shapes(cls, _changed(config, changes))
-        except Exception:  # whatever a model says to numbers that contradict each other
+        except Exception:  # models raise all kinds of errors for numbers that contradict each other
             return None
         return _flat(shapes) if _ranks(shapes) == _ranks(target) else None
 
@@ -68,17 +70,17 @@ def stock_config(small: nn.Module, groups: Iterable[str] = ()) -> tuple[Any, str
         if abs(step) > 1e-6:
             changes[path] = value + float(step) if isinstance(value, float) else round(value + float(step))
     if any(HEADS.search(path[-1]) for path in changes):
-        changes = {**explicit, **changes}  # or the heads that are left would grow
+        changes = {**explicit, **changes}  # otherwise the remaining heads would grow
     return _checked(cls, config, changes, target)
 
 
 def shapes_of(model: nn.Module) -> Shapes:
-    """Name -> shape of everything that is saved."""
+    """The shapes of all saved tensors by name."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
 def stock_shapes(cls: type[nn.Module], config: Any) -> Shapes:
-    """The shapes of `cls(config)`, which is made on the meta device. Raises what the class raises."""
+    """The shapes of `cls(config)`, made on the meta device. Raises what the class raises."""
     return shapes_of(on_meta(cls, copy.deepcopy(config)))
 
 
@@ -94,7 +96,7 @@ def on_meta(cls: type[nn.Module], config: Any) -> nn.Module:
 
 
 def _checked(cls: type[nn.Module], config: Any, changes: Mapping[Path, Any], target: Shapes) -> tuple[Any, str]:
-    """The changed configuration, if it survives being written and read, and gives the shapes."""
+    """The changed configuration, if it can be written and read back and gives the shapes. Else None, and why."""
     own = type(config).__name__
     said = ", ".join(f"{'.'.join(path)}={value}" for path, value in changes.items()) or "its own numbers"
     new = _changed(config, changes)
@@ -112,7 +114,7 @@ def _checked(cls: type[nn.Module], config: Any, changes: Mapping[Path, Any], tar
 
 
 def _unexplained(config: Any, slopes: np.ndarray, gone: np.ndarray, labels: list[str], groups: Iterable[str]) -> str:
-    """What to say of sizes that have changed and answer to no number; "" where there are none."""
+    """A message about changed sizes that depend on no number, or "" if there are none."""
     own = type(config).__name__
     stuck = [labels[i] for i in np.flatnonzero((gone != 0) & ~slopes.any(1))]
     counts_heads = any(HEADS.search(key) for _, scope in _scopes(config) for key in vars(scope))
@@ -135,14 +137,14 @@ def _unexplained(config: Any, slopes: np.ndarray, gone: np.ndarray, labels: list
 
 
 def _attention(name: str) -> str | None:
-    """The part of a dotted name that says attention."""
+    """The part of a dotted name that stands for attention, if any."""
     return next((part for part in name.split(".") if "att" in part.lower()), None)
 
 
 def _at_odds(
     own: str, slopes: np.ndarray, gone: np.ndarray, labels: list[str], numbers: Mapping[Path, tuple[Any, np.ndarray]]
 ) -> str:
-    """What to say of sizes that answer to the same numbers and want different ones; "" where there are none."""
+    """A message about sizes that depend on the same numbers but need different values, or "" if there are none."""
     first: dict[bytes, int] = {}
     names = [".".join(path) for path in numbers]
     for i in np.flatnonzero(slopes.any(1)):
@@ -164,14 +166,14 @@ def _at_odds(
 
 
 def _head_sizes(config: Any, measure: Measure, dense: np.ndarray) -> dict[Path, Any]:
-    """Sizes of heads that the model works out from the number of heads unless it is told, and what they are."""
+    """The sizes of heads that the model computes from the number of heads, unless they are given, with their values."""
     out: dict[Path, Any] = {}
     for at, scope in _scopes(config):
         if not any(HEADS.search(key) and type(value) is int for key, value in vars(scope).items()):
             continue
         unsaid = [key for key, value in vars(scope).items() if HEAD_SIZE.search(key) and value is None]
         if not hasattr(scope, "head_dim"):
-            unsaid.append("head_dim")  # many models look for it though their configuration does not declare it
+            unsaid.append("head_dim")  # many models read it although their configuration does not declare it
         for key in unsaid:
             answer = _response(measure, out, (*at, key), None, dense)
             if answer is not None:
@@ -180,7 +182,7 @@ def _head_sizes(config: Any, measure: Measure, dense: np.ndarray) -> dict[Path, 
 
 
 def _numbers(config: Any) -> Iterator[tuple[Path, int | float | None]]:
-    """The numbers that may have been pruned, with their values; None where the model has a default of its own."""
+    """The numbers that pruning may have changed, with their values. None stands for a default of the model's own."""
     for at, scope in _scopes(config):
         for key, value in vars(scope).items():
             counts = type(value) is int and value > 0 and (HEADS.search(key) or WIDTHS.search(key))
@@ -192,7 +194,7 @@ def _numbers(config: Any) -> Iterator[tuple[Path, int | float | None]]:
 def _response(
     measure: Measure, base: Mapping[Path, Any], path: Path, value: float | None, dense: np.ndarray
 ) -> tuple[int | float, np.ndarray] | None:
-    """The number's value, and by how much every size grows with it; None for one that no size answers to."""
+    """The number's value, and the slope of every size in it. None if no size depends on the number."""
     if value is None:
         few, many = measure({**base, path: _FEW}), measure({**base, path: _MANY})
         if few is None or many is None:
@@ -210,7 +212,7 @@ def _response(
 
 
 def _scopes(config: Any, at: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The configuration and those nested in it."""
+    """The configuration, and those nested in it."""
     from transformers import PreTrainedConfig
 
     yield at, config

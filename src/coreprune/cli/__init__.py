@@ -1,8 +1,8 @@
-"""The command line. The only place that prints."""
+"""The command line. Only this package prints."""
 
 from __future__ import annotations
 
-from coreprune.cli import artifacts, prune  # noqa: F401 - they add their commands to the app
+from coreprune.cli import artifacts, prune  # noqa: F401 - importing them adds their commands to the app
 from coreprune.cli.commands import app
 
 

@@ -20,12 +20,12 @@ from coreprune.errors import ArtifactError, CoreprunError, InputError, first_lin
 def certify(
     folder: options.Folder,
     samples: Annotated[
-        str, typer.Option(help="Unlabelled samples (.npz) that pruning has not seen, or a source of inputs.")
+        str, typer.Option(help="Unlabelled samples (.npz) that pruning has not seen, or the name of a source.")
     ],
-    n: Annotated[int | None, typer.Option(min=1, help="How many of them; all by default.")] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="How many samples to use; by default all.")] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of a source. Pruning saw none of its inputs."),
+        typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of the source. Pruning has seen none of its inputs."),
     ] = 0,
     delta: Annotated[float, typer.Option(help="The statement holds with probability 1 - delta.")] = 0.01,
     dense: options.Dense = None,
@@ -34,7 +34,7 @@ def certify(
     weights: options.Weights = None,
     json: options.Json = False,
 ) -> None:
-    """How often the pruned model gives the dense model's answer at least, on samples like these (T11)."""
+    """Certify how often the pruned model at least agrees with the dense model on samples like these (T11)."""
     from coreprune.artifact.manifest import QUERIES
     from coreprune.pruning import certify as run
 
@@ -44,7 +44,7 @@ def certify(
     if (folder / QUERIES).exists() and Path(samples).exists() and (folder / QUERIES).samefile(samples):
         raise InputError(f"pruning has seen {samples}, so it proves nothing. Pass samples that it has not seen.")
     model, small, given = both(folder, dense, weights, shape, example)
-    with redirect_stdout(sys.stderr):  # for what a source of the user's prints
+    with redirect_stdout(sys.stderr):  # the user's source may print
         found = run(model, small, given, samples, n=n, delta=delta, seed=seed).as_dict()
     if json:
         sys.stdout.write(json_.dumps(found, indent=1) + "\n")
@@ -55,10 +55,10 @@ def certify(
 @app.command(epilog="Example: coreprune report small --html page.html")
 def report(
     folder: options.Folder,
-    html: Annotated[Path | None, typer.Option(help="Write the page anew to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report's page to this file.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Print an artifact's report, or make its page anew."""
+    """Print an artifact's report, or write its page again."""
     from coreprune.artifact.manifest import PAGE, QUERIES, REPORT, check_file, json_of, read_manifest
     from coreprune.artifact.saving import first_images
     from coreprune.queries import Queries
@@ -93,14 +93,14 @@ def report(
 @app.command(epilog="Example: coreprune export small --to small.onnx")
 def export(
     folder: options.Folder,
-    to: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for torch.export.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.", show_default=False)],
     dense: options.Dense = None,
     shape: options.Shapes = None,
     example: options.Example = None,
     weights: options.Weights = None,
     json: options.Json = False,
 ) -> None:
-    """Write the pruned model as ONNX or as an exported program, and compare its outputs with the model's."""
+    """Export the pruned model to ONNX or torch.export, and compare the outputs with the model's."""
     from coreprune.artifact.exports import export_onnx, export_program
 
     run = {".onnx": export_onnx, ".pt2": export_program}.get(to.suffix)
@@ -117,15 +117,17 @@ def export(
 @app.command(epilog="Example: coreprune bench small --batch 1 --batch 32")
 def bench(
     folder: options.Folder,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size. Repeat for more.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.05, help="Time per model and batch size.")] = 1.0,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch size; by default 1 and 32. Repeat for more.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Seconds of measurement per model and batch size.")] = 1.0,
     dense: options.Dense = None,
     shape: options.Shapes = None,
     example: options.Example = None,
     weights: options.Weights = None,
     json: options.Json = False,
 ) -> None:
-    """Measure how long the dense and the pruned model take on this machine, in turn."""
+    """Measure how long the dense and the pruned model take on this machine."""
     from coreprune.latency import compare_latency
 
     model, small, given = both(folder, dense, weights, shape, example)
@@ -139,7 +141,7 @@ def bench(
 def both(
     folder: Path, dense: str | None, weights: Path | None, shape: list[str] | None, example: Path | None
 ) -> tuple[nn.Module, nn.Module, Any]:
-    """The dense model, the pruned one, and an example; from where the artifact says, unless the caller knows better."""
+    """The dense model, the pruned model, and an example. The arguments override what the artifact says."""
     from coreprune.artifact import load, read_manifest, read_plan
 
     manifest = read_manifest(folder)
@@ -160,8 +162,10 @@ def _list(value: Any) -> list[Any]:
 
 
 def _named(folder: Path, place: Any) -> str:
-    """The source that the manifest names, if it is one of the user's: a folder of artifacts is data, and names no code
-    to run out of itself or out of Python's own modules. Raises InputError."""
+    """The source that the manifest names. Raises InputError unless it is the user's own code.
+
+    An artifact is data, so it must not name code inside its own folder or in Python's modules, to be run on loading.
+    """
     if not isinstance(place, str) or not place:
         raise InputError(f"{folder} does not say where its dense model is. Pass --source package.module:factory.")
     module = place.partition(":")[0]

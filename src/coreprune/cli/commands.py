@@ -1,4 +1,4 @@
-"""Commands, their options, and one catch that turns a CoreprunError into a message and exit code 2."""
+"""The app, its first commands, and one handler that turns every CoreprunError into a message and exit code 2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from coreprune.errors import CoreprunError
 
 
 class Commands(TyperGroup):
-    """Commands whose errors are messages: what went wrong, and an exit code."""
+    """A group of commands that report a CoreprunError as a message and an exit code."""
 
     def invoke(self, ctx: Any) -> object:
         """Run a command."""
@@ -39,8 +39,11 @@ class Commands(TyperGroup):
 
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """torch logs the traceback of an error that it raises as well, and which optional packages it could not find, and
-    deprecates what it uses itself. Whoever sets TORCH_LOGS wants to read that."""
+    """Silence torch's logs and one of its warnings, unless TORCH_LOGS is set.
+
+    torch logs tracebacks of errors that it also raises, lists optional packages that it could not find, and warns that
+    functions which it uses itself are deprecated.
+    """
     names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
     handlers = {handler: handler.level for name in names for handler in logging.getLogger(name).handlers}
     try:
@@ -57,12 +60,12 @@ def _quiet_torch() -> Iterator[None]:
 app = typer.Typer(
     name="coreprune",
     cls=Commands,
-    help="Make trained PyTorch networks physically smaller without their training data, and say what it costs.",
+    help="Make trained PyTorch networks physically smaller without their training data, and show what it costs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done; 1 a fault of coreprune or of the model's code; 2 wrong input, a budget that cannot be "
-    "met, or a disk that refuses; 130 interrupted.",
+    epilog="Exit codes: 0 success; 1 an error in coreprune or in the model's code; 2 wrong input, a budget that cannot "
+    "be met, or a file that cannot be written; 130 interrupted.",
 )
 console = Console()
 errors = Console(stderr=True)
@@ -70,7 +73,7 @@ errors = Console(stderr=True)
 
 @app.command(epilog="Example: coreprune demo --out my-report")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for report.json and accuracy.png.")] = Path("demo-report"),
+    out: Annotated[Path, typer.Option(help="The folder for report.json and accuracy.png.")] = Path("demo-report"),
     seed: Annotated[int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of training and sampling.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
 ) -> None:
@@ -97,7 +100,7 @@ def inspect(
     weights: options.Weights = None,
     json: options.Json = False,
 ) -> None:
-    """List which channels of a model can leave, what they cost, and what is locked and why."""
+    """List the groups of channels that can be removed, what they cost, and which are locked and why."""
     from coreprune.cli import source as sources
     from coreprune.pruning import list_groups
 

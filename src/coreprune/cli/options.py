@@ -1,4 +1,4 @@
-"""Options that several commands share, each said once."""
+"""Options that several commands share, each defined once."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import typer
 from coreprune.errors import InputError
 
 SOURCE_HELP = (
-    "package.module:factory (it returns a model or (model, example)), the folder of a Hugging Face model, "
+    "package.module:factory (a function that returns a model or (model, example)), the folder of a Hugging Face model, "
     "or a .pt2 file."
 )
 
-LARGEST_SEED = (1 << 32) - 1  # numpy takes no larger one
+LARGEST_SEED = (1 << 32) - 1  # numpy accepts no larger one
 
 Source = Annotated[str, typer.Argument(help=SOURCE_HELP, metavar="SOURCE", show_default=False)]
 Folder = Annotated[
-    Path, typer.Argument(help="A folder that `coreprune prune` or coreprune.save wrote.", metavar="FOLDER")
+    Path, typer.Argument(help="An artifact: a folder that `coreprune prune` or coreprune.save wrote.", metavar="FOLDER")
 ]
 Shapes = Annotated[
     list[str] | None,
-    typer.Option("--shape", help="Example input, e.g. 1,3,224,224 or input_ids=1,16:int. Repeat for more inputs."),
+    typer.Option("--shape", help="Example input, such as 1,3,224,224 or input_ids=1,16:int. Repeat for more inputs."),
 ]
 Example = Annotated[
     Path | None, typer.Option("--example", help="Example input as an .npz file: one array, or one per argument name.")
@@ -33,26 +33,26 @@ Weights = Annotated[Path | None, typer.Option(help="A .safetensors file to load 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dense = Annotated[
     str | None,
-    typer.Option("--source", help="The dense model, if the artifact does not say where it is. " + SOURCE_HELP),
+    typer.Option("--source", help="The dense model, if the artifact does not name it: " + SOURCE_HELP),
 ]
 
 
 def methods() -> list[str]:
-    """Names of the selectors, for completion and messages."""
+    """The names of the selectors, for completion and messages."""
     from coreprune.pruning import SELECTORS
 
     return ["auto", *SELECTORS]
 
 
 def query_sources() -> list[str]:
-    """Names of the sources of queries."""
+    """The names of the sources of queries."""
     from coreprune.queries import QUERIES
 
     return ["auto", "none", *QUERIES]
 
 
 def known_method(name: str) -> Any:
-    """What `prune(method=)` takes, or an InputError, before anything is loaded for it. "module:name" is imported."""
+    """Turn a name into what `prune(method=)` takes. "module:name" is imported. Raises InputError for unknown names."""
     if ":" in name:
         from coreprune.cli.source import users_own
         from coreprune.pruning.selectors import resolve
@@ -65,7 +65,7 @@ def known_method(name: str) -> Any:
 
 
 def known_queries(specs: Sequence[str], option: str = "--queries") -> list[str]:
-    """Names of sources, module:function, and files that exist. Raises InputError, before any model is loaded."""
+    """Check that each spec is the name of a source, module:function, or an existing file. Else raise InputError."""
     from coreprune.cli.source import users_own
     from coreprune.queries.spec import is_reference
 
@@ -88,7 +88,7 @@ def _unknown(given: str, what: str, name: str, known: Sequence[str]) -> str:
 
 
 def keeps(given: Sequence[str] | None) -> float | dict[str, float] | None:
-    """What `Budget(keep=)` takes: a share for all groups, or shares by pattern. Raises InputError."""
+    """Turn the texts into what `Budget(keep=)` takes: one share, or shares by pattern. Raises InputError."""
     if not given:
         return None
     try:
@@ -107,7 +107,7 @@ def keeps(given: Sequence[str] | None) -> float | dict[str, float] | None:
 
 
 def one_budget(limits: dict[str, Any]) -> dict[str, Any]:
-    """The one limit that was given; half of the multiply-accumulates where none was. Raises InputError for several."""
+    """The one limit that was given, by default half of the multiply-accumulates. Raises InputError for several."""
     given = {name: value for name, value in limits.items() if value is not None}
     if len(given) > 1:
         raise InputError(f"give one of {', '.join('--' + name for name in limits)}, not {len(given)} of them.")

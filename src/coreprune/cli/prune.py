@@ -1,4 +1,4 @@
-"""coreprune prune: from a SOURCE to an artifact, with a folder for what an interrupted run has done so far."""
+"""coreprune prune: from a SOURCE to an artifact. A folder beside it keeps the work of an interrupted run."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ EPILOG = (
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The folder beside OUT that holds the queries and the state of the distillation until OUT is there."""
+    """The folder beside OUT that holds the queries and the state of the distillation until OUT is written."""
 
     folder: Path
 
     @classmethod
     def beside(cls, out: Path, resume: bool, overwrite: bool) -> Unfinished:
-        """Refuse to throw away what an interrupted run did, unless told to go on with it."""
+        """Raise ArtifactError if an interrupted run has left its work here, unless `resume` says to continue it."""
         folder = out.parent / f".{out.name}.unfinished"
-        if os.path.exists(folder) and not resume:  # where we may not look, `check_place` says so
-            refuse_taken(out, overwrite)  # if OUT is there, that run did end, but for deleting the folder
+        if os.path.exists(folder) and not resume:  # if we have no permission, `check_place` says so
+            refuse_taken(out, overwrite)  # if OUT exists, that run did finish, and only failed to delete the folder
             raise ArtifactError(
                 f"an earlier run that did not end left {folder}. Add --resume to go on with it, or delete that folder."
             )
@@ -49,17 +49,17 @@ class Unfinished:
 
     @property
     def queries(self) -> Path:
-        """Finished batches of queries."""
+        """The finished batches of queries."""
         return self.folder / "queries.safetensors"
 
     @property
     def distill(self) -> Path:
-        """State of the training."""
+        """The state of the distillation."""
         return self.folder / "distill.safetensors"
 
     @contextmanager
     def explained(self, out: Path) -> Iterator[None]:
-        """Say what became of the work if it is interrupted or fails. It is kept: the next run can use the queries."""
+        """If the run is interrupted or fails, say where its work is kept. The next run can use the queries."""
         had = self.folder.exists()
         try:
             yield
@@ -76,35 +76,35 @@ class Unfinished:
         return f"What was made so far is in {self.folder}; --resume goes on."
 
     def done(self) -> None:
-        """Delete it."""
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @app.command(epilog=EPILOG)
 def prune(
     source_: options.Source,
-    out: Annotated[Path, typer.Option(help="Folder of the artifact; it must be absent or empty.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be absent or empty.", show_default=False)],
     macs: Annotated[float | None, typer.Option(help="Share (or number) of multiply-accumulates that may stay.")] = None,
     params: Annotated[float | None, typer.Option(help="Share (or number) of parameters that may stay.")] = None,
     bytes_: Annotated[float | None, typer.Option("--bytes", help="Share (or number) of bytes that may stay.")] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            help="Share of the channels of every group that stays, e.g. 0.5, or of the groups that a pattern names, "
-            "e.g. 'layer1.*=0.8'. Repeat for more patterns; groups that none names stay whole."
+            help="Share of the channels to keep in every group, e.g. 0.5, or in the groups that match a pattern, "
+            "e.g. 'layer1.*=0.8'. Repeat for more patterns. Groups that match none are not pruned."
         ),
     ] = None,
     absolute: Annotated[
-        bool, typer.Option("--absolute", help="Take --macs, --params or --bytes between 1 and 100 as a number.")
+        bool, typer.Option("--absolute", help="Accept a --macs, --params or --bytes from 1 to 100 as a number.")
     ] = False,
     error: Annotated[
-        float | None, typer.Option(help="Predicted error of the outputs, share of their variance.")
+        float | None, typer.Option(help="Largest predicted error of the outputs, as a share of their variance.")
     ] = None,
     method: Annotated[
         str,
         typer.Option(
-            help="How channels are chosen: auto, functional, loewner, magnitude, …; a wrong name lists all. Or a "
-            "selector of your own: package.module:function.",
+            help="How channels are chosen: auto, functional, loewner, magnitude, …, or your own selector as "
+            "package.module:function. A wrong name lists all.",
             autocompletion=options.methods,
             show_default=True,
         ),
@@ -113,25 +113,27 @@ def prune(
         list[str] | None,
         typer.Option(
             help="auto (the default), the name of a source, your own source as module:function, unlabelled samples "
-            "(.npz), the queries.safetensors of an artifact, or none. Repeat to put several together, e.g. a few "
+            "(.npz), the queries.safetensors of an artifact, or none. Repeat the option to combine several, e.g. a few "
             "samples and auto.",
             autocompletion=options.query_sources,
         ),
     ] = None,
-    uniform: Annotated[bool, typer.Option(help="The same share, and for alike groups the same width.")] = False,
+    uniform: Annotated[
+        bool, typer.Option(help="Equal shares for all groups, and equal widths in equal groups.")
+    ] = False,
     round_to: Annotated[
         int | None,
-        typer.Option(min=1, help="Widths are multiples of this; by default of 8 in groups of 128 channels or more."),
+        typer.Option(min=1, help="Round widths to multiples of this; by default 8 in groups of 128 channels or more."),
     ] = None,
-    min_width: Annotated[int, typer.Option(min=1, help="Units that stay in every group.")] = 1,
+    min_width: Annotated[int, typer.Option(min=1, help="Smallest number of units to keep in every group.")] = 1,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Pattern of groups that stay whole. Repeat for more.")
+        list[str] | None, typer.Option(help="Do not prune groups whose name matches this pattern. Repeat for more.")
     ] = None,
-    repair: Annotated[bool, typer.Option(help="Refit what reads pruned channels.")] = True,
-    distill: Annotated[int, typer.Option(min=0, help="Steps of distillation on the queries after the repair.")] = 0,
+    repair: Annotated[bool, typer.Option(help="Refit the layers that read pruned channels.")] = True,
+    distill: Annotated[int, typer.Option(min=0, help="Steps of distillation on the queries, after the repair.")] = 0,
     n_queries: Annotated[
         int | None,
-        typer.Option(min=1, help="How many queries; by default all samples, 4096 vectors, or 256 others."),
+        typer.Option(min=1, help="Number of queries; by default all samples, 4096 vectors, or 256 others."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of queries and sampling.")] = 0,
     delta: Annotated[float, typer.Option(help="The sampled certificates hold with probability 1 - delta.")] = 0.01,
@@ -139,14 +141,17 @@ def prune(
     example: options.Example = None,
     weights: options.Weights = None,
     labelled: Annotated[
-        Path | None, typer.Option(help="Test samples (.npz with inputs and labels): accuracy before and after.")
+        Path | None,
+        typer.Option(help="Test samples (.npz with inputs and labels), to measure the accuracy."),
     ] = None,
-    latency: Annotated[bool, typer.Option(help="Measure seconds per batch before and after on this machine.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new artifact is done.")] = False,
+    latency: Annotated[bool, typer.Option(help="Measure seconds per batch before and after, on this machine.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT when the new artifact is complete.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
-    """Prune a model, and write it as a folder with weights, plan, certificates and a report."""
+    """Prune a model, and write a folder with its weights, the plan, certificates and a report."""
     from coreprune.artifact import save
     from coreprune.pruning import Budget
     from coreprune.pruning import prune as run
@@ -159,7 +164,7 @@ def prune(
     unfinished = Unfinished.beside(out, resume, overwrite)
     tidy(out)
     check_place(out, overwrite)
-    # Whatever the user's code prints, standard output is for ours: --json.
+    # What the user's code prints goes to standard error, so that standard output stays clean for --json.
     with unfinished.explained(out), redirect_stdout(sys.stderr), show.progress(errors) as tell:
         model, given = source.load(source_, weights, shape or [], example)
         exam = None if labelled is None else Exam.of(model, given, labelled, tell)
@@ -191,8 +196,10 @@ def prune(
 
 @dataclass(frozen=True)
 class Exam:
-    """Labelled samples, and the dense model's accuracy on them: measured first, because what is wrong with the samples
-    has to be said before hours of work."""
+    """Labelled samples, and the dense model's accuracy on them.
+
+    It is measured first, so that a mistake in the samples is reported before hours of work.
+    """
 
     samples: Queries
     labels: Tensor
@@ -200,7 +207,7 @@ class Exam:
 
     @classmethod
     def of(cls, model: nn.Module, given: Any, path: Path, tell: show.Tell) -> Exam:
-        """Read the file, and examine the dense model. Raises InputError."""
+        """Read the file, and measure the accuracy of the dense model. Raises InputError."""
         samples, labels = source.labelled(path, model, given)
         tell("accuracy", 0, 2)
         try:
@@ -220,7 +227,7 @@ def measured(
     macs: tuple[int, int],
     tell: show.Tell,
 ) -> dict[str, Any]:
-    """Entries of the report that are measured: accuracy on labelled samples, seconds per batch."""
+    """The measured entries of the report: accuracy on labelled samples, and seconds per batch."""
     from coreprune.latency import compare_latency
 
     found: dict[str, Any] = {}
@@ -236,7 +243,7 @@ def measured(
 
 
 def accuracy(model: nn.Module, samples: Queries, labels: Tensor) -> float:
-    """Share of the samples whose highest score is their label. Raises InputError where there are no such scores."""
+    """The share of samples whose label has the highest score. Raises InputError where the scores do not fit."""
     from coreprune._example import first_tensor, largest_batch, quiet
 
     right = at = 0

@@ -21,7 +21,7 @@ Tell = Callable[[str, int, int], None]
 
 @contextmanager
 def progress(console: Console) -> Iterator[Tell]:
-    """A bar per phase, gone when all is done. Yields tell(phase, done, total)."""
+    """Show a bar per phase, until all is done. Yields tell(phase, done, total)."""
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         tasks = {}
@@ -35,7 +35,7 @@ def progress(console: Console) -> Iterator[Tell]:
 
 
 def demo_table(demo: Demo) -> Table:
-    """Accuracy, size and first-layer certificates of every pruned network."""
+    """A table with the accuracy, size and first-layer certificates of every pruned network."""
     table = Table(
         title=f"64-300-100-10 on digits: {demo.accuracy:.1%} with {demo.parameters:,} parameters, pruned without data",
         title_justify="left",
@@ -62,7 +62,7 @@ def demo_table(demo: Demo) -> Table:
 
 
 def demo_notes(demo: Demo) -> str:
-    """What the certificate columns mean, with the trivial bound to hold them against."""
+    """Notes on the columns of the table, with the trivial bound to compare the certificates with."""
     trivial = next((c["trivial"] for row in demo.rows for c in row.certificates if c["theorem"] == "T8"), None)
     notes = (
         "functional and magnitude+repair are repaired on drawings that coreprune makes, the others are not.\n"
@@ -79,7 +79,7 @@ def demo_notes(demo: Demo) -> str:
 
 
 def inspection_table(found: Inspection) -> Table:
-    """Groups of channels with their share of the cost."""
+    """A table of the groups of channels with their shares of the cost."""
     table = Table(
         title=f"{found.model}: {found.parameters:,} parameters, {found.macs:,} MACs a sample, "
         f"{found.free_macs_share:.0%} of the MACs in free groups",
@@ -98,7 +98,7 @@ def inspection_table(found: Inspection) -> Table:
 
 
 def result_table(data: Mapping[str, Any]) -> Table:
-    """Before and after: what report.json holds."""
+    """A table of the values before and after. data: the content of report.json."""
     table = Table(title="before and after", title_justify="left")
     table.add_column("")
     for name in ("before", "after", ""):
@@ -119,8 +119,8 @@ def result_table(data: Mapping[str, Any]) -> Table:
 
 
 def agreement(certificate: Mapping[str, Any]) -> str:
-    """T11, as report.json holds it, in one sentence."""
-    least = math.floor(1000 * (1 - certificate["bound"])) / 10  # rounded to the safe side
+    """The T11 certificate in one sentence. certificate: as in report.json."""
+    least = math.floor(1000 * (1 - certificate["bound"])) / 10  # round to the safe side
     sure = 1 - (certificate["delta"] or 0)
     text = f"the same answer for ≥ {least:.1f} % of such inputs, with confidence {sure:.0%}"
     if certificate["vacuous"]:
@@ -129,7 +129,7 @@ def agreement(certificate: Mapping[str, Any]) -> str:
 
 
 def result_notes(data: Mapping[str, Any]) -> str:
-    """What stands beside the table: queries, agreement, what stayed whole. data: what report.json holds."""
+    """Notes on the queries, the agreement, and the groups that were not pruned. data: the content of report.json."""
     lines = []
     if data.get("queries"):
         lines.append(f"queries   {data['queries']}")

@@ -25,11 +25,13 @@ def load(
 ) -> tuple[nn.Module, Any]:
     """Return (model, example inputs).
 
-    source: `package.module:factory`; the factory is called without arguments and returns a model or (model, example).
-        Or the folder of a Hugging Face model, or a .pt2 file that torch.export.save wrote.
-    weights: a .safetensors file to load into the factory's model. shapes: see `example`. example_file: an .npz file;
-        without both, the factory's own example, or what the Hugging Face configuration says. otherwise: a plan's
-        description of an example, where none of these says one.
+    source: `package.module:factory`, the folder of a Hugging Face model, or a .pt2 file that torch.export.save wrote.
+        The factory is called without arguments and returns a model or (model, example).
+    weights: a .safetensors file to load into the factory's model.
+    shapes: see `example`. example_file: an .npz file. Without both, the example is the factory's own, or it is made
+        from the Hugging Face configuration.
+    otherwise: a plan's description of an example, used if there is no other.
+
     Raises InputError with what to write instead.
     """
     path = Path(source)
@@ -55,7 +57,7 @@ def load(
 
 
 def _made(source: str) -> tuple[nn.Module, Any]:
-    """By the user's factory."""
+    """The model and example from the user's factory."""
     module_name, colon, name = source.partition(":")
     if not colon or not module_name or not name:
         raise InputError(
@@ -74,15 +76,15 @@ def _made(source: str) -> tuple[nn.Module, Any]:
 
 
 def users_own(reference: str) -> Any:
-    """Import what module:name stands for; the module may lie in the current folder. Raises InputError."""
+    """Import the object that module:name stands for. The module may be in the current folder. Raises InputError."""
     if str(Path.cwd()) not in sys.path:  # as `python -m` does
         sys.path.insert(0, str(Path.cwd()))
-    with redirect_stdout(sys.stderr):  # whatever the user's code says, standard output is for ours: --json
+    with redirect_stdout(sys.stderr):  # keep standard output clean for --json, whatever the user's code prints
         return imported(reference)
 
 
 def _exported(path: Path) -> tuple[nn.Module, Any]:
-    """From a .pt2 file, with the example that it was exported with."""
+    """The model from a .pt2 file, and the example that it was exported with."""
     if not path.is_file():
         raise InputError(f"there is no file {path}.")
     try:
@@ -91,13 +93,13 @@ def _exported(path: Path) -> tuple[nn.Module, Any]:
         raise InputError(f"{path} cannot be read as an exported program: {type(error).__name__} {error}") from error
     args, kwargs = program.example_inputs or ((), {})
     module = program.module()
-    for name in ("train", "eval"):  # an exported program refuses both; its modes are flags that nothing reads any more
+    for name in ("train", "eval"):  # an exported program refuses both, and nothing reads its mode
         vars(module).pop(name, None)
     return module, (kwargs or args) or None
 
 
 def _pretrained(folder: Path) -> tuple[nn.Module, Any]:
-    """From a folder that save_pretrained wrote, with an example made from its configuration. Nothing is downloaded."""
+    """The model from a folder that save_pretrained wrote, and an example that fits it. Nothing is downloaded."""
     try:
         architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -122,7 +124,7 @@ def _pretrained(folder: Path) -> tuple[nn.Module, Any]:
 
 
 def _from_config(model: Any) -> dict[str, Tensor] | None:
-    """Keyword arguments: sixteen random tokens, or an image of the configured size; None for other modalities."""
+    """Example keyword arguments: sixteen random tokens, or an image of the configured size. Else None."""
     config, generator = model.config, torch.Generator().manual_seed(0)
     if model.main_input_name == "pixel_values":
         size = getattr(config, "image_size", 224)
@@ -141,8 +143,8 @@ def _from_config(model: Any) -> dict[str, Tensor] | None:
 def example(shapes: list[str]) -> Any:
     """Example inputs from texts such as "1,3,224,224" or "input_ids=1,16:int".
 
-    Named ones become keyword arguments, the others positional ones. Dtypes: float (default), int, bool. All entries are
-    zero, except floats, which are standard normal with seed 0.
+    Named inputs become keyword arguments, the others positional ones. Dtypes are float (default), int and bool. Floats
+    are standard normal with seed 0; all other entries are zero.
     """
     positional: list[Tensor] = []
     named: dict[str, Tensor] = {}
@@ -170,7 +172,7 @@ def example(shapes: list[str]) -> Any:
 
 
 def arrays(path: Path) -> Any:
-    """The arrays of an .npz file: a tensor where there is one (or they are called arr_0 …), else keyword arguments."""
+    """The arrays of an .npz file: positional arguments if there is one or they are called arr_0 …, else keywords."""
     from coreprune.queries.check import as_tensor
     from coreprune.queries.samples import read_arrays
 
@@ -183,7 +185,7 @@ def arrays(path: Path) -> Any:
 
 
 def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Path, tell: Any) -> Any:
-    """What `prune` takes as queries: one spec as it is, or the inputs of several specs together."""
+    """What `prune` takes as queries: a single spec unchanged, or the combined inputs of several specs."""
     from coreprune.queries import make_queries
 
     if "none" in specs:
@@ -200,7 +202,7 @@ def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Pa
 
 
 def labelled(path: Path, model: nn.Module, given: Any) -> tuple[Any, Tensor]:
-    """(inputs as queries, labels) of an .npz file with an array of whole numbers called labels, and the inputs."""
+    """(inputs as queries, labels) from an .npz file with the inputs and an array of whole numbers called labels."""
     from coreprune.queries import make_queries
 
     found = arrays(path)
@@ -234,7 +236,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{path} does not fit {type(model).__name__}: {reason}") from error
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # counters, which nothing reads
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # counters that nothing reads
     if missing or unexpected:
         raise InputError(
             f"{path} does not fit {type(model).__name__}: it lacks {missing[:3]} and has {unexpected[:3]} too many."

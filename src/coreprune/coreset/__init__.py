@@ -1,4 +1,4 @@
-"""Coresets of a layer's channels, and the certificates that come with them. Tensors in, tensors out."""
+"""Coresets of a layer's channels, and their certificates. Functions take tensors and return tensors."""
 
 from coreprune.coreset.agreement import agreement_bound
 from coreprune.coreset.bounds import (

@@ -1,16 +1,17 @@
-"""Pivoting one unit at a time on a pair of matrices: the engine of both greedy searches of `functional.py`.
+"""Pivoting one unit at a time on a pair of matrices. Both greedy searches of `functional.py` use it.
 
-A pair (A, F) describes one reader of n units, p features each: A (n·p, n·p) is positive definite, F (J, n·p). Pivoting
-on the features B of one unit is
+A pair (A, F) describes one reader of n units with p features each. A (n·p, n·p) is positive definite, and F is
+(J, n·p). Pivoting on the features B of one unit means
 
-    A ← A − A_:B A_BB⁻¹ A_B:,    F ← F − F_:B A_BB⁻¹ A_B:,    at the gain tr(A_BB⁻¹ F_:Bᵀ F_:B).
+    A ← A − A_:B A_BB⁻¹ A_B:,    F ← F − F_:B A_BB⁻¹ A_B:,    with the gain tr(A_BB⁻¹ F_:Bᵀ F_:B).
 
-With G = VᵀV, the start (K, VK) is forward selection: A stays the residual R_S, F stays V R_S, and the gain
-tr(R_BB⁻¹ (R G R)_BB) is what adding the unit takes off tr(G R_S). The start (K⁻¹, V) is backward elimination: A stays
-the inverse of K_SS, F the refit weights of the units that are left, and the gain is what removing the unit adds.
+Let G = VᵀV. Starting from (K, VK) gives forward selection: A is always the residual R_S, F is V R_S, and the gain
+tr(R_BB⁻¹ (R G R)_BB) is the amount by which adding the unit lowers tr(G R_S). Starting from (K⁻¹, V) gives backward
+elimination: A is always the inverse of K_SS, F holds the refit weights of the remaining units, and the gain is the
+amount by which removing the unit raises tr(G R_S).
 
-With A_BB = LLᵀ, y = L⁻¹A_B: and φ = L⁻¹F_:Bᵀ the updates are A −= yᵀy, F −= φᵀy. As in LAPACK's blocked Cholesky they
-are kept in a panel and applied together. A step only brings its own rows up to date, and the diagonal blocks of A and
+With A_BB = LLᵀ, y = L⁻¹A_B: and φ = L⁻¹F_:Bᵀ, the updates are A −= yᵀy, F −= φᵀy. They are collected in a panel and
+applied together, as in LAPACK's blocked Cholesky. Each step updates only its own rows and the diagonal blocks of A and
 FᵀF, which give all gains.
 """
 
@@ -22,12 +23,12 @@ import torch
 
 from coreprune._shapes import Float, Int, Tensor
 
-PANELS = 16  # measured at 64..512 units: 8 to 32 are alike
-FADED = 1e-6  # a drop of the blocks of FᵀF within one panel after which they are computed afresh
+PANELS = 16  # measured at 64..512 units: 8 to 32 are equally fast
+FADED = 1e-6  # when the blocks of FᵀF shrink by this factor within one panel, they are recomputed
 
 
 class Pair:
-    """One reader's A (f, f), F (J, f) and `charge` (n,), what is taken off every unit's gain. Used up by pivoting."""
+    """One reader's A (f, f), F (J, f) and `charge` (n,), which is subtracted from the gains. Pivoting changes it."""
 
     def __init__(self, a: Float[Tensor, "f f"], f: Float[Tensor, "J f"], charge: Float[Tensor, " n"]):
         self.a, self.f, self.charge = a, f, charge
@@ -35,7 +36,7 @@ class Pair:
         self._restart()
 
     def _restart(self) -> None:
-        """An empty panel: the diagonal blocks from A and F themselves."""
+        """Start an empty panel, with the diagonal blocks computed from A and F themselves."""
         units, p = self.charge.numel(), self.p
         self.y = self.a.new_zeros(0, self.a.shape[0])
         self.phi = self.a.new_zeros(0, self.f.shape[0])
@@ -46,11 +47,11 @@ class Pair:
 
     @property
     def stale(self) -> bool:
-        """Whether the blocks of FᵀF have shrunk to what rounding may have left of larger ones."""
+        """Whether the blocks of FᵀF have become so small that they may consist of rounding errors."""
         return float(self.grams.abs().max()) < FADED * self.start
 
     def pivot(self, unit: int) -> None:
-        """Pivot on one unit, into the panel. Its blocks become those of a unit without features."""
+        """Pivot on one unit and store the update in the panel. Its blocks become those of a unit without features."""
         columns = slice(unit * self.p, (unit + 1) * self.p)
         y_old = self.y[:, columns]
         factor = torch.linalg.cholesky(self.blocks[unit])
@@ -65,7 +66,7 @@ class Pair:
         self.y, self.phi = torch.cat([self.y, y]), torch.cat([self.phi, phi])
 
     def flush(self, free: Tensor) -> None:
-        """Apply the panel, and let go of the units that are not free; free (n,) bool."""
+        """Apply the panel, and drop the units that are not free. free: (n,) bool."""
         keep = free.repeat_interleave(self.p).nonzero()[:, 0]
         y = self.y[:, keep]
         self.a = self.a[keep[:, None], keep].addmm_(y.mT, y, alpha=-1)
@@ -75,13 +76,13 @@ class Pair:
 
 
 def diagonal_blocks(matrix: Float[Tensor, "f f"], units: int) -> Float[Tensor, "n p p"]:
-    """A copy of the diagonal blocks, one per unit."""
+    """Return a copy of the diagonal blocks, one per unit."""
     p = matrix.shape[0] // units
     return matrix.view(units, p, units, p).diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
 
 
 def gain(pair: Pair) -> Float[Tensor, " n"]:
-    """tr(A_BB⁻¹ (FᵀF)_BB) less the charge, for every unit."""
+    """Return tr(A_BB⁻¹ (FᵀF)_BB) minus the charge, for every unit."""
     if pair.p == 1:
         return (pair.grams / pair.blocks)[:, 0, 0] - pair.charge
     solved = torch.cholesky_solve(pair.grams, torch.linalg.cholesky_ex(pair.blocks).L)
@@ -89,7 +90,7 @@ def gain(pair: Pair) -> Float[Tensor, " n"]:
 
 
 def log_det(pair: Pair) -> Float[Tensor, " n"]:
-    """log det A_BB, for every unit."""
+    """Return log det A_BB for every unit."""
     return 2 * torch.linalg.cholesky_ex(pair.blocks).L.diagonal(dim1=1, dim2=2).log().sum(dim=1)
 
 
@@ -100,10 +101,12 @@ def pivot_all(
     largest: bool = True,
     layers: Int[Tensor, " n"] | None = None,
 ) -> Int[Tensor, " n"]:
-    """Pivot on the unit with the largest (smallest) total score until none is left; (n,) int64, in that order.
+    """Pivot on the unit with the largest (or smallest) total score until none is left. Return that order, (n,) int64.
 
-    layers: units of a lower layer come before those of higher ones. Ties go to the lower index. The pairs are used up.
-    O(n·p·(n·p + J)·p) a step, of the units that are left.
+    layers: units of a lower layer come before those of a higher one.
+
+    Ties go to the lower index. The pairs are changed. Each step costs O(n·p·(n·p + J)·p), with n the number of
+    remaining units.
     """
     units = pairs[0].charge.numel()
     left = torch.arange(units, device=pairs[0].a.device)  # which unit each block of the matrices belongs to

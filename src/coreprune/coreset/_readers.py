@@ -1,4 +1,4 @@
-"""Readers on the queries, checked and scaled: what all selections in function space compute with."""
+"""Readers on the queries, checked and scaled. All selections in function space compute with them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from coreprune.coreset._pivoting import Pair
 from coreprune.errors import InputError
 
 EPS = 2.0**-52
-LEAST_RIDGE = 1e-9  # of the mean variance: below, rounding in the inverse of a singular K would choose the units
-DEAD = 1e-14  # of the mean variance of a reader: less is the rounding of a constant feature
-SYMMETRY = 1e-6  # of the largest entry; moments accumulated in float32 are off by less
+LEAST_RIDGE = 1e-9  # times the mean variance; with less, rounding in the inverse of a singular K would pick the units
+DEAD = 1e-14  # times the mean variance of a reader; a feature that varies less is constant up to rounding
+SYMMETRY = 1e-6  # times the largest entry; moments accumulated in float32 are off by less
 
 
 @dataclass(frozen=True)
 class Moments:
-    """One reader on the queries. Unit i owns its features i·p … (i+1)·p − 1; readers may differ in p.
+    """One reader on the queries. Unit i owns the features i·p … (i+1)·p − 1. Readers may differ in p.
 
-    covariance: (n·p, n·p) K, of the features over the queries. gram: (n·p, n·p) G = VᵀWV, in the reader's outputs.
-    Both symmetric and positive semi-definite; float64 inside.
+    covariance: (n·p, n·p) K, the covariance of the features over the queries. gram: (n·p, n·p) G = VᵀWV, which weighs
+    errors of the features by their effect on the reader's outputs.
+
+    Both are symmetric and positive semi-definite. All computation is in float64.
     """
 
     covariance: Float[Tensor, "f f"]
@@ -34,9 +36,9 @@ class Moments:
 
 @dataclass(frozen=True)
 class ScaledReader:
-    """One reader, scaled: K to a mean diagonal of 1 and G by the inverse, so that tr(GK) stays in the user's units.
+    """One reader after scaling: K has a mean diagonal of 1, and G is scaled inversely, so that tr(GK) is unchanged.
 
-    covariance (f, f): K, without the ridge. root (J, f): V with VᵀV = G, J = rank G. ridge: λ. units: n, f = n·p.
+    covariance: (f, f) K, without the ridge. root: (J, f) V with VᵀV = G, J = rank G. ridge: λ. units: n, so f = n·p.
     """
 
     covariance: Float[Tensor, "f f"]
@@ -46,7 +48,7 @@ class ScaledReader:
 
     @property
     def p(self) -> int:
-        """Features in a unit."""
+        """The number of features of a unit."""
         return self.covariance.shape[0] // self.units
 
     @property
@@ -63,16 +65,16 @@ class ScaledReader:
 
     @property
     def alive(self) -> Bool[Tensor, " n"]:
-        """Units with a feature that varies."""
+        """Which units have a feature that varies."""
         return (self.covariance.diagonal().view(self.units, self.p) > DEAD).any(dim=1)
 
     @property
     def charge(self) -> Float[Tensor, " n"]:
-        """λ tr(G_BB): what the ridge adds to tr(G R_S) for a unit outside S, whatever the refit."""
+        """λ tr(G_BB): the amount that the ridge adds to tr(G R_S) for a unit outside S, whatever the refit."""
         return self.ridge * self.root.square().sum(dim=0).view(self.units, self.p).sum(dim=1)
 
     def restricted(self, units: Int[Tensor, " s"]) -> ScaledReader:
-        """The same reader on these of its units, in their order."""
+        """The same reader on the given units only, in the given order."""
         if torch.equal(units, torch.arange(self.units, device=units.device)):
             return self
         keep = features(units, self.p)
@@ -88,13 +90,13 @@ class ScaledReader:
         return Pair(torch.cholesky_inverse(self.factor), self.root.clone(), self.charge)
 
     def curve(self, order: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
-        """ê(k) for the first k of `order`; (n+1,). K + λ = LLᵀ in that order has tr(G R_k) = Σ_{j>k·p} ‖V l_j‖²."""
+        """ê(k) for the first k of `order`, (n+1,). If K + λ = LLᵀ in that order, tr(G R_k) = Σ_{j>k·p} ‖V l_j‖²."""
         inside = self.restricted(order)
         steps = (inside.root @ inside.factor).square().sum(dim=0) - self.ridge * inside.root.square().sum(dim=0)
         return _tails(steps.view(self.units, self.p).sum(dim=1))
 
     def floor(self) -> Float[Tensor, " m"]:
-        """T10: the sum of the eigenvalues of VKVᵀ, those of G^{1/2}KG^{1/2}, beyond the (k·p)-th; (n+1,)."""
+        """T10: the sum of the eigenvalues of VKVᵀ (equally of G^{1/2}KG^{1/2}) beyond the (k·p)-th, (n+1,)."""
         values = torch.linalg.eigvalsh(self.root @ self.covariance @ self.root.mT).clamp_min(0).flip(0)
         padded = values.new_zeros(self.covariance.shape[0])
         padded[: values.numel()] = values
@@ -102,27 +104,27 @@ class ScaledReader:
 
 
 def features(units: Tensor, p: int) -> Tensor:
-    """The features of the given units, in their order."""
+    """The features of the given units, in the order of the units."""
     return (units[:, None] * p + torch.arange(p, device=units.device)).flatten()
 
 
 def curve(readers: Sequence[ScaledReader], order: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
-    """Σ_readers ê(k) for the first k of `order`; (n+1,), never increasing.
+    """Σ_readers ê(k) for the first k units of `order`, (n+1,), never increasing.
 
-    ê may rise by a share of the ridge with a unit whose weight is better set to zero; the lower value is then taken,
-    which is that of a refit that leaves the unit out, and so still at or above the least-squares error.
+    Adding a unit can raise ê by a share of the ridge, if the weight of the unit is better set to zero. Then the lower
+    value is kept. It belongs to a refit that leaves the unit out, so it is still at or above the least-squares error.
     """
     total = torch.stack([reader.curve(order) for reader in readers]).sum(dim=0)
     return total.clamp_min(0).cummin(dim=0).values
 
 
 def alive(readers: Sequence[ScaledReader]) -> Bool[Tensor, " n"]:
-    """Units with a feature that varies in some reader; (n,)."""
+    """Which units have a feature that varies in some reader, (n,)."""
     return torch.stack([reader.alive for reader in readers]).any(dim=0)
 
 
 def cholesky(matrix: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
-    """The factor of a covariance with its ridge, or InputError."""
+    """The Cholesky factor of a covariance with its ridge. Raises InputError where there is none."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info):
         raise InputError(
@@ -133,7 +135,7 @@ def cholesky(matrix: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
 
 
 def as_readers(moments: Sequence[Moments], units: int, ridge: float) -> list[ScaledReader]:
-    """Check and scale. Readers of the same features become one, which has the higher floor."""
+    """Check and scale the moments. Readers of the same features are joined into one, which gives a higher floor."""
     if not (math.isfinite(ridge) and ridge >= 0):
         raise InputError(f"ridge must be a finite number ≥ 0, but it is {ridge}.")
     if units < 1 or not moments:
@@ -158,9 +160,9 @@ def as_readers(moments: Sequence[Moments], units: int, ridge: float) -> list[Sca
 def _scaled(covariance: Tensor, gram: Tensor, units: int, ridge: float) -> ScaledReader:
     size = float(covariance.diagonal().mean())
     size = size if size > 0 else 1.0
-    least = max(LEAST_RIDGE, 4 * EPS * covariance.shape[0] ** 2)  # the rounding of K's inverse grows with its size
+    least = max(LEAST_RIDGE, 4 * EPS * covariance.shape[0] ** 2)  # the rounding error of K⁻¹ grows with its size
     reader = ScaledReader(covariance / size, _root(gram) * math.sqrt(size), max(ridge, least), units)
-    reader.factor  # noqa: B018 - refuses what is indefinite
+    reader.factor  # noqa: B018 - raises for an indefinite covariance
     return reader
 
 
@@ -180,7 +182,7 @@ def _symmetric(matrix: Tensor, name: str, units: int) -> Tensor:
 
 
 def _root(gram: Tensor) -> Tensor:
-    """V (rank, f) with VᵀV = G, by Cholesky with diagonal pivoting (LAPACK's pstrf, on the CPU)."""
+    """V (rank, f) with VᵀV = G, by a Cholesky factorisation with diagonal pivoting (LAPACK's pstrf, on the CPU)."""
     from scipy.linalg import get_lapack_funcs
 
     values = gram.cpu().numpy()
@@ -196,5 +198,5 @@ def _root(gram: Tensor) -> Tensor:
 
 
 def _tails(steps: Tensor) -> Tensor:
-    """Sums from k on, for k = 0..n."""
+    """The sums of the steps from k on, for k = 0..n."""
     return torch.cat([steps.flip(0).cumsum(0).flip(0), steps.new_zeros(1)])

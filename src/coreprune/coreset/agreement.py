@@ -1,4 +1,4 @@
-"""How often two networks agree on a query distribution, from fresh queries."""
+"""How often two networks agree on a query distribution, measured on fresh queries."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from coreprune.errors import InputError
 def agreement_bound(
     disagreements: int, queries: int, delta: float = 0.01, *, trivial: float = 1.0, source: str = "the query source"
 ) -> Certificate:
-    """T11: how much two networks disagree at most, and so agree at least, on the source of the queries.
+    """T11: an upper bound on how often two networks disagree on inputs from the source of the queries.
 
-    k disagreements on n independent queries. With probability ≥ 1−δ over the queries, the probability p that the two
-    disagree on a further one is at most the one-sided Clopper–Pearson bound, the p with P(Binomial(n, p) ≤ k) = δ:
+    Of n independent queries, k had different answers. With probability ≥ 1−δ over the queries, the probability p that
+    the two networks disagree on a further query is at most the one-sided Clopper–Pearson bound, that is the p with
+    P(Binomial(n, p) ≤ k) = δ:
 
         p ≤ BetaInv(1−δ; k+1, n−k),    so that the agreement is at least 1 − bound.
 
-    It is 1 − δ^{1/n} at k = 0 (about ln(1/δ)/n) and 1 at k = n.
+    The bound is 1 − δ^{1/n} at k = 0 (about ln(1/δ)/n) and 1 at k = n.
 
-    disagreements, queries: k and n. source: where the queries come from, in words, for the statement; with a user's
-        unlabelled samples it is the user's data. trivial: what the bound must stay below to say anything, for example
-        the disagreement of a constant answer, 1 − (share of the most frequent answer).
+    disagreements, queries: k and n. source: where the queries come from, in words, for the statement. For a user's
+        unlabelled samples, this is the user's data. trivial: the bound must be below this value to say anything. An
+        example is the disagreement of a constant answer, 1 − (share of the most frequent answer).
 
-    The queries must be drawn independently, and after both networks were fixed: none may have been used for
-    selection, repair, distillation or the choice between candidates. Source: Clopper & Pearson 1934. Raises
-    InputError for counts that are no whole numbers with 0 ≤ k ≤ n, n ≥ 1, for δ outside (0, 1) and `trivial` outside
+    The queries must be drawn independently, and after both networks were fixed. None of them may have been used for
+    selection, repair, distillation or the choice between candidates. Source: Clopper & Pearson 1934.
+
+    Raises InputError unless the counts are whole numbers with 0 ≤ k ≤ n and n ≥ 1, δ lies in (0, 1) and `trivial` in
     [0, 1].
     """
     for name, value, least in (("disagreements", disagreements, 0), ("queries", queries, 1)):
@@ -39,7 +41,7 @@ def agreement_bound(
     if not 0 <= trivial <= 1:
         raise InputError(f"trivial is a share of the queries, between 0 and 1, but it is {trivial}.")
     bound = 1.0 if disagreements == queries else _quantile(disagreements + 1, queries - disagreements, delta)
-    agreement = math.floor((1 - bound) * 1e6) / 1e6  # a printed bound is rounded to the safe side
+    agreement = math.floor((1 - bound) * 1e6) / 1e6  # round a printed bound to the safe side
     return Certificate(
         theorem="T11",
         kind="sampled",
@@ -59,6 +61,6 @@ def agreement_bound(
 
 def _quantile(a: int, b: int, delta: float) -> float:
     """The upper δ-quantile of Beta(a, b)."""
-    from scipy.stats import beta  # takes a second to import, so only where it is needed
+    from scipy.stats import beta  # imported only here, because it takes a second
 
     return float(beta.isf(delta, a, b))

@@ -1,7 +1,8 @@
 """Certificates: error bounds as values, with their assumptions and their kind.
 
-F_j(x) = Σ_i V_ji φ⟨p_i, x⟩ + b_j is the next layer, F'_j the same on a coreset. `points` (n, d) holds the p_i (bias
-appended, so x has 1 appended), `outgoing` (J, n) is V. All bounds are multiples of ‖x‖ in the metric they name.
+F_j(x) = Σ_i V_ji φ⟨p_i, x⟩ + b_j is the next layer, and F'_j is the same layer on a coreset. `points` (n, d) holds the
+p_i with the bias appended (so x has 1 appended), and `outgoing` (J, n) is V. All bounds are multiples of ‖x‖ in the
+metric that they name.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ Kind = Literal["proved", "sampled", "measured"]
 
 @dataclass(frozen=True)
 class Certificate:
-    """One statement about a coreset. It is true under its assumptions, however large the bound.
+    """One statement about a coreset. It is true under its assumptions, however large the bound is.
 
-    theorem: number in docs/theory.md. kind: "proved" (always), "sampled" (with probability 1−δ over the sampling) or
-    "measured" (on given queries). bound: the number. trivial: what a constant answer (F' = b) achieves in the same
-    units. vacuous: bound ≥ trivial, so it says nothing. statement, assumptions: in words. delta: δ, or None.
+    theorem: its number in docs/theory.md. kind: "proved" (holds always), "sampled" (holds with probability 1−δ over the
+    sampling) or "measured" (holds on the given queries). bound: the number. trivial: the bound that a constant answer
+    (F' = b) achieves, in the same units. vacuous: bound ≥ trivial, so the certificate says nothing.
+    statement, assumptions: in words. delta: δ, or None.
     """
 
     theorem: str
@@ -44,7 +46,7 @@ class Certificate:
         return not self.bound < self.trivial
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; an infinite bound becomes None."""
+        """Plain values for JSON. An infinite bound becomes None."""
         out = {**asdict(self), "vacuous": self.vacuous, "assumptions": list(self.assumptions)}
         for key in ("bound", "trivial"):
             if not math.isfinite(out[key]):
@@ -65,26 +67,26 @@ def sampling_bound(
     homogeneous: bool = True,
     stopped: bool = False,
 ) -> Certificate:
-    """T6: the error of importance sampling, for every input and every output at once.
+    """T6: bound the error of importance sampling, for every input and every output at once.
 
-    φ L-Lipschitz with φ(0) = 0; q_i = ‖a_i‖*/T, T = Σ‖a_i‖*, m draws with replacement, V'_jk += V_jk/(m q_k). With
-    probability ≥ 1−δ, for all x and all j:
+    Let φ be L-Lipschitz with φ(0) = 0, q_i = ‖a_i‖*/T and T = Σ‖a_i‖*. Draw m times with replacement, and add
+    V_jk/(m q_k) to V'_jk for every draw k. With probability ≥ 1−δ, for all x and all j:
 
         |F'_j(x) − F_j(x)| ≤ ‖x‖ · L · T · (4 + √(2 ln(J/δ))) / √m.
 
-    "For all x" needs φ positively homogeneous (ReLU, leaky ReLU, identity). For other φ (tanh, hardtanh, GELU …) the
+    "For all x" needs a positively homogeneous φ (ReLU, leaky ReLU, identity). For other φ (tanh, hardtanh, GELU …) the
     same holds for all ‖x‖ ≤ ρ with ρ in place of ‖x‖, for any ρ fixed beforehand (docs/theory.md, T6).
 
-    draws: m. stopped: m was not fixed beforehand but is the draw at which the last of k distinct channels appeared; δ
-        is then spread over all m as δ/(m(m+1)), so that the bound holds at that m too.
-    probabilities: (n,) the q that was sampled by, if not the matching one: T becomes max_i ‖a_i‖*/q_i ≥ Σ‖a_i‖*
-        (the proof uses T only through ‖a_i‖*/q_i ≤ T). Infinite if a channel that matters has probability zero.
-    metric: the norm of x, which the default probabilities match (`importance`):
+    draws: m. stopped: m was not fixed beforehand, but is the draw at which the last of k distinct channels appeared. δ
+        is then spread over all m as δ/(m(m+1)), so that the bound also holds at that m.
+    probabilities: (n,) the q of the sampling, if it is not the matching one. T becomes max_i ‖a_i‖*/q_i ≥ Σ‖a_i‖* (the
+        proof uses T only through ‖a_i‖*/q_i ≤ T). The bound is infinite if a channel with a_i ≠ 0 has probability zero.
+    metric: the norm of x. The default probabilities match it (see `importance`):
         "euclidean"  ‖x‖₂, importance c_i‖p_i‖.
         "lewis"      ‖diag(τ)^{-1/2} A x‖₂ ≤ ‖Ax‖₁, importance τ_i, T = r.
         "queries"    ‖Σ^{-1/2} x‖₂, importance c_i ‖Σ^{1/2} p_i‖, Σ = `second_moment` of the inputs (d, d).
 
-    Source: symmetrisation, Ledoux–Talagrand contraction and McDiarmid; proof in docs/theory.md.
+    Source: symmetrisation, Ledoux–Talagrand contraction and McDiarmid. The proof is in docs/theory.md.
     """
     if not isinstance(draws, int) or draws < 1:
         raise InputError(f"draws must be a whole number ≥ 1, but it is {draws!r}.")
@@ -127,7 +129,7 @@ def importance(
     metric: Literal["euclidean", "lewis", "queries"] = "euclidean",
     second_moment: Float[Tensor, "d d"] | None = None,
 ) -> Float[Tensor, " n"]:
-    """‖a_i‖* = c_i‖p_i‖* in the dual of the metric, c_i = max_j |V_ji|: what to sample by for T6. Shape (n,)."""
+    """The importances to sample by for T6: ‖a_i‖* = c_i‖p_i‖* in the dual of the metric, c_i = max_j |V_ji|, (n,)."""
     points, outgoing = _layer(points, outgoing)
     c = outgoing.abs().amax(dim=0)
     if metric == "euclidean":
@@ -149,7 +151,8 @@ def merge(
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Assign every channel to the kept one that represents it best: (k(i), λ_i, ‖p_i − λ_i p_k(i)‖), each (n,).
 
-    λ_i = max(0, ⟨p_i, p_k⟩/‖p_k‖²). k(i) is a row of `points`; kept channels represent themselves, λ = 1, residual 0.
+    λ_i = max(0, ⟨p_i, p_k⟩/‖p_k‖²). k(i) is a row of `points`. Kept channels represent themselves, with λ = 1 and
+    residual 0.
     """
     points = as_points(points)
     best, chosen = _nearest_rays(points, points[kept])
@@ -160,7 +163,7 @@ def merge(
 
 
 def _nearest_rays(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """For every point the centre whose ray comes closest, and λ ≥ 0 on it."""
+    """For every point, the centre whose ray comes closest, and the factor λ ≥ 0 on that ray."""
     squared = centres.square().sum(dim=1)
     factors = (points @ centres.mT / squared.clamp(min=1e-300)).clamp(min=0.0)
     # ‖p − λc‖² = ‖p‖² − λ²‖c‖² at the optimal λ ≥ 0: the best centre has the largest λ‖c‖.
@@ -188,20 +191,23 @@ def merge_bound(
     new_points: Float[Tensor, "k d"] | None = None,
     bias_change: Float[Tensor, " J"] | None = None,
 ) -> Certificate:
-    """T8: a deterministic bound for any kept set S and any new weights V', φ positively homogeneous and 1-Lipschitz.
+    """T8: a deterministic bound for any kept set S and any new weights V'. φ is positively homogeneous and 1-Lipschitz.
 
-    Assign each removed i to a kept k(i), λ_i = max(0, ⟨p_i,p_k⟩/‖p_k‖²), D_jk = V_jk + Σ_{i→k} λ_i V_ji. For all x:
+    Assign each removed i to a kept k(i), with λ_i = max(0, ⟨p_i,p_k⟩/‖p_k‖²), and let D_jk = V_jk + Σ_{i→k} λ_i V_ji.
+    For all x:
 
         |F'_j − F_j| ≤ ‖x‖ (Σ_{i∉S} |V_ji| ‖p_i−λ_i p_k(i)‖ + Σ_{k∈S} |V'_jk−D_jk| ‖p_k‖) + |b'_j−b_j|.
 
-    The assignment is free, so the nearest kept ray is used; for a coreset that merges, also the merge's own targets and
-    scales, with which D = V' exactly, and output by output the smaller of the two bounds counts. Where the rows that
-    make the kept channels are replaced by means, those stand for p_k, and kept channels are assigned like removed ones.
-    x has 1 appended (‖x‖ ≥ 1), so a bias change is counted into the factor of ‖x‖.
+    Any assignment is allowed, so the nearest kept ray is used. For a coreset that merges, the merge's own targets and
+    scales are tried as well (with them, D = V' exactly), and the smaller of the two bounds counts for each output.
+    Where the rows of the kept channels are replaced by means, the means take the place of p_k, and kept channels are
+    assigned like removed ones. x has 1 appended, so ‖x‖ ≥ 1, and a bias change is added to the factor of ‖x‖.
 
-    coreset: kept channels; a `Coreset` brings its own V'. new_outgoing: (J, k) V', in the order of the kept indices.
-    new_points: (k, d) the rows that make the kept channels now, where a repair has changed them; like means, they stand
-        for p_k.
+    coreset: the kept channels. A `Coreset` has its own V'. new_outgoing: (J, k) V', in the order of the kept indices.
+    new_points: (k, d) the new rows of the kept channels, where a repair has changed them. Like means, they take the
+        place of p_k.
+    bias_change: (J,) b' − b, if the biases have changed.
+
     Proof: |φ⟨p_i,x⟩ − λφ⟨p_k,x⟩| = |φ⟨p_i,x⟩ − φ⟨λp_k,x⟩| ≤ ‖x‖‖p_i−λp_k‖.
     """
     points, outgoing = _layer(points, outgoing)
@@ -247,7 +253,7 @@ def merge_bound(
 def _assigned(
     points: Tensor, outgoing: Tensor, centres: Tensor, new_outgoing: Tensor, place: Tensor, scale: Tensor
 ) -> Tensor:
-    """T8 per output, (J,), when channel i stands for scale_i times the centre `place_i`."""
+    """T8 per output, (J,), when channel i is represented by scale_i times the centre `place_i`."""
     residual = (points - scale[:, None] * centres[place]).norm(dim=1)
     onto = new_outgoing.new_zeros(new_outgoing.shape).index_add_(1, place, outgoing * scale)
     return outgoing.abs() @ residual + (new_outgoing - onto).abs() @ centres.norm(dim=1)
@@ -257,9 +263,9 @@ def _assigned(
 class RelativeLimit:
     """T7 for one layer: whether any relative-error coreset smaller than n can exist.
 
-    n, rank: number of non-zero channels, and the dimension r of their span. independent: n ≤ r, so that every relative
-    worst-case sensitivity is 1 and no relative-error coreset smaller than n exists, whatever the method. ratio: n/r;
-    for random weights and one-sided sensitivities the threshold is about 2.
+    n, rank: the number of non-zero channels, and the dimension r of their span. independent: n ≤ r. Then every relative
+    worst-case sensitivity is 1, and no method can find a relative-error coreset smaller than n. ratio: n/r. For random
+    weights and one-sided sensitivities, the threshold is about 2.
     """
 
     n: int
@@ -279,7 +285,7 @@ class RelativeLimit:
 def relative_limit(points: Float[Tensor, "n d"]) -> RelativeLimit:
     """T7 (limits): if the p_i are linearly independent, all relative sensitivities are 1.
 
-    Proof: some x has ⟨p_i, x⟩ = 1 and ⟨p_k, x⟩ = 0 for the others, and every coreset without i answers 0 there.
+    Proof: there is an x with ⟨p_i, x⟩ = 1 and ⟨p_k, x⟩ = 0 for all other k. Every coreset without i answers 0 there.
     """
     points = as_points(points)
     nonzero = points[points.abs().amax(dim=1) > 0]

@@ -1,12 +1,12 @@
-"""Function-space coresets: the units that answer best for the others on given queries (ours).
+"""Function-space coresets: the units that best stand in for the others on given queries (ours).
 
-One reader (a consumer of the group) sees n units with p features each. On the queries, K is the covariance of the
-features and G = VᵀWV the worth of an error in them: V its weights, W what an error at its outputs is worth. For a set
-S of units, written for their features too,
+One reader (a consumer of the group) sees n units with p features each. K is the covariance of the features on the
+queries. G = VᵀWV weighs errors of the features: V holds the reader's weights, and W weighs errors of its outputs. For
+a set S of units (S also denotes their features), let
 
-    R_S = K − K_:S K_SS⁻¹ K_S:,    e(S) = Σ_readers tr(G R_S)
+    R_S = K − K_:S K_SS⁻¹ K_S:,    e(S) = Σ_readers tr(G R_S).
 
-is the mean squared error of the best refit of the readers' weights on S, with intercept (T10).
+e(S) is the mean squared error of the best refit of the readers' weights on S, with intercept (T10).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Search = Literal["forward", "backward", "best"]
 
 @dataclass(frozen=True)
 class FunctionalCoreset:
-    """A nested order of the units with its error curve, all float64 and in the units of tr(GK).
+    """A nested order of the units with its error curve. Errors are float64, in the units of tr(GK).
 
-    order: (n,) int64; the first k are the choice of size k.
-    errors: (n+1,) e(k) of the first k, with the ridge that `functional_coreset` describes. errors[0] = tr(GK),
-        errors[n] = 0, never increasing, never below the error of the least-squares refit.
-    optimum: (n+1,) T10's floor, which no k units and no map of rank k·p go below.
+    order: (n,) int64. The first k units are the choice of size k.
+    errors: (n+1,) e(k) of the first k units, with the ridge that `functional_coreset` describes. errors[0] = tr(GK) and
+        errors[n] = 0. The curve never increases and is never below the error of the least-squares refit.
+    optimum: (n+1,) T10's floor. No k units, and no map of rank k·p, have a smaller error.
     """
 
     order: Int[Tensor, " n"]
@@ -56,31 +56,33 @@ class FunctionalCoreset:
 def functional_order(
     moments: Sequence[Moments], units: int, *, ridge: float = 1e-4, search: Search = "best"
 ) -> Int[Tensor, " n"]:
-    """The order of `functional_coreset` alone, without its error curve and its floor; (n,) int64."""
+    """Return only the order of `functional_coreset`, (n,) int64, without the error curve and the floor."""
     return _searched(as_readers(moments, units, ridge), search)
 
 
 def functional_coreset(
     moments: Sequence[Moments], units: int, *, ridge: float = 1e-4, search: Search = "best"
 ) -> FunctionalCoreset:
-    """T10: order the units so that the first k answer for all of them on the queries, for every k at once.
+    """T10: order the units so that, for every k, the first k stand in for all of them on the queries.
 
-    The mean squared error of the best refit on S is e(S) = Σ_readers tr(G R_S), and no choice of k units, nor any map
-    of the features of rank k·p, goes below Σ_readers (the sum of the eigenvalues of G^{1/2}KG^{1/2} beyond the
-    (k·p)-th). Proof in docs/theory.md.
+    The mean squared error of the best refit on S is e(S) = Σ_readers tr(G R_S). No choice of k units, and no map of the
+    features of rank k·p, has an error below Σ_readers (the sum of the eigenvalues of G^{1/2}KG^{1/2} beyond the
+    (k·p)-th). The proof is in docs/theory.md.
 
     search:
-        "forward"   greedy residual pivoting: the unit that takes most off e(S) comes next.
-        "backward"  greedy elimination: the unit whose removal adds least to e(S) goes last.
-        "best"      both, and the order with the lower error curve on average (geometric mean over k).
-    ridge: λ as a multiple of the mean diagonal of K, per reader. What is minimised and reported is the objective of
-        the refit with a ridge towards the original weights, min over V' of E‖V a − V' a_S‖² + λ‖V' − V_S‖²: at or
-        above the error of that refit, and equal to the least-squares error at λ = 0. A ridge below 1e-9 (4·2⁻⁵²·f²
-        from f = 1,061 features on) is raised to that.
+        "forward"   greedy residual pivoting: next comes the unit that lowers e(S) most.
+        "backward"  greedy elimination: the unit whose removal raises e(S) least comes last, and so on.
+        "best"      run both, and return the order whose error curve is lower on average (geometric mean over k).
+    ridge: λ as a multiple of the mean diagonal of K, per reader. The refit has a ridge towards the original weights:
+        min over V' of E‖V a − V' a_S‖² + λ‖V' − V_S‖². This objective is minimised and reported. It is at or above the
+        error of that refit, and equals the least-squares error at λ = 0. A ridge below 1e-9 (4·2⁻⁵²·f² from f = 1,061
+        features on) is raised to that value.
 
-    Units whose features are all constant come last. Time O((n·p)³), memory about 5 matrices of the size of K. Runs on
-    the device of the covariances. Raises InputError for an unknown search, a negative ridge, moments that are empty,
-    non-finite, not symmetric or indefinite, and shapes that do not fit `units`.
+    Units whose features are all constant come last. Takes O((n·p)³) time and memory for about 5 matrices of the size of
+    K. Runs on the device of the covariances.
+
+    Raises InputError for an unknown search, a negative ridge, moments that are empty, non-finite, not symmetric or
+    indefinite, and shapes that do not fit `units`.
     """
     readers = as_readers(moments, units, ridge)
     order = _searched(readers, search)
@@ -88,7 +90,7 @@ def functional_coreset(
 
 
 def _searched(readers: list[ScaledReader], search: Search) -> Tensor:
-    """The order that the search finds, constant units last."""
+    """The order that the search finds, with constant units last."""
     if search not in get_args(Search):
         raise InputError(f"unknown search {search!r}; known: {', '.join(get_args(Search))}.")
     live, dead = _split(readers)
@@ -107,16 +109,17 @@ def _searched(readers: list[ScaledReader], search: Search) -> Tensor:
 def d_optimal(moments: Sequence[Moments], units: int, *, ridge: float = 1e-4) -> FunctionalCoreset:
     """Order the units by the D-optimal design on their features as functions: the Löwner support in function space.
 
-    With KK = C K C + λ, C the units' outgoing sizes c_i = √tr(G_BB), the features are points c_i·f_i of a Euclidean
-    space. First come the units with a feature in the support of their Löwner ellipsoid (`mvee`, symmetric, on the
-    directions with variance above λ), then those in the support of what is left, and so on: by T1 each layer bounds
-    all later features in every direction of function space, up to √r. Within a layer, and where it is all of the
-    units (features that are linearly independent are all contact points), the order is greedy for log det KK_SS,
-    which is the D-optimal choice of k points: the unit with the largest log det of its residual block comes next.
+    Let KK = C K C + λ, with C the units' outgoing sizes c_i = √tr(G_BB). The features are points c_i·f_i of a Euclidean
+    space. The first layer holds the units with a feature in the support of the Löwner ellipsoid of these points
+    (`mvee`, symmetric, on the directions with variance above λ). The next layer is the same for the remaining units,
+    and so on. By T1, each layer bounds all later features in every direction of function space, up to √r. The order
+    within a layer is greedy for log det KK_SS, the D-optimal choice of k points: next comes the unit with the largest
+    log det of its residual block. If the features are linearly independent, they are all contact points, and the one
+    layer holds all units.
 
-    Uses K and the sizes c only, not what the reader makes of the features; errors and optimum are those of T10, so
-    that the order can be compared with `functional_coreset`. Several readers: a layer is the union of the readers',
-    and the log determinants are added. Arguments and errors as there.
+    Only K and the sizes c are used, not what the reader computes from the features. Errors and optimum are those of
+    T10, so that the order can be compared with `functional_coreset`. For several readers, a layer is the union of their
+    layers, and the log determinants are added. Arguments and errors are as in `functional_coreset`.
     """
     readers = as_readers(moments, units, ridge)
     live, dead = _split(readers)
@@ -135,14 +138,16 @@ def in_order(
     ridge: float = 1e-4,
     unit_floor: bool = False,
 ) -> FunctionalCoreset:
-    """The error curve of any order of the units, so that it can be compared with those of the functions above.
+    """Compute the error curve of any order of the units, to compare it with those of the functions above.
 
-    order: (n,) int64, every unit once. unit_floor: raise the optimum to T10′'s floor where that is higher; it takes a
-    second at about 1,200 features. Other arguments and errors as in `functional_coreset`.
+    order: (n,) int64, every unit once. unit_floor: raise the optimum to the floor of T10′ where that is higher. This
+    takes a second for about 1,200 features.
+
+    Other arguments and errors are as in `functional_coreset`.
     """
     if order.numel() != units or not torch.equal(order.sort().values.cpu(), torch.arange(units)):
         raise InputError(f"order must name each of the {units} units once.")
-    # Permuted beforehand, so that one Cholesky factor gives the check, the curve and the floor about units.
+    # Permuted beforehand, so that one Cholesky factor serves the check, the curve and the unit floor.
     readers = as_readers([_permuted(each, order, units) for each in moments], units, ridge)
     found = _coreset(readers, order.to(readers[0].covariance.device), curve(readers, torch.arange(units)))
     if not unit_floor:
@@ -151,7 +156,7 @@ def in_order(
 
 
 def _permuted(moments: Moments, order: Tensor, units: int) -> Moments:
-    """The moments with their units in another order; as they are where their shape is wrong, for others to say so."""
+    """The moments with their units in another order. Wrong shapes are returned unchanged: `as_readers` reports them."""
     f = moments.covariance.shape[0]
     if moments.covariance.shape != (f, f) or moments.gram.shape != (f, f) or f % units:
         return moments
@@ -160,11 +165,13 @@ def _permuted(moments: Moments, order: Tensor, units: int) -> Moments:
 
 
 def function_space_ratio(errors: Float[Tensor, " m"], optimum: Float[Tensor, " m"], k: int) -> Certificate:
-    """T10 as a certificate: the error of the first k units on the queries, and how far from the optimum it can be.
+    """T10 as a certificate: the error of the first k units on the queries, and how far it can be from the optimum.
 
-    errors, optimum: (n+1,) each, as in `FunctionalCoreset`; `unit_floor` may stand in for the optimum, or the larger of
-    the two. bound is errors[k], trivial errors[0], the variance of the outputs, which is the error of a constant
-    answer. Raises InputError for curves of different length and k outside 0..n.
+    errors, optimum: (n+1,) each, as in `FunctionalCoreset`. The optimum may also be `unit_floor`, or the larger of the
+    two.
+
+    The bound is errors[k]. The trivial bound is errors[0], the variance of the outputs, which is the error of a
+    constant answer. Raises InputError for curves of different lengths and for k outside 0..n.
     """
     n = errors.numel() - 1
     if errors.shape != optimum.shape or n < 1:
@@ -199,16 +206,16 @@ def function_space_ratio(errors: Float[Tensor, " m"], optimum: Float[Tensor, " m
 def unit_floor(moments: Sequence[Moments], units: int, *, ridge: float = 1e-4) -> Float[Tensor, " m"]:
     """T10′: a floor on the error of any choice of k units, for every k; (n+1,) float64.
 
-    T10's floor holds for any map of rank k·p, so it is zero once k·p reaches the number of a reader's outputs: early,
-    with kernels. This one is about units. With P = (K + λ)⁻¹, δ_B = tr(G_BB P_BB⁻¹) the error of removing unit B alone,
-    and c the largest eigenvalue of P after every diagonal block was scaled to the identity (1 ≤ c ≤ n), the removal
-    of any set T costs at least
+    T10's floor holds for any map of rank k·p, so it is zero once k·p reaches the number of a reader's outputs. With
+    convolution kernels this happens early. This floor is about units. Let P = (K + λ)⁻¹, let δ_B = tr(G_BB P_BB⁻¹) be
+    the error of removing unit B alone, and let c be the largest eigenvalue of P after scaling every diagonal block to
+    the identity (1 ≤ c ≤ n). Removing a set T leaves an error of at least
 
         e(S) ≥ max_{B∈T} δ_B    and    e(S) ≥ (1/c) Σ_{B∈T} δ_B.
 
-    For n − k removed units the smallest such sums are taken. It is a floor on the `errors` of the same ridge, and as
-    those, less the ridge's own share λ tr(G_TT). Proof in docs/theory.md. Arguments and errors as for
-    `functional_coreset`.
+    For n − k removed units, the smallest such values are taken. The result is a floor on the `errors` with the same
+    ridge, and like them it excludes the ridge's own share λ tr(G_TT). The proof is in docs/theory.md. Arguments and
+    errors are as in `functional_coreset`.
     """
     return _unit_floor(as_readers(moments, units, ridge))
 
@@ -240,7 +247,7 @@ def _coupling(inverse: Tensor, factors: Tensor) -> float:
         vector = scaled @ (vector / vector.norm())
     bound = 1.01 * float(vector.norm())
     while bound < units:
-        # Positive definite, so no eigenvalue is larger; the power iteration alone could be too low.
+        # If this is positive definite, no eigenvalue is larger. The power iteration alone could be too low.
         shifted = -scaled
         shifted.diagonal().add_(bound)
         if int(torch.linalg.cholesky_ex(shifted).info) == 0:
@@ -251,22 +258,22 @@ def _coupling(inverse: Tensor, factors: Tensor) -> float:
 
 def _coreset(readers: list[ScaledReader], order: Tensor, errors: Tensor) -> FunctionalCoreset:
     optimum = torch.stack([reader.floor() for reader in readers]).sum(dim=0)
-    return FunctionalCoreset(order, errors, torch.minimum(optimum, errors))  # apart by rounding only
+    return FunctionalCoreset(order, errors, torch.minimum(optimum, errors))  # only rounding can put it above
 
 
 def _split(readers: list[ScaledReader]) -> tuple[Tensor, Tensor]:
-    """Units that vary and units that do not, as indices."""
+    """The indices of the units that vary, and of those that do not."""
     varies = alive(readers)
     return varies.nonzero()[:, 0], (~varies).nonzero()[:, 0]
 
 
 def _level(errors: Tensor) -> float:
-    """The mean logarithm of a curve, cut off at 1e-9 of its start."""
+    """The mean logarithm of a curve relative to its start, cut off at 1e-9."""
     return float((errors / errors[0].clamp_min(1e-300)).clamp_min(1e-9).log().mean())
 
 
 def _weighted(reader: ScaledReader) -> ScaledReader:
-    """The reader with every unit's features multiplied by the unit's outgoing size, and nothing else to weigh them."""
+    """The reader with every unit's features multiplied by the unit's outgoing size, and without other weights."""
     p = reader.p
     size = reader.root.square().sum(dim=0).view(-1, p).sum(dim=1).sqrt().repeat_interleave(p)
     covariance = size[:, None] * reader.covariance * size
@@ -275,7 +282,7 @@ def _weighted(reader: ScaledReader) -> ScaledReader:
 
 
 def _layers(readers: list[ScaledReader]) -> Int[Tensor, " n"]:
-    """The round of peeling in which each unit is a contact point of the Löwner ellipsoid; (n,) from 0 on."""
+    """The round of peeling in which each unit is a contact point of the Löwner ellipsoid, (n,), counted from 0."""
     clouds: list[Tensor] = []
     for reader in readers:
         values, vectors = torch.linalg.eigh(reader.covariance)
@@ -292,9 +299,9 @@ def _layers(readers: list[ScaledReader]) -> Int[Tensor, " n"]:
             if points.shape[1] and points.shape[0] > points.shape[1]:
                 touches |= (mvee(points).weights.view(left.numel(), -1) > 0).any(dim=1)
             else:
-                touches[:] = True  # no more points than dimensions: all are contact points
+                touches[:] = True  # with no more points than dimensions, all are contact points
         left, depth = left[~touches], depth + 1
-        if not touches.any():  # all points that are left are at the origin
+        if not touches.any():  # all remaining points are at the origin
             break
         layers[left] = depth
     return layers

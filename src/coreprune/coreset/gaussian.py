@@ -14,9 +14,9 @@ from coreprune._validate import as_points
 from coreprune.errors import InputError
 
 PAIRS = 2**20  # channel pairs at a time: some 200 MB of temporaries
-# Beyond |ρ| = 0.95 the integrand drops to zero inside the interval, on a scale of |a − b|, and the integral runs from
-# the degenerate end |ρ| = 1 instead. Largest error over 40,000 random cases, as a share of the two standard deviations'
-# product: 1e-13 with 32 nodes below, 1e-9 with 128 nodes above.
+# Beyond |ρ| = 0.95 the integrand drops to zero inside the interval, on a scale of |a − b|. There, the integral runs
+# from the degenerate end |ρ| = 1 instead. The largest error over 40,000 random cases, relative to the product of the
+# two standard deviations, is 1e-13 with 32 nodes (below 0.95) and 1e-9 with 128 nodes (above).
 NEAR = 0.95
 NODES, NODES_NEAR, GRADING = 32, 128, 4
 
@@ -24,21 +24,23 @@ NODES, NODES_NEAR, GRADING = 32, 128, 4
 def relu_moments(
     mean: Float[Tensor, " n"], covariance: Float[Tensor, "n n"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
-    """T9: mean (n,) and covariance (n, n) of relu(z), z ~ N(mean, covariance), exact up to quadrature; float64.
+    """T9: mean (n,) and covariance (n, n) of relu(z), z ~ N(mean, covariance), exact up to quadrature, in float64.
 
-    With z_i = σ_i(a_i + x_i), a_i = mean_i/σ_i, ρ = corr(z_i, z_j), φ and Φ the normal density and distribution:
+    With z_i = σ_i(a_i + x_i), a_i = mean_i/σ_i, ρ = corr(z_i, z_j), and φ and Φ the normal density and distribution:
 
         E relu(z_i) = σ_i (a_i Φ(a_i) + φ(a_i)),
         Cov(relu(z_i), relu(z_j)) = σ_i σ_j (ρ Φ(a_i)Φ(a_j) + ∫_0^ρ (ρ − t) φ₂(a_i, a_j; t) dt).
 
-    φ₂ is the bivariate normal density with correlation t. At mean zero E relu(z_i) relu(z_j) is the arc-cosine kernel
-    σ_iσ_j (sin θ + (π − θ) cos θ)/2π, cos θ = ρ (Cho & Saul 2009). Errors are at most 1e-8 of the product of the two
-    channels' standard deviations, at ρ = ±1 and variance zero too, as long as no channel is more than 35 standard
-    deviations below zero (further down, the results underflow).
+    φ₂ is the bivariate normal density with correlation t. At mean zero, E relu(z_i) relu(z_j) is the arc-cosine kernel
+    σ_iσ_j (sin θ + (π − θ) cos θ)/2π, cos θ = ρ (Cho & Saul 2009). Errors are at most 1e-8 times the product of the two
+    channels' standard deviations, also at ρ = ±1 and at variance zero, as long as no channel is more than 35 standard
+    deviations below zero. Further below, the results underflow.
 
     Proof: by Price's theorem (1958) the derivative of E relu(z_i)relu(z_j) in ρ is σ_iσ_j Φ₂(a_i, a_j; ρ), and that of
-    Φ₂ is φ₂; Taylor's formula at ρ = 0. Runs on the device of `covariance`. Raises InputError for shapes that do not
-    fit, non-finite values, and for what is no covariance.
+    Φ₂ is φ₂. The formula is Taylor's at ρ = 0.
+
+    Runs on the device of `covariance`. Raises InputError for shapes that do not fit, for non-finite values, and for a
+    matrix that is not a covariance.
     """
     covariance = as_points(covariance, "covariance")
     mean = as_points(torch.as_tensor(mean)[:, None], "mean")[:, 0].to(covariance.device)
@@ -66,7 +68,7 @@ def relu_moments(
 
 
 def _standard(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
-    """Cov(relu(a + x), relu(b + y)) for standard normal x, y with correlation ρ. All (m,)."""
+    """Cov(relu(a + x), relu(b + y)) for standard normal x, y with correlation ρ. All tensors are (m,)."""
     out = torch.empty_like(rho)
     near = rho.abs() > NEAR
     for chosen, formula in ((near, _from_the_end), (~near, _from_zero)):
@@ -87,11 +89,11 @@ def _from_zero(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
 
 
 def _from_the_end(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
-    """The same Taylor formula from ρ = 1 or −1, where y = ±x and all is one-dimensional.
+    """The same Taylor formula from ρ = 1 or −1, where y = ±x and everything is one-dimensional.
 
-    With h(c) = E relu(c + x), low = min(a, b), high = max(a, b): at ρ = 1 the covariance is Φ(low) − h(low)h(−high)
-    and its slope Φ(low); at ρ = −1 they are −D − h(−a)h(−b) and D = Φ(a) − Φ(−b) if a + b > 0, else −h(a)h(b) and 0.
-    Written so, means are never subtracted from second moments.
+    Let h(c) = E relu(c + x), low = min(a, b), high = max(a, b). At ρ = 1 the covariance is Φ(low) − h(low)h(−high) and
+    its slope is Φ(low). At ρ = −1 they are −D − h(−a)h(−b) and D = Φ(a) − Φ(−b) if a + b > 0, else −h(a)h(b) and 0.
+    In this form, means are never subtracted from second moments.
     """
     low, high = torch.minimum(a, b), torch.maximum(a, b)
     plus = _cdf(low) - _rectified(low) * _rectified(-high) - (1 - rho) * _cdf(low)
@@ -102,7 +104,7 @@ def _from_the_end(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
     b_signed, width = torch.where(rho < 0, -b, b), torch.acos(rho.abs())
 
     def integrand(x: float) -> Tensor:
-        # Nodes crowd at the end, angle π/2 − d with d = width·x⁴: the drop may be anywhere, on any scale.
+        # The drop may be anywhere, on any scale, so the nodes crowd at the end: angle π/2 − d with d = width·x⁴.
         d = width * x**GRADING
         gap = 2 * torch.sin((width + d) / 2) * torch.sin((width - d) / 2)  # cos d − cos width
         return width * GRADING * x ** (GRADING - 1) * gap * _bell(a, b_signed, torch.cos(d), torch.sin(d))
@@ -111,7 +113,7 @@ def _from_the_end(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
 
 
 def _bell(a: Tensor, b: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
-    """exp(−(a² − 2ab sin + b²)/(2cos²)), without the cancellation at cos → 0."""
+    """exp(−(a² − 2ab sin + b²)/(2cos²)), without cancellation at cos → 0."""
     return torch.exp(-0.5 * ((a - b) / cosine.clamp_min(1e-200)).square() - a * b / (1 + sine))
 
 

@@ -1,4 +1,4 @@
-"""L-infinity coresets: few points whose largest response bounds the largest response of all points.
+"""L-infinity coresets: a few points whose largest response bounds the largest response of all points.
 
 For points P and every query x,  max_P f⟨p, x⟩ ≤ factor · max_S f⟨p, x⟩  with f = |·| (symmetric) or relu (one-sided).
 Peeling (`sensitivity.py`) removes such sets one after another.
@@ -25,11 +25,11 @@ class LinfCoreset:
     """Points S that stand in for all points, with a certified factor.
 
     indices: (k,) int64, rows of the points, ascending.
-    factor: max_P f⟨p, x⟩ ≤ factor · max_S f⟨p, x⟩ for every x; `math.inf` where nothing can be certified.
-    gauge: (n,) float64, the same for one point at a time: f⟨p_i, x⟩ ≤ gauge[i] · max_S f⟨p, x⟩, from the ellipsoid.
-        A point of S also answers for itself, with factor 1. Zero rows have 0.
-    variant, one_sided: how it was asked for.
-    rank: dimension of the span of the points.
+    factor: max_P f⟨p, x⟩ ≤ factor · max_S f⟨p, x⟩ for every x. It is `math.inf` where nothing can be certified.
+    gauge: (n,) float64, the factor of each single point: f⟨p_i, x⟩ ≤ gauge[i] · max_S f⟨p, x⟩, from the ellipsoid.
+        A point of S also stands in for itself, with factor 1. Zero rows have 0.
+    variant, one_sided: as they were passed.
+    rank: the dimension of the span of the points.
     """
 
     indices: Int[Tensor, " k"]
@@ -49,17 +49,17 @@ def linf_coreset(
         max_P |⟨p, x⟩| ≤ √((1+ε) r) · max_S |⟨p, x⟩|  for every x.
         Proof: ⟨p, x⟩² ≤ (pᵀM⁻¹p)(xᵀMx) ≤ (1+ε) r · Σ u_i⟨p_i, x⟩² and Σ u_i = 1 on S.
     T2 (axes; Tukan, Mualem & Maalouf 2022, symmetric form): the endpoints y_k = √λ_k e_k of {yᵀM⁻¹y ≤ 1} lie in
-        conv(±P); the union C of their Carathéodory points has factor r·√(1+ε).
-    T3 (one-sided): with the general ellipsoid (c, Σ, R² = r + ε(r+1)) and τ = √(cᵀΣ⁻¹c): if τ < 1/R, S = supp(u) has
-        factor (R+τ)/(1/R−τ) for relu; otherwise no finite factor is certified. For `variant="axes"` the inner
-        ellipsoid's endpoints replace S and 1/R becomes 1/(R√r).
+        conv(±P), and the union C of their Carathéodory points has factor r·√(1+ε).
+    T3 (one-sided): take the general ellipsoid (c, Σ, R² = r + ε(r+1)) and τ = √(cᵀΣ⁻¹c). If τ < 1/R, S = supp(u) has
+        factor (R+τ)/(1/R−τ) for relu. Otherwise no finite factor is certified. For `variant="axes"`, the inner
+        ellipsoid's endpoints replace S, and 1/R becomes 1/(R√r).
 
-    points: (n, d), any real dtype, any device; computed in float64 in the span of the points.
+    points: (n, d), any real dtype, any device. The computation is in float64, in the span of the points.
     variant: "contact" (fewer points, smaller factor) or "axes" (the paper's construction).
     one_sided: False for |·|, True for relu.
-    tol: gap that the ellipsoid is solved to; the factor uses the certified gap, whatever it is.
+    tol: the gap to which the ellipsoid is solved. The factor uses the gap that is certified in the end.
 
-    Raises InputError for a wrong variant and for non-finite or misshapen points.
+    Raises InputError for an unknown variant, and for points that are non-finite or have a wrong shape.
     """
     if variant not in get_args(Variant):
         raise InputError(f"unknown variant {variant!r}; known: {', '.join(get_args(Variant))}.")
@@ -74,7 +74,7 @@ def linf_coreset(
     rank = coordinates.shape[1]
     build = _one_sided if one_sided else _symmetric
     local, local_gauge = build(coordinates, variant, tol)
-    # A point far shorter than the others' rounding errors has no coordinates in their span: nothing is known of it.
+    # A point much shorter than the rounding errors of the others has no coordinates in their span, so no factor.
     lost = coordinates.abs().amax(dim=1) == 0
     gauge = points.new_zeros(n)
     gauge[nonzero] = torch.where(lost, math.inf, local_gauge)
@@ -93,7 +93,7 @@ def _symmetric(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
         # Per point: |⟨p, x⟩| ≤ √ω_p · √(xᵀMx), and √(xᵀMx) ≤ max_S|⟨·, x⟩| because the weights on S sum to one.
         for support in (_contact_points(ellipsoid), ellipsoid.support):
             factor, failed = torch.linalg.cholesky_ex(_moment(points, ellipsoid.weights, support))
-            if not int(failed):  # it does fail where the points with a weight worth naming no longer span
+            if not int(failed):  # it fails where the points with more than negligible weight no longer span
                 return support, torch.linalg.solve_triangular(factor, points.mT, upper=False).norm(dim=0)
         return torch.arange(len(points), device=points.device), points.new_ones(len(points))
     gauge = ellipsoid.distances.clamp(min=0.0).sqrt()
@@ -107,13 +107,13 @@ def _symmetric(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
 
 
 # Interior iterates keep a little weight on every point. At this gap the contact points stand out by orders of
-# magnitude, and those below this share of the mean weight can go; the factor is recomputed without them.
+# magnitude, and points below this share of the mean weight can be dropped. The factor is recomputed without them.
 _CONTACT_TOL, _NEGLIGIBLE = 1e-5, 1e-2
 
-# Recombination is checked to 1e-9 of its points; the factor pays for that.
+# Recombination is exact to 1e-9, relative to its points. The factor is enlarged to cover that.
 _ROUNDING = 1.0 + 1e-8
 
-# The one-sided endpoints are drawn in by a hair, so that rounding makes no weight negative; the factor pays for it.
+# The one-sided endpoints are moved inwards a little, so that rounding makes no weight negative. The factor covers it.
 _INSIDE = 1.0 - 1e-9
 
 
@@ -132,7 +132,7 @@ def _one_sided(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
     """T3 in coordinates of full column rank: (indices, factor of each point)."""
     n, rank = points.shape
     if n <= rank:
-        # Independent points: for each of them some x is positive on it alone, so only all of them will do (T7).
+        # Independent points: for each of them, some x is positive on it alone, so all of them are needed (T7).
         return torch.arange(n, device=points.device), points.new_ones(n)
     ellipsoid = mvee(points, symmetric=False, tol=min(tol, _CONTACT_TOL))
     support = _contact_points(ellipsoid)
@@ -160,5 +160,5 @@ def _one_sided(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
 
 
 def _used(points: Tensor, start: Tensor, symmetric: bool) -> Tensor:
-    """Rows of `points` that some of the combinations still need after recombination, ascending."""
+    """Rows of `points` that some combination still needs after recombination, ascending."""
     return torch.nonzero((recombine(points, start, symmetric) != 0).any(dim=0)).flatten()

@@ -1,4 +1,4 @@
-"""Merge: removed channels that live on in kept ones, instead of being dropped."""
+"""Merging: removed channels are added to kept ones instead of being dropped."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from coreprune._shapes import Float, Int, Tensor
 class Merge:
     """Which kept channel stands in for which removed one.
 
-    target: (n,) int64, the kept channel that channel i goes into: itself for a kept channel, −1 for a dropped one.
-    scale: (n,) float64, V'_jk = Σ_{i: target i = k} scale_i V_ji; 1 for kept channels.
-    mean: the row that makes a kept channel becomes the mean of the rows of all channels that go into it (folding).
-    gains: by name of a parameter or buffer, (n,) float64, the factors of every channel's entries before the mean is
-        taken: how folding brings the channels of a norm to one scale.
+    target: (n,) int64, the kept channel that channel i is merged into. A kept channel has itself, a dropped one −1.
+    scale: (n,) float64, V'_jk = Σ_{i: target i = k} scale_i V_ji. Kept channels have 1.
+    mean: whether the row of a kept channel becomes the mean of the rows of all channels merged into it (folding).
+    gains: by name of a parameter or buffer, (n,) float64, factors for every channel's entries before the mean is
+        taken. With them, folding brings the channels of a normalisation layer to one scale.
     """
 
     target: Int[Tensor, " n"]
@@ -31,7 +31,7 @@ class Merge:
         return outgoing.new_zeros(outgoing.shape).index_add(1, self.target[goes], moved)
 
     def incoming(self, incoming: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """The rows that make the channels afterwards. Shape (n, d); rows of removed channels are as they were."""
+        """The channels' incoming rows after the merge. Shape (n, d). Rows of removed channels are unchanged."""
         if not self.mean:
             return incoming
         goes = (self.target >= 0).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Ridge least squares from accumulated moments: the closed form behind every repair."""
+"""Ridge least squares from accumulated moments. Every repair uses this closed form."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from coreprune._shapes import Float, Tensor
 from coreprune.errors import GeometryError
 
-_SMALL = 200  # features up to which one product is faster than its parts
+_SMALL = 200  # up to this many features, one product is faster than splitting it
 
 
 @dataclass
 class LeastSquares:
-    """min over W, b of E‖Y − X Wᵀ − b‖² + λ‖W − W₀‖², for g independent problems, from blocks of rows.
+    """min over W, b of E‖Y − X Wᵀ − b‖² + λ‖W − W₀‖², for g independent problems, from chunks of rows.
 
-    Only moments are kept: (g, f, f) and (g, o, f) float64, whatever the number of rows.
+    Only moments are stored, (g, f, f) and (g, o, f) float64, so memory does not depend on the number of rows.
 
-    intercept: False fixes b = 0.
+    intercept: False fixes b = 0. rows: how many rows have been added.
     """
 
     intercept: bool = True
@@ -33,9 +33,9 @@ class LeastSquares:
     _factor: tuple[float, Tensor, Tensor] | None = field(default=None, repr=False)  # of XᵀX + λ, by ridge
 
     def add(self, x: Float[Tensor, "g rows f"], y: Float[Tensor, "g rows o"]) -> None:
-        """Accumulate a block of rows, any floating dtype."""
+        """Accumulate a chunk of rows of any floating dtype."""
         if self.rows == 0:
-            # Sums are taken around the first block's mean, so that large means do not cancel.
+            # Sums are taken around the mean of the first chunk, so that large means cause no cancellation.
             keep = 1.0 if self.intercept else 0.0
             self._shift_x, self._shift_y = (keep * t.mean(1, keepdim=True, dtype=torch.float64) for t in (x, y))
             self._sum_x, self._sum_y = torch.zeros_like(self._shift_x), torch.zeros_like(self._shift_y)
@@ -51,7 +51,7 @@ class LeastSquares:
         self._yy += y.square().sum(1)
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means (g, f) and (g, o), and per row XᵀX (g, f, f) and YᵀX (g, o, f): central with an intercept, else raw."""
+        """Means (g, f) and (g, o), and XᵀX (g, f, f) and YᵀX (g, o, f) per row, central if there is an intercept."""
         mean_x, mean_y = self._sum_x / self.rows, self._sum_y / self.rows
         xx, yx = self._xx / self.rows, self._yx / self.rows
         if self.intercept:
@@ -60,9 +60,10 @@ class LeastSquares:
         return (mean_x + self._shift_x)[:, 0], (mean_y + self._shift_y)[:, 0], xx, yx
 
     def solve(self, start: Float[Tensor, "g o f"], ridge: float) -> tuple[Float[Tensor, "g o f"], Float[Tensor, "g o"]]:
-        """The minimiser W (g, o, f) and b (g, o), float64.
+        """Return the minimiser W (g, o, f) and b (g, o), float64.
 
         start: W₀. ridge: λ as a multiple of the mean diagonal of the second moment of X.
+
         Raises GeometryError if the moments are not finite.
         """
         mean_x, mean_y, xx, yx = self.moments()
@@ -70,7 +71,7 @@ class LeastSquares:
             raise GeometryError("the moments of the queries are not finite; check the queries and the activations.")
         start = start.double()
         scale = xx.diagonal(dim1=1, dim2=2).mean(1)
-        # Features that are all dead leave the weights as they are: any positive λ does that.
+        # If all features are constant, the weights stay as they are. Any positive λ does that.
         lam = torch.where(scale > 0, ridge * scale, torch.ones_like(scale))
         if self._factor is None or self._factor[0] != ridge:
             system = xx + lam[:, None, None] * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
@@ -82,7 +83,7 @@ class LeastSquares:
         return weight, mean_y - (weight @ mean_x[:, :, None])[..., 0]
 
     def retarget(self) -> LeastSquares:
-        """The same X, with the sums over Y emptied; `add_targets` fills them again."""
+        """The same X with empty sums over Y, to be filled by `add_targets`."""
         other = LeastSquares(self.intercept, self.rows)
         other._shift_x, other._sum_x, other._xx, other._factor = self._shift_x, self._sum_x, self._xx, self._factor
         other._shift_y = self._shift_y
@@ -94,12 +95,12 @@ class LeastSquares:
         y = _minus(y, self._shift_y)
         total = y.sum(1, keepdim=True)
         self._sum_y += total
-        # Σ y (x − s)ᵀ without a shifted copy of x: this runs once per round of a repair.
+        # Σ y (x − s)ᵀ without a shifted copy of x, because this runs once per round of a repair.
         self._yx.baddbmm_(y.mT, x.double()).baddbmm_(total.mT, self._shift_x, alpha=-1)
         self._yy += y.square().sum(1)
 
     def error(self, weight: Float[Tensor, "g o f"], bias: Float[Tensor, "g o"]) -> Float[Tensor, "g o"]:
-        """Mean squared error of each output under (W, b), on the rows that were added."""
+        """Mean squared error of each output under (W, b) on the rows added so far."""
         mean_x, mean_y, xx, yx = self.moments()
         yy = self._yy / self.rows - (((self._sum_y / self.rows)[:, 0] ** 2) if self.intercept else 0.0)
         residual = yy - 2 * (weight * yx).sum(2) + ((weight @ xx) * weight).sum(2)
@@ -109,12 +110,12 @@ class LeastSquares:
 
 
 def _minus(x: Tensor, shift: Tensor) -> Tensor:
-    """x − shift in float64, with one copy of x and not two."""
+    """x − shift in float64, with one copy of x instead of two."""
     return x - shift if x.dtype == torch.float64 else x.double().sub_(shift)
 
 
 def _add_gram_(total: Tensor, x: Tensor) -> None:
-    """total (g, f, f) += XᵀX: what lies off the diagonal is computed once for both sides, which spares up to half."""
+    """total (g, f, f) += XᵀX. Blocks off the diagonal are computed once for both sides, which saves up to half."""
     f = x.shape[2]
     if f <= _SMALL:
         total.baddbmm_(x.mT, x)

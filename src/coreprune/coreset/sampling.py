@@ -1,7 +1,7 @@
 """Importance sampling of channels, with re-weighting.
 
-q_i = importance_i / T, m draws with replacement, and V'_jk = V_jk · (times k was drawn) / (m q_k): an unbiased estimate
-of the next layer, F'(x) for every x, whose error T6 bounds (`bounds.sampling_bound`).
+q_i = importance_i / T, m draws with replacement, and V'_jk = V_jk · (times k was drawn) / (m q_k). This makes F'(x) an
+unbiased estimate of the next layer for every x. T6 bounds its error (`bounds.sampling_bound`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Coreset:
 
     indices: (k,) int64 kept channels, ascending.
     weights: (k,) float64, V'_jk = weights_k · V_jk where V_jk ≥ 0 (everywhere, unless `negative_weights` is given).
-    negative_weights: (k,) float64 factors where V_jk < 0, after a sign-split sample; otherwise None.
-    draws: m, the number of draws behind it; 0 when nothing was drawn (a deterministic choice).
-    merge: where the removed channels go, or None when they are dropped; V' is `weights` times the kept columns plus
-        what is merged into them.
+    negative_weights: (k,) float64 factors where V_jk < 0, after a sign-split sample. Otherwise None.
+    draws: m, the number of draws; 0 for a deterministic choice.
+    merge: into which kept channels the removed ones are merged, or None when they are dropped. V' is `weights` times
+        the kept columns, plus the columns merged into them.
     """
 
     indices: Int[Tensor, " k"]
@@ -37,7 +37,7 @@ class Coreset:
     merge: Merge | None = None
 
     def outgoing(self, outgoing: Float[Tensor, "J n"]) -> Float[Tensor, "J k"]:
-        """Return the re-weighted outgoing weights V' (J, k) from all outgoing weights V (J, n)."""
+        """Return the re-weighted outgoing weights V' (J, k), given all outgoing weights V (J, n)."""
         kept = outgoing[:, self.indices]
         factors = self.weights.to(kept)
         if self.negative_weights is not None:
@@ -47,18 +47,19 @@ class Coreset:
         return kept * factors + (self.merge.outgoing(outgoing)[:, self.indices] - kept)
 
     def incoming(self, incoming: Float[Tensor, "n d"]) -> Float[Tensor, "k d"]:
-        """Return the rows that make the kept channels afterwards: the given ones, or the means of those merged."""
+        """Return the new incoming rows of the kept channels: the given rows, or the means of the merged ones."""
         return (incoming if self.merge is None else self.merge.incoming(incoming))[self.indices]
 
 
 @dataclass(frozen=True)
 class DrawStream:
-    """An endless i.i.d. sequence of draws, told by the order in which new items appear in it.
+    """An endless i.i.d. sequence of draws, described by the order in which new items appear in it.
 
     Cutting the stream where `order[t-1]` first appears gives t distinct items, so one stream holds a nested coreset
     for every size. Items of probability zero never appear.
 
-    order: (k,) int64 items by first appearance. probabilities: (n,) float64, sum 1. seed: of the repeats between them.
+    order: (k,) int64 items by first appearance. probabilities: (n,) float64, sum 1. seed: for the repeated draws
+    between first appearances.
     """
 
     order: Int[Tensor, " k"]
@@ -66,10 +67,11 @@ class DrawStream:
     seed: int
 
     def cut(self, t: int) -> tuple[Int[Tensor, " t"], int]:
-        """How often each of order[:t] has been drawn when the t-th distinct item appears, and the draws in all.
+        """How often each of order[:t] has been drawn when the t-th distinct item appears, and the total of draws.
 
-        No draw is simulated: before each new item comes a geometric number of repeats, spread multinomially over the
-        items seen so far. Exact in distribution, O(t²) however small the smallest probability.
+        Single draws are not simulated. Before each new item comes a geometric number of repeats, spread multinomially
+        over the items seen so far. The result is exact in distribution, and takes O(t²) however small the smallest
+        probability is.
         """
         rng = np.random.default_rng(self.seed)
         q = self.probabilities[self.order].cpu().numpy()
@@ -83,7 +85,7 @@ class DrawStream:
         return torch.as_tensor(counts, device=self.order.device), int(counts.sum())
 
 
-# Keeps counts exact in float64 where an item's probability is below 1e-12; the repeats before it change nothing then.
+# Keeps counts exact in float64 where an item's probability is below 1e-12. Further repeats would change nothing there.
 _MOST_REPEATS = 2**40
 
 
@@ -115,16 +117,16 @@ def sample(
 ) -> Coreset:
     """Sample channels by importance and re-weight them.
 
-    importance: (n,) ≥ 0; with `sign_split` (2, n), the importances for the positive and the negative outgoing weights.
-    m: with unit="distinct" the number of distinct channels kept, with unit="draws" the number of draws.
-    sign_split: positive and negative outgoing weights are sampled apart (Mussay et al. 2020): 2n items, one per channel
-        and sign, each with its own probability and its own factor.
+    importance: (n,) ≥ 0. With `sign_split`, (2, n): the importances for the positive and the negative outgoing weights.
+    m: the number of distinct channels to keep (unit="distinct"), or the number of draws (unit="draws").
+    sign_split: sample positive and negative outgoing weights separately (Mussay et al. 2020). There are 2n items, one
+        per channel and sign, each with its own probability and its own factor.
     replacement: False draws m distinct items with inclusion probabilities π_i = min(1, m·q_i) (rescaled to sum to m;
-        systematic sampling in random order) and factors 1/π_i: unbiased, but T6 does not cover it.
-    seed: of all draws; a number, or a generator to draw from.
+        systematic sampling in random order) and factors 1/π_i. This is unbiased, but T6 does not cover it.
+    seed: a number, or a generator to draw from.
 
-    Asking for all channels of positive importance (unit="distinct") keeps them with factor 1: nothing is estimated.
-    Raises InputError when m is below 1, above n, or the importances are negative, non-finite or all zero.
+    With unit="distinct", asking for all channels of positive importance keeps them with factor 1, without estimating.
+    Raises InputError when m is below 1 or above n, or when the importances are negative, non-finite or all zero.
     """
     if sign_split and (importance.ndim != 2 or importance.shape[0] != 2):
         raise InputError(f"with sign_split, importance has shape (2, n), but it is {tuple(importance.shape)}.")
@@ -149,10 +151,10 @@ def sample(
 
 
 def from_stream(stream: DrawStream, m: int, n: int) -> Coreset:
-    """Cut a stream over n (or, sign-split, 2n) items where m distinct channels have appeared.
+    """Cut a stream over n items (2n if sign-split) where m distinct channels have appeared.
 
-    When all channels of positive importance are wanted, each is kept with factor 1; channels that never appear then
-    fill up to m with factor 1 too, so that the coreset always has m channels.
+    If m is at least the number of channels of positive importance, each of them is kept with factor 1. Channels that
+    never appear then fill up the coreset to m channels, also with factor 1.
     """
     channels = stream.order.cpu().numpy() % n
     _, first = np.unique(channels, return_index=True)  # position in the stream where each channel first appears
@@ -173,7 +175,7 @@ def from_stream(stream: DrawStream, m: int, n: int) -> Coreset:
 
 
 def _coreset(factors: Tensor, n: int, draws: int) -> Coreset:
-    """Factors of n or 2n items → channels that have one."""
+    """The coreset of the channels that have a factor, from the factors of n or 2n items."""
     by_sign = factors.reshape(-1, n)
     indices = torch.nonzero((by_sign > 0).any(dim=0)).flatten()
     negative = by_sign[1, indices] if by_sign.shape[0] == 2 else None
@@ -187,7 +189,7 @@ def _without_replacement(items: Tensor, m: int, generator: torch.Generator, n: i
     if positive.size <= m:
         pi = (importance > 0).astype(float)
     else:
-        # π_i = min(1, t·importance_i) with t such that they sum to m: cap, rescale the rest, repeat.
+        # π_i = min(1, t·importance_i), with t such that they sum to m. Found by capping, rescaling the rest, repeating.
         pi = np.zeros_like(importance)
         certain = np.zeros(importance.size, dtype=bool)
         while True:
@@ -199,7 +201,8 @@ def _without_replacement(items: Tensor, m: int, generator: torch.Generator, n: i
                 break
             certain |= over
     shuffled = rng.permutation(positive)
-    # One uniform start, unit steps along the cumulated π: item i is hit with probability exactly π_i, m hits in all.
+    # Walk along the cumulated π in unit steps from one uniform start. Item i is hit with probability exactly π_i, and
+    # there are m hits in all.
     edges = np.r_[0.0, np.cumsum(pi[shuffled])]
     start = rng.uniform()
     hit = np.floor(edges[1:] - start) > np.floor(edges[:-1] - start)
@@ -218,6 +221,6 @@ def _as_importance(importance: Tensor) -> Tensor:
 
 
 def _numpy_generator(generator: torch.Generator) -> np.random.Generator:
-    """A numpy generator seeded from a torch one: numpy has exact geometric and multinomial draws of any size."""
+    """A numpy generator seeded from a torch one. Only numpy has exact geometric and multinomial draws of any size."""
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     return np.random.default_rng(int(seed))

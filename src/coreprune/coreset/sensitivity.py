@@ -1,7 +1,7 @@
 """How much a channel can matter to the next layer, over every possible input.
 
-Notation of docs/theory.md: channel i responds a_i(x) = φ⟨p_i, x⟩, its largest outgoing weight is c_i, and
-a_i = c_i p_i are the rows of A, r = rank A. Two kinds of value, never mixed:
+Notation of docs/theory.md: channel i responds with a_i(x) = φ⟨p_i, x⟩, its largest outgoing weight is c_i, the
+a_i = c_i p_i are the rows of A, and r = rank A. There are two kinds of values, which are never mixed:
 
 relative:  s_i = sup_x f⟨a_i, x⟩ / Σ_k f⟨a_k, x⟩        (f = |·|, or relu when one-sided)
 absolute:  sup_{‖x‖ ≤ β} c_i |φ⟨p_i, x⟩|                 (the importances of T6 and of Mussay et al. 2020)
@@ -30,16 +30,16 @@ METHODS: tuple[Method, ...] = ("peeling", "lewis", "norm", "mussay", "exact")
 class Sensitivities:
     """Upper bounds (or exact values) of the channels' sensitivities.
 
-    bounds: (n,) float64, non-negative; zero rows have 0.
-    importance: (n,) float64, what to sample by. The bounds, but for peeling before they are cut off at 1: like the
-        paper's α/l, these still tell early rounds from late ones where all of them exceed 1.
-    total: their sum; a sample of about total²/ε² (absolute) or total/ε² (relative) draws is what the theory asks for.
+    bounds: (n,) float64, non-negative. Zero rows have 0.
+    importance: (n,) float64, the values to sample by. They equal the bounds, except that peeling gives them before
+        cutting them off at 1. Like the paper's α/l, they still tell early rounds from late ones where all exceed 1.
+    total: the sum of the bounds. The theory asks for about total²/ε² (absolute) or total/ε² (relative) draws.
     method: the method that ran.
-    kind: "relative" (at most 1 each) or "absolute" (units of the response).
-    vacuous: T7: every bound of a non-zero channel is 1, so it does not tell one channel from another. Absolute values
-        are never vacuous in this sense.
+    kind: "relative" (at most 1 each) or "absolute" (in units of the response).
+    vacuous: (T7) whether the bound of every non-zero channel is 1, so that the bounds do not tell channels apart.
+        Absolute values are never vacuous in this sense.
     rank: r, the dimension of the span of the weighted points.
-    rounds: peeling rounds; 0 for other methods.
+    rounds: the number of peeling rounds; 0 for other methods.
     ridge: λ of the ridge form of peeling; 0.0 when it did not run.
     """
 
@@ -68,19 +68,19 @@ def sensitivities(
 ) -> Sensitivities:
     """Bound the sensitivity of every channel.
 
-    points: (n, d), row i is p_i (incoming weights with the bias appended).
-    weights: (n,) c_i = max_j |V_ji| ≥ 0; ones when absent.
+    points: (n, d). Row i is p_i, the incoming weights with the bias appended.
+    weights: (n,) c_i = max_j |V_ji| ≥ 0. By default they are ones.
     method:
-        "peeling"  T4: remove L-infinity coresets S_1, S_2, … with factors α_1, α_2, … in turn.
-        "lewis"    T5: ℓ1 Lewis weights τ_i, Σ τ_i = r; two-sided only.
+        "peeling"  T4, relative: remove L-infinity coresets S_1, S_2, … with factors α_1, α_2, … in turn.
+        "lewis"    T5, relative: ℓ1 Lewis weights τ_i, Σ τ_i = r. Two-sided only.
         "norm"     absolute: ‖a_i‖, the supremum of |⟨a_i, x⟩| over ‖x‖ ≤ 1.
         "mussay"   absolute: c_i |φ(β‖p_i‖)| (Mussay et al. 2020), β = `radius`, φ = `activation`.
-        "exact"    relative, by n linear programs with n variables each; an oracle for small n.
-    one_sided: f = relu instead of |·|. Relative methods only.
+        "exact"    relative, by n linear programs with n variables each. An oracle for small n.
+    one_sided: f = relu instead of |·|. For relative methods only.
     variant, tight, ridge: for peeling, see `peel`.
 
-    Raises InputError for an unknown method, bad points or weights, and for one_sided with "lewis" (T5 is two-sided);
-    GeometryError where a linear program of "exact" does not solve.
+    Raises InputError for an unknown method, bad points or weights, and for one_sided with "lewis" (T5 is two-sided).
+    Raises GeometryError where a linear program of "exact" has no solution.
     """
     points = as_points(points)
     n = points.shape[0]
@@ -113,21 +113,21 @@ def peel(
 ) -> Sensitivities:
     """Bound relative sensitivities by peeling (T4; Tukan et al. 2022, after Varadarajan & Xiao 2012).
 
-    T4: remove L-infinity coresets S_1, S_2, … with factor α in turn; a point removed in round l has s_i ≤ min(1, α/l).
+    T4: remove L-infinity coresets S_1, S_2, … with factor α in turn. A point removed in round l has s_i ≤ min(1, α/l).
     tight=True uses each point's own factor α_it of every round (T4′, docs/theory.md):
         s_i ≤ 1 / (1 + Σ_{t<l} 1/α_it),  because Σ_k f⟨a_k,x⟩ ≥ Σ_{t≤l} max_{S_t} f⟨·,x⟩ and the sets are disjoint.
     tight=False is the paper's α/l with the worst factor of the rounds so far.
 
-    ridge: λ ≥ 0. With λ > 0 the points ±√λ e_j (an orthonormal basis) join every round, which bounds
-        sup_x |⟨a_i,x⟩| / (Σ_k |⟨a_k,x⟩| + L√λ‖x‖) instead, L the number of rounds. This tells channels apart where
-        the plain bound is constant (n ≤ r, T7). Two-sided only.
+    ridge: λ ≥ 0. With λ > 0, the points ±√λ e_j (an orthonormal basis) are added in every round. This bounds
+        sup_x |⟨a_i,x⟩| / (Σ_k |⟨a_k,x⟩| + L√λ‖x‖) instead, where L is the number of rounds, and tells channels apart
+        where the plain bound is constant (n ≤ r, T7). Two-sided only.
     """
     if ridge < 0:
         raise InputError(f"ridge must be ≥ 0, but it is {ridge}.")
     if ridge > 0 and one_sided:
         raise InputError("the ridge form is two-sided; use one_sided=False or ridge=0.")
     n, d = weighted.shape
-    # An isometry, so that √λ keeps its meaning, and no wider than the number of points.
+    # An isometry, so that √λ keeps its meaning. It leaves no more columns than there are points.
     points = torch.linalg.qr(weighted.mT).R.mT if n < d else weighted
     extra = ridge**0.5 * torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
     if ridge == 0:
@@ -143,11 +143,11 @@ def peel(
         gauge = found.gauge[: left.numel()]
         chosen = found.indices[found.indices < left.numel()]
         own = gauge.clone()
-        own[chosen] = own[chosen].clamp(max=1.0)  # a point of S_l answers for itself
+        own[chosen] = own[chosen].clamp(max=1.0)  # a point of S_l stands in for itself
         out = torch.zeros(left.numel(), dtype=torch.bool, device=points.device)
         out[chosen] = True
         if chosen.numel() == 0 or found.factor == math.inf:
-            out[:] = True  # Nothing more can be certified: the others keep what the rounds so far have shown.
+            out[:] = True  # Nothing more can be certified, so the others keep the bounds from the rounds so far.
         leaving = left[out]
         if tight:
             bounds[leaving] = 1.0 / (gained[leaving] + 1.0 / own[out])
@@ -165,9 +165,9 @@ def peel(
 
 
 def spectral_ridge(weighted: Float[Tensor, "n d"]) -> float:
-    """λ for the ridge form: the mean eigenvalue of the Gram matrix A Aᵀ, i.e. the mean squared norm of the points.
+    """λ for the ridge form: the mean eigenvalue of the Gram matrix A Aᵀ, which is the mean squared norm of the points.
 
-    Then about half of the points lie inside the ball of the added points, and peeling orders the rest.
+    About half of the points then lie inside the ball of the added points, and peeling orders the others.
     """
     return float(weighted.to(torch.float64).square().sum(dim=1).mean())
 
@@ -198,9 +198,9 @@ def _exact(weighted: Tensor, one_sided: bool) -> Tensor:
     import numpy as np
     from scipy.optimize import linprog
 
-    # Sensitivities do not depend on the basis, so orthonormal coordinates u_k serve. With w_k = v_k ‖u_k‖/‖u_i‖ and
-    # directions û the program is: minimise s with Σ w_k û_k = û_i and |w_k| ≤ s ‖u_k‖/‖u_i‖. Then w = e_i, s = 1 is
-    # feasible at unit scale, however far the lengths of the points are apart.
+    # Sensitivities do not depend on the basis, so orthonormal coordinates u_k can be used. With w_k = v_k ‖u_k‖/‖u_i‖
+    # and directions û, the program is: minimise s with Σ w_k û_k = û_i and |w_k| ≤ s ‖u_k‖/‖u_i‖. Then w = e_i, s = 1
+    # is feasible at unit scale, however much the lengths of the points differ.
     rows = span(weighted).coordinates.cpu().numpy()
     n, r = rows.shape
     lengths = np.linalg.norm(rows, axis=1)

@@ -1,4 +1,4 @@
-"""Convex geometry on point clouds: tensors in, tensors out, float64 inside, no nn.Module."""
+"""Convex geometry on point clouds. Functions take tensors and return tensors, and compute in float64."""
 
 from coreprune.geometry.clustering import Clusters, kmeans
 from coreprune.geometry.convex_combination import Combination, caratheodory, caratheodory_many

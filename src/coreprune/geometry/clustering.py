@@ -14,9 +14,10 @@ from coreprune.errors import InputError
 
 @dataclass(frozen=True)
 class Clusters:
-    """labels: (n,) int64, the cluster of every point, 0 … k−1, none empty. centres: (k, d) float64, their means.
+    """A partition of n points into k clusters.
 
-    inertia: Σ_i ‖p_i − centre of i‖².
+    labels: (n,) int64, the cluster of every point, 0 … k−1. No cluster is empty. centres: (k, d) float64, the means of
+    the clusters. inertia: Σ_i ‖p_i − centre of i‖².
     """
 
     labels: Int[Tensor, " n"]
@@ -27,13 +28,13 @@ class Clusters:
 def kmeans(
     points: Float[Tensor, "n d"], k: int, seed: int | torch.Generator = 0, *, restarts: int = 10, rounds: int = 300
 ) -> Clusters:
-    """Lloyd's algorithm from k-means++ starts (Arthur & Vassilvitskii, SODA 2007), the best of several.
+    """Run Lloyd's algorithm from several k-means++ starts (Arthur & Vassilvitskii, SODA 2007), and return the best.
 
-    points: (n, d), finite. k: number of clusters, 1 … n; exactly k come back, none empty, also where fewer points are
-    distinct. seed: of the starts; a number, or a generator to draw from. restarts: number of starts. rounds: most
-    iterations of each.
+    points: (n, d), finite. k: the number of clusters, 1 … n. Exactly k are returned and none is empty, even if fewer
+    points are distinct. seed: of the starts; a number, or a generator to draw from. restarts: the number of starts.
+    rounds: at most so many iterations per start.
 
-    Raises InputError for bad points, a k that is not possible, counts below 1, or a bad seed.
+    Raises InputError for bad points, an impossible k, counts below 1, or a bad seed.
     """
     points, generator = as_points(points), as_generator(seed)
     n = len(points)
@@ -41,7 +42,7 @@ def kmeans(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
             limit = f"between 1 and {most}" if most is not None else "≥ 1"
             raise InputError(f"{name} must be a whole number {limit}, but it is {value!r}.")
-    # Distances only depend on the Gram matrix: with more columns than rows, n coordinates say the same.
+    # Distances depend only on the Gram matrix, so n coordinates are enough where there are more columns than rows.
     flat = points - points.mean(dim=0)
     flat = torch.linalg.qr(flat.mT, mode="r").R.mT if points.shape[1] > n else flat
     if k in (1, n):
@@ -68,7 +69,7 @@ def _lloyd(points: Tensor, k: int, generator: torch.Generator, rounds: int) -> t
 
 
 def _plus_plus(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """k rows, each drawn with probability proportional to its squared distance from those before."""
+    """k rows, each drawn with probability proportional to its squared distance from the nearest row drawn before."""
     draws = torch.rand(k, generator=generator, dtype=torch.float64, device=generator.device).tolist()
     chosen = [int(draws[0] * len(points))]
     nearest = _squared(points, points[chosen])[:, 0]
@@ -76,7 +77,7 @@ def _plus_plus(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
         total = nearest.cumsum(dim=0)
         if float(total[-1]) > 0:
             at = int(torch.searchsorted(total, draw * total[-1], right=True).clamp(max=len(points) - 1))
-        else:  # every point is one of the chosen: any other will do
+        else:  # every point coincides with a chosen one, so any other will do
             at = next(i for i in range(len(points)) if i not in set(chosen))
         chosen.append(at)
         nearest = torch.minimum(nearest, _squared(points, points[at : at + 1])[:, 0])
@@ -95,7 +96,7 @@ def _means(points: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def _none_empty(labels: Tensor, nearest: Tensor, k: int) -> Tensor:
-    """Give every empty cluster the point that lies farthest from its own centre, out of a cluster that can spare it."""
+    """Move into every empty cluster the point farthest from its centre, out of a cluster that has more than one."""
     count = labels.bincount(minlength=k)
     for empty in (count == 0).nonzero()[:, 0].tolist():
         at = int(torch.where(count[labels] > 1, nearest, -1.0).argmax())

@@ -1,4 +1,4 @@
-"""Carathéodory: write a point of a convex hull with at most r+1 of the points."""
+"""Carathéodory: write a point of a convex hull as a combination of at most r+1 of the points."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Combination:
     """target = Σ_k weights_k · points[indices_k], up to `residual`.
 
-    indices (k,): int64, ascending, k ≤ r+1. weights (k,): float64, not zero; w > 0 and Σw = 1, or in the symmetric case
+    indices: (k,) int64, ascending, k ≤ r+1. weights: (k,) float64, not zero. w > 0 and Σw = 1, or in the symmetric case
     signed with Σ|w| ≤ 1. residual: the largest entry of the difference, each column relative to its largest entry.
     """
 
@@ -36,18 +36,19 @@ def caratheodory(
     symmetric: bool = False,
     tol: float = 1e-9,
 ) -> Combination:
-    """At most r+1 of the points (n, d) that combine to `target` (d,), r the dimension of the affine span.
+    """Find at most r+1 of the points (n, d) that combine to `target` (d,). r is the dimension of the affine span.
 
-    symmetric=True: the target lies in conv(±points); the weights are signed, Σ|w| ≤ 1, and r is the dimension of the
-    linear span. Solved as non-negative least squares [Uᵀ; 1ᵀ] w = [y; 1] (Lawson & Hanson 1974), in orthonormal
-    coordinates U: its passive set is linearly independent, so no more than r+1 weights are positive. On the CPU.
+    With symmetric=True, the target lies in conv(±points), the weights are signed with Σ|w| ≤ 1, and r is the dimension
+    of the linear span. The problem is solved on the CPU as non-negative least squares [Uᵀ; 1ᵀ] w = [y; 1] (Lawson &
+    Hanson 1974), in orthonormal coordinates U. The passive set is linearly independent, so at most r+1 weights are
+    positive.
 
-    weights: an explicit start, any (signed) combination of all points that gives the target; only its support, and
-    in the symmetric case its signs, are searched then, which is faster. From an ellipsoid: w_i = u_i ⟨p_i, M⁻¹y⟩ for
-    yᵀM⁻¹y ≤ 1 (symmetric), w_i = u_i (1 + (p_i−c)ᵀΣ⁻¹(y−c)) where that is ≥ 0.
+    weights: (n,) an explicit start: any (signed) combination of all points that gives the target. The search is then
+    restricted to its support, and in the symmetric case to its signs, which is faster. An ellipsoid gives such a start:
+    w_i = u_i ⟨p_i, M⁻¹y⟩ for yᵀM⁻¹y ≤ 1 (symmetric), or w_i = u_i (1 + (p_i−c)ᵀΣ⁻¹(y−c)) where that is ≥ 0.
 
-    Raises GeometryError when the target is outside the hull by more than `tol` (relative, see `Combination.residual`),
-    InputError for points, targets or starts that are no finite real tensors of matching shapes.
+    Raises GeometryError when the target is outside the hull by more than `tol` (relative, see `Combination.residual`).
+    Raises InputError for points, targets or starts that are not finite real tensors of matching shapes.
     """
     target = torch.as_tensor(target)
     start = None if weights is None else torch.as_tensor(weights)[None]
@@ -61,10 +62,10 @@ def caratheodory_many(
     symmetric: bool = False,
     tol: float = 1e-9,
 ) -> list[Combination]:
-    """`caratheodory` for every row of `targets` (t, d) and `weights` (t, n).
+    """Run `caratheodory` for every row of `targets` (t, d) and `weights` (t, n).
 
-    The coordinates of the points are computed once, which is most of the work for few points.
-    The order of the results is that of the targets; an error names the target's row.
+    The coordinates of the points are computed only once. For few points, this is most of the work. The results are in
+    the order of the targets, and an error names the row of the target.
     """
     from scipy.optimize import nnls
 
@@ -85,7 +86,7 @@ def caratheodory_many(
     middle = torch.zeros_like(origin) if symmetric else local.mean(dim=0)
     scaled, goals = (local - middle) / scale, (targets - origin - middle) / scale
     u, base = coordinates(scaled)
-    size = n**0.5  # rows of U have a norm near √(r/n): bring them to the size of the row of ones
+    size = n**0.5  # rows of U have a norm near √(r/n); scale them to the size of the row of ones
     u_np, goals_np, y_np = _numpy(u * size), _numpy(goals), _numpy(goals @ base * size)
     scaled_np = _numpy(scaled)
     starts = None if weights is None else _numpy(weights)
@@ -117,7 +118,7 @@ def caratheodory_many(
 
 
 def _columns(start: np.ndarray | None, n: int, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Which points, with which sign, the search may use."""
+    """Which points the search may use, and with which signs."""
     import numpy as np
 
     if start is not None:
@@ -129,7 +130,7 @@ def _columns(start: np.ndarray | None, n: int, symmetric: bool) -> tuple[np.ndar
 
 
 def _system(rows: np.ndarray, symmetric: bool) -> np.ndarray:
-    """[Uᵀ; 1ᵀ]; symmetric: one more column takes up what Σ|w| leaves of 1."""
+    """[Uᵀ; 1ᵀ]. In the symmetric case, one more column takes up 1 − Σ|w|."""
     import numpy as np
 
     k, r = rows.shape
@@ -146,7 +147,7 @@ def _append_one(y: np.ndarray) -> np.ndarray:
 
 
 def _merge(columns: np.ndarray, weights: np.ndarray, residual: float, device: torch.device) -> Combination:
-    """Ascending indices; p and −p of one point (only possible when they tie) become one weight."""
+    """Sort the indices. If a point is used both as p and as −p (possible only in a tie), join the two weights."""
     import numpy as np
 
     indices, position = np.unique(columns, return_inverse=True)

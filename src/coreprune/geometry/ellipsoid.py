@@ -1,4 +1,4 @@
-"""The Löwner ellipsoid (minimum-volume enclosing ellipsoid), with a gap that is certified on the given points."""
+"""The Löwner ellipsoid (minimum-volume enclosing ellipsoid), with a gap certified on the given points."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from coreprune.geometry._solvers.working_set import working_set
 from coreprune.geometry.subspace import column_scale, coordinates
 
 EPS = 2.0**-52
-LARGEST_NEWTON = 16384  # the interior point's matrices take 2·n²·8 bytes: 4 GiB here
+LARGEST_NEWTON = 16384  # points; the matrices of the interior-point method take 2·n²·8 bytes, here 4 GiB
 
-# Solver, and its default iteration limit.
+# The solvers with their default iteration limits.
 METHODS: dict[str, tuple[Solver, int]] = {
     "interior-point": (interior_point, 500),
     "wolfe-atwood": (wolfe_atwood, 1_000_000),
@@ -30,7 +30,7 @@ METHODS: dict[str, tuple[Solver, int]] = {
 
 @dataclass(frozen=True)
 class Status:
-    """Whether the gap that was asked for is certified, and what to do where it is not."""
+    """Whether the requested gap is certified, and what to do if it is not."""
 
     converged: bool
     message: str
@@ -41,18 +41,18 @@ class Status:
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """{y in the affine span : (y−c)ᵀ shape⁺ (y−c) ≤ radius_squared} contains all points. All float64.
+    """{y in the affine span : (y−c)ᵀ shape⁺ (y−c) ≤ radius_squared} contains all points. All tensors are float64.
 
-    center (d,): c = 0 in the symmetric case, Σ u_i p_i otherwise.
-    shape (d, d): Σ u_i (p_i−c)(p_i−c)ᵀ.
-    whitening (d, r): (y−c)ᵀ shape⁺ (y−c) = ‖whiteningᵀ(y−c)‖² on the span. Use it rather than a pseudo-inverse of
+    center: (d,) c = 0 in the symmetric case, Σ u_i p_i otherwise.
+    shape: (d, d) Σ u_i (p_i−c)(p_i−c)ᵀ.
+    whitening: (d, r) with (y−c)ᵀ shape⁺ (y−c) = ‖whiteningᵀ(y−c)‖² on the span. Use it rather than a pseudo-inverse of
         `shape`, whose condition number is the square of that of the points.
-    weights (n,): u ≥ 0, Σu = 1; all zero if symmetric and every point is the origin.
-    support (k,): int64, the indices with u_i > 0.
-    distances (n,): (p_i−c)ᵀ shape⁺ (p_i−c) of every given point.
+    weights: (n,) u ≥ 0, Σu = 1. All are zero if symmetric and every point is the origin.
+    support: (k,) int64, the indices with u_i > 0.
+    distances: (n,) (p_i−c)ᵀ shape⁺ (p_i−c) of every given point.
     gap: ε with distances ≤ (1+ε) r (symmetric) or ≤ r + ε(r+1) (general), rounding included. The ellipsoid's volume
-        is then within (1+ε)^{r/2} (general: (1+ε)^{(r+1)/2}) of the smallest.
-    radius_squared: that right-hand side.
+        is then within a factor (1+ε)^{r/2} (general: (1+ε)^{(r+1)/2}) of the smallest.
+    radius_squared: (1+ε) r (symmetric) or r + ε(r+1) (general).
     rank: r, the dimension of the span (general: of the affine span).
     iterations, status: how the solver ended.
     """
@@ -77,19 +77,21 @@ def mvee(
     max_iter: int | None = None,
     method: str = "auto",
 ) -> Ellipsoid:
-    """The smallest ellipsoid around ±points, centred at 0, or around the points (symmetric=False); points (n, d).
+    """Find the smallest ellipsoid around ±points, centred at 0, or (symmetric=False) around the points.
 
     Solves the dual, the D-optimal design max log det Σ u_i p_i p_iᵀ over the simplex (Todd & Yıldırım 2007), until
-    the gap max_i p_iᵀ M(u)⁻¹ p_i / r − 1 is at most `tol`; general clouds are lifted to [p, 1]. The gap is then
-    recomputed from `points` with a bound on its own rounding error.
+    the gap max_i p_iᵀ M(u)⁻¹ p_i / r − 1 is at most `tol`. General clouds are lifted to [p, 1]. The gap is then
+    recomputed from `points`, with a bound on the rounding error of that computation.
 
-    method: "interior-point", "wolfe-atwood", "fixed-point", each on a working set that grows until no point outside it
-    matters. "auto" is the interior point, which was the fastest at every shape and both tolerances of
-    benchmarks/mvee.py, or the fixed point where the Newton matrix could take more than 4 GiB.
-    max_iter: iterations of the solver, all rounds together.
+    points: (n, d).
+    method: "interior-point", "wolfe-atwood" or "fixed-point". Each runs on a working set that grows until no point
+    outside it matters. "auto" takes the interior point, which was the fastest at every shape and both tolerances of
+    benchmarks/mvee.py. Where the Newton matrix could take more than 4 GiB, it takes "fixed-point" (tol ≥ 1e-3) or
+    "wolfe-atwood".
+    max_iter: a limit on the solver's iterations, summed over all rounds.
 
-    Runs on the device of `points`, in float64. Never fails to converge silently: see `status`. Raises InputError for
-    points that are no finite real matrix or whose squares overflow, an unknown method, or tol ≤ 0.
+    Runs on the device of `points`, in float64. `status` says whether the solver converged. Raises InputError for points
+    that are not a finite real matrix or whose squares overflow, for an unknown method, and for tol ≤ 0.
     """
     points = as_points(points)
     name = _choose(method, points.shape, tol)
@@ -102,8 +104,8 @@ def mvee(
     noise: Tensor | None = None
     origin, local, centred = torch.zeros_like(points[0]), points, points
     if not symmetric:
-        # Differences to one of the points are rounded relative to the spread of the cloud, not to its offset. What
-        # rounding the offset points to float64 may have added to their singular values is noise.
+        # Differences to one of the points are rounded relative to the spread of the cloud, not to its offset. The
+        # points themselves were rounded relative to the offset; what this may add to their singular values is noise.
         origin = points[0]
         local = points - origin
         centred = local - local.mean(dim=0)
@@ -112,7 +114,7 @@ def mvee(
     u, base = coordinates(centred / scale, noise)
     frame = _Frame(origin, local, scale, base)
     solution = _solve(u, symmetric, tol, solver, limit)
-    # A tiny weight is rounding, or what a solver had not finished: it leaves the support if the gap allows it.
+    # A tiny weight is rounding, or left over by a solver that stopped early. It is dropped if the gap allows it.
     for cut in (tol**0.5, 1e-3 * tol / points.shape[1], 0.0):
         weights = torch.where(solution.weights < cut / len(points), 0.0, solution.weights)
         weights = weights / weights.sum().clamp_min(1e-300)
@@ -136,11 +138,11 @@ def mvee(
 
 
 def _choose(method: str, shape: torch.Size, tol: float) -> str:
-    """The name of the solver."""
+    """The name of the solver to use."""
     if not (isinstance(tol, int | float) and 0 < tol < math.inf):
         raise InputError(f"tol must be a positive number, but is {tol!r}.")
     if method == "auto":
-        # A working set grows by 8 r points at a time and rarely needs more than two rounds.
+        # A working set grows by 8 r points at a time, and rarely needs more than two rounds.
         if min(shape[0], 16 * shape[1]) <= LARGEST_NEWTON:
             return "interior-point"
         return "fixed-point" if tol >= 1e-3 else "wolfe-atwood"
@@ -150,7 +152,7 @@ def _choose(method: str, shape: torch.Size, tol: float) -> str:
 
 
 def _solve(u: Float[Tensor, "n r"], symmetric: bool, tol: float, solver: Solver, limit: int) -> Solution:
-    """Weights of all points; the cases that need no solver are exact."""
+    """The weights of all points. Cases that need no solver are solved exactly."""
     n = len(u)
     if not symmetric:
         u = torch.cat([u, u.new_full((n, 1), n**-0.5)], dim=1)
@@ -160,12 +162,13 @@ def _solve(u: Float[Tensor, "n r"], symmetric: bool, tol: float, solver: Solver,
     weights = u.new_zeros(n)
     gap, iterations = 0.0, 0
     if r == 1:
-        # On a line the longest point decides; in a lifted cloud of rank 0 all points are the same.
+        # On a line, the longest point decides. In a lifted cloud of rank 0, all points are the same.
         weights[length.argmax()] = 1.0
     elif k == r:
         weights[alive] = 1.0 / max(r, 1)  # independent points: every ω is r
     else:
-        # The certificate adds its rounding and the pruned weights. Orthonormal columns: the first ω are at hand.
+        # 0.9: the certificate adds its rounding error and the effect of dropped weights. The columns are orthonormal,
+        # so the first ω are known.
         part, omega = (u, k * length) if k == n else (u[alive], k * length[alive])
         found = working_set(part, 0.9 * tol, limit, part.new_full((k,), 1.0 / k), solver, omega=omega)
         weights[alive] = found.weights
@@ -175,7 +178,7 @@ def _solve(u: Float[Tensor, "n r"], symmetric: bool, tol: float, solver: Solver,
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where the numbers live: points = origin + local; (local / scale) @ base are nearly orthonormal coordinates."""
+    """The coordinate system: points = origin + local, and (local / scale) @ base is nearly orthonormal."""
 
     origin: Float[Tensor, " d"]
     local: Float[Tensor, "n d"]
@@ -188,9 +191,9 @@ def _certify(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """Center, shape, whitening, distances and the gap of `weights`, whatever solver they come from.
 
-    With H the whitening and y_i = Hᵀ(p_i−c) (lifted: [y_i, 1]), H is any injective map, so ω_i = y_iᵀ(I+E)⁻¹y_i ≤
-    ‖y_i‖²/(1−‖E‖) with E = Σu_i y_i y_iᵀ − I. Nothing here assumes that H was computed well: a bad H has a large E.
-    What remains is the rounding of the products y and E themselves, which is bounded and added.
+    Let H be the whitening and y_i = Hᵀ(p_i−c) (lifted: [y_i, 1]). For any injective map H, ω_i = y_iᵀ(I+E)⁻¹y_i ≤
+    ‖y_i‖²/(1−‖E‖) with E = Σu_i y_i y_iᵀ − I. This does not assume that H was computed well: a bad H has a large E.
+    The rounding errors of the products y and E themselves are bounded and added.
     """
     origin, local, scale, base = frame.origin, frame.local, frame.scale, frame.base
     (d, rank), lift = base.shape, 0 if symmetric else 1
@@ -209,7 +212,7 @@ def _certify(
         return center, shape, torch.zeros_like(base), torch.full_like(weights, math.inf), math.inf
     whitening = torch.linalg.solve_triangular(factor, base.T, upper=False).T
     size = float(torch.linalg.matrix_norm(whitening))
-    whitening = whitening / scale[:, None]  # exact, the scale is powers of two
+    whitening = whitening / scale[:, None]  # exact, because the scale consists of powers of two
     y = moved @ whitening
     distances = y.square().sum(dim=1)
     part = y[support] if symmetric else torch.cat([y[support], torch.ones_like(mass)], dim=1)

@@ -12,7 +12,7 @@ from coreprune.geometry.subspace import span
 def leverage_scores(points: Num[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """ℓ2 leverage scores of points (n, d): p_iᵀ(PᵀP)⁺p_i = ‖U_i‖², (n,) float64.
 
-    Their sum is the rank, zero rows have 0. They are the exact sensitivities sup_x ⟨p_i,x⟩² / Σ_k ⟨p_k,x⟩².
+    Their sum is the rank. Zero rows have 0. They are the exact sensitivities sup_x ⟨p_i,x⟩² / Σ_k ⟨p_k,x⟩².
 
     Raises InputError as `span` does.
     """
@@ -24,11 +24,12 @@ def lewis_weights(
 ) -> Float[Tensor, " n"]:
     """ℓp Lewis weights of points (n, d), 0 < p < 4: the fixed point of τ_i = (p_iᵀ (Pᵀ diag(τ)^{1−2/p} P)⁺ p_i)^{p/2}.
 
-    Returns (n,) float64, Στ = rank; zero rows have 0. For p = 1: τ_i = √(p_iᵀ(Pᵀdiag(τ)⁻¹P)⁺p_i), and τ_i bounds the
-    sensitivity sup_x |⟨p_i,x⟩| / Σ_k |⟨p_k,x⟩| (T5). The iteration contracts log τ by |1 − p/2| a round (Cohen &
-    Peng 2015), so 30 rounds reach 1e-9 at p = 1; it stops when no weight moves by more than tol, relatively.
+    Returns (n,) float64 with Στ = rank. Zero rows have 0. For p = 1, τ_i = √(p_iᵀ(Pᵀdiag(τ)⁻¹P)⁺p_i), and τ_i bounds
+    the sensitivity sup_x |⟨p_i,x⟩| / Σ_k |⟨p_k,x⟩| (T5). Each round of the iteration contracts log τ by |1 − p/2|
+    (Cohen & Peng 2015), so 30 rounds reach 1e-9 at p = 1. It stops when no weight changes by more than tol, relatively.
 
-    Raises InputError for other p and for the points that `span` refuses, GeometryError when `iterations` are spent.
+    Raises InputError for other p and for points that `span` refuses. Raises GeometryError if `iterations` rounds are
+    not enough.
     """
     if not 0 < p < 4:
         raise InputError(f"p must lie in (0, 4), where the fixed point contracts, but is {p}.")
@@ -44,14 +45,14 @@ def lewis_weights(
     t = torch.full((len(alive),), r / len(alive), dtype=u.dtype, device=u.device)
     moved = float("inf")
     for _ in range(iterations):
-        # QR of the re-weighted points instead of a Cholesky of their Gram matrix: τ^{1−2/p} can span many orders.
+        # QR of the re-weighted points, not Cholesky of their Gram matrix: τ^{1−2/p} can span many orders of magnitude.
         q = torch.linalg.qr(t.pow(0.5 - 1 / p)[:, None] * u).Q
         leverage = q.square().sum(dim=1)  # = t^{1-2/p} · u_iᵀ M⁻¹ u_i
         new = (leverage * t.pow(2 / p - 1)).pow(p / 2)
         moved = float((new / t).log().abs().max())
         t = new
         if moved <= tol:
-            # The fixed point has Στ = r exactly; what is left is the last rounding.
+            # The fixed point has Στ = r exactly. This removes the remaining difference.
             tau[alive] = t * (r / t.sum())
             return tau
     raise GeometryError(

@@ -1,7 +1,8 @@
-"""Recombination: reduce explicit combinations of points to few points, many combinations of the same points at once.
+"""Recombination: reduce explicit combinations of points to few points, for many combinations of the same points.
 
-Where `caratheodory` searches a combination from nothing, this starts from one that is known: Carathéodory's own proof,
-one elimination along the null space per superfluous point. The null space is computed once for all of them.
+`caratheodory` searches for a combination from nothing, whereas this starts from a known one. It follows Carathéodory's
+own proof, with one elimination along the null space per superfluous point. The null space is computed once for all
+combinations.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from coreprune.geometry.convex_combination import caratheodory
 def recombine(
     points: Float[Tensor, "n d"], weights: Float[Tensor, "t n"], symmetric: bool = False, tol: float = 1e-9
 ) -> Float[Tensor, "t n"]:
-    """Weights w' with the same combinations, `w' @ points == weights @ points`, and few non-zeros per row.
+    """Find weights w' with the same combinations, `w' @ points == weights @ points`, and few non-zeros per row.
 
-    symmetric=False: weights ≥ 0; Σw' = Σw and at most r+1 non-zeros, r the dimension of the affine span.
-    symmetric=True: signed weights; Σ|w'| ≤ Σ|w|, no weight changes its sign, at most r non-zeros (r: linear span).
+    With symmetric=False, the weights are ≥ 0. Σw' = Σw, and each row has at most r+1 non-zeros, where r is the
+    dimension of the affine span. With symmetric=True, the weights are signed. Σ|w'| ≤ Σ|w|, no weight changes its sign,
+    and each row has at most r non-zeros, where r is the dimension of the linear span.
 
-    Each elimination moves along a null vector until a weight vanishes. The result is checked: a row whose
-    combination is off by more than `tol` (relative to the largest entry) is searched anew by `caratheodory`.
-    Returns float64 on the device of the points; computed on the CPU. Raises InputError for wrong shapes and signs.
+    Each elimination moves along a null vector until a weight vanishes. The result is checked. If the combination of a
+    row is off by more than `tol` (relative to the largest entry), `caratheodory` searches for it anew.
+
+    Computed on the CPU; the result is float64, on the device of the points. Raises InputError for wrong shapes and
+    signs.
     """
     import numpy as np
 
@@ -68,11 +72,11 @@ def _null_space(system):
 
 
 def _eliminate(weights, null):
-    """One non-negative combination. weights (n,) and null (n, m) are consumed."""
+    """Reduce one non-negative combination. The arguments weights (n,) and null (n, m) are not to be used afterwards."""
     import numpy as np
 
     alive = weights > 0
-    # A point that is not used yet may not enter: its row of the null space is cleared first.
+    # A point with zero weight may not enter, so its row of the null space is cleared first.
     rows = np.flatnonzero(alive)
     null = null[rows] if alive.all() else _restricted(null, alive)
     w = weights[rows]
@@ -97,7 +101,7 @@ def _eliminate(weights, null):
 
 
 def _restricted(null, alive):
-    """Null vectors that vanish off `alive`, restricted to it: null · ker(null[~alive])."""
+    """The null vectors that vanish outside `alive`, restricted to it: null · ker(null[~alive])."""
     import numpy as np
 
     _, s, vt = np.linalg.svd(null[~alive], full_matrices=True)

@@ -1,4 +1,4 @@
-"""The span of a point cloud: orthonormal coordinates, and the one rank decision that everything else relies on."""
+"""The span of a point cloud: orthonormal coordinates, and the rank decision that everything else relies on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coreprune._shapes import Float, Num, Tensor
 from coreprune._validate import as_points
 from coreprune.errors import InputError
 
-# Squares of entries enter every Gram matrix; outside this range they would overflow or vanish silently.
+# Squares of entries enter every Gram matrix. Outside this range they would silently overflow or vanish.
 LARGEST, SMALLEST = 1e150, 1e-150
 
 
@@ -37,7 +37,7 @@ class Span:
 def column_scale(points: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     """Powers of two that bring the largest entry of every column into [1/2, 1); 1 for zero columns.
 
-    Powers of two, so that dividing by them is exact: two clouds that differ by such a scaling give identical results.
+    Dividing by powers of two is exact, so two clouds that differ by such a scaling give identical results.
     Raises InputError where squared entries would leave the range of float64.
     """
     largest = points.abs().amax(dim=0)
@@ -56,11 +56,11 @@ def span(points: Num[Tensor, "n d"]) -> Span:
     """Orthonormal coordinates of `points` (n, d) in their span, in float64.
 
     With D = diag(scale) and P D⁻¹ = U S Wᵀ, the directions with σ > max(n, d)·2⁻⁵²·σ₁ are kept. The columns are
-    equilibrated before the cut: the ellipsoid and the leverage scores are affine invariant, so a feature measured
-    in other units (1e-8 or 1e8) must not be mistaken for rounding. Rows are not: a point that is shorter than its
-    neighbours' rounding error is zero.
+    equilibrated before the cut, because the ellipsoid and the leverage scores are affine invariant: a feature measured
+    in other units (1e-8 or 1e8) must not be mistaken for rounding. The rows are not equilibrated, so a point that is
+    shorter than the rounding errors of the others counts as zero.
 
-    Raises InputError for points that are no finite real matrix, or whose squares overflow.
+    Raises InputError for points that are not a finite real matrix, or whose squares overflow.
     """
     points = as_points(points)
     scale = column_scale(points)
@@ -69,17 +69,17 @@ def span(points: Num[Tensor, "n d"]) -> Span:
 
 
 def singular(a: Float[Tensor, "n d"], noise: Float[Tensor, " d"] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """U (n, r), σ (r,), W (d, r) of `a` with the rank cut.
+    """The singular value decomposition U (n, r), σ (r,), W (d, r) of `a` after the rank cut.
 
-    noise: a bound on the rounding error of the entries of each column; a direction w is cut as well when that alone
-    explains its singular value, σ ≤ √n ‖noise∘w‖.
+    noise: (d,) a bound on the rounding error of the entries of each column. A direction w is also cut when this error
+    alone explains its singular value, σ ≤ √n ‖noise∘w‖.
     """
     n = len(a)
     u, s, wt = torch.linalg.svd(a, full_matrices=False)
     keep = s > max(a.shape) * 2.0**-52 * s[0]
     if noise is not None:
         keep &= s > n**0.5 * torch.linalg.vector_norm(wt * noise, dim=1)
-    # The decomposition leaves rounding in the rows of zero points; weights and scores rely on exact zeros there.
+    # The decomposition leaves rounding errors in the rows of zero points. Weights and scores need exact zeros there.
     u = torch.where((a != 0).any(dim=1)[:, None], u[:, keep], 0.0)
     return u, s[keep], wt[keep].T
 
@@ -89,8 +89,8 @@ def coordinates(
 ) -> tuple[Float[Tensor, "n r"], Float[Tensor, "d r"]]:
     """U = a @ B (n, r) with nearly orthonormal columns, and B (d, r). The rank decision is that of `singular`.
 
-    Cholesky-QR where the Gram matrix proves the columns to be well conditioned (several times faster than the
-    singular value decomposition), else the decomposition. ‖L‖_F‖L⁻¹‖_F bounds the condition number from above.
+    Uses Cholesky-QR where the Gram matrix proves that the columns are well conditioned (‖L‖_F‖L⁻¹‖_F bounds the
+    condition number from above). This is several times faster than the singular value decomposition used otherwise.
     """
     n, d = a.shape
     if n >= d:

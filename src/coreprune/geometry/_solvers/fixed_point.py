@@ -1,4 +1,4 @@
-"""Multiplicative fixed point for the D-optimal design."""
+"""Multiplicative fixed-point iteration for the D-optimal design."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ def fixed_point(
 ) -> Solution:
     """w ← w·(ω/r)^{3/2}, normalised (Titterington 1978; Cohen, Cousins, Lee, Yang, COLT 2019, with exponent 1).
 
-    Near the optimum a step with exponent λ multiplies the error by 1 − λμ, 0 ≤ μ ≤ 1: with 3/2 instead of 1 the slow
-    modes go 1.5 times as fast and the fastest one still halves. The best iterate is returned, because only exponents
-    up to 1 are known to be monotone. Cost n r² a step, memory n r. The gap falls like 1/steps: fine for 1e-2, not 1e-7.
-    omega: the leverages under `weights`, where the caller knows them.
+    Near the optimum, a step with exponent λ multiplies the error by 1 − λμ, 0 ≤ μ ≤ 1. With 3/2 instead of 1, the slow
+    modes shrink 1.5 times as fast, and the fastest one is still halved. The best iterate is returned, because only
+    exponents up to 1 are known to be monotone. A step costs n r², and memory is n r. The gap falls like 1/steps, which
+    is enough for 1e-2 but not for 1e-7.
+
+    omega: the leverages under `weights`, if the caller knows them.
     """
     r = u.shape[1]
     omega = leverages(u, weights) if omega is None else omega

@@ -1,4 +1,4 @@
-"""Primal-dual interior point for the D-optimal design."""
+"""Primal-dual interior-point method for the D-optimal design."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from coreprune.geometry._solvers.solution import Solution, whiten
 
 
 def interior_point(u: Float[Tensor, "n r"], tol: float, max_iter: int, weights: Float[Tensor, " n"]) -> Solution:
-    """Mehrotra predictor-corrector on max log det M(w) − r Σw, w ≥ 0, after a few fixed-point steps.
+    """Mehrotra's predictor-corrector method on max log det M(w) − r Σw, w ≥ 0, after a few fixed-point steps.
 
-    At the optimum Σw = 1 by itself (Σ w_i ω_i = r always), so the constraint is dropped and the Newton matrix
-    G + diag(s/w), G = (U M⁻¹ Uᵀ)∘², s = r − ω, stays positive definite, for duplicated points too.
-    Cost n² r + n³/3 a step, 2 to 8 steps; memory 2 n². Stops early where rounding ends the progress.
+    The optimum has Σw = 1 by itself (Σ w_i ω_i = r always). So the constraint is dropped, and the Newton matrix
+    G + diag(s/w), with G = (U M⁻¹ Uᵀ)∘² and s = r − ω, stays positive definite, even for duplicated points.
+    A step costs n² r + n³/3, and 2 to 8 steps are usual. Memory is 2 n². Stops early where rounding prevents progress.
     """
     n, r = u.shape
-    # A Newton step costs as much as (n/r)²/6 + n/2r fixed-point steps, and the better the start the fewer it takes.
+    # A Newton step costs as much as (n/r)²/6 + n/2r fixed-point steps, and a better start needs fewer Newton steps.
     best = fixed_point(u, tol, min(max_iter, 6 + n // r), weights)
     if best.gap <= tol:
         return best
-    # s = r − ω must be positive to start: more mass, smaller ω.
+    # s = r − ω must be positive at the start. More mass makes ω smaller.
     w = best.weights.clamp_min(1e-9 / n) * (1.1 * (1 + best.gap))
     z = whiten(u, w)
     omega = z.square().sum(dim=0)
@@ -34,7 +34,7 @@ def interior_point(u: Float[Tensor, "n r"], tol: float, max_iter: int, weights: 
         if int(failed):
             break
         mu = float(w @ s) / n
-        # (G + s/w) dw = rhs gives G dw = rhs − (s/w) dw, so that G itself is not needed again.
+        # (G + s/w) dw = rhs gives G dw = rhs − (s/w) dw, so G itself is not needed again.
         dw = torch.cholesky_solve((omega - r)[:, None], factor)[:, 0]
         ds = -s - s / w * dw
         affine = float((w + _step(w, dw) * dw) @ (s + _step(s, ds) * ds)) / n

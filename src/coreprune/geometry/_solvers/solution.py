@@ -12,7 +12,7 @@ from coreprune._shapes import Float, Tensor
 
 @dataclass(frozen=True)
 class Solution:
-    """Weights w on the simplex, their leverages ω_i = p_iᵀ M(w)⁻¹ p_i, and max ω / r − 1 as the solver saw it."""
+    """Weights w on the simplex, their leverages ω_i = p_iᵀ M(w)⁻¹ p_i, and the solver's gap max ω / r − 1."""
 
     weights: Float[Tensor, " n"]
     leverages: Float[Tensor, " n"]
@@ -30,8 +30,8 @@ def whiten(
 ) -> Float[Tensor, "r n"]:
     """Z = L⁻¹Uᵀ with L Lᵀ = M(w), so that the leverages are the squared norms of Z's columns.
 
-    M(w) = Uᵀ diag(w) U, or that of the rows `part` that carry all weight. NaN where M(w) is numerically singular:
-    every comparison with the gap then fails, and a solver keeps its best iterate.
+    M(w) = Uᵀ diag(w) U. If only some rows carry weight, pass them as `part`. The result is NaN where M(w) is
+    numerically singular. Then every comparison with the gap fails, and a solver keeps its best iterate.
     """
     carrier = u if part is None else part
     factor, failed = torch.linalg.cholesky_ex(carrier.T @ (weights[:, None] * carrier))

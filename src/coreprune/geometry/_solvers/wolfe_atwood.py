@@ -9,15 +9,15 @@ import torch
 from coreprune._shapes import Float, Tensor
 from coreprune.geometry._solvers.solution import Solution, leverages
 
-REFRESH = 200  # rank-one updates between two recomputations: their rounding errors add up
+REFRESH = 200  # rank-one updates between two recomputations, because their rounding errors add up
 
 
 def wolfe_atwood(u: Float[Tensor, "n r"], tol: float, max_iter: int, weights: Float[Tensor, " n"]) -> Solution:
     """Move weight towards the point with the largest ω, or away from the one with the smallest (Todd & Yıldırım 2007).
 
     M ← (1−t)M + t p pᵀ with the t that maximises log det, t = (ω/r − 1)/(ω − 1), cut at −w/(1−w), where the point has
-    no weight left. ω and M⁻¹ follow by rank-one updates: cost n r a step, memory n r. Linear convergence, thousands
-    of cheap steps. Needs r ≥ 2.
+    no weight left. ω and M⁻¹ follow by rank-one updates, so a step costs n r, and memory is n r. Converges linearly, in
+    thousands of cheap steps. Needs r ≥ 2.
     """
     r = u.shape[1]
     weights = weights.clone()
@@ -44,7 +44,7 @@ def wolfe_atwood(u: Float[Tensor, "n r"], tol: float, max_iter: int, weights: Fl
         else:
             i, top = j, low
             most = mass / (1 - mass)
-            # Below ω = 1, log det grows until the point is gone.
+            # Below ω = 1, log det grows until the point has no weight.
             step = -min((1 - low / r) / (low - 1), most) if low > 1 else -most
             weights *= 1 - step
             weights[i] = 0.0 if step == -most else weights[i] + step
@@ -56,7 +56,7 @@ def wolfe_atwood(u: Float[Tensor, "n r"], tol: float, max_iter: int, weights: Fl
 
 
 def _refresh(u: Float[Tensor, "n r"], weights: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
-    """ω and M⁻¹ from scratch; NaN where M is numerically singular."""
+    """Compute ω and M⁻¹ from scratch. They are NaN where M is numerically singular."""
     weights /= weights.sum()
     factor, failed = torch.linalg.cholesky_ex(u.T @ (weights[:, None] * u))
     inverse = torch.cholesky_inverse(factor)

@@ -1,4 +1,4 @@
-"""Solve on the points that can matter, check on all, add those that were missed."""
+"""Solve on the points that can matter, check the solution on all points, and add those that were missed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from coreprune.geometry._solvers.fixed_point import fixed_point
 from coreprune.geometry._solvers.solution import Solution, Solver, leverages
 from coreprune.geometry._solvers.wolfe_atwood import wolfe_atwood
 
-WARM_UP = 4  # fixed-point steps; then 99 to 100 % of the optimal support had ω ≥ 0.9 r on every layer that we tried
+WARM_UP = 4  # fixed-point steps; after them, 99 to 100 % of the optimal support had ω ≥ 0.9 r on every layer we tried
 CUT = 0.9
-WIDEST = 8  # points per dimension that the innermost working set takes up at a time
-DIRECT = 2 * WIDEST  # up to this many points per dimension the solver runs without another working set
-TALL = 4 * DIRECT  # beyond, a step on all points costs more than the guess that it improves
-MANY = 4096  # a working set of nearly all of more points than this would cost an n×n matrix for nothing
+WIDEST = 8  # points per dimension that the innermost working set adds at a time
+DIRECT = 2 * WIDEST  # up to this many points per dimension, the solver runs without another working set
+TALL = 4 * DIRECT  # beyond, a step on all points costs more than the better guess is worth
+MANY = 4096  # with more points, a working set of nearly all of them would need an n×n matrix for no gain
 
 
 def support_threshold(gap: float, r: int) -> float:
-    """Points with ω below this many r are in no optimal support (Harman & Pronzato 2007), e = r·gap = max ω − r.
+    """A threshold in multiples of r: points with a smaller ω are in no optimal support (Harman & Pronzato 2007).
 
     The eigenvalues λ of M^{-1/2} M* M^{-1/2} have Σλ ≤ r(1 + gap) and Σ1/λ ≤ r, and a support point has ω ≥ r·min λ.
-    The smallest min λ that both allow (all others equal) is 1 + e/2 − √(e(4 + e − 4/r))/2.
+    The smallest min λ that both allow (all others equal) is 1 + e/2 − √(e(4 + e − 4/r))/2, with e = r·gap = max ω − r.
     """
     e = gap * r
     return 1 + e / 2 - (e * (4 + e - 4 / r)) ** 0.5 / 2
@@ -40,10 +40,11 @@ def working_set(
 ) -> Solution:
     """Run `solver` on a working set until no point outside it has ω > (1 + tol) r.
 
-    Points outside the support only cost time. Which they are is guessed (ω < 0.9 r after a few fixed-point steps) or
-    proved (`support_threshold`); wrong guesses come back as violators in the next round, so the result is the
-    solution for all points. Very tall clouds (n ≫ r) nest: the working set has a working set.
-    omega: the leverages under `weights`, where the caller knows them.
+    Points outside the support only cost time. They are guessed (ω < 0.9 r after a few fixed-point steps) or proved
+    (`support_threshold`). Wrong guesses come back as violators in the next round, so the result is the solution for
+    all points. In very tall clouds (n ≫ r), the working set has a working set of its own.
+
+    omega: the leverages under `weights`, if the caller knows them.
     """
     n, r = u.shape
     tall = n > TALL * r
@@ -69,7 +70,8 @@ def working_set(
         omega = leverages(u, part.weights, u[work])
         gap = float(omega.max()) / r - 1
         if not gap >= 0:
-            # The working set does not span: rare directions have a large ω, common ones turn up in an even sample.
+            # The working set does not span the space. Add points: those in rare directions have a large ω, and an even
+            # sample contains the common directions.
             even = torch.zeros_like(inside).index_fill_(0, torch.arange(0, n, max(1, n // most), device=u.device), True)
             start = weights
             inside = even | inside if bool((even & ~inside).any()) else torch.ones_like(inside)
