@@ -34,7 +34,7 @@ def certify(
     weights: options.Weights = None,
     json: options.Json = False,
 ) -> None:
-    """Certify how often the pruned model at least agrees with the dense model on samples like these (T11)."""
+    """Certify a lower bound on how often the dense and the pruned model agree on samples like these (T11)."""
     from coreprune.artifact.manifest import QUERIES
     from coreprune.pruning import certify as run
 

@@ -39,7 +39,7 @@ class Commands(TyperGroup):
 
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Silence torch's logs and one of its warnings, unless TORCH_LOGS is set.
+    """Silence torch's logs, unless TORCH_LOGS is set, and one of its warnings.
 
     torch logs tracebacks of errors that it also raises, lists optional packages that it could not find, and warns that
     functions which it uses itself are deprecated.

@@ -95,7 +95,7 @@ def prune(
         ),
     ] = None,
     absolute: Annotated[
-        bool, typer.Option("--absolute", help="Accept a --macs, --params or --bytes from 1 to 100 as a number.")
+        bool, typer.Option("--absolute", help="Take --macs, --params or --bytes as a number, also from 1 to 100.")
     ] = False,
     error: Annotated[
         float | None, typer.Option(help="Largest predicted error of the outputs, as a share of their variance.")

@@ -80,7 +80,7 @@ def sensitivities(
     variant, tight, ridge: for peeling, see `peel`.
 
     Raises InputError for an unknown method, bad points or weights, and for one_sided with "lewis" (T5 is two-sided).
-    Raises GeometryError where a linear program of "exact" has no solution.
+    Raises GeometryError where a linear program of "exact" cannot be solved.
     """
     points = as_points(points)
     n = points.shape[0]
