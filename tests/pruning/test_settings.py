@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from coreprune import Budget, Distill, Functional, Repair, prune
+from coreprune import Budget, Distill, Functional, InputError, Repair, make_plan, prune
 from coreprune.pruning.settings import Settings
 from coreprune.queries import WhiteNoise
 
@@ -58,12 +58,49 @@ def test_the_call_names_groups_where_modules_were_excluded():
 def test_every_field_is_in_the_report_and_in_a_call_that_differs_from_the_defaults():
     """`exclude` was lost, because the fields were written out by hand in three places."""
     settings = Settings(
-        Budget(macs=0.5), Functional(), WhiteNoise(), 7, ("a*",), Repair(ridge=0.5), Distill(steps=3), 5, 0.3
+        Budget(macs=0.5),
+        Functional(),
+        WhiteNoise(),
+        7,
+        ("a*",),
+        Repair(ridge=0.5),
+        Distill(steps=3),
+        5,
+        0.3,
+        milliseconds,
     )
     names = {f.name for f in fields(Settings)}
     assert settings.as_dict().keys() == names
     json.dumps(settings.as_dict())
     assert all(f"    {name}=" in settings.call() for name in names)
+
+
+def milliseconds(widths):
+    return 0.01 * sum(widths.values())
+
+
+def test_a_cost_of_ones_own_decides_and_is_imported_in_the_call():
+    first = prune(network(), EXAMPLE, Budget(cost=0.5), "l2", queries=None, cost=milliseconds)
+    kept = sum(g.kept for g in first.report.groups)
+    assert kept == 8  # of 17
+    assert f"from {__name__} import milliseconds" in first.report.settings.call()
+    second = again(first.report.settings.call(), network())
+    assert second.plan == first.plan
+    made = make_plan(network(), EXAMPLE, Budget(cost=0.5), "l2", queries=None, cost=milliseconds)
+    assert made == first.plan
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(macs=0.5)])
+def test_a_cost_that_no_budget_limits_is_refused(budget):
+    with pytest.raises(InputError, match=f"limits {budget.kind}.*Budget\\(cost=0.5\\)"):
+        prune(network(), EXAMPLE, budget, cost=milliseconds)
+    with pytest.raises(InputError, match="none is given"):
+        make_plan(network(), EXAMPLE, Budget(cost=0.5))
+
+
+def test_a_cost_is_a_function(unchecked):
+    with pytest.raises(InputError, match=r"cost must be a function .* not 3"):
+        prune(network(), EXAMPLE, Budget(cost=0.5), cost=3)
 
 
 class Mine:

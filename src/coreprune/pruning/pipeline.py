@@ -15,6 +15,7 @@ from coreprune.errors import BudgetError, InputError
 from coreprune.graph import Recipe, Traced, adopt, recipe_of
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.plans.plan import Plan, fingerprint
@@ -23,7 +24,7 @@ from coreprune.pruning.reporting.report import Report
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import Settings, asked_queries
 from coreprune.pruning.stages import carry_out, exclude_names, make_report, prune_to, repair_, trace
-from coreprune.pruning.validate import check_count, check_exclude, check_model, check_settings
+from coreprune.pruning.validate import check_cost, check_count, check_exclude, check_model, check_settings
 from coreprune.queries import Queries
 
 
@@ -67,6 +68,7 @@ def prune(
     distill: int | Distill = 0,
     seed: int = 0,
     delta: float = 0.01,
+    cost: CostFunction | None = None,
     inplace: bool = False,
     checkpoint: str | Path | None = None,
     cache: str | Path | None = None,
@@ -93,6 +95,8 @@ def prune(
         `Distill(...)`.
     seed: for making queries and for sampling. The same seed on the same machine gives the same plan and weights.
     delta: the sampled certificates hold with probability 1 − delta.
+    cost: a function from the widths of all groups to a number, such as milliseconds, for `Budget(cost=...)`. A budget
+        of errors then makes that number small, instead of the MACs.
     inplace: shrink `model` itself, as the last step.
     checkpoint: a file for the state of the distillation. An interrupted run resumes from it.
     cache: a file for the queries. An interrupted run resumes from it, and a later run need not make them again.
@@ -105,11 +109,12 @@ def prune(
     budget, selector = check_settings(budget, seed, delta), resolve(method, options is not None, queries is not None)
     training = _distill_options(distill, queries, checkpoint)
     check_count(n_queries, "n_queries")
+    check_cost(cost, budget)
     clock = Clock(progress or silent)
     excluded = check_exclude(exclude)
     with clock("capture"):
         traced = trace(model, example_inputs, clock.tell, excluded)
-    _check_affordable(budget, traced)
+    _check_affordable(budget, traced, cost)
     settings = Settings(
         budget=budget,
         method=selector,
@@ -120,6 +125,7 @@ def prune(
         distill=training,
         seed=seed,
         delta=delta,
+        cost=cost,
     )
     calibration = None
     by_queries = queries is not None and _by_queries(selector, budget)
@@ -164,18 +170,29 @@ def make_plan(
     n_queries: int | None = None,
     exclude: str | nn.Module | Sequence[str | nn.Module] = (),
     seed: int = 0,
+    cost: CostFunction | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
     check_count(n_queries, "n_queries")
+    check_cost(cost, budget)
     clock = Clock(progress or silent)
     excluded = check_exclude(exclude)
     traced = trace(model, example_inputs, clock.tell, excluded)
-    _check_affordable(budget, traced)
+    _check_affordable(budget, traced, cost)
     settings = Settings(
-        budget, selector, asked_queries(queries), n_queries, exclude_names(traced, excluded), None, None, seed, 0.01
+        budget,
+        selector,
+        asked_queries(queries),
+        n_queries,
+        exclude_names(traced, excluded),
+        None,
+        None,
+        seed,
+        0.01,
+        cost,
     )
     calibration = None
     if queries is not None and _by_queries(selector, budget):
@@ -205,6 +222,7 @@ def apply_plan(
     if not isinstance(plan, Plan):
         raise InputError(f"plan must be a Plan (from make_plan() or Plan.from_json), not {type(plan).__name__}.")
     check_count(n_queries, "n_queries")
+    check_cost(cost, budget)
     if example_inputs is None:
         if plan.example is None:
             raise InputError("the plan says nothing of its example input. Pass one: apply_plan(model, plan, example).")
@@ -249,10 +267,10 @@ def _by_queries(selector: Selector, budget: Budget) -> bool:
     return allocates or getattr(selector, "reads", False)
 
 
-def _check_affordable(budget: Budget, traced: Traced) -> None:
+def _check_affordable(budget: Budget, traced: Traced, cost: CostFunction | None) -> None:
     """Raise BudgetError if the budget cannot be met. This runs before queries are made, which may take long."""
     if budget.kind != "error":
-        allocate(budget, list(traced.groups), traced.cost_model)
+        allocate(budget, list(traced.groups), cost or traced.cost_model)
 
 
 def _distill_options(distill: int | Distill, queries: Any, checkpoint: str | Path | None) -> Distill | None:

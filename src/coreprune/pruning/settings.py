@@ -11,6 +11,7 @@ from types import FunctionType
 from typing import Any, ClassVar
 
 from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.distill.distill import Distill
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.selectors import Own, Selector
@@ -23,7 +24,8 @@ class Settings:
     """The arguments of one call of prune(), under the same names, after checks and with defaults filled in.
 
     method: the selector itself. exclude: names or patterns of groups. queries: a name, a path, a source, or "samples"
-    for the user's own tensors; None for no queries. repair, distill: their options, or None if they are off.
+    for the user's own tensors; None for no queries. repair, distill: their options, or None if they are off. cost: the
+    user's own, or None.
     """
 
     budget: Budget
@@ -35,6 +37,7 @@ class Settings:
     distill: Distill | None
     seed: int
     delta: float
+    cost: CostFunction | None = None
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
@@ -43,6 +46,7 @@ class Settings:
         "repair": Repair(),
         "distill": None,
         "delta": 0.01,
+        "cost": None,
     }
 
     def as_dict(self) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def prune_to(traced: Traced, settings: Settings, calibration: Calibration | None
         ranked = rank(traced, settings.method, readers, settings.seed, clock.tell)
     while True:
         with clock("allocate"):
-            decisions = decide(traced, ranked, settings.budget, clock.tell)
+            decisions = decide(traced, ranked, settings.budget, settings.cost, clock.tell)
             plan = plan_of(traced, decisions, settings.method, settings.budget, settings.seed)
         with clock("surgery"):
             pruned = carry_out(traced, plan)

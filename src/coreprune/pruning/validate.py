@@ -63,6 +63,16 @@ def check_settings(budget: object, seed: object, delta: object) -> Budget:
     return budget
 
 
+def check_cost(cost: object, budget: Budget) -> None:
+    """Refuse a cost that cannot be called, or that the budget has no use for. Raises InputError."""
+    if cost is None:
+        return
+    if not callable(cost):
+        raise InputError(f"cost must be a function from the widths of all groups to a number, not {cost!r}.")
+    if budget.kind not in ("cost", "error"):
+        raise InputError(f"a cost of your own is given, but the budget limits {budget.kind}. Use Budget(cost=0.5).")
+
+
 def check_exclude(exclude: object) -> Exclude:
     """Patterns of names and modules, as a tuple; a single one becomes a tuple of one. Raises InputError otherwise."""
     items = (exclude,) if isinstance(exclude, (str, nn.Module)) else exclude

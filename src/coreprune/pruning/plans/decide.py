@@ -15,6 +15,7 @@ from coreprune.graph import Group, Traced
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.curves import balanced, widths_curve
+from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.layer.read import read_layer
 from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.plans.cut_ranking import choose
@@ -59,13 +60,18 @@ def rank(
 
 
 def decide(
-    traced: Traced, ranked: Mapping[str, Decision], budget: Budget, tell: Progress | None = None
+    traced: Traced,
+    ranked: Mapping[str, Decision],
+    budget: Budget,
+    cost: CostFunction | None = None,
+    tell: Progress | None = None,
 ) -> dict[str, Decision]:
     """Allocate widths under the budget, and cut the ranking of every free group to its width. Raises BudgetError.
 
-    ranked: from `rank`. Groups that were locked after that are left out.
+    ranked: from `rank`. Groups that were locked after that are left out. cost: the caller's own, if there is one.
     """
-    widths = allocate(budget, list(traced.groups), traced.cost_model, _error_by_width(traced.free, ranked), tell)
+    curves = _error_by_width(traced.free, ranked)
+    widths = allocate(budget, list(traced.groups), cost or traced.cost_model, curves, tell)
     decided = {}
     for name, group in traced.free.items():
         entry, coreset = choose(group, ranked[name].ranking, widths[name])
