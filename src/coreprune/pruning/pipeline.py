@@ -182,18 +182,8 @@ def make_plan(
     excluded = check_exclude(exclude)
     traced = trace(model, example_inputs, clock.tell, excluded)
     _check_affordable(budget, traced, cost)
-    settings = Settings(
-        budget,
-        selector,
-        asked_queries(queries),
-        n_queries,
-        exclude_names(traced, excluded),
-        None,
-        None,
-        seed,
-        0.01,
-        cost,
-    )
+    names = exclude_names(traced, excluded)
+    settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
     calibration = None
     if queries is not None and _by_queries(selector, budget):
         calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
@@ -222,7 +212,6 @@ def apply_plan(
     if not isinstance(plan, Plan):
         raise InputError(f"plan must be a Plan (from make_plan() or Plan.from_json), not {type(plan).__name__}.")
     check_count(n_queries, "n_queries")
-    check_cost(cost, budget)
     if example_inputs is None:
         if plan.example is None:
             raise InputError("the plan says nothing of its example input. Pass one: apply_plan(model, plan, example).")
