@@ -264,6 +264,39 @@ def test_a_source_of_ones_own(place, run, install_package, monkeypatch, spec):
     assert json.loads(done.stdout)["theorem"] == "T11"
 
 
+SELECTOR = """
+print("the user's selector says hello")
+
+
+def last(layer):
+    return layer.weights.new_tensor(range(len(layer.weights)))
+"""
+
+
+@pytest.mark.parametrize("method", ["selector_for_cli:last", "mine"])
+def test_a_selector_of_ones_own(place, run, install_package, method):
+    """By its module, which lies in the current folder, or by the name that an installed package registers."""
+    install_package("selector_for_cli", "[coreprune.selectors]\nmine = selector_for_cli:last\n", SELECTOR)
+    done = run(
+        "prune", "net_for_cli:net", "--shape", "1,8", "--no-latency", "--queries", "none", "--keep", "0.5",
+        "--method", method, "--out", "small", "--json",
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    name = method.rpartition(":")[2]
+    assert report["settings"]["method"] == {"name": name}
+    assert ("method=last" if name == "last" else 'method="mine"') in report["call"]
+    plan = read_plan(place / "small")
+    assert plan.method == name
+    assert plan.groups["0"].kept == tuple(range(12, 24))
+    assert run("report", "small").exit_code == 0
+
+
+def test_a_selector_that_is_not_there(place, run):
+    done = run("prune", "net_for_cli:net", "--shape", "1,8", "--method", "net_for_cli:best", "--out", "small")
+    assert done.exit_code == 2
+    assert "module 'net_for_cli' has no 'best'" in done.stderr
+
+
 def test_a_source_that_is_not_there(place, run):
     done = run("prune", "net_for_cli:net", "--shape", "1,8", "--queries", "net_for_cli:draw", "--out", "small")
     assert done.exit_code != 0

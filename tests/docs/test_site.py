@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ["", ".artifact", ".coreset", ".geometry", ".graph", ".pruning", ".queries", ".report"]
+PACKAGES = ["", ".artifact", ".coreset", ".geometry", ".graph", ".pruning", ".queries", ".report", ".selectors"]
 DESCRIBED_BY_OTHERS = {"SELECTORS", "QUERIES"}  # tables of what has an entry of its own
 
 pytestmark = pytest.mark.slow

@@ -1,6 +1,7 @@
 """Prune a model: selectors, budgets, plans, and prune()."""
 
 from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.inspection import GroupRow, Inspection, list_groups
 from coreprune.pruning.layer.weights import LayerWeights, NormStatistics
@@ -37,6 +38,7 @@ __all__ = [
     "SELECTORS",
     "BnScale",
     "Budget",
+    "CostFunction",
     "DOptimal",
     "Distill",
     "Folding",

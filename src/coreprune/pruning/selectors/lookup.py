@@ -12,7 +12,7 @@ from coreprune.pruning.selectors.folding import Folding
 from coreprune.pruning.selectors.functional import DOptimal, Functional
 from coreprune.pruning.selectors.merging import Merging
 from coreprune.pruning.selectors.norms import L1, L2, BnScale, Fpgm, Magnitude, Random
-from coreprune.pruning.selectors.own import own
+from coreprune.pruning.selectors.own import Own, own
 from coreprune.pruning.selectors.pfp import Pfp
 from coreprune.pruning.selectors.sampling import Lewis, Loewner, Mussay, Norm, Uniform
 
@@ -71,7 +71,7 @@ def _found(method: Any) -> Selector:
             return SELECTORS[method]()
         if ":" in method:
             return _not_ours(_adapted(method, imported(method)))
-    elif type(method) in _OURS.values():
+    elif isinstance(method, Own) or type(method) in _OURS.values():
         return method
     elif callable(method):
         return _not_ours(own(method))
