@@ -1,4 +1,4 @@
-"""Model folding: channels are clustered, and every cluster becomes one channel, their mean."""
+"""Model folding: channels are clustered, and the mean of each cluster becomes one channel."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _LEAST_VARIANCE = 1e-6
 
 @dataclass(frozen=True)
 class Folding:
-    """Cluster the channels of a layer with k-means; a cluster's mean makes the new channel, and its readers add up.
+    """Cluster the channels with k-means. The mean of a cluster makes the new channel, and its outgoing weights add up.
 
     Wang, Šikić, Thiele & Saukh, *Forget the Data and Fine-Tuning! Just Fold the Network to Compress*, ICLR 2025. With
-    U (n, k) the 0/1 matrix of the clusters, the rows that make the channels become (UᵀU)⁻¹UᵀW, so that they stand for
-    C W, C = U(UᵀU)⁻¹Uᵀ, and the consumers' columns become V U.
+    U (n, k) the 0/1 matrix of the clusters, the rows that make the channels become (UᵀU)⁻¹UᵀW, which stand for C W with
+    C = U(UᵀU)⁻¹Uᵀ. The columns of the layers that read them become V U.
 
-    What is clustered is one row per channel, side by side (`rows`): the layer's weights and bias with the normalisation
-    of the batch norm folded in, w/σ and (b − μ)/σ; its γ and β; what else belongs to the channel (depthwise filters,
-    scales); and, with `outgoing`, the weights of the consumers. Residual branches that meet are clustered together.
+    Each channel is clustered by one row of numbers (`rows`): the layer's weights and bias, normalised as the batch norm
+    does it, w/σ and (b − μ)/σ; γ and β of the norm; the channel's other parameters (depthwise filters, scales); and,
+    with `outgoing`, the weights that read it. Residual branches that meet are clustered together.
 
-    Repair (Fold-AR, data-free). The mean of N normalised channels with mean correlation E has variance
-    (1 + (N − 1) E)/N, which is less than 1 and would shrink every layer a little more. So γ is multiplied by
+    Repair (Fold-AR, without data). The mean of N normalised channels with mean correlation E has variance
+    (1 + (N − 1) E)/N. That is less than 1, so every layer would shrink the signal a little more. So γ is multiplied by
 
         g = √(N / (1 + (N − 1) E)),   E = mean cosine of the weights w_i, w_j over the pairs i ≠ j of the cluster,
 
-    which is exact for inputs with covariance proportional to the identity. For this, means are taken of normalised
-    weights: w/σ, b/σ and μ/σ, each times the σ of the channel that stays. Every norm that directly follows a layer of
-    the group gets its own g; other norms (behind a depthwise filter) are averaged as they are. 1 + (N − 1)E is held
-    above 1e-6.
+    which is exact for inputs whose covariance is proportional to the identity. For this, means are taken of normalised
+    weights: w/σ, b/σ and μ/σ, each times the σ of the channel that stays. Every norm directly behind a layer of the
+    group gets its own g. Other norms (behind a depthwise filter) are averaged as they are. 1 + (N − 1)E is kept above
+    1e-6.
 
     repair: False averages weights, γ, β, μ and σ² as they are.
-    outgoing: whether the consumers' weights count in the clustering, as theirs do.
-    restarts: starts of k-means.
+    outgoing: whether the weights that read the channels count in the clustering, as in the paper.
+    restarts: how often k-means starts anew; the best result counts.
 
-    The channel that stays is the one nearest to its cluster's centre; the mean is written into its place. Where folding
-    makes no sense (heads, sections that see different inputs, …) channels are removed by their L2 norm, and the note
-    says why.
+    The channel nearest to the centre of its cluster stays, and the mean is written into its place. Some channels cannot
+    be folded, such as heads, and sections that see different inputs. They are removed by their L2 norm, and the
+    ranking's note says why.
     """
 
     repair: bool = True
@@ -61,7 +61,7 @@ class Folding:
             raise InputError(f"restarts must be a whole number ≥ 1, but it is {self.restarts!r}.")
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         scores = lengths(layer, 2.0)
         if layer.no_mean:
             return ranked(self.name, scores, f"by l2, nothing folded: {layer.no_mean}")
@@ -84,7 +84,7 @@ class Folding:
 
 
 def rows(layer: LayerWeights, outgoing: bool = True) -> Float[Tensor, "n w"]:
-    """What k-means sees of every channel; see `Folding`."""
+    """The row of numbers by which k-means sees each channel; see `Folding`."""
     incoming = layer.incoming.clone()
     columns = []
     for norm in layer.norms:
@@ -96,7 +96,7 @@ def rows(layer: LayerWeights, outgoing: bool = True) -> Float[Tensor, "n w"]:
 
 
 def representatives(points: Float[Tensor, "n w"], labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """For every channel the member of its cluster that is nearest to the cluster's mean (the first of equals)."""
+    """For every channel, the member of its cluster that is nearest to the cluster's mean; the first of equals."""
     k = int(labels.max()) + 1
     count = labels.bincount(minlength=k).to(points)
     centres = points.new_zeros(k, points.shape[1]).index_add_(0, labels, points) / count[:, None]
@@ -108,9 +108,9 @@ def representatives(points: Float[Tensor, "n w"], labels: Int[Tensor, " n"]) -> 
 def gains_of(
     norm: NormStatistics, weights: Float[Tensor, "n w"], target: Int[Tensor, " n"]
 ) -> dict[str, Float[Tensor, " n"]]:
-    """`Merge.gains` of one norm and its layer: members at the σ of the channel that stays, and the variance repaired.
+    """`Merge.gains` of one norm and its layer: all members get the σ of the channel that stays, and the repair's gain.
 
-    weights: (n, w) of the layer in front of the norm. Clusters of one are left alone.
+    weights: (n, w) of the layer in front of the norm. A channel alone in its cluster is left as it is.
     """
     n = len(target)
     count = target.bincount(minlength=n).to(weights)

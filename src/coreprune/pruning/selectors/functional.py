@@ -1,4 +1,4 @@
-"""Selectors in function space: which channels answer best for the others on the queries (ours)."""
+"""Selectors that compare channels by their values on the queries: which can best replace the others (ours)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from coreprune.pruning.selectors.base import Ranking, ranked
 
 @dataclass(frozen=True)
 class Functional:
-    """Greedy residual pivoting on the consumers' covariances (`functional_coreset`, T10).
+    """Keep the units from which the layers that read them can best be refitted, on the queries.
 
-    search: "backward" gives up the unit whose loss costs least, from all of them down; "forward" collects the unit that
-        explains most; "best" does both. ridge: as a multiple of the mean variance.
+    Greedy pivoting on the covariances of what those layers read (`functional_coreset`, T10).
+
+    search: "backward" starts with all units, and gives up the one whose loss costs least, again and again. "forward"
+        starts with none, and adds the one that explains most. "best" does both, and takes the better one.
+    ridge: added to the covariances, as a multiple of the mean variance.
     """
 
     search: Search = "backward"
@@ -27,7 +30,7 @@ class Functional:
     name = "functional"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002 (one signature)
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         if not layer.readers:
             return _unseen(self.name, layer)
         order = functional_order(moments_of(layer.readers), len(layer.incoming), ridge=self.ridge, search=self.search)
@@ -36,14 +39,19 @@ class Functional:
 
 @dataclass(frozen=True)
 class DOptimal:
-    """The Löwner ellipsoid of the channels as functions on the queries: support first, layer by layer (`d_optimal`)."""
+    """Keep the units that span the Löwner ellipsoid of all units, seen as functions on the queries (`d_optimal`).
+
+    The contact points of the ellipsoid come first, then those of the units that are left, and so on.
+
+    ridge: added to the covariances, as a multiple of the mean variance.
+    """
 
     ridge: float = 1e-4
     reads = True
     name = "d-optimal"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002 (one signature)
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         if not layer.readers:
             return _unseen(self.name, layer)
         found = d_optimal(moments_of(layer.readers), len(layer.incoming), ridge=self.ridge)
@@ -51,7 +59,7 @@ class DOptimal:
 
 
 def moments_of(readers: tuple[Reader, ...]) -> list[Moments]:
-    """What the function-space coresets need of the readers."""
+    """The covariances and the worth of errors, as `functional_coreset` takes them."""
     return [Moments(reader.covariance, reader.gram) for reader in readers]
 
 
@@ -68,5 +76,5 @@ def _readers(readers: tuple[Reader, ...]) -> str:
 
 
 def _unseen(name: str, layer: LayerWeights) -> Ranking:
-    """A group that no linear map reads (q·k, a sum): nothing to measure, so the largest weights stay."""
+    """For a group that no linear layer reads (q·k, a sum): nothing can be measured, so the largest weights stay."""
     return ranked(name, torch.linalg.vector_norm(layer.weights, dim=1), "no linear map reads it: by magnitude")

@@ -1,4 +1,4 @@
-"""Neuron merging: a removed channel lives on in the kept one that points the same way."""
+"""Neuron merging: every removed channel is added to the kept one that is most like it."""
 
 from __future__ import annotations
 
@@ -17,33 +17,35 @@ from coreprune.pruning.selectors.norms import distances, lengths
 
 @dataclass(frozen=True)
 class Merging:
-    """Rank channels by their weights, and let every removed one go into the most similar kept one, scaled.
+    """Rank channels by their weights, and add every removed one, scaled, to the kept one that is most like it.
 
     Kim, Kim, Park & Jeon, *Neuron Merging: Compensating for Pruned Neurons*, NeurIPS 2020. The layer's weights are
-    decomposed, W ≈ Z W_S with Z ≥ 0 and one entry per removed channel; a positively homogeneous activation lets Z
-    through into the consumers: V'_jk = V_jk + Σ_{i→k} S_i V_ji (`decompose`).
+    decomposed into W ≈ Z W_S, with Z ≥ 0 and one entry for each removed channel. If the activation is positively
+    homogeneous, Z passes through it into the layers that read the channels: V'_jk = V_jk + Σ_{i→k} S_i V_ji
+    (`decompose`).
 
     Without a norm, k is the kept channel with the largest cosine to i (weights and bias together), S_i = ‖w_i‖/‖w_k‖.
     Behind a batch norm, w_i = s w_k makes channel i equal S·(channel k) + B before the activation, with
 
         S = s (γ_i/γ_k)(σ_k/σ_i),   B = β_i − γ_i μ_i/σ_i − S (β_k − γ_k μ_k/σ_k),   s = ‖w_i‖/‖w_k‖,
 
-    and k minimises λ·(1 − cosine) + (1 − λ)·(|B|/S, brought to [0, 1] over the kept channels). A channel whose cosine
-    to the chosen one is below t is dropped.
+    and k minimises λ·(1 − cosine) + (1 − λ)·(|B|/S, scaled to [0, 1] over the kept channels). A channel whose cosine to
+    the chosen one is below t is dropped.
 
-    Two deviations. All of this is computed on the weights with the norm folded in (γw/σ and its bias), where |S| is a
-    ratio of norms and B a difference of biases: a pair with opposite signs of γ, for which S < 0 and a ReLU lets
-    nothing through, then has a cosine of the other sign. And S is as derived above; the authors' script has γ and σ of
-    i and k exchanged, with which proportional filters are not merged without loss. Where several layers meet in a
-    residual sum, their weights are stacked.
+    This deviates from the paper in two ways. First, everything is computed on the weights with the norm folded in
+    (γw/σ and its bias), where |S| is a ratio of norms, and B a difference of biases. If γ has opposite signs in the two
+    channels, then S < 0, and a ReLU lets nothing through. The cosine of the folded weights then has the other sign, so
+    that such a pair is not taken for a similar one. Second, S is as derived above. The authors' script exchanges γ and
+    σ of i and k, and then proportional filters are not merged without loss. If several layers meet in a residual sum,
+    their weights are put side by side.
 
-    by: which channels stay: the largest L1 norms ("l1"), L2 norms ("l2"), or distances to the others ("gm", as `Fpgm`);
-        without a norm the bias counts as a weight, as theirs.
-    threshold: t; None is theirs, 0.45 without a norm and 0.1 behind one.
+    by: what keeps a channel: its L1 norm ("l1"), its L2 norm ("l2"), or its distance to the others ("gm", as in
+        `Fpgm`). Without a norm the bias counts as a weight, as in the paper.
+    threshold: t. None takes the paper's values, 0.45 without a norm and 0.1 behind one.
     balance: λ.
 
-    Where a merge makes no sense (heads, sections, gates, activations that are not positively homogeneous) channels are
-    removed without merging, and the ranking's note says why.
+    Some channels cannot be merged: those of heads, sections and gates, and those in front of an activation that is not
+    positively homogeneous. They are removed without merging, and the ranking's note says why.
     """
 
     by: Literal["l1", "l2", "gm"] = "l1"
@@ -62,7 +64,7 @@ class Merging:
             raise InputError(f"balance lies between 0 (bias only) and 1 (cosine only), but it is {self.balance!r}.")
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002 (one signature)
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         bias = not layer.norms
         scores = distances(layer, bias) if self.by == "gm" else lengths(layer, 1.0 if self.by == "l1" else 2.0, bias)
         if layer.no_scale:
@@ -81,7 +83,7 @@ class Merging:
 def decompose(
     layer: LayerWeights, kept: Int[Tensor, " k"], threshold: float | None = None, balance: float = 0.85
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-    """Where every channel goes, and with which scale: `Merge.target` and `Merge.scale`; see `Merging`."""
+    """Into which channel every channel goes, and with which scale: `Merge.target` and `Merge.scale`. See `Merging`."""
     rows = layer.effective
     weights = rows[:, : rows.shape[1] - layer.bias_columns] if layer.norms else rows
     size = weights.norm(dim=1)
@@ -107,7 +109,7 @@ def decompose(
 
 
 def _unit_range(values: Tensor, usable: Tensor) -> Tensor:
-    """Every row shifted and scaled to [0, 1] over its usable columns; 0 where all are equal."""
+    """Shift and scale every row to [0, 1] over its usable columns; 0 where all of them are equal."""
     low = torch.where(usable, values, torch.inf).amin(dim=1, keepdim=True)
     high = torch.where(usable, values, -torch.inf).amax(dim=1, keepdim=True)
     return torch.where(high > low, (values - low) / (high - low), 0.0)

@@ -1,4 +1,4 @@
-"""Selectors that rank channels by their own weights, and the random choice. None of them re-weights."""
+"""Selectors that rank channels by their own weights, and the random choice. They re-weight nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def distances(layer: LayerWeights, bias: bool = False) -> Tensor:
 class Magnitude:
     """Keep the channels whose incoming weights have the largest Lp norm. No sampling.
 
-    p: of the norm. bias: whether the bias counts as a weight.
+    p: which norm. bias: whether the bias counts as a weight.
     """
 
     p: float = 2.0
@@ -35,7 +35,7 @@ class Magnitude:
     name = "magnitude"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002 (one signature)
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         return ranked(self.name, lengths(layer, self.p, self.bias))
 
 
@@ -48,7 +48,7 @@ class L1:
     name = "l1"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         return ranked(self.name, lengths(layer, 1.0, self.bias))
 
 
@@ -61,15 +61,15 @@ class L2:
     name = "l2"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         return ranked(self.name, lengths(layer, 2.0, self.bias))
 
 
 @dataclass(frozen=True)
 class Fpgm:
-    """Remove the filters closest to the geometric median of the layer: those with the least Σ_k ‖w_i − w_k‖₂.
+    """Remove the filters nearest to the geometric median of the layer: those with the least Σ_k ‖w_i − w_k‖₂.
 
-    He, Liu, Wang, Hu & Yang, CVPR 2019. A filter near the median is replaceable by the others.
+    He, Liu, Wang, Hu & Yang, CVPR 2019. The other filters can best replace one near the median.
 
     bias: whether the bias counts as a weight.
     """
@@ -79,7 +79,7 @@ class Fpgm:
     name = "fpgm"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         return ranked(self.name, distances(layer, self.bias))
 
 
@@ -87,16 +87,16 @@ class Fpgm:
 class BnScale:
     """Keep the channels with the largest |γ| in the batch norm behind the layer (Liu et al., ICCV 2017).
 
-    Their network slimming also trains with an L1 penalty on γ; here γ is read as it is. Where residual branches meet,
-    the scores of their norms are added. Where no norm with a scale follows, L2 norms of the weights rank instead, and
-    the ranking's note says so.
+    Their network slimming also trains with an L1 penalty on γ; here γ is taken as it is. If residual branches meet, the
+    scores of their norms are added. If no norm with a scale follows, channels are ranked by the L2 norm of their
+    weights, and the ranking's note says so.
     """
 
     reads = False
     name = "bn-scale"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:  # noqa: ARG002
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         scales = [norm.scale.abs() for norm in layer.norms if "scale" in norm.names]
         if not scales:
             return ranked(self.name, lengths(layer, 2.0), "no batch norm directly behind the layer, so ranked as by l2")
@@ -105,13 +105,13 @@ class BnScale:
 
 @dataclass(frozen=True)
 class Random:
-    """A uniform choice, without re-weighting (`Uniform` re-weights)."""
+    """Keep channels at random, each with the same probability, without re-weighting. (`Uniform` re-weights.)"""
 
     reads = False
     name = "random"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         n = len(layer.incoming)
         draws = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
         return ranked(self.name, draws.to(layer.incoming.device))

@@ -1,4 +1,4 @@
-"""Provable filter pruning: sampling by empirical sensitivities on queries."""
+"""Provable filter pruning: sample channels by their sensitivities on the queries."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ class Pfp:
     """Sample channels by their empirical sensitivity, and re-weight them.
 
     Liebenwein, Baykal, Lang, Feldman & Rus, *Provable Filter Pruning for Efficient Neural Networks*, ICLR 2020.
-    s_i = max over samples x, outputs j and signs of V_ji a_i(x) / Σ_k V_jk a_k(x), where positive and negative weights,
-    and positive and negative activations, are treated apart (`sensitivity`); p_i = s_i/Σs, and V'_ji = V_ji·n_i/(m p_i)
-    when i was drawn n_i times of m.
+    The sensitivity s_i is the largest share that channel i has in an output: the maximum of
+    V_ji a_i(x) / Σ_k V_jk a_k(x) over samples x and outputs j, with positive and negative weights and activations
+    treated apart (`sensitivity`). Channels are drawn with probability p_i = s_i/Σs. If i is drawn n_i times of m, then
+    V'_ji = V_ji·n_i/(m p_i).
 
-    Needs queries: `LayerWeights.readers` with samples. A group with several readers has the largest of their
-    sensitivities. Their rule for the number of draws per layer from one ε is not used: widths come from the budget.
+    It needs queries. If several layers read a group, the largest of their sensitivities counts. The paper derives the
+    number of draws in each layer from one ε; here the budget gives the widths.
 
-    deterministic: keep the most sensitive channels with their weights as they are (their deterministic variant).
+    deterministic: keep the most sensitive channels, with their weights as they are (a variant in the paper).
     """
 
     deterministic: bool = False
@@ -36,7 +37,7 @@ class Pfp:
     name = "pfp"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
-        """Rank the channels of one layer.
+        """Rank the units of one layer.
 
         Raises InputError without samples, or where they are not finite.
         """
@@ -55,7 +56,7 @@ class Pfp:
 
 
 def sensitivity(reader: Reader, units: int) -> Float[Tensor, " n"]:
-    """s_i of every unit for one reader, (units,) float64 in [0, 1].
+    """s_i of every unit, for one layer that reads them, (units,) float64 in [0, 1].
 
     With V⁺ = max(V, 0), V⁻ = max(−V, 0) and the same for the activations a, s_i is the largest over samples, outputs j
     and the four pairs of signs of Σ_{f∈i} V±_jf a±_f / Σ_f V±_jf a±_f, where unit i owns the features f ∈ i. 0/0 is 0.

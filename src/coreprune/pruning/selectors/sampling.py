@@ -1,6 +1,6 @@
-"""The selectors that sample channels and re-weight them: Löwner (the paper), Lewis, norms, Mussay et al., uniform.
+"""Selectors that sample channels and re-weight those drawn: Löwner (the paper), Lewis, norms, Mussay et al., uniform.
 
-They see the weights with the batch norm behind them folded in (`LayerWeights.effective`).
+They see the weights with a batch norm directly behind them folded in (`LayerWeights.effective`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from coreprune.pruning.selectors.base import Ranking, ranked
 
 
 def sampled(name: str, importance: Tensor, seed: int | torch.Generator = 0, note: str = "") -> Ranking:
-    """Sampling with re-weighting; `importance` is (n,), or (2, n) when the two signs are sampled apart.
+    """Draw units with probabilities proportional to their importance, and re-weight those drawn.
 
-    seed: a number, or the generator that the selector is called with.
+    name: of the selector. importance: (n,) float64, finite and ≥ 0; or (2, n), for the positive and the negative
+    outgoing weights, which are then sampled apart. seed: a number, or the generator that the selector is called with.
+    note: as in `Ranking`.
     """
     n = importance.shape[-1]
     if float(importance.sum()) == 0:  # No channel matters to the next layer, so any choice is as good.
@@ -45,12 +47,13 @@ class Loewner:
 
     Tukan, Mualem & Maalouf, NeurIPS 2022.
 
-    ridge: "auto" runs the plain bound where it tells channels apart, and the ridge form (λ = mean squared norm of the
-        points, `peel`) where the points are independent (n ≤ r, T7) and one round takes them all; None or 0 always
-        runs the plain bound; a number is λ as a multiple of that mean. The ranking's note says which one ran.
-    variant: "axes" is the paper's construction, "contact" the smaller sets with the smaller factor (T1). "auto" is the
-        paper's up to 320 dimensions, where recombining all the axes takes seconds, and contact points beyond.
-    tight: True sharpens the bound with every point's own factor (T4′); False is the paper's α/l.
+    ridge: "auto" runs the plain bound if that tells channels apart. It does not if the points are independent (n ≤ r,
+        T7), because the first round takes them all. Then the form with a ridge runs (λ = mean squared norm of the
+        points, `peel`). None or 0 always runs the plain bound. A number is λ as a multiple of that mean. The ranking's
+        note says which form ran.
+    variant: "axes" is the paper's construction. "contact" makes smaller sets with a smaller factor (T1). "auto" is the
+        paper's up to 320 dimensions, where recombining all the axes takes seconds, and contact points above.
+    tight: True sharpens the bound with a factor for each point (T4′); False is the paper's α/l.
     """
 
     ridge: float | Literal["auto"] | None = "auto"
@@ -60,7 +63,7 @@ class Loewner:
     name = "loewner"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         weighted = layer.outgoing_sizes[:, None] * layer.effective
         if self.ridge == "auto":
             ranking, rounds = self._peeled(weighted, 0.0, generator)
@@ -68,7 +71,7 @@ class Loewner:
         return self._peeled(weighted, self.ridge or 0.0, generator)[0]
 
     def _peeled(self, weighted: Tensor, share: float, generator: torch.Generator) -> tuple[Ranking, int]:
-        """One form of the bound; share is λ as a multiple of the mean squared norm."""
+        """Run one form of the bound; returns its rounds, too. share: λ as a multiple of the mean squared norm."""
         variant = self.variant
         if variant == "auto":
             variant = "axes" if min(weighted.shape) <= _WIDEST_AXES else "contact"
@@ -83,13 +86,13 @@ class Loewner:
 
 @dataclass(frozen=True)
 class Lewis:
-    """Sampling by ℓ1 Lewis weights (T5, T6 in the Lewis metric). In the n ≤ r regime they are all 1: uniform."""
+    """Sample by ℓ1 Lewis weights (T5, and T6 in the Lewis metric). If n ≤ r, all of them are 1: uniform sampling."""
 
     reads = False
     name = "lewis"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         found = sensitivities(layer.effective, layer.outgoing_sizes, "lewis")
         note = "every weight is 1, so this is uniform sampling (T7)" if found.vacuous else f"rank {found.rank}"
         return sampled(self.name, found.bounds, generator, note)
@@ -97,7 +100,7 @@ class Lewis:
 
 @dataclass(frozen=True)
 class Norm:
-    """Sampling by c_i‖p_i‖ (T6, Euclidean): the dimension-free bound.
+    """Sample by c_i‖p_i‖, the bound that does not depend on the dimension (T6, Euclidean).
 
     sign_split: sample positive and negative outgoing weights apart.
     """
@@ -107,17 +110,17 @@ class Norm:
     name = "norm"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         lengths = layer.effective.norm(dim=1)
         return sampled(self.name, _sizes(layer, self.sign_split) * lengths, generator)
 
 
 @dataclass(frozen=True)
 class Mussay:
-    """Sampling by max_j |V_ji| · |φ(β‖p_i‖)| (Mussay, Osadchy, Braverman, Zhou & Feldman, ICLR 2020).
+    """Sample by max_j |V_ji| · |φ(β‖p_i‖)| (Mussay, Osadchy, Braverman, Zhou & Feldman, ICLR 2020).
 
-    beta: bound on the norm of the inputs. For a homogeneous φ it cancels, and the rule equals `Norm`.
-    sign_split: sample positive and negative outgoing weights apart, as their paper does for weights of both signs.
+    beta: a bound on the norm of the inputs. If φ is homogeneous it cancels, and the rule equals `Norm`.
+    sign_split: sample positive and negative outgoing weights apart, as the paper does for weights of both signs.
     """
 
     beta: float = 1.0
@@ -126,7 +129,7 @@ class Mussay:
     name = "mussay"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         response = sensitivities(
             layer.effective, method="mussay", activation=layer.activation.function, radius=self.beta
         ).bounds
@@ -136,18 +139,18 @@ class Mussay:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Uniform sampling with re-weighting: what the others have to beat."""
+    """Sample every channel with the same probability, and re-weight: what the others have to beat."""
 
     reads = False
     name = "uniform"
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
-        """Rank the channels of one layer."""
+        """Rank the units of one layer."""
         return sampled(self.name, torch.ones_like(layer.outgoing_sizes), generator)
 
 
 def _sizes(layer: LayerWeights, sign_split: bool) -> Tensor:
-    """c_i, or (2, n) the largest positive and the largest negative outgoing weight."""
+    """c_i, (n,); or with sign_split the largest positive and the largest negative outgoing weight, (2, n)."""
     if not sign_split:
         return layer.outgoing_sizes
     return torch.stack([layer.outgoing.clamp(min=0).amax(dim=0), (-layer.outgoing).clamp(min=0).amax(dim=0)])
