@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 
 
+def every_second(values: Iterable[Any], start: int = 0) -> list[Any]:
+    """All values, of which every second one is marked long."""
+    return [pytest.param(v, marks=() if (i - start) % 2 == 0 else pytest.mark.long) for i, v in enumerate(values)]
+
+
 def in_turn(first: Iterable[Any], *others: Sequence[Any]) -> list[Any]:
     """Every value of `first` with one of each of the others, in turn. All other combinations are marked long."""
     found = []

@@ -18,12 +18,12 @@ from coreprune.artifact import exports
 from coreprune.artifact.exports import export_onnx, export_program
 from coreprune.errors import ArtifactError, InputError, ModelError
 from graph.zoo import ZOO, randomise
+from sweeps import every_second
 
 # The architectures that people export most: an MLP, a ResNet, depthwise convolutions, text and images with attention.
 NAMES = ("mlp", "hf-resnet", "mobilenet-v2", "bert", "vit")
 COMPILED = ("mlp", "hf-resnet", "bert")
 COMPILER = (shutil.which("g++") or shutil.which("clang++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
-all_names = pytest.mark.parametrize("name", NAMES)
 quick = pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[1:])])
 
 
@@ -59,7 +59,7 @@ def agree(found: list[Tensor], wanted: list[Tensor]) -> None:
 
 
 @pytest.mark.slow
-@all_names
+@pytest.mark.parametrize("name", every_second(NAMES))
 def test_onnx_gives_the_same_outputs_at_every_batch_size(name, tmp_path):
     import onnxruntime
 
@@ -91,7 +91,7 @@ def test_a_program_gives_the_same_outputs_at_every_batch_size(name, tmp_path):
 
 
 @pytest.mark.slow
-@all_names
+@pytest.mark.parametrize("name", [NAMES[0], *every_second(NAMES[1:])])
 def test_compiled_models_give_the_same_outputs(name):
     """Down to machine code where there is a compiler and it does not take long, else to the graph."""
     model, example = pruned(name)

@@ -31,9 +31,10 @@ def error_of(points, outgoing, coreset, phi):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seeds", [50, pytest.param(200, marks=pytest.mark.long)])
 @pytest.mark.parametrize("metric", ["euclidean", "lewis"])
 @pytest.mark.parametrize("phi", [torch.relu, torch.nn.functional.leaky_relu])
-def test_t6_holds_for_every_input_in_200_samples(metric, phi):
+def test_t6_holds_for_every_input_in_many_samples(metric, phi, seeds):
     """Far more often than 1−δ; the reached errors must also come within two decades, or the test shows nothing."""
     points, outgoing = layer(60, 4, 3, 0)
     importances = importance(points, outgoing, metric=metric)
@@ -46,13 +47,13 @@ def test_t6_holds_for_every_input_in_200_samples(metric, phi):
         to_x = torch.linalg.inv(root)
     else:
         to_x = torch.eye(4, dtype=torch.float64)
-    for s in range(200):
+    for s in range(seeds):
         coreset = sample(importances, draws, seeded(s), unit="draws")
         error = error_of(points, outgoing, coreset, phi)
         reached = worst_ratio(lambda y, error=error: error(y @ to_x), 4, seeded(1000 + s), starts=16)
         broken += reached > bound
         closest = max(closest, reached / bound)
-    assert broken <= delta * 200
+    assert broken <= delta * seeds
     assert closest > 0.01
 
 

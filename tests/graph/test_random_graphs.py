@@ -172,9 +172,17 @@ def check(kinds: list[tuple[str, int]], flatten: bool, seed: int, free: bool = F
 
 
 @pytest.mark.slow
-@settings(max_examples=120)
+@settings(max_examples=40)
 @given(steps, st.booleans(), st.integers(0, 100))
 def test_random_networks_equal_their_zeroed_originals(kinds: list[tuple[str, int]], flatten: bool, seed: int) -> None:
+    check(kinds, flatten, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@settings(max_examples=300)
+@given(steps, st.booleans(), st.integers(0, 10_000))
+def test_many_random_networks(kinds: list[tuple[str, int]], flatten: bool, seed: int) -> None:
     check(kinds, flatten, seed)
 
 

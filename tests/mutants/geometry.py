@@ -122,7 +122,6 @@ MUTANTS = (
         "    null = null[rows]\n",
         RECOMBINATION,
         "null vectors of all points are cut to the used ones, where they are none",
-        equivalent="",
     ),
     Mutant(
         "recombination-unchecked-sum",

@@ -58,7 +58,7 @@ MUTANTS = (
         "    return out\n",
         SURGERY,
         "a tensor that lost nothing shares its memory with the original",
-        equivalent="",
+        equivalent="index_select copies, and where no axis is cut the result is only read",
     ),
     Mutant(
         "heads-keep-their-number",

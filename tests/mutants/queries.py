@@ -51,7 +51,6 @@ MUTANTS = (
         "    asked = [spec is not None for ok in fit]\n",
         MAKE,
         "a source of tokens is asked for the pixels beside them",
-        equivalent="",
     ),
     Mutant(
         "a-cache-of-any-run",

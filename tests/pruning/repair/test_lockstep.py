@@ -130,7 +130,21 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW if n in ZOO)])
+# A grouped and a depthwise convolution, concatenations, heads and experts; the others are in `make long`.
+ALWAYS = ("densenet", "resnext", "se-resnet", "unet", "gpt2", "mixtral", "shufflenet-v2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *QUICK,
+        *(
+            pytest.param(n, marks=[pytest.mark.slow, *([] if n in ALWAYS else [pytest.mark.long])])
+            for n in SLOW
+            if n in ZOO
+        ),
+    ],
+)
 def test_the_repair_helps_and_the_walk_computes_what_the_small_model_does(name, monkeypatch):
     """Depthwise and grouped convolutions, concatenations, flattenings, heads, addmm: all of them in these networks."""
     held, model = spied(monkeypatch), randomise(ZOO[name].build())
