@@ -73,7 +73,7 @@ types: $(VENV)/.test  ## static types
 	$(VENV)/bin/pyright
 
 mutants: $(VENV)/.test  ## plant faults in copies of the library, one at a time: the tests must notice each (half an hour)
-	PYTHONPATH=tests:benchmarks $(PY) -m mutants.run --jobs 2
+	PYTHONPATH=tests:benchmarks $(PY) -m mutants.run --jobs 2 $(only)
 
 bench: $(VENV)/.bench  ## the ellipsoid benchmark (LeNet needs --data, see benchmarks/lenet_mnist.py)
 	$(PY) benchmarks/mvee.py
