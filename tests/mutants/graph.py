@@ -101,12 +101,12 @@ MUTANTS = (
         "channels that meet a tensor of a fixed size leave; only the comparison of outputs puts them back",
     ),
     Mutant(
-        "biases-are-not-cut",
+        "biases-are-not-made",
         "graph/rules/compute.py",
         "    for layer in bias.layers:\n        call.tracer.play(bias, layer, role)\n",
         "",
-        (*COSTS, *SURGERY),
-        "nothing says that a bias belongs to the channels of its layer",
+        ("graph/test_grouping.py",),
+        "a bias goes along with the channels and is no part of the rows that make them: no theorem applies then",
     ),
     Mutant(
         "attention-heads-one-by-one",

@@ -1,0 +1,34 @@
+"""Which parameters make the channels of a group, which read them, and which only go along."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from coreprune.graph import capture, find_groups
+
+
+def roles(model: nn.Module, x: torch.Tensor, name: str) -> tuple[set[str], set[str], set[str]]:
+    (group,) = [g for g in find_groups(capture(model, x)) if g.name == name]
+    read = {s.param for c in group.consumers for s in c.slices}
+    return {s.param for s in group.producers}, {s.param for s in group.others}, read
+
+
+def test_a_bias_makes_channels_together_with_its_weight():
+    """It is a part of the row p_i that the theorems speak of, and no number that goes along with the channel."""
+    linear = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    assert roles(linear, torch.zeros(1, 4), "0") == ({"0.weight", "0.bias"}, set(), {"2.weight"})
+    conv = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    assert roles(conv, torch.zeros(1, 3, 5, 5), "0") == ({"0.weight", "0.bias"}, set(), {"2.weight"})
+
+
+def test_norms_and_depthwise_filters_go_along():
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1, bias=False), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
+    made, others, read = roles(model, torch.zeros(1, 3, 5, 5), "0")
+    assert (made, read) == ({"0.weight"}, {"4.weight"})
+    assert others == {
+        *("1.weight", "1.bias", "1.running_mean", "1.running_var"),
+        *("2.weight", "2.bias"),
+    }
