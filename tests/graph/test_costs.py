@@ -21,6 +21,18 @@ def test_an_mlp_by_hand() -> None:
         assert got.bytes == 4 * got.params
 
 
+def test_a_convolution_with_a_norm_by_hand() -> None:
+    """Kernels count once per position; running statistics are bytes and no parameters."""
+    model = nn.Sequential(nn.Conv2d(3, 8, (3, 2), bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    captured = capture(model, torch.randn(2, 3, 6, 5, generator=gen(0)))
+    groups = find_groups(captured)
+    for a in (8, 5, 1):
+        got = cost(captured, groups, {"0": a})
+        assert got.macs == 4 * 4 * (3 * 6 * a + a * 2)
+        assert got.params == 3 * 6 * a + 2 * a + (a * 2 + 2)
+        assert got.bytes == 4 * (got.params + 2 * a) + 8  # the number of batches that the norm has seen
+
+
 def test_a_grouped_and_a_depthwise_convolution_by_hand() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -32,3 +33,47 @@ def test_norms_and_depthwise_filters_go_along():
         *("1.weight", "1.bias", "1.running_mean", "1.running_var"),
         *("2.weight", "2.bias"),
     }
+
+
+class Steps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x)[:, ::2])
+
+
+class Meets(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x) * y)
+
+
+class OneHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(4, 6) for _ in range(3))
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "name", "unit", "reason"),
+    [
+        (Steps(), torch.zeros(1, 4), "a", 1, "fixed step along the channels"),
+        (Meets(), (torch.zeros(1, 4), torch.zeros(1, 6)), "a", 1, "meets a tensor of a fixed size"),
+        (OneHead(), torch.zeros(1, 3, 4), "q", 6, "only leave together"),
+    ],
+    ids=["steps", "meets", "one head"],
+)
+def test_what_cannot_leave_is_known_without_trying(model, example, name, unit, reason):
+    """The comparison of outputs would put these back too, but only after a budget was spent on them."""
+    (group,) = [g for g in find_groups(capture(model, example)) if g.name == name]
+    assert group.unit == unit
+    assert reason in (group.locked_because or "")

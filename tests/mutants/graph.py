@@ -6,9 +6,7 @@ from mutants.mutant import Mutant
 
 SURGERY = ("graph/test_surgery.py",)
 COSTS = ("graph/test_costs.py",)
-RANDOM = ("graph/test_random_graphs.py",)
-ODD = ("graph/test_odd_modules.py",)
-ZOO = ("graph/test_zoo.py",)
+GROUPING = ("graph/test_grouping.py",)
 
 MUTANTS = (
     Mutant(
@@ -97,7 +95,7 @@ MUTANTS = (
         "graph/resolve.py",
         "        if not _decided_without(layer, along, leaving):\n            locks.append((_real(layer), reason))\n",
         "        pass\n",
-        (*ODD, *RANDOM),
+        GROUPING,
         "channels that meet a tensor of a fixed size leave; only the comparison of outputs puts them back",
     ),
     Mutant(
@@ -105,7 +103,7 @@ MUTANTS = (
         "graph/rules/compute.py",
         "    for layer in bias.layers:\n        call.tracer.play(bias, layer, role)\n",
         "",
-        ("graph/test_grouping.py",),
+        GROUPING,
         "a bias goes along with the channels and is no part of the rows that make them: no theorem applies then",
     ),
     Mutant(
@@ -113,7 +111,7 @@ MUTANTS = (
         "graph/rules/compute.py",
         "scores = product(call, q, move(k, lambda ids: ids.transpose(-1, -2)), whole=True)",
         "scores = product(call, q, move(k, lambda ids: ids.transpose(-1, -2)))",
-        ("graph/test_surgery.py", "graph/test_zoo.py"),
+        GROUPING,
         "channels leave a head, and its scale is another one then",
     ),
     Mutant(
@@ -121,7 +119,7 @@ MUTANTS = (
         "graph/rules/movement.py",
         '            call.tracer.lock(layer, f"{call.name} with a fixed step along the channels ({call.node.name})")\n',
         "            pass\n",
-        ODD,
+        GROUPING,
         "every second channel: other ones after some have left",
     ),
     Mutant(
