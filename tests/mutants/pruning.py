@@ -219,6 +219,7 @@ MUTANTS = (
         "and _same_shape(other, node):",
         PATHS,
         "a join whose other branch comes from the layer itself",
+        equivalent="every value on a path has one reader, so nothing else can come from it",
     ),
     Mutant(
         "merged-weights-replace",

@@ -67,6 +67,53 @@ def test_close_to_the_best_of_all_widths_and_never_above_the_budget(kind, share,
             assert getattr(cost({**found, name: width + 1}), kind) > limit
 
 
+def greedy(curves, cost, limit, kind="macs"):
+    """From the top: the step with the least error per unit of cost, all prices worked out anew; then what still fits."""
+    widths = {name: len(curve) - 1 for name, curve in curves.items()}
+
+    def spent(w):
+        return getattr(cost(w), kind)
+
+    def price(name):
+        saved = spent(widths) - spent({**widths, name: widths[name] - 1})
+        return float(curves[name][widths[name] - 1] - curves[name][widths[name]]) / saved
+
+    while spent(widths) > limit:
+        name = min((n for n in widths if widths[n] > 1), key=price)
+        widths[name] -= 1
+    raised = True
+    while raised:
+        raised = False
+        steps = {n: float(curves[n][w + 1] - curves[n][w]) for n, w in widths.items() if w + 1 < len(curves[n])}
+        for name in sorted(steps, key=lambda n: steps[n]):
+            if spent({**widths, name: widths[name] + 1}) <= limit:
+                widths[name] += 1
+                raised = True
+    return widths
+
+
+@pytest.mark.parametrize("sizes", [(8, 10, 6), (4, 40, 8), (12, 3, 12)])
+def test_the_cheapest_step_goes_first_at_the_price_that_it_has_now(sizes):
+    """Prices rise as the neighbours shrink: one that was worked out before may no longer be the least."""
+    _, groups, cost = chain(sizes)
+    for seed in range(8):
+        curves = convex(sizes, seed=seed)
+        for share in (0.2, 0.35, 0.5, 0.65, 0.8):
+            found = allocate(Budget(macs=share), groups, cost, curves)
+            assert found == greedy(curves, cost, share * cost().macs), (seed, share)
+
+
+def test_a_group_that_is_done_does_not_end_the_others():
+    """Another step of group 0 is beyond the error that is left; a step of group 2 is dearer per MAC, and within it."""
+    _, groups, cost = chain((4, 40, 4))
+    curves = {
+        "0": torch.linspace(1.6, 0, 5, dtype=torch.float64),
+        "2": torch.linspace(4.0, 0, 41, dtype=torch.float64),
+        "4": torch.linspace(400, 0, 5, dtype=torch.float64),
+    }
+    assert allocate(Budget(error=0.55), groups, cost, curves) == {"0": 3, "2": 39, "4": 4}
+
+
 def test_curves_decide_and_uniform_ignores_them():
     _, groups, cost = chain()
     curves = convex(scale=(1.0, 1e-6, 1e-6))
