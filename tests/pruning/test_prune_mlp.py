@@ -62,6 +62,16 @@ def test_sampling_selectors_reweight_and_magnitude_does_not():
     assert split.negative_factors != split.factors
 
 
+def test_a_split_sample_scales_the_weights_of_each_sign_by_their_own_factor():
+    model = mlp().double()
+    result = prune(model, EXAMPLE.double(), method=Norm(sign_split=True), queries=None)
+    entry, after = result.plan.groups["0"], list(result.plan.groups["2"].kept)
+    weight = model[2].weight[after][:, list(entry.kept)]
+    up, down = torch.tensor(entry.factors).double(), torch.tensor(entry.negative_factors).double()
+    assert torch.allclose(result.model[2].weight, torch.where(weight >= 0, weight * up, weight * down), rtol=1e-12)
+    assert not torch.allclose(result.model[2].weight, weight * up, rtol=1e-3)
+
+
 def test_magnitude_keeps_the_longest_rows():
     model = mlp()
     kept = prune(model, EXAMPLE, Budget(keep=0.25), "magnitude", queries=None).plan.groups["0"].kept

@@ -68,7 +68,7 @@ def test_close_to_the_best_of_all_widths_and_never_above_the_budget(kind, share,
 
 
 def greedy(curves, cost, limit, kind="macs"):
-    """From the top: the step with the least error per unit of cost, all prices worked out anew; then what still fits."""
+    """From the top: the step with the least error per unit of cost, at new prices every time; then what still fits."""
     widths = {name: len(curve) - 1 for name, curve in curves.items()}
 
     def spent(w):
