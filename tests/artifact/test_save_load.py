@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from torch import nn
 from coreprune import Plan, apply_plan, load, save
 from coreprune.artifact import read_manifest, read_plan
 from coreprune.errors import ArtifactError, CoreprunError, InputError, ModelError
+from coreprune.pruning.plans.plan import fingerprint
 
 IMAGES, VECTORS, SEQUENCE = torch.zeros(1, 3, 8, 8), torch.zeros(1, 8), torch.zeros(1, 5, 16)
 IDS = torch.tensor([[1, 2, 3, 19]])
@@ -464,6 +466,23 @@ def test_a_forged_configuration_makes_no_giant(tmp_path):
         with pytest.raises(CoreprunError, match=r"dense|further tensors|more than 512 are not built"):
             load(folder)
         (folder / "manifest.json").write_text(whole)
+
+    # And where the fingerprints are forged as well, so that nothing contradicts itself.
+    config.vocab_size = 1 << 36
+    with torch.device("meta"):
+        forged = fingerprint(make())
+    plan = json.loads((folder / "plan.json").read_text()) | {"fingerprint": forged}
+    content = json.dumps(plan).encode()
+    (folder / "plan.json").write_bytes(content)
+
+    def consistent(m):
+        m["config"]["vocab_size"], m["fingerprint"] = 1 << 36, forged
+        m["recipe"]["shapes"]["bert.embeddings.word_embeddings.weight"] = [[1 << 36, 16], [50, 16]]
+        m["files"]["plan.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    edit(folder / "manifest.json", consistent)
+    with pytest.raises(CoreprunError, match=r"of [\d,]+ bytes, and model.safetensors has"):
+        load(folder)
 
 
 # --- a disk that refuses -------------------------------------------------------------------------------------------

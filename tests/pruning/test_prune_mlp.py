@@ -67,7 +67,7 @@ def test_a_split_sample_scales_the_weights_of_each_sign_by_their_own_factor():
     result = prune(model, EXAMPLE.double(), method=Norm(sign_split=True), queries=None)
     entry, after = result.plan.groups["0"], list(result.plan.groups["2"].kept)
     weight = model[2].weight[after][:, list(entry.kept)]
-    up, down = torch.tensor(entry.factors).double(), torch.tensor(entry.negative_factors).double()
+    up, down = (torch.tensor(f, dtype=torch.float64) for f in (entry.factors, entry.negative_factors))
     assert torch.allclose(result.model[2].weight, torch.where(weight >= 0, weight * up, weight * down), rtol=1e-12)
     assert not torch.allclose(result.model[2].weight, weight * up, rtol=1e-3)
 
