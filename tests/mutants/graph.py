@@ -93,7 +93,7 @@ MUTANTS = (
     Mutant(
         "fixed-sizes-do-not-lock",
         "graph/resolve.py",
-        "        if not _decided_without(layer, along, leaving):\n            locks.append((_real(layer), reason))\n",
+        "        if not _decided_without(ids, along, leaving):\n            locks.append((_real(ids), reason))\n",
         "        pass\n",
         GROUPING,
         "channels that meet a tensor of a fixed size leave; only the comparison of outputs puts them back",
@@ -101,7 +101,7 @@ MUTANTS = (
     Mutant(
         "biases-are-not-made",
         "graph/rules/compute.py",
-        "    for layer in bias.layers:\n        call.tracer.play(bias, layer, role)\n",
+        "    for ids in bias.maps:\n        call.tracer.play(bias, ids, role)\n",
         "",
         GROUPING,
         "a bias goes along with the channels and is no part of the rows that make them: no theorem applies then",
@@ -117,7 +117,7 @@ MUTANTS = (
     Mutant(
         "a-step-over-channels-is-followed",
         "graph/rules/movement.py",
-        '            call.tracer.lock(layer, f"{call.name} with a fixed step along the channels ({call.node.name})")\n',
+        '            call.tracer.lock(ids, f"{call.name} with a fixed step along the channels ({call.node.name})")\n',
         "            pass\n",
         GROUPING,
         "every second channel: other ones after some have left",

@@ -31,14 +31,14 @@ MUTANTS = (
     Mutant(
         "the-second-input-is-the-first",
         "queries/make.py",
-        "torch.Generator().manual_seed(seed + k)",
-        "torch.Generator().manual_seed(seed)",
+        "torch.Generator().manual_seed(self.seed + k)",
+        "torch.Generator().manual_seed(self.seed)",
         MAKE,
         "two images of one model are the same noise",
     ),
     Mutant(
         "masks-are-drawn",
-        "queries/make.py",
+        "queries/leaves.py",
         "or leaf.dim() < 2 or any(word in name for word in _KEPT):",
         "or leaf.dim() < 2:",
         MAKE,
@@ -47,8 +47,8 @@ MUTANTS = (
     Mutant(
         "sources-for-inputs-of-another-kind",
         "queries/make.py",
-        "    asked = [spec is not None and (ok or not any(fit)) for ok in fit]\n",
-        "    asked = [spec is not None for ok in fit]\n",
+        '(source, "") if source is not None and t in own else choose(t)',
+        '(source, "") if source is not None else choose(t)',
         MAKE,
         "a source of tokens is asked for the pixels beside them",
     ),
@@ -62,7 +62,7 @@ MUTANTS = (
     ),
     Mutant(
         "samples-may-be-infinite",
-        "queries/samples.py",
+        "queries/check.py",
         "        if bool(bad.any()):\n            raise",
         "        if False:\n            raise",
         SAMPLES,
