@@ -122,6 +122,21 @@ def test_a_batch_that_cannot_be_free_is_fixed_and_the_summary_says_why(export, t
     assert done.note in str(done)
 
 
+def test_a_free_batch_axis_is_tried_at_other_sizes_than_it_was_traced_with(tmp_path, monkeypatch):
+    """Traced with two samples, and right with up to two: it is not called dynamic."""
+    model, example = pruned("mlp")
+    real = exports._write_program
+
+    def write(program, place):
+        run = real(program, place)
+        return lambda inputs: [x if len(x) <= 2 else x + 1 for x in run(inputs)]
+
+    monkeypatch.setattr(exports, "_write_program", write)
+    done = export_program(model, example, tmp_path / "model.pt2")
+    assert done.batch == 1
+    assert "with 3 samples" in done.note
+
+
 def test_a_static_batch_on_request(tmp_path):
     import onnxruntime
 

@@ -95,8 +95,8 @@ MUTANTS = (
     Mutant(
         "leaky-relu-of-any-slope",
         "graph/ops.py",
-        "holds=lambda slope=0.01: 0 <= slope <= 1,",
-        "holds=lambda slope=0.01: True,",
+        "        holds=lambda slope=0.01: 0 <= slope <= 1,\n",
+        "        holds=lambda slope=0.01: True,\n",
         MLP,
         "LeakyReLU(2) is called 1-Lipschitz",
     ),

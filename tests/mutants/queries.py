@@ -47,8 +47,8 @@ MUTANTS = (
     Mutant(
         "sources-for-inputs-of-another-kind",
         "queries/make.py",
-        "if source is not None and t in own else choose(t)",
-        "if source is not None else choose(t)",
+        '(source, "") if source is not None and t in own else choose(t)',
+        '(source, "") if source is not None else choose(t)',
         MAKE,
         "a source of tokens is asked for the pixels beside them",
     ),
