@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def prune(
     *,
     queries: Any = "auto",
     n_queries: int | None = None,
-    exclude: str | nn.Module | Sequence[str | nn.Module] = (),
+    exclude: str | nn.Module | Collection[str | nn.Module] = (),
     repair: bool | Repair = True,
     distill: int | Distill = 0,
     seed: int = 0,
@@ -168,7 +168,7 @@ def make_plan(
     *,
     queries: Any = "auto",
     n_queries: int | None = None,
-    exclude: str | nn.Module | Sequence[str | nn.Module] = (),
+    exclude: str | nn.Module | Collection[str | nn.Module] = (),
     seed: int = 0,
     cost: CostFunction | None = None,
     cache: str | Path | None = None,
