@@ -340,3 +340,12 @@ def test_a_bound_that_says_nothing_is_not_given_as_goodness():
     data["agreement"] |= {"bound": 0.95, "vacuous": True}
     assert "of the answers unchanged" not in overview(data)
     assert "No evidence of agreement" in overview(data)
+
+
+def test_a_certified_share_is_rounded_down():
+    """The page said ≥ 89.5 % where 89.4789 % was certified, and the command line 89.4 %."""
+    data = report(3)
+    data["agreement"] |= {"bound": 1 - 0.894789, "trivial": 0.9, "vacuous": False}
+    page = render(data)
+    assert "89.4\u00a0%" in page
+    assert "89.5\u00a0%" not in page

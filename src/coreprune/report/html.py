@@ -71,7 +71,7 @@ def _environment() -> Environment:
     )
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     made.globals["asset"] = _asset
-    for name in ("count", "short", "significant", "percent", "seconds"):
+    for name in ("count", "short", "significant", "percent", "at_least", "seconds"):
         made.filters[name] = getattr(words, name)
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,6 +54,11 @@ def percent(share: float | None) -> str:
     if value == 0 or abs(value) >= 1:
         return f"{value:.1f}{_GAP}%"
     return np.format_float_positional(value, precision=3, fractional=False, trim="-") + f"{_GAP}%"
+
+
+def at_least(share: float) -> str:
+    """A certified lower bound: 0.8948 as 89.4 %. It is rounded down, because 89.5 % is not certified."""
+    return f"{math.floor(1000 * share) / 10:.1f}{_GAP}%"
 
 
 def seconds(x: float | None) -> str:
