@@ -136,7 +136,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
             "the forward branches on values; make that branch a configuration choice, wrap it in torch.cond, or ask "
             "for an implementation without it (experts_implementation='grouped_mm' for transformers' experts)"
         )
-    elif "guard failed" in text:
+    elif "guard failed" in text or "expected input at" in text:  # as newer and older releases of torch say it
         advice = f"if the model is a program that was exported for another size of its inputs, {ANY_BATCH}"
     elif "cache" in text:
         advice = "ask the model not to return a cache (use_cache=False)"
