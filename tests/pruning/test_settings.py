@@ -125,3 +125,12 @@ def test_text_is_quoted_whatever_is_in_it():
     name = "x\"; __import__('os').abort() #\n"
     settings = Settings(Budget(), Functional(), "auto", None, (name,), None, None, 0, 0.01)
     assert f"exclude=({json.dumps(name)},)" in settings.call()
+
+
+def test_a_name_cannot_leave_its_remark():
+    """The remark held the name as it was: a line break in it, and the rest of the name was code."""
+    broken = Mine()
+    broken.name = "mine\nraise SystemExit"
+    settings = Settings(Budget(), broken, "auto", None, (), None, None, 0, 0.01)
+    assert "raise SystemExit" not in settings.call()
+    compile(settings.call(), "call", "exec")

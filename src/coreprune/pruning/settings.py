@@ -108,9 +108,9 @@ class _Source:
             return f"{type(value).__name__}({', '.join(given)})"
         if isinstance(value, FunctionType) and self._importable(value):
             return value.__name__
-        name = getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__
-        self.yours.append(str(name))
-        return f"your_{''.join(c if c.isalnum() else '_' for c in str(name))}"
+        name = "your_" + "".join(c if c.isalnum() else "_" for c in _name_of(value))
+        self.yours.append(name)
+        return name
 
     def imports(self, *ours: str) -> str:
         """The import lines, ours first, and a comment for each object that cannot be imported."""
@@ -119,9 +119,7 @@ class _Source:
             f"from {place} import {', '.join(sorted(names, key=lambda n: (n.islower(), n)))}\n"
             for place, names in sorted(self.imported.items(), key=lambda item: (item[0] != "coreprune", item[0]))
         ]
-        return "".join(lines) + "".join(
-            f"# your_{name}: made by the caller, not in any module\n" for name in self.yours
-        )
+        return "".join(lines) + "".join(f"# {name}: made by the caller, not in any module\n" for name in self.yours)
 
     def _importable(self, thing: Any) -> bool:
         """Whether a class or function can be imported by its name. If so, note the module to import it from."""
@@ -141,6 +139,11 @@ def _places(module: str) -> Iterable[str]:
         yield module
 
 
+def _name_of(value: Any) -> str:
+    """What an object of the caller is called: by its `name`, its `__name__`, or its class."""
+    return str(getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__)
+
+
 def _plain(value: Any) -> Any:
     """A value for JSON. Options become a dict with the name of their class; everything unknown becomes text."""
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -154,5 +157,4 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Own):
         return {**_plain(value.function), "name": value.name}
     options = {f.name: _plain(getattr(value, f.name)) for f in fields(value)} if is_dataclass(value) else {}
-    name = getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__
-    return {"name": str(name), **options}
+    return {"name": _name_of(value), **options}
