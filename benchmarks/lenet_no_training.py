@@ -29,7 +29,7 @@ from torch import Tensor
 
 from coreprune import Budget, prune
 from coreprune.demo.finetune import accuracy
-from coreprune.pruning import SELECTORS
+from coreprune.selectors import SELECTORS
 from environment import environment
 from lenet_mnist import lenet, mnist
 

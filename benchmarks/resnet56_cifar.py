@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from children import Journal, Row, answer, in_child
 from cifar import FILES
-from coreprune.pruning import SELECTORS
+from coreprune.selectors import SELECTORS
 from environment import environment
 from resnet56_cells import FINAL, PEERS, SHARES, Cell, cells
 from resnet56_plot import plot

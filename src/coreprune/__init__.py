@@ -16,30 +16,13 @@ if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds th
     from coreprune.errors import ArtifactError, BudgetError, CoreprunError, GeometryError, InputError, ModelError
     from coreprune.latency import Latency, compare_latency, measure_latency
     from coreprune.pruning import (
-        L1,
-        L2,
-        BnScale,
         Budget,
         Distill,
-        DOptimal,
-        Folding,
-        Fpgm,
-        Functional,
         Inspection,
-        Lewis,
-        Loewner,
-        Magnitude,
-        Merging,
-        Mussay,
-        Norm,
-        Pfp,
         Plan,
-        Random,
-        Ranking,
         Repair,
         Report,
         Result,
-        Uniform,
         apply_plan,
         certify,
         list_groups,
@@ -47,6 +30,25 @@ if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds th
         prune,
     )
     from coreprune.queries import Queries, make_queries
+    from coreprune.selectors import (
+        L1,
+        L2,
+        BnScale,
+        DOptimal,
+        Folding,
+        Fpgm,
+        Functional,
+        Lewis,
+        Loewner,
+        Magnitude,
+        Merging,
+        Mussay,
+        Norm,
+        Pfp,
+        Random,
+        Ranking,
+        Uniform,
+    )
 
 # A new public name needs a line here and one above.
 __all__ = [

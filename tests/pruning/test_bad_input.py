@@ -8,7 +8,7 @@ from torch import nn
 
 import coreprune
 from coreprune import Budget, BudgetError, CoreprunError, InputError, ModelError, Plan, apply_plan, prune
-from coreprune.pruning import SELECTORS
+from coreprune.selectors import SELECTORS
 from small_networks import EXAMPLE, bits, mlp
 
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -8,7 +8,7 @@ from torch import nn
 
 import coreprune
 from coreprune import Budget, Loewner, Mussay, Norm, Plan, apply_plan, make_plan, prune
-from coreprune.pruning import SELECTORS
+from coreprune.selectors import SELECTORS
 from oracles import worst_ratio
 from small_networks import EXAMPLE, bits, mlp, widths
 

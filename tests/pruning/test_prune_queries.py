@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from coreprune import Budget, certify, prune
 from coreprune._progress import silent
 from coreprune.errors import CoreprunError, InputError
-from coreprune.pruning import SELECTORS
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.stages import trace
 from coreprune.queries import Queries
+from coreprune.selectors import SELECTORS
 from graph.zoo import randomise
 from oracles import worst_ratio
 from queries.small import assert_same, state

@@ -9,7 +9,7 @@ import torch
 
 from coreprune import Budget, Norm, Plan, list_groups, prune
 from coreprune.graph import capture, find_groups, normalise_example
-from coreprune.pruning import Folding
+from coreprune.selectors import Folding
 from graph.zoo import ZOO, randomise
 from small_networks import bits
 from sweeps import every_second, in_turn

@@ -39,7 +39,7 @@ Dense = Annotated[
 
 def methods() -> list[str]:
     """The names of the selectors, for completion and messages."""
-    from coreprune.pruning import SELECTORS
+    from coreprune.selectors import SELECTORS
 
     return ["auto", *SELECTORS]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from coreprune import Budget, Distill, Loewner, Mussay, Norm, Repair, prune
-from coreprune.pruning import Folding, Lewis, Merging, Uniform
+from coreprune.selectors import Folding, Lewis, Merging, Uniform
 from oracles import lewis_by_iteration, t6, t8
 
 SIZES = (6, 14, 10, 4)

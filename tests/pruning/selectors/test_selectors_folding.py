@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from coreprune import Budget, InputError, apply_plan, prune
-from coreprune.pruning import Folding
 from coreprune.pruning.selectors.folding import representatives, rows
+from coreprune.selectors import Folding
 from graph.zoo import ZOO, randomise
 from layers_by_hand import cut, layer, layers_of, normal, seeded
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from coreprune import Budget, InputError, apply_plan
-from coreprune.pruning import L1, Fpgm, Merging
 from coreprune.pruning.selectors.merging import decompose
+from coreprune.selectors import L1, Fpgm, Merging
 from graph.zoo import ZOO, randomise
 from layers_by_hand import cut, layer, layers_of, normal, seeded
 

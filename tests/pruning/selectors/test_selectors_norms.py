@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from coreprune import Budget, InputError, Magnitude
-from coreprune.pruning import L1, L2, SELECTORS, BnScale, Fpgm, Norm, Random
 from coreprune.pruning.selectors import ranking_of
+from coreprune.selectors import L1, L2, SELECTORS, BnScale, Fpgm, Norm, Random
 from graph.zoo import ZOO, randomise
 from layers_by_hand import cut, layer, layers_of, normal, seeded
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from coreprune import Budget, InputError, prune
-from coreprune.pruning import Pfp
 from coreprune.pruning.selectors.pfp import sensitivity
+from coreprune.selectors import Pfp
 from graph.zoo import ZOO, randomise
 from layers_by_hand import cut, layer, layers_of, normal, reader, seeded, with_readers
 
