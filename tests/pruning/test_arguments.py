@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from coreprune import Budget, InputError, apply_plan, list_groups, make_plan, prune
+from coreprune import Budget, BudgetError, InputError, apply_plan, list_groups, make_plan, prune
 from small_networks import EXAMPLE, bits, mlp, widths
 
 
@@ -89,3 +89,15 @@ def test_a_result_says_what_it_is_in_one_line():
     assert len(repr(result)) < 200
     assert result._repr_html_() == result.report._repr_html_()
     assert str(list_groups(mlp(), EXAMPLE)).count("\n") >= 3
+
+
+def test_a_wrong_repair_is_refused_without_queries_too(unchecked):
+    """It was ignored where there were no queries, as if it had been understood."""
+    with pytest.raises(InputError, match="repair must be True, False or Repair"):
+        prune(mlp(), EXAMPLE, Budget(keep=0.5), "l2", queries=None, repair="yes")
+
+
+def test_the_whole_model_excluded_is_called_so():
+    model = mlp()
+    with pytest.raises(BudgetError, match=r"excluded by the caller \(the whole model\)"):
+        prune(model, EXAMPLE, Budget(macs=0.5), "l2", queries=None, exclude=model)

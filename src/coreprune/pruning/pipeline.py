@@ -105,7 +105,8 @@ def prune(
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
     """
-    options = _repair_options(repair) if queries is not None else None
+    asked = _repair_options(repair)
+    options = asked if queries is not None else None
     budget, selector = check_settings(budget, seed, delta), resolve(method, options is not None, queries is not None)
     training = _distill_options(distill, queries, checkpoint)
     check_count(n_queries, "n_queries")
@@ -212,6 +213,7 @@ def apply_plan(
     if not isinstance(plan, Plan):
         raise InputError(f"plan must be a Plan (from make_plan() or Plan.from_json), not {type(plan).__name__}.")
     check_count(n_queries, "n_queries")
+    options = _repair_options(repair)
     if example_inputs is None:
         if plan.example is None:
             raise InputError("the plan says nothing of its example input. Pass one: apply_plan(model, plan, example).")
@@ -231,7 +233,6 @@ def apply_plan(
     if pruned.removed.locked:
         name, reason = next(iter(pruned.removed.locked.items()))
         raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
-    options = _repair_options(repair)
     if queries is not None and options is not None:
         calibration = gather(traced, Asked(example_inputs, queries, n_queries), plan.seed, tell)
         repair_(pruned, calibration, options, tell)

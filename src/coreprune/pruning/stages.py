@@ -103,7 +103,8 @@ def _made_by(module: nn.Module, traced: Traced) -> tuple[list[Group], str]:
         raise InputError(
             f"exclude: no layer inside {paths[0]!r} ({kind}) makes channels, so there is nothing to exclude."
         )
-    return found, f"excluded by the caller (module {paths[0]!r})"
+    place = f"module {paths[0]!r}" if paths[0] else "the whole model"
+    return found, f"excluded by the caller ({place})"
 
 
 def prune_to(traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock) -> Pruned:
