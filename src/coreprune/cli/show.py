@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from coreprune._progress import Progress as Tell
+
 if TYPE_CHECKING:
     from coreprune.demo.demo import Demo
     from coreprune.pruning import Inspection
-
-
-Tell = Callable[[str, int, int], None]
 
 
 @contextmanager

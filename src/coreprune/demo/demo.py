@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._progress import silent
+from coreprune._progress import Progress, silent
 from coreprune.demo.finetune import Batches, accuracy, fine_tune_
 from coreprune.demo.lines import Line, draw
 from coreprune.errors import InputError
@@ -91,7 +90,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[~test], labels[~test], images[test], labels[test]
 
 
-def run(seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> Demo:
+def run(seed: int = 0, progress: Progress | None = None) -> Demo:
     """Train, prune with every method at every width, fine-tune each result briefly. About 15 seconds on two cores."""
     tell = progress or silent
     images, labels, test_images, test_labels = digits()

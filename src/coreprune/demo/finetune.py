@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from coreprune._progress import Progress
 from coreprune.errors import InputError
 
 
@@ -43,7 +44,7 @@ def fine_tune_(
     weight_decay: float = 0.0,
     teacher: nn.Module | None = None,
     temperature: float = 2.0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Train `model` in place with Adam: linear warm-up, then cosine decay to zero. Its mode is restored at the end.
 

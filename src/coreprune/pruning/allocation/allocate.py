@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from coreprune._progress import Progress
 from coreprune.errors import BudgetError
 from coreprune.graph import Group
 from coreprune.pruning.allocation.budget import Budget
@@ -24,7 +25,7 @@ def allocate(
     groups: list[Group],
     cost_model: CostFunction,
     curves: Mapping[str, Tensor] | None = None,
-    tell: Callable[[str, int, int], None] | None = None,
+    tell: Progress | None = None,
 ) -> dict[str, int]:
     """The width of every free group: units that stay in each of its sections, or in the whole group if it has none.
 
@@ -66,7 +67,7 @@ def _by_error(
     spending: Spending,
     curves: Mapping[str, Tensor],
     most: float | None,
-    tell: Callable[[str, int, int], None] | None,
+    tell: Progress | None,
 ) -> Rungs:
     """Start at full width, and always take the step that adds the least error per unit of cost, until the limit holds.
 

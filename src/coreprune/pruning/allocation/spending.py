@@ -86,9 +86,10 @@ def _limit(budget: Budget, dense: Number) -> Number:
     if value <= 1:
         return value * dense
     kind, words = budget.kind, _WORDS[budget.kind]
+    where = ", or on the command line --absolute" if words else ""  # a cost of one's own is Python's alone
     raise BudgetError(
         f"{value:g}{words} of {_said(dense)}: did you mean {value / 100:g}? A share of the dense model is at most 1. "
-        f"For {value:g}{words or ' as an absolute number'}, write Budget({kind}={value:g}, absolute=True)."
+        f"For {value:g}{words or ' as an absolute number'}, write Budget({kind}={value:g}, absolute=True){where}."
     )
 
 
