@@ -102,7 +102,7 @@ MUTANTS = (
     ),
     Mutant(
         "inversion-of-means-alone",
-        "queries/sources/batch_norm_inversion.py",
+        "queries/sources/norm_statistics.py",
         " + ((var + eps).sqrt() / sd - 1).square().mean()\n",
         "\n",
         INVERSION,
@@ -110,9 +110,9 @@ MUTANTS = (
     ),
     Mutant(
         "crops-that-wrap-around",
-        "queries/sources/batch_norm_inversion.py",
-        "return pad(x, (padding,) * 4)[",
-        'return pad(x, (padding,) * 4, mode="circular")[',
+        "queries/sources/starting.py",
+        "torch.nn.functional.pad(x, (padding,) * 4)",
+        'torch.nn.functional.pad(x, (padding,) * 4, mode="circular")',
         INVERSION,
         "what is cropped comes in on the other side",
     ),

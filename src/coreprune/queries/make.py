@@ -100,19 +100,22 @@ class _Run:
         chosen = [(source, "") if source is not None and t in own else choose(t) for t in self.targets]
         cache = self._cache([s for s, _ in chosen])
         new = {t.leaf: self._draw(k, s, cache) for k, (t, (s, _)) in enumerate(zip(self.targets, chosen, strict=True))}
-        return self._queries(new, chosen, "inputs without data")
+        remarks = [_remark(s, t, new[t.leaf]) for t, (s, _) in zip(self.targets, chosen, strict=True)]
+        return self._queries(new, chosen, remarks, "inputs without data")
 
     def by_function(self, function: FromFunction) -> Queries:
         """What the function returns decides which inputs it makes. "auto" makes the others."""
         cache = self._cache([function])
         new = self._called(function, cache)
         chosen: list[tuple[Source, str]] = [(function, "")]
+        remarks: list[str] = []
         for k, target in enumerate(self.targets):
             if target.leaf not in new:
                 chosen.append(choose(target))
                 new[target.leaf] = self._draw(k, chosen[-1][0], cache)
+                remarks.append(_remark(chosen[-1][0], target, new[target.leaf]))
         self.progress("queries", 1, 1)
-        return self._queries(new, chosen, "inputs")
+        return self._queries(new, chosen, remarks, "inputs")
 
     def _called(self, function: FromFunction, cache: Cache | None) -> dict[int, Tensor]:
         device, mark = self.targets[0].example.device, "function "
@@ -146,15 +149,23 @@ class _Run:
         key = fingerprint(first.model, (first.args, first.kwargs), sources, self.n, self.seed)
         return None if key is None else Cache(self.path, key)
 
-    def _queries(self, new: dict[int, Tensor], chosen: list[tuple[Source, str]], what: str) -> Queries:
+    def _queries(
+        self, new: dict[int, Tensor], chosen: list[tuple[Source, str]], remarks: list[str], what: str
+    ) -> Queries:
         args, kwargs = self.targets[0].args, self.targets[0].kwargs
         with_batch = batched(args, kwargs)
         leaves = pytree.tree_leaves((args, kwargs))
         shared = frozenset(i for i, x in enumerate(leaves) if isinstance(x, Tensor) and i not in with_batch)
         names = dict.fromkeys(source.name for source, _ in chosen)
         why = dict.fromkeys(f"{source.name}: {reason}" if reason else shown(source) for source, reason in chosen)
-        note = f"{self.n} {what}; {'; '.join(why)}"
+        note = f"{self.n} {what}; {'; '.join(filter(None, (*why, *remarks)))}"
         return Queries(*with_leaves(args, kwargs, new, self.n), " + ".join(names), note, shared)
+
+
+def _remark(source: Source, target: Target, x: Tensor) -> str:
+    """What the source has to say about the inputs that it made, for the report. Most say nothing."""
+    remark = getattr(source, "remark", None)
+    return str(remark(target, x)) if callable(remark) else ""
 
 
 def _checked_example(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

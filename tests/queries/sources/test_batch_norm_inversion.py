@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from coreprune import CoreprunError, InputError, ModelError
 from coreprune.queries import BatchNormInversion, Leaves, PinkNoise, invert, make_queries
-from coreprune.queries.sources.batch_norm_inversion import crops
+from coreprune.queries.sources.starting import crops
 from queries.small import Alone, assert_same, calibrated, convnet, gen, mlp, none, seeded, state, target
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
@@ -79,15 +79,14 @@ def test_crops_move_images_over_zeros() -> None:
 
 def test_padding_is_recognised_from_the_statistics() -> None:
     """Random crops over zeros in training shift the running statistics; plain training does not."""
-    images = Leaves()(target(convnet(), torch.zeros(1, 3, 32, 32)), 400, gen(12), none)
-    source = BatchNormInversion()
-    start = Leaves()(target(convnet(), torch.zeros(1, 3, 32, 32)), 128, gen(13), none)
+    example = torch.zeros(1, 3, 32, 32)
+    images = Leaves()(target(convnet(), example), 400, gen(12), none)
     for padding, model in ((4, calibrated(convnet(), crops(images, 4, gen(1)))), (0, calibrated(convnet(), images))):
-        found = source._padding(target(model, torch.zeros(1, 3, 32, 32)), start, gen(2))
-        assert found == padding
+        with torch.no_grad():
+            assert BatchNormInversion().start(target(model, example)).padding == padding
     big = target(convnet(), torch.zeros(1, 3, 96, 96))
-    assert source._padding(big, start, gen()) == 0
-    assert BatchNormInversion(padding=7)._padding(big, start, gen()) == 7
+    assert BatchNormInversion().start(big).padding == 0
+    assert BatchNormInversion(padding=7).start(big).padding == 7
 
 
 @pytest.mark.slow
