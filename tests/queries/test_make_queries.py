@@ -141,6 +141,8 @@ def test_two_images_are_drawn_apart_and_what_has_no_batch_axis_stays() -> None:
 def test_how_many() -> None:
     assert len(make_queries(mlp(), EXAMPLE, seed=0)) == 4096
     assert len(make_queries(grey(), torch.zeros(1, 1, 12, 12), seed=0)) == 256
+    costly = seeded(0, lambda: nn.Sequential(*[nn.Conv2d(1 if i == 0 else 256, 256, 7) for i in range(3)]))
+    assert len(make_queries(costly, torch.zeros(1, 1, 64, 64), "white-noise", seed=0)) == 128
     for n in (0, -1, 2.5, True):
         with pytest.raises(InputError, match="at least one"):
             make_queries(mlp(), EXAMPLE, n=n, seed=0)  # type: ignore[arg-type]

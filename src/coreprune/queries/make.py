@@ -22,9 +22,11 @@ from coreprune.queries.queries import Queries
 from coreprune.queries.samples import from_samples, is_samples
 from coreprune.queries.sources.base import Source, Target, draw, meant, untouched
 from coreprune.queries.sources.function import FromFunction
+from coreprune.queries.sources.work import work
 from coreprune.queries.spec import resolve
 
-_MANY, _FEW = 4096, 256
+_MANY, _FEW, _FEWEST = 4096, 256, 128
+_COSTLY = 6e9  # `work` of one image, from which on 128 of them have to do
 
 
 def make_queries(
@@ -49,7 +51,8 @@ def make_queries(
         high=1.0). A function (n, generator) that returns n inputs, or "module:function". Samples: a tensor, a tuple or
         dict of tensors shaped like the example inputs, a loader of batches (labels are dropped), or the path of an .npz
         file. `Queries` made before, or the path of their .safetensors file.
-    n: how many inputs. By default all samples, 4,096 vectors, or 256 inputs of any other kind.
+    n: how many inputs. By default all samples, 4,096 vectors, or 256 inputs of any other kind; 128 images if the model
+        is on the CPU and as costly as a ResNet-50 at 224×224.
     seed: of all randomness; a number, or a generator to draw from. The same seed gives the same queries on the same
         machine.
     progress: called as progress("queries", done, total) after every step.
@@ -72,11 +75,8 @@ def make_queries(
             return from_samples(spec, (args, kwargs), n, generator)
         targets = tuple(Target(model, args, kwargs, leaf) for leaf in drawn(args, kwargs))
         check_runs(model, args, kwargs)
-        vectors = targets[0].kind == "vectors"
         first = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        run = _Run(
-            targets, n or (_MANY if vectors else _FEW), first, progress or silent, Path(cache) if cache else None
-        )
+        run = _Run(targets, n or _enough(targets[0]), first, progress or silent, Path(cache) if cache else None)
         return run.by_function(spec) if isinstance(spec, FromFunction) else run.by_source(spec)
 
 
@@ -160,6 +160,14 @@ class _Run:
         why = dict.fromkeys(f"{source.name}: {reason}" if reason else shown(source) for source, reason in chosen)
         note = f"{self.n} {what}; {'; '.join(filter(None, (*why, *remarks)))}"
         return Queries(*with_leaves(args, kwargs, new, self.n), " + ".join(names), note, shared)
+
+
+def _enough(target: Target) -> int:
+    """How many inputs are made by default."""
+    if target.kind == "vectors":
+        return _MANY
+    costly = target.kind == "pixels" and target.example.device.type == "cpu" and work(target) > _COSTLY
+    return _FEWEST if costly else _FEW
 
 
 def _remark(source: Source, target: Target, x: Tensor) -> str:

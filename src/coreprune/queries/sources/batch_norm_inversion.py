@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from coreprune._example import ANY_BATCH
 from coreprune._progress import Progress, silent
 from coreprune._seed import as_generator
 from coreprune.errors import InputError, ModelError
 from coreprune.queries.sources.base import Target, Tell, draw, untouched
-from coreprune.queries.sources.norm_statistics import mismatch, norms, reached, sizes
+from coreprune.queries.sources.norm_statistics import mismatch, norms, reached
 from coreprune.queries.sources.starting import Start, begin, crops, fitted
+from coreprune.queries.sources.work import work
 
 _SMALL = 64  # images up to this side are cheap, and were probably padded and cropped in training
 _BATCH = 128
@@ -27,9 +27,7 @@ _PIXELS = _BATCH * _SMALL**2  # in a batch: more need gigabytes, and no longer f
 _FITTED = 32  # inputs that choose the start
 
 _STEPS, _FEWEST = 60, 4
-# Floating-point operations for one input, counted in forward passes (a step costs three). Half a second of a core.
-_WORK = 25e9
-_NUMBER = 250  # what a number that a batch norm reads costs, in the same unit: it goes through memory a dozen times
+_WORK = 20e9  # `work` for one input, counted in forward passes (a step costs two to three). Half a second of a core.
 
 _PATIENCE, _GAIN = 10, 0.99  # stop if this many steps do not win one percent
 _MET = 0.005  # or at this distance, in σ
@@ -114,7 +112,7 @@ class BatchNormInversion:
         n = min(_FITTED, max(2, (self.at_once(target) or _BATCH) // 2))
         side = max(target.shape[1:]) if len(target.shape) == 3 else 0
         if self.padding is not None or not 0 < side <= _SMALL:
-            return fitted(target, n, self.padding or 0 if side else 0)
+            return fitted(target, n, (self.padding or 0) if side else 0)
         plain, cropped = (fitted(target, n, padding) for padding in (0, max(1, side // 8)))
         return min(plain, cropped, key=lambda start: start.off)
 
@@ -172,9 +170,7 @@ def _steps(target: Target) -> int:
     """As many steps as the work that one input may cost."""
     if target.example.device.type != "cpu":
         return _STEPS
-    with FlopCounterMode(display=False) as counter:
-        numbers = sum(sizes(target))
-    return max(_FEWEST, min(_STEPS, round(_WORK / (counter.get_total_flops() + _NUMBER * numbers + 1))))
+    return max(_FEWEST, min(_STEPS, round(_WORK / max(1.0, work(target)))))
 
 
 def _measured(target: Target, x: Tensor, start: Start, generator: torch.Generator | None = None) -> Tensor:

@@ -23,7 +23,10 @@ from coreprune.queries.sources.norm_statistics import mismatch
 from coreprune.queries.sources.strokes import Strokes
 
 _LOOSE = 2.0  # standard deviations: the first range that is tried
+# Contrasts and brightnesses of usual inputs, in deviations: normalised ones, [0, 1] and [0, 255], all centred or not.
+_USUAL = tuple((gain, offset) for gain in (1.0, 0.25, 64.0) for offset in (0.0, 2.0))
 _BETTER = 0.99  # a change has to win one percent
+_HOPEFUL = 2.0  # another kind is adapted only if it starts out less than this many times as far off
 _TRIES = 300
 # Leaves have harder edges than photos, so that a range somewhat too narrow fits them best. In the optimisation it is
 # wider. The ranges of two networks for photos, [−1, 1] and [−2.1, 2.6], then come out as ±1.0 and ±2.1.
@@ -108,9 +111,10 @@ _FOUND: WeakKeyDictionary[Target, dict[tuple[int, int], Start]] = WeakKeyDiction
 def fitted(target: Target, n: int, padding: int = 0) -> Start:
     """The start whose statistics, over n inputs, are closest to the running ones. Nothing is optimised.
 
-    From dead leaves (noise, if the inputs are no images) of unit variance, contrast, brightness and range are changed
-    by steps as long as this helps. Other kinds of images are tried at the contrast and brightness that were found. The
-    best is adapted further. The same for the same model, target, n and padding, and remembered.
+    From dead leaves (noise, if the inputs are no images) of a usual range, contrast, brightness and range are changed
+    by steps as long as this helps. Other kinds of images are tried at the contrast and brightness that were found, and
+    those that are not far off are adapted in the same way. The result is the same every time, and remembered for the
+    target.
     """
     found = _FOUND.setdefault(target, {})
     if (n, padding) not in found:
@@ -141,10 +145,14 @@ class _Fit:
 
     def best(self) -> Start:
         first, *others = self.made
-        start = self.climb(Start(first))
-        signs = [replace(start, kind=k, gain=g, offset=o) for k in others for g, o in _signs(start)]
-        other = min([start, *signs, *(replace(s, limit=2 * _LOOSE) for s in signs)], key=self.off)
-        return start if other == start else self.climb(other)
+        start = self.climb(min((Start(first, gain, offset) for gain, offset in _USUAL), key=self.off))
+        found = [start]
+        for kind in others:
+            signs = [replace(start, kind=kind, gain=gain, offset=offset) for gain, offset in _signs(start)]
+            glance = min(signs + [replace(s, limit=2 * _LOOSE) for s in signs], key=self.off)
+            if self.off(glance) < _HOPEFUL * start.off:
+                found.append(self.climb(glance))
+        return min(found, key=lambda s: s.off)
 
     def climb(self, start: Start) -> Start:
         """Take every move as often as it helps, until none does."""
