@@ -26,7 +26,8 @@ from coreprune.queries.sources.work import work
 from coreprune.queries.spec import resolve
 
 _MANY, _FEW, _FEWEST = 4096, 256, 128
-_COSTLY = 6e9  # `work` of one image, from which on 128 of them have to do
+# `work` of one input: of more, 128 images instead of 256; of more, 256 vectors instead of 4,096.
+_COSTLY, _COSTLY_VECTOR = 6e9, 5e7
 
 
 def make_queries(
@@ -51,8 +52,9 @@ def make_queries(
         high=1.0). A function (n, generator) that returns n inputs, or "module:function". Samples: a tensor, a tuple or
         dict of tensors shaped like the example inputs, a loader of batches (labels are dropped), or the path of an .npz
         file. `Queries` made before, or the path of their .safetensors file.
-    n: how many inputs. By default all samples, 4,096 vectors, or 256 inputs of any other kind; 128 images if the model
-        is on the CPU and as costly as a ResNet-50 at 224×224.
+    n: how many inputs. By default all samples, 4,096 vectors, or 256 inputs of any other kind; 256 vectors if the
+        model needs over 5·10⁷ operations for one; 128 images if it is on the CPU and as costly as a ResNet-50 at
+        224×224.
     seed: of all randomness; a number, or a generator to draw from. The same seed gives the same queries on the same
         machine.
     progress: called as progress("queries", done, total) after every step.
@@ -164,8 +166,8 @@ class _Run:
 
 def _enough(target: Target) -> int:
     """How many inputs are made by default."""
-    if target.kind == "vectors":
-        return _MANY
+    if target.kind == "vectors":  # one that convolutions read is a signal
+        return _MANY if work(target) <= _COSTLY_VECTOR else _FEW
     costly = target.kind == "pixels" and target.example.device.type == "cpu" and work(target) > _COSTLY
     return _FEWEST if costly else _FEW
 
