@@ -236,6 +236,17 @@ def test_regression_inverted_images_stay_in_the_range_of_the_training(low: float
     assert float(x.mean()) == pytest.approx(float(images.mean()), abs=0.15 * width)
 
 
+def test_no_step_leaves_the_range() -> None:
+    model, _ = ranged(-1.0, 1.0)
+    source = BatchNormInversion(steps=5, lr=3.0, padding=0)  # steps that are far too large
+    with torch.no_grad():
+        low, high = source.start(target(model, EXAMPLE)).range
+    x = make_queries(model, EXAMPLE, source, n=16, seed=0).args[0]
+    assert low <= float(x.min()) < float(x.max()) <= high
+    assert -1.5 < low < -0.7
+    assert 0.7 < high < 1.5
+
+
 @pytest.mark.parametrize("kind", ["strokes", "leaves"])
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.0, -1.0)])
 def test_regression_the_start_is_of_the_kind_that_the_network_has_seen(kind: str, low: float, high: float) -> None:
