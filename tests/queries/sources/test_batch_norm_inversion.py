@@ -276,7 +276,8 @@ def test_the_note_says_how_well_the_statistics_are_met() -> None:
     found = re.search(r"statistics met to ([\d.e-]+) σ \(root mean square\), ([\d.e-]+) σ at the start", queries.note)
     assert found is not None
     met, before = map(float, found.groups())
-    errors = statistics(model, queries.args[0])  # per norm the means, then the deviations
+    with torch.no_grad():
+        errors = statistics(model, queries.args[0])  # per norm the means, then the deviations
     expected = torch.stack([e.square().mean() for e in errors]).mean().sqrt()
     assert met == pytest.approx(float(expected), rel=0.2)
     assert met < 0.3 * before
