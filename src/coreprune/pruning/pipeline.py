@@ -93,7 +93,7 @@ def prune(
         of an .npz file); or `Queries`. None means no queries, and then nothing is repaired. Queries are made only if
         something needs them.
     n_queries: how many queries to make, or how many of the samples to take, from the first on. By default all samples,
-        or 4,096 vectors, or 256 of anything else that is made.
+        or 4,096 vectors, or 256 of anything else that is made; fewer if one costs much (see `make_queries`).
     exclude: what stays whole: names of groups, patterns of names, or modules of the model, e.g.
         `("*attention*", model.head)`. `list_groups` lists the names. The other groups meet the budget.
     repair: refit the layers that read pruned channels, in closed form. False keeps the weights that the selector gives.
