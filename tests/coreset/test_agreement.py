@@ -95,3 +95,24 @@ def test_bad_counts_are_refused(arguments, message):
 def test_a_bad_trivial_rate_is_refused():
     with pytest.raises(InputError, match="trivial"):
         agreement_bound(1, 10, trivial=1.5)
+
+
+def test_a_choice_among_several_networks_is_paid_for():
+    one, three = agreement_bound(3, 40, 0.05), agreement_bound(3, 40, 0.05, candidates=3)
+    assert three.bound == pytest.approx(inverted(40, 3, 0.05 / 3), rel=1e-9)
+    assert three.bound > one.bound
+    assert three.delta == 0.05
+    assert "the choice among 3 is accounted for" in three.assumptions[1]
+    with pytest.raises(InputError, match="candidates must be a whole number"):
+        agreement_bound(3, 40, 0.05, candidates=0)
+
+
+def test_the_chosen_network_keeps_the_promise():
+    """The best of 20 useless networks on 30 queries looks good; the bound with 20 candidates holds, as often as said."""
+    generator = np.random.default_rng(0)
+    p, networks, queries, rounds = 0.3, 20, 30, 2000
+    wrong = generator.binomial(queries, p, (rounds, networks)).min(axis=1)
+    bounds = {k: agreement_bound(int(k), queries, 0.1, candidates=networks).bound for k in set(wrong.tolist())}
+    alone = {k: agreement_bound(int(k), queries, 0.1).bound for k in set(wrong.tolist())}
+    assert np.mean([bounds[k] < p for k in wrong.tolist()]) <= 0.1
+    assert np.mean([alone[k] < p for k in wrong.tolist()]) > 0.3  # without it, the promise is broken

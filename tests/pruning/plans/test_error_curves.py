@@ -1,0 +1,106 @@
+"""Held-out curves of a group: what orders the units, what refits, and what measures are kept apart."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from coreprune import Budget, prune
+from coreprune._progress import silent
+from coreprune.coreset import held_out_curve
+from coreprune.pruning.calibration.calibration import Asked, gather
+from coreprune.pruning.calibration.statistics import Collect, collect_readers
+from coreprune.pruning.plans.decide import rank
+from coreprune.pruning.plans.error_curves import held_out
+from coreprune.pruning.stages import trace
+from coreprune.selectors import L2, Functional
+from features import normal, seen
+from graph.zoo import randomise
+
+
+def mlp():
+    return randomise(nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 5)))
+
+
+def ranked(model, x, selector):
+    traced = trace(model, x[:1], silent)
+    calibration = gather(traced, Asked(x[:1], x), 0, silent)
+    readers = collect_readers(traced, calibration, Collect(), torch.Generator().manual_seed(0), silent)
+    return traced, calibration, rank(traced, selector, readers, 0, silent)
+
+
+def test_the_halves_are_the_moments_of_whole_batches():
+    """Two folds, each seen by one and unseen by the other; positions of one image are on one side."""
+    model, x = mlp(), normal(64, 6)
+    _traced, calibration, decisions = ranked(model, x, L2())
+    (reader,) = decisions["0"].layer.readers
+    batches = [seen(model, args[0])["2"][0].double() for args, _ in calibration.batches]
+    even, odd = torch.cat(batches[::2]), torch.cat(batches[1::2])
+    assert len(even) == len(odd) == 24  # 48 of 64; 16 are held back
+    for fold, (a, b) in zip(reader.folds, ((even, odd), (odd, even)), strict=True):
+        inside, outside = a - a.mean(0), b - a.mean(0)
+        assert torch.allclose(fold.seen, inside.T @ inside / len(a), atol=1e-10)
+        assert torch.allclose(fold.unseen, outside.T @ outside / len(b), atol=1e-10)
+        assert torch.equal(fold.gram, reader.gram)
+    whole = torch.cat([even, odd])
+    assert torch.allclose(reader.mean, whole.mean(0), atol=1e-10)
+    assert torch.allclose(reader.covariance, (whole - whole.mean(0)).T @ (whole - whole.mean(0)) / 48, atol=1e-10)
+
+
+def test_an_order_that_goes_by_the_queries_has_not_seen_those_that_measure():
+    _, _, decisions = ranked(mlp(), normal(64, 6), L2())
+    decision, used = decisions["0"], []
+
+    class Spy(Functional):
+        def __call__(self, layer, generator):
+            used.append(layer.readers[0].covariance)
+            return super().__call__(layer, generator)
+
+    found = held_out(decision.group, decision.layer, decision.ranking, Spy(), torch.Generator())
+    (reader,) = decision.layer.readers
+    assert [torch.equal(u, fold.seen) for u, fold in zip(used, reader.folds, strict=True)] == [True, True]
+    orders = [
+        Functional()(
+            dataclasses.replace(decision.layer, readers=(dataclasses.replace(reader, covariance=u),)), torch.Generator()
+        ).order
+        for u in used
+    ]
+    curves = torch.stack([held_out_curve(f, 20, order) for f, order in zip(reader.folds, orders, strict=True)])
+    assert torch.allclose(found, curves.mean(0).amin(0).cummin(0).values)
+
+
+def test_a_single_query_has_no_held_out_curve():
+    _, _, decisions = ranked(mlp(), normal(1, 6), Functional())
+    assert decisions["0"].curve is not None
+    assert decisions["0"].held_out is None
+
+
+def test_widths_go_by_the_unseen_error():
+    """A wide layer on few queries looks free. It is not, and the narrow one pays."""
+    model = randomise(nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 200), nn.ReLU(), nn.Linear(200, 5)))
+    x = normal(24, 6)
+    result = prune(model, x[:1], Budget(params=0.7), queries=x, compare=False)
+    wide = next(g for g in result.report.groups if g.channels == 200)
+    assert wide.held_out is not None
+    assert wide.errors is not None
+    assert wide.errors[20] < 0.2 * wide.held_out[20]  # a tenth of the units, on 12 or fewer rows
+    assert wide.kept > 100
+
+
+@pytest.mark.parametrize("method", ["l2", "functional"])
+def test_the_report_shows_both_errors(method):
+    model, x = mlp(), normal(64, 6)
+    result = prune(model, x[:1], Budget(keep=0.5), method, queries=x)
+    (group,) = [g for g in result.report.groups if g.locked_because is None]
+    text, data = str(result.report), result.report.as_dict()
+    assert "on unseen queries" in text
+    assert (
+        data["groups"][0]["held_out"] == list(group.held_out) or tuple(data["groups"][0]["held_out"]) == group.held_out
+    )
+    certificate = next(c for c in group.certificates if c.theorem == "T10")
+    share = group.held_out[group.kept] / certificate.trivial
+    assert f"{share:.2%}" in text
+    assert f"on unseen queries {100 * share:.3g} %" in certificate.statement

@@ -1,0 +1,78 @@
+"""How far two models are apart, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from coreprune.pruning.reporting.comparison import Apart, apart
+from coreprune.queries import Queries
+from features import normal
+
+
+def queries(x):
+    return Queries((x,), {}, "samples")
+
+
+def linear(scale):
+    layer = nn.Linear(4, 3, bias=False, dtype=torch.float64)
+    layer.weight.data = scale * normal(3, 4)
+    return layer
+
+
+def test_errors_are_shares_of_the_variance_query_by_query():
+    x, model, small = normal(70, 4), linear(1.0), linear(0.9)
+    found = apart(model, small, queries(x))
+    y, z = model(x).detach(), small(x).detach()
+    assert torch.allclose(found.errors, (y - z).square().mean(1) / y.var(correction=0))
+    assert found.same == int((y.argmax(1) == z.argmax(1)).sum()) == 70
+    assert found.agreement == 1.0
+
+
+def test_several_outputs_count_alike_and_are_no_classes():
+    class Two(nn.Module):
+        def __init__(self, a, b):
+            super().__init__()
+            self.a, self.b = a, b
+
+        def forward(self, x):
+            return {"image": self.a(x)[:, None, :, None], "score": 1000 * self.b(x)}
+
+    x = normal(10, 4)
+    found = apart(Two(linear(1.0), linear(1.0)), Two(linear(0.5), linear(1.0)), queries(x))
+    y = linear(1.0)(x).detach()
+    assert torch.allclose(found.errors, 0.5 * (0.5 * y).square().mean(1) / y.var(correction=0))
+    assert found.same is None
+
+
+def test_an_output_that_is_not_finite_is_infinitely_far():
+    x, broken = normal(5, 4), linear(1.0)
+    broken.weight.data[0] = math.nan
+    found = apart(linear(1.0), broken, queries(x))
+    assert found.error == math.inf
+    good = apart(linear(1.0), linear(0.5), queries(x))
+    assert good.better_than(found)
+    assert not found.better_than(good)
+
+
+def test_better_by_more_than_the_noise():
+    """One query in ten decides the mean: that is noise. The same gain on all of them is not."""
+    base = torch.ones(10, dtype=torch.float64)
+    lucky, steady = base.clone(), base - 0.1
+    lucky[0] = 0.0
+    other = Apart(base + torch.linspace(0, 1e-3, 10), None)
+    assert Apart(steady, None).better_than(other)
+    assert not Apart(lucky, None).better_than(
+        Apart(base + 0.5 * torch.randn(10, generator=torch.Generator().manual_seed(0)), None)
+    )
+    assert not other.better_than(other)
+
+
+def test_models_without_a_tensor_cannot_be_compared():
+    class Text(nn.Module):
+        def forward(self, x):
+            return str(x.shape)
+
+    assert apart(Text(), Text(), queries(normal(4, 4))) is None

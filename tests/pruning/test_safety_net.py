@@ -1,0 +1,138 @@
+"""The safety net: the best of what could be returned, on queries that were held back, and the report says which."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from coreprune import Budget, prune
+from coreprune.pruning import pipeline, safety_net, stages
+from features import normal
+from graph.zoo import randomise
+from small_networks import bits
+
+
+def network():
+    return randomise(
+        nn.Sequential(
+            *(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU()),
+            nn.Linear(30, 4),
+        )
+    )
+
+
+def names(result):
+    return [one.name for one in result.report.compared]
+
+
+def chosen(result):
+    (one,) = [one for one in result.report.compared if one.chosen]
+    return one
+
+
+def spoiled(monkeypatch, first_only):
+    """Repairs that turn the weights upside down: all of them, or only the first."""
+    real, calls = stages.repair_, []
+
+    def repair_(pruned, calibration, options, tell):
+        fits = real(pruned, calibration, options, tell)
+        if not (first_only and calls):
+            with torch.no_grad():
+                for p in pruned.removed.model.parameters():
+                    p.mul_(-3)
+        calls.append(1)
+        return fits
+
+    for module in (pipeline, safety_net):
+        monkeypatch.setattr(module, "repair_", repair_)
+
+
+def test_a_good_repair_is_returned_and_everything_is_listed():
+    model, x = network(), normal(256, 6)
+    result = prune(model, x[:1], Budget(macs=0.6), queries=x)
+    assert chosen(result).name == "the repaired cut"
+    assert {"the cut without repair", "magnitude pruning"} < set(names(result))
+    assert len(set(names(result))) == len(names(result))
+    assert "on held-back queries, returned: the repaired cut" in str(result.report)
+    assert [c["name"] for c in result.report.as_dict()["compared"]] == names(result)
+
+
+def test_a_broken_repair_is_not_returned(monkeypatch, caplog):
+    spoiled(monkeypatch, first_only=False)
+    model, x = network(), normal(256, 6)
+    before = bits(model)
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        result = prune(model, x[:1], Budget(macs=0.6), queries=x)
+    assert chosen(result).name == "the cut without repair"
+    assert result.report.refits == ()
+    assert any("is returned instead of the repaired cut" in record.message for record in caplog.records)
+    plain = prune(model, x[:1], Budget(macs=0.6), queries=x, repair=False)
+    assert result.plan == plain.plan
+    assert bits(result.model) == bits(plain.model)
+    assert bits(model) == before
+
+
+def test_another_cut_takes_the_place_of_a_broken_one(monkeypatch):
+    spoiled(monkeypatch, first_only=True)
+    model, x = network(), normal(256, 6)
+    result = prune(model, x[:1], Budget(macs=0.6), queries=x)
+    assert chosen(result).name in ("the cut with the widest groups whole", "the cut spread evenly")
+    assert result.report.refits
+    assert result.report.macs[1] <= 0.6 * result.report.macs[0]
+    widths = {name: len(entry.kept) for name, entry in result.plan.groups.items()}
+    linears = [m for m in result.model if isinstance(m, nn.Linear)]
+    assert list(widths.values()) == [m.out_features for m in linears[:-1]][: len(widths)] or len(widths) < 3
+    assert min(one.error for one in result.report.compared) == chosen(result).error
+
+
+def test_the_error_shown_is_that_of_the_model_on_the_held_back_queries(monkeypatch):
+    model, x = network(), normal(120, 6)
+    seen = []
+    real = safety_net.apart
+    monkeypatch.setattr(safety_net, "apart", lambda m, s, q: seen.append((s, q)) or real(m, s, q))
+    result = prune(model, x[:1], Budget(macs=0.6), queries=x)
+    small, fresh = seen[0]
+    assert small is result.model
+    assert len(fresh) == 30
+    with torch.no_grad():
+        y, z = model(fresh.args[0]), small(fresh.args[0])
+    assert chosen(result).error == pytest.approx(float((y - z).square().mean() / y.var(correction=0)))
+    assert chosen(result).agreement == float((y.argmax(1) == z.argmax(1)).double().mean())
+    assert "30 queries" in result.report.agreement.statement
+
+
+def test_without_repair_the_callers_method_stays(caplog):
+    """A baseline is what it is; but when magnitude pruning agrees more often, that is said."""
+    model, x = network(), normal(256, 6)
+    result = prune(model, x[:1], Budget(macs=0.4), "random", queries=x, repair=False)
+    assert chosen(result).name == "the cut"
+    assert names(result) == ["the cut", "magnitude pruning"]
+
+
+def test_a_result_worse_than_magnitude_is_not_silent(caplog):
+    def worst(layer):
+        return -layer.weights.norm(dim=1) * layer.outgoing.norm(dim=0)
+
+    model, x = network(), normal(256, 6)
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        prune(model, x[:1], Budget(macs=0.5, uniform=True), worst, queries=x, repair=False)
+    assert any("magnitude pruning at the same budget is closer" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("options", [{"compare": False}, {"queries": None, "repair": False}])
+def test_it_can_be_left_out(options):
+    model, x = network(), normal(64, 6)
+    result = prune(model, x[:1], Budget(macs=0.6), "l2", **({"queries": x} | options))
+    assert result.report.compared == ()
+    assert "held-back" not in str(result.report)
+
+
+def test_shares_by_name_are_kept():
+    """`keep` is what the caller wants of every group, so no other widths are tried."""
+    model, x = network(), normal(64, 6)
+    result = prune(model, x[:1], Budget(keep={"0": 0.5, "*": 1.0}), queries=x)
+    assert "the cut spread evenly" not in names(result)
+    assert "the cut with the widest groups whole" not in names(result)
