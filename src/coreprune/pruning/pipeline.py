@@ -19,11 +19,12 @@ from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.plans.plan import Plan, fingerprint
+from coreprune.pruning.repair.descent import Descended
 from coreprune.pruning.repair.lockstep import Refit, Repair
 from coreprune.pruning.reporting.report import Report
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import Settings, asked_queries
-from coreprune.pruning.stages import carry_out, exclude_names, make_report, prune_to, repair_, trace
+from coreprune.pruning.stages import carry_out, descend_, exclude_names, make_report, prune_to, repair_, trace
 from coreprune.pruning.validate import check_cost, check_count, check_exclude, check_model, check_settings
 from coreprune.queries import Queries
 
@@ -90,7 +91,8 @@ def prune(
         or 4,096 vectors, or 256 of anything else that is made.
     exclude: what stays whole: names of groups, patterns of names, or modules of the model, e.g.
         `("*attention*", model.head)`. `list_groups` lists the names. The other groups meet the budget.
-    repair: refit the layers that read pruned channels, in closed form. False keeps the weights that the selector gives.
+    repair: refit the layers that read pruned channels, in closed form, and where that is cheap train the blocks of
+        layers after that (`Repair(descent=...)`). False keeps the weights that the selector gives.
     distill: after the repair, train for this many steps towards the original's outputs on the queries; or
         `Distill(...)`.
     seed: for making queries and for sampling. The same seed on the same machine gives the same plan and weights.
@@ -136,9 +138,12 @@ def prune(
     pruned = prune_to(traced, settings, calibration, clock)
     small = pruned.removed.model
     fits: tuple[Refit, ...] = ()
+    descended: tuple[Descended, ...] = ()
     if calibration is not None and options is not None:
         with clock("repair"):
             fits = repair_(pruned, calibration, options, clock.tell)
+        with clock("descend"):
+            descended = descend_(pruned, calibration, options, seed, clock.tell)
     if calibration is not None and training is not None:
         with clock("distill"):
             distill_(
@@ -151,7 +156,7 @@ def prune(
                 progress=clock.tell,
             )
     with clock("certify"):
-        report = make_report(pruned, settings, calibration, fits)
+        report = make_report(pruned, settings, calibration, fits, descended)
     report = replace(report, seconds=clock.seconds)
     recipe = recipe_of(model, small)
     if inplace:  # the last step, so that a failure before it leaves the given model unchanged
@@ -236,6 +241,7 @@ def apply_plan(
     if queries is not None and options is not None:
         calibration = gather(traced, Asked(example_inputs, queries, n_queries), plan.seed, tell)
         repair_(pruned, calibration, options, tell)
+        descend_(pruned, calibration, options, plan.seed, tell)
     if inplace:
         adopt(model, pruned.removed.model)
         return model

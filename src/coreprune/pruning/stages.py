@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,11 +21,15 @@ from coreprune.pruning.calibration.statistics import Collect, collect_readers
 from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
+from coreprune.pruning.repair.descent import Descended, descend
 from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
+from coreprune.pruning.repair.twins import Descent, affordable, twins
 from coreprune.pruning.reporting.certificates import agreement, embedded, group_report
 from coreprune.pruning.reporting.report import GroupReport, Report, versions
 from coreprune.pruning.settings import Settings
 from coreprune.pruning.validate import Exclude, check_model
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +157,35 @@ def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Pro
     return tuple(fits)
 
 
-def make_report(pruned: Pruned, settings: Settings, calibration: Calibration | None, fits: tuple[Refit, ...]) -> Report:
+def descend_(
+    pruned: Pruned, calibration: Calibration, options: Repair, seed: int, tell: Progress
+) -> tuple[Descended, ...]:
+    """Train the pruned model in place, block by block, if that is asked for or cheap. If it fails, nothing changes."""
+    chosen = options.descent if isinstance(options.descent, Descent) else Descent()
+    widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
+    cheap = affordable(pruned.traced.cost_model(widths).macs, chosen)
+    if options.descent is False or (options.descent is None and not cheap):
+        return ()
+    generator = torch.Generator().manual_seed(seed)
+    both = twins(pruned.traced, pruned.removed, calibration.queries, chosen, generator)
+    if isinstance(both, str):
+        log.info("no block descent: %s", both)
+        return ()
+    changed, done = descend(both, chosen, generator, tell)
+    mine = dict([*pruned.removed.model.named_parameters(), *pruned.removed.model.named_buffers()])
+    with torch.no_grad():
+        for name, tensor in changed.items():
+            mine[name].copy_(tensor)
+    return tuple(done)
+
+
+def make_report(
+    pruned: Pruned,
+    settings: Settings,
+    calibration: Calibration | None,
+    fits: tuple[Refit, ...],
+    descended: tuple[Descended, ...] = (),
+) -> Report:
     """The report: sizes, groups with their certificates, repairs, agreement."""
     traced, small = pruned.traced, pruned.removed.model
     costs = traced.cost_model
@@ -180,6 +213,7 @@ def make_report(pruned: Pruned, settings: Settings, calibration: Calibration | N
         settings=settings,
         queries=calibration.queries.note if calibration else "",
         refits=fits,
+        descended=descended,
         agreement=agreement(traced.model, small, fresh, settings.delta) if fresh else None,
         model=type(traced.model).__name__,
         versions=versions(),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from coreprune.coreset import Certificate
+from coreprune.pruning.repair.descent import Descended
 from coreprune.pruning.repair.lockstep import Refit
 from coreprune.pruning.reporting import text
 from coreprune.pruning.settings import Settings
@@ -53,8 +54,8 @@ class Report:
 
     groups: in the order of the forward. parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one
     sample. settings: the arguments of `prune`. queries: where they come from. refits: the layers that were repaired.
-    agreement: T11 on fresh queries from the same source. model: the name of its class. seconds: per phase.
-    versions: software and hardware that the result depends on.
+    descended: the blocks that were trained after that. agreement: T11 on fresh queries from the same source. model: the
+    name of its class. seconds: per phase. versions: software and hardware that the result depends on.
     """
 
     groups: tuple[GroupReport, ...]
@@ -64,6 +65,7 @@ class Report:
     settings: Settings
     queries: str = ""
     refits: tuple[Refit, ...] = ()
+    descended: tuple[Descended, ...] = ()
     agreement: Certificate | None = None
     model: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -88,6 +90,7 @@ class Report:
             "agreement": None if self.agreement is None else self.agreement.as_dict(),
             "groups": [g.as_dict() for g in self.groups],
             "refits": [asdict(fit) for fit in self.refits],
+            "descended": [asdict(block) for block in self.descended],
             "settings": self.settings.as_dict(),
             "call": self.settings.call(),
             "seconds": dict(self.seconds),
