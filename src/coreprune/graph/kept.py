@@ -19,7 +19,7 @@ def positions(
 ) -> dict[fx.Node, Positions | None]:
     """For every node, which positions of its value stay: (axis, int64 positions) for every axis that gets shorter.
 
-    captured: traced at batch size 1. masks: (parameter, axis) -> which positions stay (`Removed.masks`).
+    masks: (parameter, axis) -> which positions stay (`Removed.masks`).
 
     The result is None for a node if its value is not one tensor, or if the positions that stay are no box.
     """

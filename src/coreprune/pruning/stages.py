@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coreprune._example import check_runs, normalise_example
 from coreprune._patterns import no_match
 from coreprune._progress import Clock, Progress
-from coreprune.errors import InputError, ModelError
+from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph import Captured, Group, Removed, Traced, capture, find_groups, probe, remove
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.statistics import Collect, collect_readers
@@ -160,18 +160,29 @@ def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Pro
 def descend_(
     pruned: Pruned, calibration: Calibration, options: Repair, seed: int, tell: Progress
 ) -> tuple[Descended, ...]:
-    """Train the pruned model in place, block by block, if that is asked for or cheap. If it fails, nothing changes."""
+    """Train the pruned model in place, block by block, if that is asked for or cheap. If it fails, nothing changes.
+
+    Raises ModelError if it fails and was asked for.
+    """
     chosen = options.descent if isinstance(options.descent, Descent) else Descent()
     widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
     cheap = affordable(pruned.traced.cost_model(widths).macs, chosen)
     if options.descent is False or (options.descent is None and not cheap):
         return ()
     generator = torch.Generator().manual_seed(seed)
-    both = twins(pruned.traced, pruned.removed, calibration.queries, chosen, generator)
-    if isinstance(both, str):
-        log.info("no block descent: %s", both)
+    try:
+        both = twins(pruned.traced, pruned.removed, calibration.queries, chosen, generator)
+        if isinstance(both, str):
+            log.info("no block descent: %s", both)
+            return ()
+        changed, done = descend(both, chosen, generator, tell)
+    except Exception as error:
+        if options.descent is not None:
+            raise ModelError(
+                f"the block descent fails: {first_line(error)}. Leave it out: Repair(descent=False)."
+            ) from error
+        log.warning("no block descent: %s", first_line(error))  # nobody asked for it
         return ()
-    changed, done = descend(both, chosen, generator, tell)
     mine = dict([*pruned.removed.model.named_parameters(), *pruned.removed.model.named_buffers()])
     with torch.no_grad():
         for name, tensor in changed.items():

@@ -24,7 +24,7 @@ from coreprune.queries import Queries
 log = logging.getLogger(__name__)
 
 _FEWEST = 16  # queries; with fewer there is no descent
-_LARGEST = 32  # queries of one batch
+_SMALLEST, _LARGEST = 8, 32  # queries of one batch
 # Multiply-accumulates of the training up to which the descent runs unless the caller says otherwise: about a minute on
 # two cores for small convolutions.
 _LIMIT = 2_000_000_000_000
@@ -38,6 +38,9 @@ class Descent:
     steps: of Adam, per block. lr: its rate at the first step, which decays to zero by a cosine; it is relative, as in
     `Distill`. batch_size: queries per step, about. copies: of images, how often each is shown, as it is and varied
     (mirrored, shifted, combined with another).
+
+    A quarter of the queries is held out. Images among them are measured only varied, because the repair has learnt them
+    as they are.
     """
 
     steps: int = 150
@@ -103,9 +106,8 @@ def twins(
     if both is None:
         return "the pruned model cannot be traced"
     full, small = both
-    nodes, others, first = (list(c.graph.graph.nodes) for c in (full, small, traced.captured))
-    alike = all([(n.op, _name(n)) for n in nodes] == [(n.op, _name(n)) for n in more] for more in (others, first))
-    if not alike:
+    nodes, others = (list(c.graph.graph.nodes) for c in both)
+    if [(n.op, _name(n)) for n in nodes] != [(n.op, _name(n)) for n in others]:
         return "the two models do not run the same operations"
     if overwritten(nodes):
         return "the model writes into parts of tensors"
@@ -113,8 +115,8 @@ def twins(
     names = {n: full.sources.get(n.name, ("", ""))[1] for n in nodes if n.op == "placeholder"}
     changed = {n for n, m in names.items() if m in tensors and not _equal(tensors[m], traced.tensors[m])}
     changed |= {n for n in nodes if n.op == "call_function" and _numbers(n) != _numbers(twin[n])}
-    kept = dict(zip(nodes, positions(traced.captured, first, removed.masks).values(), strict=True))
-    kept = {n: p for n, p in kept.items() if is_real(n) and p is not None and _shape(n, p) == _shape(twin[n], ())}
+    known = positions(full, nodes, removed.masks)
+    kept = {n: p for n, p in known.items() if is_real(n) and p is not None and _shape(n, p) == _shape(twin[n], ())}
     weights = {n for n, m in names.items() if m in full.parameters and n.meta["val"].dim() > 1}
     found = blocks(nodes, changed, weights.__contains__, kept.__contains__)
     found = [replace(b, exits=tuple(e for e in b.exits if e in kept)) for b in found]
@@ -123,9 +125,10 @@ def twins(
         return "nothing that was changed leads to an output that can be compared"
     largest = max(e.meta["val"].numel() // size for b in found for e in b.exits)
     copies = max(1, min(options.copies, _HELD // (largest * len(queries))))
-    chosen = int(torch.randint(1 << 40, (), generator=generator))
-    measured = list(held.batches(size))[: len(held) // size]
-    batches = [*_varied(train, size, copies, chosen), *measured]
+    seeds = [int(torch.randint(1 << 40, (), generator=generator)) for _ in range(2)]
+    shown = [*_whole(train, size), *_copies(train, size, copies - 1, seeds[0])]
+    measured = _copies(held, size, copies, seeds[1]) or _whole(held, size)
+    batches = [*shown, *measured]
     parameters = [(n, p.requires_grad) for n, p in removed.model.named_parameters() if p.is_floating_point()]
     trained = frozenset(n for n, flag in parameters if flag or not any(f for _, f in parameters))
     return Twins(full, small, traced.tensors, tensors, trained, found, kept, batches, size, len(measured))
@@ -138,14 +141,18 @@ def _held_out(n: int) -> int:
 
 def _size(train: int, held: int) -> int:
     """The size of the batches: at most 32, and such that as few queries as possible are left over."""
-    return min(range(min(_LARGEST, train, held), 7, -1), key=lambda size: train % size + held % size)
+    return min(range(min(_LARGEST, train, held), _SMALLEST - 1, -1), key=lambda size: train % size + held % size)
 
 
-def _varied(train: Queries, size: int, copies: int, seed: int) -> list[Batch]:
-    """The batches to train on: of images, the queries and varied copies of them; of all else, the queries alone."""
-    plain = list(train.batches(size))[: len(train) // size]
-    rows = Rows(train, size, True, seed)
-    return plain + [rows.batch(i) for i in range((copies - 1) * len(plain))] if rows.augment else plain
+def _copies(queries: Queries, size: int, copies: int, seed: int) -> list[Batch]:
+    """Batches of images that are varied, so that not even the repair has seen them; empty for other queries."""
+    rows = Rows(queries, size, True, seed)
+    return [rows.batch(i) for i in range(copies * (len(queries) // size))] if rows.augment else []
+
+
+def _whole(queries: Queries, size: int) -> list[Batch]:
+    """The batches that are full."""
+    return list(queries.batches(size))[: len(queries) // size]
 
 
 def _captured(model: nn.Module, pruned: nn.Module, queries: Queries, size: int) -> tuple[Captured, Captured] | None:
