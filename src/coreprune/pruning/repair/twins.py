@@ -111,16 +111,9 @@ def twins(
         return "the two models do not run the same operations"
     if overwritten(nodes):
         return "the model writes into parts of tensors"
-    twin, tensors = dict(zip(nodes, others, strict=True)), _tensors(removed.model)
-    names = {n: full.sources.get(n.name, ("", ""))[1] for n in nodes if n.op == "placeholder"}
-    changed = {n for n, m in names.items() if m in tensors and not _equal(tensors[m], traced.tensors[m])}
-    changed |= {n for n in nodes if n.op == "call_function" and _numbers(n) != _numbers(twin[n])}
-    known = positions(full, nodes, removed.masks)
-    kept = {n: p for n, p in known.items() if is_real(n) and p is not None and _shape(n, p) == _shape(twin[n], ())}
-    weights = {n for n, m in names.items() if m in full.parameters and n.meta["val"].dim() > 1}
-    found = blocks(nodes, changed, weights.__contains__, kept.__contains__)
-    found = [replace(b, exits=tuple(e for e in b.exits if e in kept)) for b in found]
-    found = [b for b in found if b.exits]
+    tensors = _tensors(removed.model)
+    kept = _kept(full, small, removed.masks)
+    found = _blocks(full, small, traced.tensors, tensors, kept)
     if not found:
         return "nothing that was changed leads to an output that can be compared"
     largest = max(e.meta["val"].numel() // size for b in found for e in b.exits)
@@ -132,6 +125,32 @@ def twins(
     parameters = [(n, p.requires_grad) for n, p in removed.model.named_parameters() if p.is_floating_point()]
     trained = frozenset(n for n, flag in parameters if flag or not any(f for _, f in parameters))
     return Twins(full, small, traced.tensors, tensors, trained, found, kept, batches, size, len(measured))
+
+
+def _kept(full: Captured, small: Captured, masks: Mapping[tuple[str, int], Tensor]) -> dict[fx.Node, Positions]:
+    """The nodes whose values can be compared, with the positions that are left in the pruned model."""
+    nodes, others = (list(c.graph.graph.nodes) for c in (full, small))
+    known, twin = positions(full, nodes, masks), dict(zip(nodes, others, strict=True))
+    real = {n: p for n, p in known.items() if p is not None and is_real(n) and is_real(twin[n])}
+    return {n: p for n, p in real.items() if _shape(n, p) == _shape(twin[n], ())}
+
+
+def _blocks(
+    full: Captured,
+    small: Captured,
+    original: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    kept: Mapping[fx.Node, Positions],
+) -> list[Block]:
+    """The blocks of what the pruning changed, as far as their exits can be compared."""
+    nodes, others = (list(c.graph.graph.nodes) for c in (full, small))
+    names = {n: full.sources.get(n.name, ("", ""))[1] for n in nodes if n.op == "placeholder"}
+    changed = {n for n, m in names.items() if m in tensors and not _equal(tensors[m], original[m])}
+    changed |= {n for n, o in zip(nodes, others, strict=True) if n.op == "call_function" and _numbers(n) != _numbers(o)}
+    weights = {n for n, m in names.items() if m in full.parameters and n.meta["val"].dim() > 1}
+    found = blocks(nodes, changed, weights.__contains__, kept.__contains__)
+    compared = (replace(b, exits=tuple(e for e in b.exits if e in kept)) for b in found)
+    return [b for b in compared if b.exits]
 
 
 def _held_out(n: int) -> int:
