@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from coreprune.errors import InputError, ModelError
 from coreprune.graph import Captured, Removed, Traced, capture
 from coreprune.graph.blocks import Block, blocks, is_real
-from coreprune.graph.execution import overwritten
+from coreprune.graph.execution import mutates, overwritten
 from coreprune.graph.kept import Positions, positions
 from coreprune.pruning.calibration.rows import Batch, Rows
 from coreprune.queries import Queries
@@ -109,11 +109,13 @@ def twins(
     nodes, others = (list(c.graph.graph.nodes) for c in both)
     if [(n.op, _name(n)) for n in nodes] != [(n.op, _name(n)) for n in others]:
         return "the two models do not run the same operations"
-    if overwritten(nodes):
-        return "the model writes into parts of tensors"
-    tensors = _tensors(removed.model)
-    kept = _kept(full, small, removed.masks)
+    tensors, written = _tensors(removed.model), overwritten(nodes)
+    # No block may end where a later one writes, and none may write into what is only read.
+    kept = {n: p for n, p in _kept(full, small, removed.masks).items() if n not in written}
     found = _blocks(full, small, traced.tensors, tensors, kept)
+    filled = any(mutates(n) and n.args[0] in written and len(n.all_input_nodes) > 1 for n in nodes)
+    if filled or any(n in written for block in found for n in block.reads):
+        return "the model writes into parts of tensors"
     if not found:
         return "nothing that was changed leads to an output that can be compared"
     largest = max(e.meta["val"].numel() // size for b in found for e in b.exits)
