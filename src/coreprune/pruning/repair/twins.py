@@ -18,6 +18,7 @@ from coreprune.graph import Captured, Removed, Traced, capture
 from coreprune.graph.blocks import Block, blocks, is_real
 from coreprune.graph.execution import mutates, overwritten
 from coreprune.graph.kept import Positions, positions
+from coreprune.graph.ops import operation
 from coreprune.pruning.calibration.rows import Batch, Rows
 from coreprune.queries import Queries
 
@@ -113,7 +114,7 @@ def twins(
     # No block may end where a later one writes, and none may write into what is only read.
     kept = {n: p for n, p in _kept(full, small, removed.masks).items() if n not in written}
     found = _blocks(full, small, traced.tensors, tensors, kept)
-    filled = any(mutates(n) and n.args[0] in written and len(n.all_input_nodes) > 1 for n in nodes)
+    filled = any(mutates(n) and n.args[0] in written and not operation(n).identity for n in nodes)
     if filled or any(n in written for block in found for n in block.reads):
         return "the model writes into parts of tensors"
     if not found:
