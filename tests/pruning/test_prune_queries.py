@@ -184,7 +184,9 @@ def test_a_cache_survives_an_interruption_and_is_read_again(tmp_path):
     assert torch.equal(again.queries.args[0], fresh.queries.args[0])
 
 
-@pytest.mark.parametrize(("n", "spared"), [(256, 0), (300, 44), (512, 256), (800, 256), (1200, 300)])
+@pytest.mark.parametrize(
+    ("n", "spared"), [(1, 0), (2, 1), (20, 10), (64, 16), (256, 64), (300, 75), (512, 256), (800, 256), (1200, 300)]
+)
 def test_fresh_queries_are_none_of_those_that_were_used(n, spared):
     model, x = convnet(), images(n)
     found = gather(trace(model, x[:1], silent), Asked(x[:1], x), 0, silent)
@@ -233,7 +235,7 @@ def test_the_agreement_is_a_lower_bound_of_the_share_that_agrees():
     fresh = x[300:]
     apart = (model(fresh).argmax(1) != result.model(fresh).argmax(1)).double().mean()
     assert float(apart) < certificate.bound < 1
-    assert prune(model, x[:1], Budget(keep=0.75), queries=x[:200]).report.agreement is None
+    assert prune(model, x[:1], Budget(keep=0.75), queries=x[:1]).report.agreement is None
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32])

@@ -141,6 +141,10 @@ def test_two_images_are_drawn_apart_and_what_has_no_batch_axis_stays() -> None:
 def test_how_many() -> None:
     assert len(make_queries(mlp(), EXAMPLE, seed=0)) == 4096
     assert len(make_queries(grey(), torch.zeros(1, 1, 12, 12), seed=0)) == 256
+    costly = seeded(0, lambda: nn.Sequential(*[nn.Conv2d(1 if i == 0 else 256, 256, 7) for i in range(3)]))
+    assert len(make_queries(costly, torch.zeros(1, 1, 64, 64), "white-noise", seed=0)) == 128
+    signals = seeded(0, lambda: nn.Sequential(nn.Unflatten(1, (1, 2000)), nn.Conv1d(1, 256, 101)))
+    assert len(make_queries(signals, torch.zeros(1, 2000), "white-noise", seed=0)) == 256
     for n in (0, -1, 2.5, True):
         with pytest.raises(InputError, match="at least one"):
             make_queries(mlp(), EXAMPLE, n=n, seed=0)  # type: ignore[arg-type]
@@ -164,6 +168,19 @@ class MyTokens:
 
     def __call__(self, target: Any, n: int, generator: torch.Generator, tell: Any) -> Tensor:
         return torch.randint(30, (n, *target.shape), generator=generator)
+
+
+class Talking(MyTokens):
+    """A source that has something to say."""
+
+    def remark(self, target: Any, inputs: Tensor) -> str:
+        return f"all {len(inputs)} below {30} for {target.title}"
+
+
+def test_a_source_may_remark_on_its_inputs() -> None:
+    example = {"input_ids": torch.zeros(1, 5, dtype=torch.int64)}
+    assert make_queries(Tokens(), example, Talking(), n=3).note.endswith("; all 3 below 30 for input 'input_ids'")
+    assert make_queries(Tokens(), example, MyTokens(), n=3).note.count(";") == 1
 
 
 class PixelsAndTokens(nn.Module):

@@ -161,7 +161,7 @@ def _scaled(covariance: Tensor, gram: Tensor, units: int, ridge: float) -> Scale
     size = float(covariance.diagonal().mean())
     size = size if size > 0 else 1.0
     least = max(LEAST_RIDGE, 4 * EPS * covariance.shape[0] ** 2)  # the rounding error of K⁻¹ grows with its size
-    reader = ScaledReader(covariance / size, _root(gram) * math.sqrt(size), max(ridge, least), units)
+    reader = ScaledReader(covariance / size, root_of(gram) * math.sqrt(size), max(ridge, least), units)
     reader.factor  # noqa: B018 - raises for an indefinite covariance
     return reader
 
@@ -181,7 +181,7 @@ def _symmetric(matrix: Tensor, name: str, units: int) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
-def _root(gram: Tensor) -> Tensor:
+def root_of(gram: Tensor) -> Tensor:
     """V (rank, f) with VᵀV = G, by a Cholesky factorisation with diagonal pivoting (LAPACK's pstrf, on the CPU)."""
     from scipy.linalg import get_lapack_funcs
 

@@ -9,7 +9,13 @@ from coreprune.errors import InputError
 
 
 def agreement_bound(
-    disagreements: int, queries: int, delta: float = 0.01, *, trivial: float = 1.0, source: str = "the query source"
+    disagreements: int,
+    queries: int,
+    delta: float = 0.01,
+    *,
+    trivial: float = 1.0,
+    source: str = "the query source",
+    candidates: int = 1,
 ) -> Certificate:
     """T11: an upper bound on how often two networks disagree on inputs from the source of the queries.
 
@@ -25,13 +31,17 @@ def agreement_bound(
         unlabelled samples, this is the user's data. trivial: the bound must be below this value to say anything. An
         example is the disagreement of a constant answer, 1 − (share of the most frequent answer).
 
-    The queries must be drawn independently, and after both networks were fixed. None of them may have been used for
-    selection, repair, distillation or the choice between candidates. Source: Clopper & Pearson 1934.
+    If one of the networks was chosen among m candidates with these queries, δ/m takes the place of δ: then the bounds
+    of all candidates hold together with probability ≥ 1−δ, and so does that of the chosen one.
+
+    candidates: m. The queries must be drawn independently, and after all candidates were fixed. None of them may have
+    been used for selection, repair or distillation. Source: Clopper & Pearson 1934.
 
     Raises InputError unless the counts are whole numbers with 0 ≤ k ≤ n and n ≥ 1, δ lies in (0, 1) and `trivial` in
     [0, 1].
     """
-    for name, value, least in (("disagreements", disagreements, 0), ("queries", queries, 1)):
+    counts = (("disagreements", disagreements, 0), ("queries", queries, 1), ("candidates", candidates, 1))
+    for name, value, least in counts:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"{name} must be a whole number ≥ {least}, but it is {value!r}.")
     if disagreements > queries:
@@ -40,7 +50,9 @@ def agreement_bound(
         raise InputError(f"delta must lie between 0 and 1, but it is {delta}.")
     if not 0 <= trivial <= 1:
         raise InputError(f"trivial is a share of the queries, between 0 and 1, but it is {trivial}.")
-    bound = 1.0 if disagreements == queries else _quantile(disagreements + 1, queries - disagreements, delta)
+    bound = (
+        1.0 if disagreements == queries else _quantile(disagreements + 1, queries - disagreements, delta / candidates)
+    )
     agreement = math.floor((1 - bound) * 1e6) / 1e6  # round a printed bound to the safe side
     return Certificate(
         theorem="T11",
@@ -53,7 +65,8 @@ def agreement_bound(
         ),
         assumptions=(
             f"the {queries} queries are independent draws from {source}",
-            "none of them was used to make or to choose either network",
+            "none of them was used to make either network"
+            + (" or to choose it" if candidates == 1 else f"; the choice among {candidates} is accounted for"),
         ),
         delta=delta,
     )

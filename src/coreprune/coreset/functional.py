@@ -164,11 +164,15 @@ def _permuted(moments: Moments, order: Tensor, units: int) -> Moments:
     return Moments(moments.covariance[keep[:, None], keep], moments.gram[keep[:, None], keep])
 
 
-def function_space_ratio(errors: Float[Tensor, " m"], optimum: Float[Tensor, " m"], k: int) -> Certificate:
+def function_space_ratio(
+    errors: Float[Tensor, " m"], optimum: Float[Tensor, " m"], k: int, *, held_out: float | None = None
+) -> Certificate:
     """T10 as a certificate: the error of the first k units on the queries, and how far it can be from the optimum.
 
     errors, optimum: (n+1,) each, as in `FunctionalCoreset`. The optimum may also be `unit_floor`, or the larger of the
     two.
+
+    held_out: the error of k units on queries that the refit has not seen (T12), in the same units, for the statement.
 
     The bound is errors[k]. The trivial bound is errors[0], the variance of the outputs, which is the error of a
     constant answer. Raises InputError for curves of different lengths and for k outside 0..n.
@@ -194,6 +198,7 @@ def function_space_ratio(errors: Float[Tensor, " m"], optimum: Float[Tensor, " m
         statement=(
             f"with the consumers refitted on {k} of {n} units, the mean squared error of their outputs is at most the "
             f"bound, {share}; {compared}"
+            + ("" if held_out is None or variance <= 0 else f"; on unseen queries {100 * held_out / variance:.3g} %")
         ),
         assumptions=(
             "the queries are those that the moments were measured on",

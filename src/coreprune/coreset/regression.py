@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +35,7 @@ class LeastSquares:
 
     def add(self, x: Float[Tensor, "g rows f"], y: Float[Tensor, "g rows o"]) -> None:
         """Accumulate a chunk of rows of any floating dtype."""
-        if self.rows == 0:
+        if self._shift_x.numel() == 0:
             # Sums are taken around the mean of the first chunk, so that large means cause no cancellation.
             keep = 1.0 if self.intercept else 0.0
             self._shift_x, self._shift_y = (keep * t.mean(1, keepdim=True, dtype=torch.float64) for t in (x, y))
@@ -62,14 +63,16 @@ class LeastSquares:
     def solve(self, start: Float[Tensor, "g o f"], ridge: float) -> tuple[Float[Tensor, "g o f"], Float[Tensor, "g o"]]:
         """Return the minimiser W (g, o, f) and b (g, o), float64.
 
-        start: W₀. ridge: λ as a multiple of the mean diagonal of the second moment of X.
+        start: W₀. ridge: λ as a multiple of the mean diagonal of the second moment of X; ∞ changes the intercept only.
 
         Raises GeometryError if the moments are not finite.
         """
-        mean_x, mean_y, xx, yx = self.moments()
+        _, _, xx, yx = self.moments()
         if not bool(torch.isfinite(xx).all() and torch.isfinite(yx).all()):
             raise GeometryError("the moments of the queries are not finite; check the queries and the activations.")
         start = start.double()
+        if math.isinf(ridge):
+            return start, self._intercept(start)
         scale = xx.diagonal(dim1=1, dim2=2).mean(1)
         # If all features are constant, the weights stay as they are. Any positive λ does that.
         lam = torch.where(scale > 0, ridge * scale, torch.ones_like(scale))
@@ -77,10 +80,31 @@ class LeastSquares:
             system = xx + lam[:, None, None] * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
             self._factor = (ridge, *torch.linalg.lu_factor(system))
         change = torch.linalg.lu_solve(*self._factor[1:], (yx - start @ xx).mT).mT
-        weight = start + change
-        if not self.intercept:
-            return weight, torch.zeros_like(mean_y)
-        return weight, mean_y - (weight @ mean_x[:, :, None])[..., 0]
+        return start + change, self._intercept(start + change)
+
+    def _intercept(self, weight: Tensor) -> Tensor:
+        """The best b for these weights."""
+        mean_x, mean_y, _, _ = self.moments()
+        return mean_y - (weight @ mean_x[:, :, None])[..., 0] if self.intercept else torch.zeros_like(mean_y)
+
+    def variance(self) -> Float[Tensor, "g o"]:
+        """Variance of each target, or its second moment if there is no intercept."""
+        return self._yy / self.rows - (((self._sum_y / self.rows)[:, 0] ** 2) if self.intercept else 0.0)
+
+    def sibling(self) -> LeastSquares:
+        """The same problem without rows, with sums around the same means, so that both can be added up."""
+        other = LeastSquares(self.intercept)
+        other._shift_x, other._shift_y = self._shift_x, self._shift_y
+        for name in ("_sum_x", "_sum_y", "_xx", "_yx", "_yy"):
+            setattr(other, name, torch.zeros_like(getattr(self, name)))
+        return other
+
+    def __add__(self, other: LeastSquares) -> LeastSquares:
+        """The problem with the rows of both. One must be the other's `sibling`."""
+        both = LeastSquares(self.intercept, self.rows + other.rows, self._shift_x, self._shift_y)
+        for name in ("_sum_x", "_sum_y", "_xx", "_yx", "_yy"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
 
     def retarget(self) -> LeastSquares:
         """The same X with empty sums over Y, to be filled by `add_targets`."""
@@ -102,8 +126,7 @@ class LeastSquares:
     def error(self, weight: Float[Tensor, "g o f"], bias: Float[Tensor, "g o"]) -> Float[Tensor, "g o"]:
         """Mean squared error of each output under (W, b) on the rows added so far."""
         mean_x, mean_y, xx, yx = self.moments()
-        yy = self._yy / self.rows - (((self._sum_y / self.rows)[:, 0] ** 2) if self.intercept else 0.0)
-        residual = yy - 2 * (weight * yx).sum(2) + ((weight @ xx) * weight).sum(2)
+        residual = self.variance() - 2 * (weight * yx).sum(2) + ((weight @ xx) * weight).sum(2)
         if self.intercept:
             residual = residual + (mean_y - bias - (weight @ mean_x[:, :, None])[..., 0]) ** 2
         return residual.clamp(min=0)

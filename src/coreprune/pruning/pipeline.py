@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +20,17 @@ from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.plans.plan import Plan, fingerprint
-from coreprune.pruning.repair.descent import Descended
-from coreprune.pruning.repair.lockstep import Refit, Repair
-from coreprune.pruning.reporting.report import Report
+from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.reporting.report import Compared, Report
+from coreprune.pruning.safety_net import best_of
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import Settings, asked_queries
 from coreprune.pruning.stages import carry_out, descend_, exclude_names, make_report, prune_to, repair_, trace
 from coreprune.pruning.validate import check_cost, check_count, check_exclude, check_model, check_settings
 from coreprune.queries import Queries
+from coreprune.queries.spec import is_source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +71,7 @@ def prune(
     exclude: str | nn.Module | Collection[str | nn.Module] = (),
     repair: bool | Repair = True,
     distill: int | Distill = 0,
+    compare: bool = True,
     seed: int = 0,
     delta: float = 0.01,
     cost: CostFunction | None = None,
@@ -88,13 +93,16 @@ def prune(
         of an .npz file); or `Queries`. None means no queries, and then nothing is repaired. Queries are made only if
         something needs them.
     n_queries: how many queries to make, or how many of the samples to take, from the first on. By default all samples,
-        or 4,096 vectors, or 256 of anything else that is made.
+        or 4,096 vectors, or 256 of anything else that is made; fewer if one costs much (see `make_queries`).
     exclude: what stays whole: names of groups, patterns of names, or modules of the model, e.g.
         `("*attention*", model.head)`. `list_groups` lists the names. The other groups meet the budget.
     repair: refit the layers that read pruned channels, in closed form, and where that is cheap train the blocks of
         layers after that (`Repair(descent=...)`). False keeps the weights that the selector gives.
     distill: after the repair, train for this many steps towards the original's outputs on the queries; or
         `Distill(...)`.
+    compare: hold some of the queries back, and compare the result on them with what could be returned instead: the cut
+        without repair, with the widest groups whole, spread evenly, and magnitude pruning. The best is returned, and
+        the report says which. False returns the first.
     seed: for making queries and for sampling. The same seed on the same machine gives the same plan and weights.
     delta: the sampled certificates hold with probability 1 − delta.
     cost: a function from the widths of all groups to a number, such as milliseconds, for `Budget(cost=...)`. A budget
@@ -126,6 +134,7 @@ def prune(
         exclude=exclude_names(traced, excluded),
         repair=options,
         distill=training,
+        compare=compare,
         seed=seed,
         delta=delta,
         cost=cost,
@@ -133,17 +142,26 @@ def prune(
     calibration = None
     by_queries = queries is not None and _by_queries(selector, budget)
     if by_queries or options is not None or training is not None:
+        if options is None and training is None and not selector.reads and is_source(queries):
+            log.warning(
+                "queries are made for the allocation of widths alone, because %s needs none and nothing is repaired. "
+                "With queries=None, or Budget(..., uniform=True), none are made, and all groups give up about the same "
+                "share.",
+                selector.name,
+            )
         with clock("queries"):
             calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
     pruned = prune_to(traced, settings, calibration, clock)
-    small = pruned.removed.model
-    fits: tuple[Refit, ...] = ()
-    descended: tuple[Descended, ...] = ()
     if calibration is not None and options is not None:
         with clock("repair"):
-            fits = repair_(pruned, calibration, options, clock.tell)
+            pruned = replace(pruned, fits=repair_(pruned, calibration, options, clock.tell))
+    compared: list[Compared] = []
+    if calibration is not None and compare:
+        pruned, compared = best_of(pruned, settings, calibration, clock)
+    if calibration is not None and options is not None and pruned.fits:
         with clock("descend"):
-            descended = descend_(pruned, calibration, options, seed, clock.tell)
+            pruned = replace(pruned, descended=descend_(pruned, calibration, options, seed, clock.tell))
+    small = pruned.removed.model
     if calibration is not None and training is not None:
         with clock("distill"):
             distill_(
@@ -156,14 +174,14 @@ def prune(
                 progress=clock.tell,
             )
     with clock("certify"):
-        report = make_report(pruned, settings, calibration, fits, descended)
+        report = make_report(pruned, settings, calibration, compared)
     report = replace(report, seconds=clock.seconds)
     recipe = recipe_of(model, small)
     if inplace:  # the last step, so that a failure before it leaves the given model unchanged
         adopt(model, small)
         small = model
     rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
-    return Result(small, pruned.plan, report, rankings, recipe, calibration.queries if calibration else None)
+    return Result(small, pruned.plan, report, rankings, recipe, calibration.given if calibration else None)
 
 
 def make_plan(

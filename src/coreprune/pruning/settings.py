@@ -38,6 +38,7 @@ class Settings:
     seed: int
     delta: float
     cost: CostFunction | None = None
+    compare: bool = True
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
@@ -45,6 +46,7 @@ class Settings:
         "exclude": (),
         "repair": Repair(),
         "distill": None,
+        "compare": True,
         "delta": 0.01,
         "cost": None,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from coreprune.pruning.repair.descent import Descended, descend
 from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
 from coreprune.pruning.repair.twins import Descent, affordable, twins
 from coreprune.pruning.reporting.certificates import agreement, embedded, group_report
-from coreprune.pruning.reporting.report import GroupReport, Report, versions
+from coreprune.pruning.reporting.report import Compared, GroupReport, Report, versions
 from coreprune.pruning.settings import Settings
 from coreprune.pruning.validate import Exclude, check_model
 
@@ -38,7 +38,7 @@ class Pruned:
 
     traced: the original. Groups that could not shrink after all are locked in it. plan: the plan that was carried out.
     removed: the smaller model, and which positions stayed. start: the tensors of the smaller model in the original's
-    shapes, before any repair. decisions: by name of the group; empty if the plan was made earlier.
+    shapes, before any repair. decisions: by name of the group; empty if the plan was made earlier. fits: the repair.
     """
 
     traced: Traced
@@ -46,6 +46,8 @@ class Pruned:
     removed: Removed
     start: Mapping[str, Tensor]
     decisions: Mapping[str, Decision] = field(default_factory=dict)
+    fits: tuple[Refit, ...] = ()
+    descended: tuple[Descended, ...] = ()
 
 
 def trace(model: nn.Module, example_inputs: Any, tell: Progress, exclude: Exclude = ()) -> Traced:
@@ -191,20 +193,16 @@ def descend_(
 
 
 def make_report(
-    pruned: Pruned,
-    settings: Settings,
-    calibration: Calibration | None,
-    fits: tuple[Refit, ...],
-    descended: tuple[Descended, ...] = (),
+    pruned: Pruned, settings: Settings, calibration: Calibration | None, compared: Sequence[Compared] = ()
 ) -> Report:
-    """The report: sizes, groups with their certificates, repairs, agreement."""
+    """The report: sizes, groups with their certificates, repairs, comparison, agreement."""
     traced, small = pruned.traced, pruned.removed.model
     costs = traced.cost_model
     widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
     before, after = costs(), costs(widths)
     made, made_after = costs.making(), costs.making(widths)
     change = None
-    if calibration is not None and (fits or settings.distill is not None):
+    if calibration is not None and (pruned.fits or settings.distill is not None):
         change = embedded(traced, pruned.removed, calibration.operators)
     rows = tuple(
         replace(
@@ -223,9 +221,10 @@ def make_report(
         bytes=(before.bytes, after.bytes),
         settings=settings,
         queries=calibration.queries.note if calibration else "",
-        refits=fits,
-        descended=descended,
-        agreement=agreement(traced.model, small, fresh, settings.delta) if fresh else None,
+        refits=pruned.fits,
+        descended=pruned.descended,
+        compared=tuple(compared),
+        agreement=agreement(traced.model, small, fresh, settings.delta, max(1, len(compared))) if fresh else None,
         model=type(traced.model).__name__,
         versions=versions(),
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from coreprune.queries.sources.base import Source, Target
-from coreprune.queries.sources.batch_norm_inversion import BatchNormInversion, reached
+from coreprune.queries.sources.batch_norm_inversion import BatchNormInversion
 from coreprune.queries.sources.class_impressions import ClassImpressions, is_classifier
 from coreprune.queries.sources.mixture import Mixture
 from coreprune.queries.sources.noise_like import noise_like
+from coreprune.queries.sources.norm_statistics import reached
 from coreprune.queries.sources.strokes import Strokes
 from coreprune.queries.sources.tokens import RandomTokens, SelfGenerated, is_causal
 

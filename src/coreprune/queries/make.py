@@ -22,9 +22,12 @@ from coreprune.queries.queries import Queries
 from coreprune.queries.samples import from_samples, is_samples
 from coreprune.queries.sources.base import Source, Target, draw, meant, untouched
 from coreprune.queries.sources.function import FromFunction
+from coreprune.queries.sources.work import work
 from coreprune.queries.spec import resolve
 
-_MANY, _FEW = 4096, 256
+_MANY, _FEW, _FEWEST = 4096, 256, 128
+# `work` of one input: of more, 128 images instead of 256; of more, 256 vectors instead of 4,096.
+_COSTLY, _COSTLY_VECTOR = 6e9, 5e7
 
 
 def make_queries(
@@ -49,7 +52,9 @@ def make_queries(
         high=1.0). A function (n, generator) that returns n inputs, or "module:function". Samples: a tensor, a tuple or
         dict of tensors shaped like the example inputs, a loader of batches (labels are dropped), or the path of an .npz
         file. `Queries` made before, or the path of their .safetensors file.
-    n: how many inputs. By default all samples, 4,096 vectors, or 256 inputs of any other kind.
+    n: how many inputs. By default all samples, 4,096 vectors, or 256 inputs of any other kind; 256 vectors if the
+        model needs over 5·10⁷ operations for one; 128 images if it is on the CPU and as costly as a ResNet-50 at
+        224×224.
     seed: of all randomness; a number, or a generator to draw from. The same seed gives the same queries on the same
         machine.
     progress: called as progress("queries", done, total) after every step.
@@ -72,11 +77,8 @@ def make_queries(
             return from_samples(spec, (args, kwargs), n, generator)
         targets = tuple(Target(model, args, kwargs, leaf) for leaf in drawn(args, kwargs))
         check_runs(model, args, kwargs)
-        vectors = targets[0].kind == "vectors"
         first = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        run = _Run(
-            targets, n or (_MANY if vectors else _FEW), first, progress or silent, Path(cache) if cache else None
-        )
+        run = _Run(targets, n or _enough(targets[0]), first, progress or silent, Path(cache) if cache else None)
         return run.by_function(spec) if isinstance(spec, FromFunction) else run.by_source(spec)
 
 
@@ -100,19 +102,22 @@ class _Run:
         chosen = [(source, "") if source is not None and t in own else choose(t) for t in self.targets]
         cache = self._cache([s for s, _ in chosen])
         new = {t.leaf: self._draw(k, s, cache) for k, (t, (s, _)) in enumerate(zip(self.targets, chosen, strict=True))}
-        return self._queries(new, chosen, "inputs without data")
+        remarks = [_remark(s, t, new[t.leaf]) for t, (s, _) in zip(self.targets, chosen, strict=True)]
+        return self._queries(new, chosen, remarks, "inputs without data")
 
     def by_function(self, function: FromFunction) -> Queries:
         """What the function returns decides which inputs it makes. "auto" makes the others."""
         cache = self._cache([function])
         new = self._called(function, cache)
         chosen: list[tuple[Source, str]] = [(function, "")]
+        remarks: list[str] = []
         for k, target in enumerate(self.targets):
             if target.leaf not in new:
                 chosen.append(choose(target))
                 new[target.leaf] = self._draw(k, chosen[-1][0], cache)
+                remarks.append(_remark(chosen[-1][0], target, new[target.leaf]))
         self.progress("queries", 1, 1)
-        return self._queries(new, chosen, "inputs")
+        return self._queries(new, chosen, remarks, "inputs")
 
     def _called(self, function: FromFunction, cache: Cache | None) -> dict[int, Tensor]:
         device, mark = self.targets[0].example.device, "function "
@@ -146,15 +151,31 @@ class _Run:
         key = fingerprint(first.model, (first.args, first.kwargs), sources, self.n, self.seed)
         return None if key is None else Cache(self.path, key)
 
-    def _queries(self, new: dict[int, Tensor], chosen: list[tuple[Source, str]], what: str) -> Queries:
+    def _queries(
+        self, new: dict[int, Tensor], chosen: list[tuple[Source, str]], remarks: list[str], what: str
+    ) -> Queries:
         args, kwargs = self.targets[0].args, self.targets[0].kwargs
         with_batch = batched(args, kwargs)
         leaves = pytree.tree_leaves((args, kwargs))
         shared = frozenset(i for i, x in enumerate(leaves) if isinstance(x, Tensor) and i not in with_batch)
         names = dict.fromkeys(source.name for source, _ in chosen)
         why = dict.fromkeys(f"{source.name}: {reason}" if reason else shown(source) for source, reason in chosen)
-        note = f"{self.n} {what}; {'; '.join(why)}"
+        note = f"{self.n} {what}; {'; '.join(filter(None, (*why, *remarks)))}"
         return Queries(*with_leaves(args, kwargs, new, self.n), " + ".join(names), note, shared)
+
+
+def _enough(target: Target) -> int:
+    """How many inputs are made by default."""
+    if target.kind == "vectors":  # one that convolutions read is a signal
+        return _MANY if work(target) <= _COSTLY_VECTOR else _FEW
+    costly = target.kind == "pixels" and target.example.device.type == "cpu" and work(target) > _COSTLY
+    return _FEWEST if costly else _FEW
+
+
+def _remark(source: Source, target: Target, x: Tensor) -> str:
+    """What the source has to say about the inputs that it made, for the report. Most say nothing."""
+    remark = getattr(source, "remark", None)
+    return str(remark(target, x)) if callable(remark) else ""
 
 
 def _checked_example(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -117,6 +118,20 @@ class Queries:
         seed: a number, or a generator to draw from.
         """
         return self if n >= len(self) else self.split(n, seed)[0]
+
+    def distinct(self) -> Queries:
+        """The same inputs in their order, each once. Two inputs are equal if all their tensors are, bit by bit."""
+        first: dict[bytes, int] = {}
+        rows = [x.detach().cpu().contiguous() for i, x in enumerate(self._leaves()) if self._batched(i, x)]
+        for n in range(len(self)):
+            parts = (x[n].reshape(-1).view(torch.uint8).numpy().tobytes() for x in rows)
+            first.setdefault(hashlib.blake2b(b"".join(parts)).digest(), n)
+        return self if len(first) == len(self) else self._chosen(torch.tensor(list(first.values())))
+
+    def shuffled(self, seed: int | torch.Generator = 0) -> Queries:
+        """The same inputs in a random order. seed: a number, or a generator to draw from."""
+        generator = as_generator(seed)
+        return self._chosen(torch.randperm(len(self), generator=generator, device=generator.device).cpu())
 
     def to(self, device: torch.device | str) -> Queries:
         """The same inputs on a device."""

@@ -100,7 +100,7 @@ def _group(raw: Mapping[str, Any], i: int) -> Row:
     channels, kept = (_number(raw.get(k)) or 0 for k in ("channels", "kept"))
     macs = raw.get("macs")
     pair = [_number(x) for x in macs] if isinstance(macs, Sequence) and len(macs) == 2 else [None, None]
-    errors = [_number(x) for x in raw.get("errors") or ()]
+    errors = [_number(x) for x in raw.get("held_out") or raw.get("errors") or ()]
     chosen = round(kept * (len(errors) - 1) / channels) if len(errors) > 1 and channels else None
     return {
         "number": i + 1,

@@ -192,8 +192,8 @@ def test_with_few_queries_there_is_no_descent(n):
     assert bits(done.model) == bits(plain.model)
 
 
-@pytest.mark.parametrize("n", [16, 17, 40, 100, 131])
-def test_every_number_of_queries_from_sixteen_on_is_enough(n):
+@pytest.mark.parametrize("n", [32, 33, 40, 100, 131])
+def test_sixteen_queries_beside_those_that_are_held_back_are_enough(n):
     assert pruned(net(), normal(n, 3, 8, 8), Descent(steps=2))[1].report.descended
 
 
@@ -218,7 +218,8 @@ def test_no_query_is_both_trained_on_and_held_out(monkeypatch):
     monkeypatch.setattr(twins, "Rows", Rows)
     pruned(net(), normal(64, 3, 8, 8), Descent(steps=1))
     train, held = parts
-    assert (len(train), len(held)) == (48, 16)
+    assert len(held) == 16
+    assert len(train) >= 32
     assert not any(torch.equal(a, b) for a in train for b in held)
 
 

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from coreprune import Budget, prune
+from coreprune._progress import silent
 from coreprune.pruning import stages
+from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.stages import trace
 from features import normal, patches, rows_of, seen
 from graph.zoo import ZOO, randomise
 from small_networks import bits
@@ -58,11 +61,17 @@ def cut(model, x, keep=0.5, method="magnitude", **more):
     return plain, done
 
 
+def used(model, x):
+    """The queries that selection and repair use; the others are held back."""
+    return gather(trace(model, x[:1], silent), Asked(x[:1], x), 0, silent).queries.args[0]
+
+
 @pytest.mark.parametrize("producers", [False, True])
 @pytest.mark.parametrize("ridge", [1e-3, 1e-6])
 def test_every_layer_of_an_mlp_is_the_optimum_for_what_it_gets(producers, ridge):
     model, x = mlp(), normal(96, 6)
     plain, done = cut(model, x, ridge=ridge, producers=producers)
+    x = used(model, x)
     full, small = seen(model, x), seen(done.model, x)
     rows = {str(i): list(p.kept) for i, p in ((0, done.plan.groups["0"]), (2, done.plan.groups["2"]))}
     for name in ("2", "4"):
@@ -78,6 +87,7 @@ def test_every_layer_of_an_mlp_is_the_optimum_for_what_it_gets(producers, ridge)
 def test_residual_convolutions_match_the_sum_and_the_norm_takes_the_intercept():
     model, x = randomise(Residual()), normal(40, 3, 8, 8)
     plain, done = cut(model, x, ridge=1e-4)
+    x = used(model, x)
     full, small = seen(model, x), seen(done.model, x)
     kept = {name: list(p.kept) for name, p in done.plan.groups.items()}
     inner, outer = kept["c1"], next(k for name, k in kept.items() if name in ("c2", "down"))
@@ -105,6 +115,7 @@ def test_without_a_bias_and_a_norm_there_is_no_intercept():
     model = randomise(nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3, bias=False)))
     x = normal(60, 5)
     plain, done = cut(model, x, ridge=1e-3)
+    x = used(model, x)
     weight, _ = optimum(
         seen(done.model, x)["2"][0], seen(model, x)["2"][1], plain.model[2].weight.detach(), 1e-3, intercept=False
     )

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from coreprune import Budget, InputError, prune
+from coreprune._progress import silent
+from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.selectors.pfp import sensitivity
+from coreprune.pruning.stages import trace
 from coreprune.selectors import Pfp
 from graph.zoo import ZOO, randomise
 from layers_by_hand import cut, layer, layers_of, normal, reader, seeded, with_readers
@@ -98,6 +101,7 @@ def test_prune_shows_it_the_features_of_the_queries():
     model = randomise(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)))
     x = normal(30, 4)
     result = prune(model, x[:1], Budget(keep=0.5), Pfp(deterministic=True), queries=x, repair=False)
+    x = gather(trace(model, x[:1], silent), Asked(x[:1], x), 0, silent).queries.args[0]  # the others are held back
     with torch.no_grad():
         first = torch.relu(model[0](x))
         second = torch.relu(model[2](first))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from coreprune import CoreprunError, InputError, ModelError
-from coreprune.queries import BatchNormInversion, Leaves, PinkNoise, invert, make_queries
-from coreprune.queries.sources.batch_norm_inversion import crops
+from coreprune.queries import BatchNormInversion, Leaves, PinkNoise, Strokes, invert, make_queries
+from coreprune.queries.sources.batch_norm_inversion import _stalled, _steps
+from coreprune.queries.sources.norm_statistics import _Moments
+from coreprune.queries.sources.starting import crops
+from coreprune.queries.sources.work import work
 from queries.small import Alone, assert_same, calibrated, convnet, gen, mlp, none, seeded, state, target
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
@@ -79,15 +83,14 @@ def test_crops_move_images_over_zeros() -> None:
 
 def test_padding_is_recognised_from_the_statistics() -> None:
     """Random crops over zeros in training shift the running statistics; plain training does not."""
-    images = Leaves()(target(convnet(), torch.zeros(1, 3, 32, 32)), 400, gen(12), none)
-    source = BatchNormInversion()
-    start = Leaves()(target(convnet(), torch.zeros(1, 3, 32, 32)), 128, gen(13), none)
+    example = torch.zeros(1, 3, 32, 32)
+    images = Leaves()(target(convnet(), example), 400, gen(12), none)
     for padding, model in ((4, calibrated(convnet(), crops(images, 4, gen(1)))), (0, calibrated(convnet(), images))):
-        found = source._padding(target(model, torch.zeros(1, 3, 32, 32)), start, gen(2))
-        assert found == padding
+        with torch.no_grad():
+            assert BatchNormInversion().start(target(model, example)).padding == padding
     big = target(convnet(), torch.zeros(1, 3, 96, 96))
-    assert source._padding(big, start, gen()) == 0
-    assert BatchNormInversion(padding=7)._padding(big, start, gen()) == 7
+    assert BatchNormInversion().start(big).padding == 0
+    assert BatchNormInversion(padding=7).start(big).padding == 7
 
 
 @pytest.mark.slow
@@ -193,7 +196,15 @@ def test_what_cannot_be_inverted() -> None:
     unused[2].spare = nn.BatchNorm2d(3)
     refuse(ModelError, "no batch norm runs as a module", unused)
     refuse(InputError, "takes one at a time. If it is an exported program, export it again", Alone(convnet()))
-    for options in ({"steps": 0}, {"lr": 0.0}, {"smoothness": -1.0}, {"padding": -1}):
+    for options in (
+        {"steps": 0},
+        {"lr": 0.0},
+        {"smoothness": -1.0},
+        {"padding": -1},
+        {"time": 0.0},
+        {"time": -1.0},
+        {"time": float("nan")},
+    ):
         refuse(InputError, "have to be positive", convnet(), **options)
     tokens = nn.Sequential(nn.Embedding(9, 3), nn.BatchNorm1d(3)).eval()
     with pytest.raises(InputError, match="optimises real numbers"):
@@ -205,3 +216,116 @@ def test_invert_a_model_without_tensors() -> None:
         invert(nn.Identity(), (3, 8, 8), 4, seed=0)
     with pytest.raises(InputError, match="nothing to invert"):
         invert(mlp(), (12,), 4, seed=0)
+
+
+def ranged(low: float, high: float, n: int = 300) -> tuple[nn.Module, Tensor]:
+    """Dead leaves in a range, and a network that was calibrated on them."""
+    images = Leaves(low=low, high=high)(target(convnet(), EXAMPLE), n, gen(21), none)
+    return calibrated(convnet(), images), images
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (-2.1, 2.6), (0.0, 255.0)])
+def test_regression_inverted_images_stay_in_the_range_of_the_training(low: float, high: float) -> None:
+    """Without a range they had twice the deviation of real images, and a quarter of their values was impossible."""
+    model, images = ranged(low, high)
+    width = high - low
+    x = invert(model, (3, 16, 16), 32, steps=15, seed=0)
+    assert low - 0.4 * width < float(x.min())
+    assert float(x.max()) < high + 0.4 * width
+    assert float(x.std()) == pytest.approx(float(images.std()), rel=0.3)
+    assert float(x.mean()) == pytest.approx(float(images.mean()), abs=0.15 * width)
+
+
+def test_no_step_leaves_the_range() -> None:
+    model, _ = ranged(-1.0, 1.0)
+    source = BatchNormInversion(steps=5, lr=3.0, padding=0)  # steps that are far too large
+    with torch.no_grad():
+        low, high = source.start(target(model, EXAMPLE)).range
+    x = make_queries(model, EXAMPLE, source, n=16, seed=0).args[0]
+    assert low <= float(x.min()) < float(x.max()) <= high
+    assert -1.5 < low < -0.7
+    assert 0.7 < high < 1.5
+
+
+@pytest.mark.parametrize("kind", ["strokes", "leaves"])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.0, -1.0)])
+def test_regression_the_start_is_of_the_kind_that_the_network_has_seen(kind: str, low: float, high: float) -> None:
+    """On a network that reads writing, dead leaves as queries were worse than none."""
+    example = torch.zeros(1, 1, 24, 24)
+    first = target(convnet(1), example)
+    seen = Strokes(low=low, high=high) if kind == "strokes" else Leaves(low=min(low, high), high=max(low, high))
+    model = calibrated(convnet(1), seen(first, 400, gen(31), none))
+    with torch.no_grad():
+        start = BatchNormInversion(padding=0).start(target(model, example))
+    assert start.kind in {"leaves": ("leaves",), "strokes": ("strokes", "blobs")}[kind]
+    if kind == "strokes":
+        assert (start.gain > 0) == (high > low)  # bright ink on dark ground, or the other way round
+
+
+def test_the_start_is_the_same_every_time() -> None:
+    model, _ = ranged(0.0, 1.0)
+    with torch.no_grad():
+        one, two = (BatchNormInversion(padding=0).start(target(model, EXAMPLE)) for _ in range(2))
+    assert one == two
+    assert one.off == two.off
+
+
+def test_the_note_says_how_well_the_statistics_are_met() -> None:
+    model = calibrated(convnet(), data())
+    queries = make_queries(model, EXAMPLE, BatchNormInversion(padding=0), n=32, seed=0)
+    found = re.search(r"statistics met to ([\d.e-]+) σ \(root mean square\), ([\d.e-]+) σ at the start", queries.note)
+    assert found is not None
+    met, before = map(float, found.groups())
+    with torch.no_grad():
+        errors = statistics(model, queries.args[0])  # per norm the means, then the deviations
+    expected = torch.stack([e.square().mean() for e in errors]).mean().sqrt()
+    assert met == pytest.approx(float(expected), rel=0.2)
+    assert met < 0.3 * before
+    assert "σ" not in make_queries(model, EXAMPLE, "leaves", n=4).note
+
+
+def test_steps_end_when_the_statistics_come_no_closer() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    calls: list[tuple[int, int]] = []
+    invert(model, (3, 8, 8), 32, steps=2000, seed=0, progress=lambda _, done, total: calls.append((done, total)))
+    assert len(calls) < 1000
+    assert calls[-1] == (2000, 2000)
+    assert calls == sorted(calls)
+
+
+def test_a_step_that_helps_is_not_the_last() -> None:
+    assert not _stalled([0.9**i for i in range(40)])
+    assert _stalled([0.9**i for i in range(40)] + [0.9**39] * 10)
+    assert not _stalled([1.0] * 10)
+
+
+def test_costly_images_get_fewer_steps_and_cheap_ones_all() -> None:
+    small, large = target(convnet(), EXAMPLE), target(convnet(), torch.zeros(1, 3, 1024, 1024))
+    assert _steps(small) == 60
+    assert 4 <= _steps(large) < 60
+    assert work(large) == pytest.approx(64**2 * work(small), rel=1e-3)  # but for the classifier
+    assert BatchNormInversion().at_once(small) == 128
+    assert BatchNormInversion().at_once(large) == 4
+
+
+def test_a_limit_of_time_ends_the_steps() -> None:
+    model = calibrated(convnet(), data())
+    calls: list[tuple[int, int]] = []
+    source = BatchNormInversion(steps=10**6, time=1e-4, padding=0, batch=8)
+    x = make_queries(
+        model, EXAMPLE, source, n=16, seed=0, progress=lambda _, done, total: calls.append((done, total))
+    ).args[0]
+    assert len(x) == 16
+    assert len(calls) < 10**5
+    assert calls == sorted(calls)
+    assert calls[-1] == (2 * 10**6, 2 * 10**6)
+
+
+def test_the_moments_and_their_gradient_are_those_of_torch() -> None:
+    """The fast moments, in double precision, against torch.var_mean and against finite differences."""
+    for shape in ((5, 3), (4, 3, 6), (2, 3, 4, 5)):
+        x = (torch.randn(shape, generator=gen(), dtype=torch.float64) + 3).requires_grad_()
+        mean, var = _Moments.apply(x)  # type: ignore[misc]
+        expected = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
+        torch.testing.assert_close((var, mean), expected)
+        assert torch.autograd.gradcheck(_Moments.apply, (x,))

@@ -19,10 +19,9 @@ from coreprune.queries.spec import is_source
 log = logging.getLogger(__name__)
 
 _BATCH = 32  # samples that are run together
-_FRESH = 64  # at least this many queries are made for the agreement alone
-# Of the user's samples, selection and repair get at least this many. The agreement gets as many, or a quarter of all if
-# that is more, as far as there are samples left.
-_SPARE = 256
+_FRESH = 64  # at least this many queries are made for the comparison at the end alone
+_LEAST = 16  # at least this many samples are held back for it, but never more than half
+_SPARE = 256  # of many samples as many are held back as are used, up to this number
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +42,10 @@ class Asked:
 class Calibration:
     """The queries that selection, allocation and repair use, and the model traced for them.
 
-    queries: the queries for these steps. fresh: other queries from the same source, which only the agreement uses; None
-    if the user gave too few samples. captured: the model, traced at the size of the batches. operators: its linear
-    maps, by the name of their weight. batches: the queries in batches, (args, kwargs) each.
+    queries: the queries for these steps, in random order. fresh: other queries from the same source, which only the
+    comparison at the end uses; None if there is but one. captured: the model, traced at the size of the batches.
+    operators: its linear maps, by the name of their weight. batches: the queries in batches, (args, kwargs) each.
+    given: all that were made for these steps, or given by the caller.
     """
 
     queries: Queries
@@ -53,26 +53,38 @@ class Calibration:
     captured: Captured
     operators: dict[str, Operator]
     batches: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    given: Queries | None = None
 
 
 def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibration:
     """Make the queries, or take those that were given. Raises what `make_queries` raises."""
     model, spec, cache = traced.model, asked.spec, asked.cache
     generator = torch.Generator().manual_seed(seed)
-    queries = make_queries(model, asked.example, spec, n=asked.n, seed=generator, progress=tell, cache=cache)
-    fresh = None
+    given = make_queries(model, asked.example, spec, n=asked.n, seed=generator, progress=tell, cache=cache)
+    queries, fresh = given.distinct(), None
+    if len(queries) < len(given):  # a copy on the other side of a division would make what is seen look unseen
+        log.warning("%d of %d queries are copies of others and are left out.", len(given) - len(queries), len(given))
     if is_source(spec):
         count = max(_FRESH, len(queries) // 4)
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
         fresh = make_queries(model, asked.example, spec, n=count, seed=generator, progress=tell, cache=again)
-    elif queries.source == "samples" and len(queries) > _SPARE:  # queries that were made earlier are used as they are
-        held_back = max(_SPARE, len(queries) // 4)
-        # At random, because files and loaders are often sorted, and T11 assumes samples of one distribution.
-        queries, fresh = queries.split(max(_SPARE, len(queries) - held_back), generator)
-    return _in_batches(traced, queries, fresh)
+    elif len(queries) > 1:
+        # In random order, because files and loaders are often sorted. T11 assumes samples of one distribution, and so
+        # does the comparison of one half of the batches with the other.
+        queries, fresh = queries.shuffled(generator).split(len(queries) - _held_back(len(queries)))
+    if len(queries) < 2:
+        log.warning(
+            "with a single query nothing can be checked on another one, so no layer is refitted. Pass more queries."
+        )
+    return _in_batches(traced, queries, fresh, given)
 
 
-def _in_batches(traced: Traced, queries: Queries, fresh: Queries | None) -> Calibration:
+def _held_back(n: int) -> int:
+    """How many of n samples are used neither for selection nor for repair."""
+    return min(n // 2, max(_LEAST, n // 4, min(_SPARE, n - _SPARE)))
+
+
+def _in_batches(traced: Traced, queries: Queries, fresh: Queries | None, given: Queries) -> Calibration:
     found = operators(traced.captured)
     size = _batch_size(len(queries))
     batches = [batch for batch in queries.batches(size)][: len(queries) // size]
@@ -83,12 +95,15 @@ def _in_batches(traced: Traced, queries: Queries, fresh: Queries | None) -> Cali
             log.info("the model cannot be traced at batch size %d (%s); samples are run one at a time", size, error)
         else:
             if (at_size := operators(larger)).keys() == found.keys():
-                return Calibration(queries, fresh, larger, at_size, batches)
-    return Calibration(queries, fresh, traced.captured, found, list(queries.batches(1)))
+                return Calibration(queries, fresh, larger, at_size, batches, given)
+    return Calibration(queries, fresh, traced.captured, found, list(queries.batches(1)), given)
 
 
 def _batch_size(n: int) -> int:
-    """The size of a batch: at most 32, and such that as few samples as possible are left over."""
+    """The size of a batch: at most 32, and such that an even number of batches leaves as few samples as possible over.
+
+    The batches fall into two halves of the queries, which are checked against each other.
+    """
     if n <= _BATCH:
-        return n
-    return min(range(_BATCH, _BATCH // 2 - 1, -1), key=lambda size: n % size)
+        return max(1, n // 2)
+    return min(range(_BATCH, _BATCH // 2 - 1, -1), key=lambda size: n % (2 * size))

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._progress import Progress
+from coreprune.coreset import Fold
 from coreprune.coreset.regression import LeastSquares
 from coreprune.errors import InputError
 from coreprune.graph import Group, ParamSlice, Traced
@@ -51,7 +52,7 @@ class _Site:
     columns: Tensor
     units: int
     channels: int  # of a unit
-    moments: LeastSquares
+    halves: tuple[LeastSquares, LeastSquares]  # of the batches with an even and with an odd number
     worth: Tensor | None = None
     kept: list[Tensor] | None = None
 
@@ -127,7 +128,7 @@ def _one_batch(walk: _Walk, b: int) -> bool:
                     rows = even_rows(operator.count(value), most // walk.batches + 1, value.device)
                     features = operator.features(x, rows).transpose(0, 1).flatten(1)
                     for site in by_node[node]:
-                        _add(site, features, options, walk.batches)
+                        _add(site, features, options, walk.batches, b)
             if options.worth and isinstance(value, Tensor) and node in by_node:
                 # A copy in place of a view: a later in-place operation then works on another copy, and the gradient is
                 # that of the value before the operation.
@@ -193,7 +194,7 @@ def _pooled(gradient: Tensor, window: int) -> Tensor:
     return gradient / window ** (dims / 2)
 
 
-def _add(site: _Site, features: Tensor, options: Collect, batches: int) -> None:
+def _add(site: _Site, features: Tensor, options: Collect, batches: int, b: int) -> None:
     every = torch.equal(site.columns, torch.arange(features.shape[1]))
     x = features if every else features[:, site.columns]
     if site.split(options):
@@ -202,15 +203,14 @@ def _add(site: _Site, features: Tensor, options: Collect, batches: int) -> None:
             .transpose(1, 2)
             .reshape(-1, site.units * site.channels)
         )
-    site.moments.add(x[None], x[None, :, :1])
+    site.halves[b % 2].add(x[None], x[None, :, :1])
     each = max(1, options.samples // batches)
     site.kept = site.kept or []
     site.kept.append(x[torch.linspace(0, x.shape[0] - 1, min(each, x.shape[0])).long()].double())
 
 
 def _check_finite(site: _Site) -> None:
-    covariance = site.moments.moments()[2]
-    if not bool(torch.isfinite(covariance).all()):
+    if not all(bool(torch.isfinite(half.moments()[2]).all()) for half in site.halves if half.rows):
         raise InputError(
             f"what {site.operator.weight} reads is not finite on the queries, so nothing can be measured there. "
             "Check the queries (their range, their normalisation) and the model, or run it in float32."
@@ -218,18 +218,45 @@ def _check_finite(site: _Site) -> None:
 
 
 def _reader(site: _Site, weight: Tensor) -> Reader:
-    mean, _, covariance, _ = site.moments.moments()
+    parts = [_Part(half.rows, half.moments()[0][0], half.moments()[2][0]) for half in site.halves if half.rows]
+    mean, covariance = _pooled_moments(parts)
     matrix = site.operator.matrix(weight.detach()).double()
     full = torch.block_diag(*matrix) if matrix.shape[0] > 1 else matrix[0]
     v = full[:, site.columns]
     worth = torch.eye(v.shape[0], dtype=v.dtype, device=v.device) if site.worth is None else site.worth
-    if covariance.shape[1] != site.columns.numel():  # channel version
+    if covariance.shape[0] != site.columns.numel():  # channel version
         split = v.reshape(v.shape[0], site.units * site.channels, site.slots)
         gram = sum(split[:, :, s].T @ worth @ split[:, :, s] for s in range(site.slots))
         v = split.transpose(1, 2).reshape(-1, site.units * site.channels)
     else:
         gram = v.T @ worth @ v
-    return Reader(v, mean[0], covariance[0], gram, torch.cat(site.kept or []))  # type: ignore[arg-type]
+    folds = tuple(
+        Fold(seen.covariance, unseen.about(seen.mean), gram)  # type: ignore[arg-type]
+        for seen, unseen in ((parts[0], parts[-1]), (parts[-1], parts[0]))
+        if len(parts) > 1
+    )
+    return Reader(v, mean, covariance, gram, torch.cat(site.kept or []), folds)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Mean (f,) and covariance (f, f) of some of the rows."""
+
+    rows: int
+    mean: Tensor
+    covariance: Tensor
+
+    def about(self, point: Tensor) -> Tensor:
+        """The second moment about a point."""
+        apart = self.mean - point
+        return self.covariance + apart[:, None] * apart
+
+
+def _pooled_moments(parts: list[_Part]) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of all rows together."""
+    total = sum(part.rows for part in parts)
+    mean = torch.stack([part.mean * (part.rows / total) for part in parts]).sum(dim=0)
+    return mean, torch.stack([part.about(mean) * (part.rows / total) for part in parts]).sum(dim=0)
 
 
 def _sites(free: Mapping[str, Group], operators: Mapping[str, Operator]) -> list[_Site]:
@@ -241,7 +268,7 @@ def _sites(free: Mapping[str, Group], operators: Mapping[str, Operator]) -> list
             if operator is not None and columns is not None:
                 units = group.size // group.unit
                 channels = int((_channel_counts(group, piece) > 0).sum()) // units
-                sites.append(_Site(group.name, operator, columns, units, channels, LeastSquares()))
+                sites.append(_Site(group.name, operator, columns, units, channels, (LeastSquares(), LeastSquares())))
     return sites
 
 

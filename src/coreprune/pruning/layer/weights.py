@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coreprune._shapes import Float, Tensor
+from coreprune.coreset import Fold
 from coreprune.pruning.layer.activations import Activation
 
 
@@ -24,6 +25,7 @@ class Reader:
     gram: (n·p, n·p) float64, G = VᵀWV. W weighs the errors of the layer's outputs by what they do to the model's
         outputs; it is the identity where that is not known.
     samples: (m, n·p) float64: some of the feature vectors themselves.
+    folds: the moments of one half of the queries and of the other half, both ways; empty if there is only one query.
     """
 
     weight: Float[Tensor, "J np"]
@@ -31,6 +33,7 @@ class Reader:
     covariance: Float[Tensor, "np np"]
     gram: Float[Tensor, "np np"]
     samples: Float[Tensor, "m np"]
+    folds: tuple[Fold, ...] = ()
 
 
 @dataclass(frozen=True)

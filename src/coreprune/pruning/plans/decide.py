@@ -10,21 +10,18 @@ from torch import Tensor
 
 from coreprune._example import describe_example
 from coreprune._progress import Progress
-from coreprune.coreset import Coreset, FunctionalCoreset, in_order
+from coreprune.coreset import Coreset, FunctionalCoreset
 from coreprune.graph import Group, Traced
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
-from coreprune.pruning.allocation.curves import balanced, widths_curve
+from coreprune.pruning.allocation.curves import widths_curve
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.layer.read import read_layer
 from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.plans.cut_ranking import choose
+from coreprune.pruning.plans.error_curves import held_out, on_queries
 from coreprune.pruning.plans.plan import GroupPlan, Plan, fingerprint
 from coreprune.pruning.selectors import Ranking, Selector, ranking_of
-from coreprune.pruning.selectors.functional import moments_of
-
-CURVE_RIDGE = 1e-3  # the ridge of the repair, so that the curves show what the repair can reach
-_WIDEST_FLOOR = 1200  # features; up to this many, T10′ takes about a second at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +30,7 @@ class Decision:
 
     group, layer: its channels, and the weights around them. ranking: the selector's ranking of its units.
     curve: for every k, the error on the queries if the first k units of that order are kept; None without queries.
+    held_out: (n+1,) the same on queries that the order and the refit have not seen; None with fewer than two queries.
     entry, coreset: what stays at the allocated width; None as long as no width is allocated.
     """
 
@@ -40,6 +38,7 @@ class Decision:
     layer: LayerWeights
     ranking: Ranking
     curve: FunctionalCoreset | None
+    held_out: Tensor | None = None
     entry: GroupPlan | None = None
     coreset: Coreset | None = None
 
@@ -55,7 +54,8 @@ def rank(
         layer = read_layer(traced.tensors, traced.captured, group)
         layer = replace(layer, name=name, readers=readers.get(name, ()))
         ranking = ranking_of(selector, layer, generator)
-        out[name] = Decision(group, layer, ranking, _curve(group, layer, ranking))
+        unseen = held_out(group, layer, ranking, selector, generator)
+        out[name] = Decision(group, layer, ranking, on_queries(group, layer, ranking), unseen)
     return out
 
 
@@ -86,21 +86,17 @@ def plan_of(traced: Traced, decisions: Mapping[str, Decision], selector: Selecto
     return Plan(entries, fingerprint(traced.model), selector.name, seed, asdict(budget), example)
 
 
-def _curve(group: Group, layer: LayerWeights, ranking: Ranking) -> FunctionalCoreset | None:
-    """For every number of units, the error of the ranking's order on the queries, and lower bounds of the error."""
-    if not layer.readers:
-        return None
-    narrow = max(reader.mean.numel() for reader in layer.readers) <= _WIDEST_FLOOR
-    units, order = group.size // group.unit, balanced(ranking.order, group)
-    return in_order(moments_of(layer.readers), units, order, ridge=CURVE_RIDGE, unit_floor=narrow)
-
-
 def _error_by_width(free: Mapping[str, Group], ranked: Mapping[str, Decision]) -> dict[str, Tensor] | None:
     """The error of every free group at every width; None if there are no errors on queries for any group.
 
+    It is the held-out error, where there is one: on a few queries, a refit of many units looks perfect.
     A group that no linear map reads (q·k) gets the median of the groups' largest errors, falling quadratically to zero.
     """
-    seen = {n: widths_curve(r.curve.errors, free[n]) for n in free if (r := ranked[n]).curve is not None}
+    seen = {
+        n: widths_curve(r.curve.errors if r.held_out is None else r.held_out, free[n])
+        for n in free
+        if (r := ranked[n]).curve is not None
+    }
     if not seen:
         return None
     typical = float(torch.stack([curve[0] for curve in seen.values()]).median())

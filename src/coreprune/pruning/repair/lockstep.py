@@ -23,6 +23,7 @@ from torch import Tensor, fx
 
 from coreprune._example import batch_size
 from coreprune._progress import Progress
+from coreprune.coreset.cross_validation import checked
 from coreprune.coreset.regression import LeastSquares
 from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
@@ -36,7 +37,8 @@ from coreprune.pruning.repair.twins import Descent
 class Repair:
     """Options of the repair.
 
-    ridge: λ as a multiple of the mean second moment of the features.
+    ridge: λ as a multiple of the mean second moment of the features. None chooses it for every layer on queries that
+        the refit has not seen. An output whose refit is then no better than its start is not written.
     producers: whether to refit also layers that lost no input, but whose input has changed.
     rows: at most `rows` positions per layer, sampled evenly: 64 per query, but at least half of `rows` in all. A layer
         of many features gets 16 per feature, even if that is more than `rows`.
@@ -45,7 +47,7 @@ class Repair:
     descent: whether to train the blocks of layers after that, or with which options. None: if it is cheap (`Descent`).
     """
 
-    ridge: float = 1e-3
+    ridge: float | None = None
     producers: bool = True
     rows: int = 1 << 15
     one_sided: int = 3
@@ -60,8 +62,9 @@ class Repair:
 class Refit:
     """The repair of one layer.
 
-    weight: the name of its weight. before, after: the mean squared error per output before and after, relative to the
-    output's variance. joined: whether a residual sum was matched, and not the layer's output alone.
+    weight: the name of its weight. before, after: the mean squared error of the outputs before and after, relative to
+    their variance. It is the one-sided error where only a ReLU reads them. joined: whether a residual sum was matched,
+    and not the layer's output alone.
     """
 
     weight: str
@@ -179,11 +182,21 @@ class _Walk:
         columns = None if alive is None else _columns(alive, operator.taps)
         old = start if columns is None else start.gather(2, columns[:, None, :].expand(-1, start.shape[1], -1))
         old = problem.part(old)
-        batches = _together([problem.batch(self, b, alive) for b in range(self.small.batches)])
-        fits = LeastSquares(intercept=operator.bias is not None or path.norm is not None)
-        for x, y, _ in batches:
-            fits.add(x, y.mT)
-        weight, bias = fits.solve(old, self.options.ridge)
+        batches = [problem.batch(self, b, alive) for b in range(self.small.batches)]
+        had = problem.part(self._bias(operator, start)[:, :, None])[..., 0]
+        intercept = operator.bias is not None or path.norm is not None
+        halves = _halves(batches, intercept)
+        fits = halves[0] + halves[1]
+        ridge, better, found = self.options.ridge, None, None
+        if ridge is None:
+            if not halves[1].rows:
+                return None  # nothing could be checked
+            found = checked(halves, old, had, problem.worth)
+            ridge, better = found.ridge, found.better
+            if not bool(better.any()):
+                return None
+        batches = _together(batches)
+        weight, bias = fits.solve(old, ridge)
         last = math.inf
         for _ in range(self.options.one_sided if path.gated else 0):
             again, off = fits.retarget(), 0.0
@@ -192,18 +205,23 @@ class _Walk:
                 wanted = one_sided(said, y, zero)
                 again.add_targets(x, wanted.mT)
                 off += float(torch.linalg.vector_norm(said.sub_(wanted)).square())
-            solution = again.solve(old, self.options.ridge)
+            solution = again.solve(old, ridge)
             weight, bias = (now.lerp(new, _BEYOND) for now, new in zip((weight, bias), solution, strict=True))
             if off > _SETTLED * last:
                 break
             last = off
-        had = problem.part(self._bias(operator, start)[:, :, None])[..., 0]
-        before, after = fits.error(old, had), fits.error(weight, bias)
+        if better is not None:
+            weight, bias = torch.where(better[..., None], weight, old), torch.where(better, bias, had)
+        size = float(fits.variance().clamp_min(0).mean())
+        before, after = (
+            _off(batches, w, b) / size if path.gated and size > 0 else float(fits.error(w, b).mean()) / (size or 1.0)
+            for w, b in ((old, had), (weight, bias))
+        )
         if columns is not None:
             spread = columns[problem.groups][:, None, :].expand(-1, weight.shape[1], -1)
             weight = weight.new_zeros(*weight.shape[:2], start.shape[2]).scatter_(2, spread, weight)
         self._write(problem, start, weight, bias)
-        return Refit(operator.weight, float(before.mean()), float(after.mean()), path.join is not None)
+        return Refit(operator.weight, before, after, path.join is not None)
 
     def _problem(self, operator: Operator, path: Path, start: Tensor) -> _Problem | None:
         """Which outputs to solve for, and the affine map behind them; None if there is no output to solve for."""
@@ -278,6 +296,11 @@ class _Problem:
         return new
 
     @property
+    def worth(self) -> Tensor:
+        """What a squared error of each output is worth behind the path, (g, o)."""
+        return self.scale.square().mT[self.groups][:, self.kept][..., 0]
+
+    @property
     def _sign(self) -> Tensor:
         return _sign(self.scale).mT[self.groups][:, self.kept]  # (g, o, 1)
 
@@ -308,6 +331,26 @@ def _sign(scale: Tensor) -> Tensor:
 def one_sided(said: Tensor, y: Tensor, zero: Tensor) -> Tensor:
     """Targets for a ReLU: where it cuts the original off (y < zero), any output that is cut off too is a match."""
     return torch.where(y < zero, torch.minimum(said, zero), y)
+
+
+def _off(batches: list[tuple[Tensor, Tensor, Tensor]], weight: Tensor, bias: Tensor) -> float:
+    """The mean one-sided squared error."""
+    total = count = 0.0
+    for x, y, zero in batches:
+        said = torch.baddbmm(bias[:, :, None], weight, x.double().mT)
+        total += float((said - one_sided(said, y, zero)).square().sum())
+        count += said.numel()
+    return total / count
+
+
+def _halves(batches: list[tuple[Tensor, Tensor, Tensor]], intercept: bool) -> tuple[LeastSquares, LeastSquares]:
+    """The moments of the batches with an even number, and of those with an odd number."""
+    first = LeastSquares(intercept)
+    first.add(batches[0][0], batches[0][1].mT)
+    second = first.sibling()
+    for b, (x, y, _) in enumerate(batches[1:], start=1):
+        (first, second)[b % 2].add(x, y.mT)
+    return first, second
 
 
 def _together(batches: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:

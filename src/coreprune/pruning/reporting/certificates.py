@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from coreprune.pruning.plans.decide import Decision
 from coreprune.pruning.reporting.report import GroupReport
 from coreprune.pruning.selectors import Ranking
 from coreprune.queries import Queries, make_queries
+
+log = logging.getLogger(__name__)
 
 _BATCH = 32  # samples that are run together
 
@@ -83,12 +86,22 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
             found = of_new_weights(captured, decision, change)
         else:
             found = of_coreset(decision.layer, decision.ranking, coreset, delta)
-    errors = None
+    errors = held_out = None
     units = len(entry.kept) // group.unit
     # The curve belongs to the ranking's order. Clusters (folding) do not keep the first units of that order.
     if (curve := decision.curve) is not None and _first(curve.order, coreset, units):
-        found += (function_space_ratio(curve.errors, curve.optimum, units),)
+        unseen = decision.held_out
+        at = None if unseen is None else float(unseen[units])
+        found += (function_space_ratio(curve.errors, curve.optimum, units, held_out=at),)
         errors = tuple(widths_curve(curve.errors, group).tolist())
+        held_out = None if unseen is None else tuple(widths_curve(unseen, group).tolist())
+        if at is not None and memorised(float(curve.errors[units]), at, float(curve.errors[0])):
+            log.warning(
+                "%s: refitted on %d of %d units, the error is %.2g of the variance on the queries, but %.2g on queries "
+                "that the refit has not seen. More queries would help here.",
+                *(group.name, units, group.size // group.unit),
+                *(float(x / curve.errors[0]) for x in (curve.errors[units], unseen[units])),  # type: ignore[index]
+            )
     return GroupReport(
         name=group.name,
         channels=group.size,
@@ -98,7 +111,13 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
         certificates=found,
         rank=relative_limit(decision.layer.incoming).rank if plain else None,
         errors=errors,
+        held_out=held_out,
     )
+
+
+def memorised(seen: float, unseen: float, variance: float) -> bool:
+    """Whether a refit is far better on the queries than on others: by a factor of 3, and by 5 % of the variance."""
+    return unseen > 3 * seen and unseen - seen > 0.05 * variance
 
 
 def _first(order: Tensor, coreset: Coreset, units: int) -> bool:
@@ -139,8 +158,13 @@ def certify(
 
 
 @torch.no_grad()
-def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) -> Certificate | None:
-    """T11 on queries that nothing else has used; None unless the models return scores of classes, (N, classes)."""
+def agreement(
+    model: nn.Module, small: nn.Module, fresh: Queries, delta: float, candidates: int = 1
+) -> Certificate | None:
+    """T11 on queries that nothing else has used; None unless the models return scores of classes, (N, classes).
+
+    candidates: among how many models the small one was chosen with the same queries.
+    """
     same = total = 0
     answers: list[Tensor] = []
     with quiet(model), quiet(small):
@@ -155,7 +179,9 @@ def agreement(model: nn.Module, small: nn.Module, fresh: Queries, delta: float) 
             total += len(before)
     commonest = int(torch.cat(answers).bincount().max())
     source = "the user's data" if fresh.source == "samples" else fresh.source
-    return agreement_bound(total - same, total, delta, trivial=1 - commonest / total, source=source)
+    return agreement_bound(
+        total - same, total, delta, trivial=1 - commonest / total, source=source, candidates=candidates
+    )
 
 
 def of_new_weights(captured: Captured, decision: Decision, change: Embedded) -> tuple[Certificate, ...]:

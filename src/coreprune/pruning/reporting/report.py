@@ -25,8 +25,9 @@ class GroupReport:
     unit: how many channels can only be removed together. note: which form of the selector ran. locked_because: why the
     group stayed whole, or None. certificates: what is known about the error at its consumers. rank: r of the incoming
     rows (T7), or None if no theorem applies. errors: the error on the queries (T10) at every width from 0 on, in shares
-    of the variance of the model's outputs; None without queries. macs: (before, after) for the whole pruned model, the
-    multiply–accumulates of the convolutions and linear layers whose outputs are the channels (`CostModel.making`).
+    of the variance of the model's outputs; None without queries. held_out: the same on queries that neither the choice
+    nor the refit has seen (T12); None with fewer than two queries. macs: (before, after) for the whole pruned model,
+    the multiply–accumulates of the convolutions and linear layers whose outputs are the channels (`CostModel.making`).
     """
 
     name: str
@@ -38,6 +39,7 @@ class GroupReport:
     certificates: tuple[Certificate, ...] = ()
     rank: int | None = None
     errors: tuple[float, ...] | None = None
+    held_out: tuple[float, ...] | None = None
     macs: tuple[int, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,13 +51,30 @@ class GroupReport:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """One of the models that could be returned.
+
+    name: what it is. error: the squared error of its outputs on the held-back queries, relative to their variance.
+    agreement: the share of these queries with the same class; None if the model does not return scores of classes.
+    chosen: whether it is the one that is returned.
+    """
+
+    name: str
+    error: float
+    agreement: float | None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
 class Report:
     """Sizes before and after pruning, all groups with their certificates, and the settings.
 
     groups: in the order of the forward. parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one
     sample. settings: the arguments of `prune`. queries: where they come from. refits: the layers that were repaired.
-    descended: the blocks that were trained after that. agreement: T11 on fresh queries from the same source. model: the
-    name of its class. seconds: per phase. versions: software and hardware that the result depends on.
+    descended: the blocks that were trained after that.
+    compared: the models that could be returned, on queries that were held back. agreement: T11 on the same queries, or
+    on fresh ones from the same source. model: the name of its class. seconds: per phase.
+    versions: software and hardware that the result depends on.
     """
 
     groups: tuple[GroupReport, ...]
@@ -66,6 +85,7 @@ class Report:
     queries: str = ""
     refits: tuple[Refit, ...] = ()
     descended: tuple[Descended, ...] = ()
+    compared: tuple[Compared, ...] = ()
     agreement: Certificate | None = None
     model: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -91,6 +111,7 @@ class Report:
             "groups": [g.as_dict() for g in self.groups],
             "refits": [asdict(fit) for fit in self.refits],
             "descended": [asdict(block) for block in self.descended],
+            "compared": [asdict(one) for one in self.compared],
             "settings": self.settings.as_dict(),
             "call": self.settings.call(),
             "seconds": dict(self.seconds),

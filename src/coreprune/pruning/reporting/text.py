@@ -13,7 +13,7 @@ Data = Mapping[str, Any]
 
 _LONGEST = 24  # a terminal shows up to this many groups
 _OPEN = 12  # a notebook shows up to this many groups unfolded
-_HEAD = ("group", "channels", "kept", "refit error", "bound for every input")
+_HEAD = ("group", "channels", "kept", "refit error", "on unseen queries", "bound for every input")
 _COVERS = "covers further inputs from that source; not other inputs, and not whether an answer is right"
 
 
@@ -30,7 +30,7 @@ def as_text(report: Data) -> str:
         width = {i: max(len(row[i]) for row in [_HEAD, *rows]) for i in columns}
         lines.append("")
         for row in [_HEAD, *rows]:
-            cells = (f"{row[i]:<{width[i]}}" if i in (0, 4) else f"{row[i]:>{width[i]}}" for i in columns)
+            cells = (f"{row[i]:<{width[i]}}" if i in (0, 5) else f"{row[i]:>{width[i]}}" for i in columns)
             lines.append("  ".join(cells).rstrip())
     if len(free) > _LONGEST:
         lines.append(f"… and {len(free) - _LONGEST} more (report.groups)")
@@ -79,27 +79,42 @@ def _evidence(report: Data) -> list[tuple[str, str]]:
         before, after = (statistics.median(block[at] for block in blocks) for at in ("before", "after"))
         left = sum(not block["changed"] for block in blocks)
         kept = f"; {left} left as they were" if left else ""
-        told.append(
-            ("descent", f"{_count(len(blocks), 'block')}; median held-out error {before:.2%} → {after:.2%}{kept}")
-        )
+        count = _count(len(blocks), "block")
+        told.append(("descent", f"{count}; median held-out error {before:.2%} → {after:.2%}{kept}"))
+    if compared := report.get("compared"):
+        told.append(("compared", _compared(compared)))
     if report["queries"]:
         told.append(("queries", report["queries"]))
     return told
 
 
+def _compared(compared: Sequence[Data]) -> str:
+    """Which model was chosen, and the errors of all on the held-back queries."""
+
+    def shown(one: Data) -> str:
+        same = "" if one["agreement"] is None else f", {one['agreement']:.0%} the same class"
+        return f"{one['name']} (error {one['error']:.2%}{same})"
+
+    chosen = next(one for one in compared if one["chosen"])
+    rest = "; ".join(shown(one) for one in compared if not one["chosen"])
+    return f"on held-back queries, returned: {shown(chosen)}" + (f"; not: {rest}" if rest else "")
+
+
 def _row(group: Data) -> tuple[str, ...]:
     """Cells in the order of _HEAD. The error is that of T10; the bounds are those that hold for every input."""
-    error, bounds = "", []
+    error, unseen, bounds = "", "", []
     for c in group["certificates"]:
         # JSON has no infinity: a bound that is not finite is None there.
         value = math.inf if c["bound"] is None else c["bound"]
         if c["theorem"] == "T10":
             error = f"{value / c['trivial'] if c['trivial'] else 0:.2%}"
+            if (curve := group.get("held_out")) and c["trivial"]:
+                unseen = f"{curve[round(group['kept'] * (len(curve) - 1) / group['channels'])] / c['trivial']:.2%}"
         else:
             bound = f"{value:.3g}·‖x‖" if math.isfinite(value) else "∞"
             bounds.append(f"{c['theorem']} {c['kind']} ≤ {bound}" + (" (vacuous)" if c["vacuous"] else ""))
     kept = f"{group['kept']:,} ({group['kept'] / max(group['channels'], 1):.0%})"
-    return group["name"], f"{group['channels']:,}", kept, error, ", ".join(bounds)
+    return group["name"], f"{group['channels']:,}", kept, error, unseen, ", ".join(bounds)
 
 
 def _locked(report: Data) -> list[tuple[str, list[str]]]:
@@ -125,7 +140,7 @@ def _count(n: int, noun: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     columns = [i for i in range(len(head)) if head[i] == "" or any(row[i] for row in rows)]
-    align = {i: "left" if i in (0, 4) else "right" for i in columns}
+    align = {i: "left" if i in (0, 5) else "right" for i in columns}
     top = "".join(f'<th scope="col" style="text-align:{align[i]}">{escape(head[i])}</th>' for i in columns)
     body = "".join(
         "<tr>" + "".join(f'<td style="text-align:{align[i]}">{escape(row[i])}</td>' for i in columns) + "</tr>"

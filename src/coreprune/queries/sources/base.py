@@ -108,6 +108,9 @@ class Source(Protocol):
     name: what reports call it.
     kind: what it makes: tokens (whole numbers), pixels (images, flat ones too), vectors, or reals (real numbers of any
         shape). If a model takes several inputs, the source fills those of its kind. The others are left to "auto".
+
+    A source may also have a method remark(target, inputs) that returns a sentence about the inputs that it made, for
+    the report.
     """
 
     @property

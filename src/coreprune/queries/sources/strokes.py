@@ -13,7 +13,7 @@ from coreprune.queries.sources.base import Target, Tell
 from coreprune.queries.sources.image_shape import image_shape, inked
 
 _DENSE = 12  # points on the curve between two control points, close enough for the thinnest pen
-_AT_ONCE = 256  # drawings whose distances from pixels to curves are in memory together
+_AT_ONCE = 256 * 32 * 32  # pixels of the drawings whose distances to the curves are in memory together
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ class Strokes:
             raise InputError(f"radius={self.radius}, soft={self.soft} and margin={self.margin} leave no room to draw.")
         c, h, w = image_shape(target, self.shape)
         parts = []
-        for start in range(0, n, _AT_ONCE):
-            parts.append(self._draw(min(_AT_ONCE, n - start), h, w, generator))
-            tell(min(n, start + _AT_ONCE), n)
+        size = max(1, min(256, _AT_ONCE // (h * w)))
+        for start in range(0, n, size):
+            parts.append(self._draw(min(size, n - start), h, w, generator))
+            tell(min(n, start + size), n)
         ink = torch.cat(parts)[:, None].expand(n, c, h, w)
         return inked(target, ink, self.low, self.high)
 

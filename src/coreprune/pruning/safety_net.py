@@ -1,0 +1,129 @@
+"""The safety net: compare the repaired model with what could be returned instead, on queries that nothing has used."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from coreprune._progress import Clock
+from coreprune.errors import BudgetError
+from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.plans.decide import decide, plan_of, rank
+from coreprune.pruning.reporting.comparison import Apart, apart
+from coreprune.pruning.reporting.report import Compared
+from coreprune.pruning.selectors.norms import Magnitude
+from coreprune.pruning.settings import Settings
+from coreprune.pruning.stages import Pruned, carry_out, repair_
+
+log = logging.getLogger(__name__)
+
+MAGNITUDE = "magnitude pruning"
+
+
+def best_of(
+    pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock
+) -> tuple[Pruned, list[Compared]]:
+    """The best of several cuts under the same budget, and how each did on the queries that were held back.
+
+    pruned: the result of selection and repair. It is compared with the cut without its repair, with the widest groups
+    left whole, with the cut spread evenly over all groups, and with magnitude pruning. Another one is taken only if its
+    error is lower by more than the standard error of the difference. Without a repair, nothing else is taken: then the
+    comparison is only a warning.
+
+    Returns the model as it is, and no comparison, if no queries were held back.
+    """
+    fresh = calibration.fresh
+    first = None if fresh is None else apart(pruned.traced.model, pruned.removed.model, fresh)
+    if fresh is None or first is None:
+        return pruned, []
+    repaired = settings.repair is not None
+    name = "the repaired cut" if repaired else "the cut"
+    best, best_name, best_apart = pruned, name, first
+    seen: dict[str, Apart] = {name: first}
+    for other, candidate in _others(pruned, settings, calibration, clock):
+        with clock("compare"):
+            found = apart(pruned.traced.model, candidate.removed.model, fresh)
+        assert found is not None  # its outputs have the same shapes
+        seen[other] = found
+        if repaired and found.better_than(best_apart):
+            best, best_name, best_apart = candidate, other, found
+    _tell(seen, name, best_name, len(fresh))
+    return best, [Compared(n, a.error, a.agreement, n == best_name) for n, a in seen.items()]
+
+
+def _others(pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock) -> Iterator[tuple[str, Pruned]]:
+    budget, options = settings.budget, settings.repair
+    if options is not None:
+        with clock("surgery"):
+            plain = replace(carry_out(pruned.traced, pruned.plan), decisions=pruned.decisions)
+        yield "the cut without repair", plain
+        cuts = [("the cut with the widest groups whole", budget, _widest(pruned))]
+        if budget.kind not in ("keep", "error"):
+            cuts.append(("the cut spread evenly", replace(budget, uniform=True), {}))
+        for name, other, locked in cuts:
+            again = _recut(pruned, settings, other, locked, clock) if budget.kind != "keep" else None
+            if again is not None and again.plan.groups != pruned.plan.groups:
+                with clock("repair"):
+                    fits = repair_(again, calibration, options, clock.tell)
+                yield name, replace(again, fits=fits)
+    if settings.method.name not in ("magnitude", "l2") or options is not None:
+        magnitude = _magnitude(pruned, settings, clock)
+        if magnitude is not None:
+            yield MAGNITUDE, magnitude
+
+
+def _widest(pruned: Pruned) -> dict[str, str]:
+    """The groups that are the widest of the model, and were cut."""
+    free = [g for g in pruned.traced.free.values() if len(pruned.plan.groups[g.name].kept) < g.size]
+    most = max((g.size for g in pruned.traced.groups), default=0)
+    return {g.name: "one of the widest groups, which the safety net left whole" for g in free if 2 * g.size > most}
+
+
+def _recut(pruned: Pruned, settings: Settings, budget: Budget, locked: dict[str, str], clock: Clock) -> Pruned | None:
+    """The same rankings cut in another way; None if the budget cannot be met so."""
+    traced = pruned.traced.locking(locked)
+    try:
+        with clock("allocate"):
+            decisions = decide(traced, pruned.decisions, budget, settings.cost, clock.tell)
+    except BudgetError:
+        return None
+    with clock("surgery"):
+        again = carry_out(traced, plan_of(traced, decisions, settings.method, budget, settings.seed))
+    return None if again.removed.locked else replace(again, decisions=decisions)
+
+
+def _magnitude(pruned: Pruned, settings: Settings, clock: Clock) -> Pruned | None:
+    """Magnitude pruning at the same budget, with equal shares and without repair."""
+    budget = settings.budget
+    if budget.kind == "error":
+        return None
+    with clock("compare"):
+        ranked = rank(pruned.traced, Magnitude(), {}, settings.seed, clock.tell)
+        try:
+            decisions = decide(pruned.traced, ranked, budget, settings.cost, clock.tell)
+        except BudgetError:
+            return None
+        again = carry_out(pruned.traced, plan_of(pruned.traced, decisions, Magnitude(), budget, settings.seed))
+    return None if again.removed.locked else replace(again, decisions=decisions)
+
+
+def _tell(seen: dict[str, Apart], first: str, chosen: str, queries: int) -> None:
+    """Say which model was chosen, and warn if magnitude pruning agrees more often than it."""
+    told = "; ".join(f"{name}: {found.error:.3g}" for name, found in seen.items())
+    text = f"on {queries} queries that were held back, the errors relative to the outputs' variance are: {told}"
+    if chosen != first:
+        log.warning("%s is returned instead of %s, because it is better: %s", chosen, first, text)
+    else:
+        log.info("%s is returned: %s", chosen, text)
+    magnitude, mine = seen.get(MAGNITUDE), seen[chosen]
+    if magnitude is None or chosen == MAGNITUDE:
+        return
+    if magnitude.better_than(mine) or (magnitude.same or 0) > (mine.same if mine.same is not None else math.inf):
+        log.warning(
+            "magnitude pruning at the same budget is closer to the original on the held-back queries (%s). "
+            "The queries may not suit the model, or the budget is too small: pass samples, or raise it.",
+            text,
+        )

@@ -1,0 +1,99 @@
+"""Queries that say little or nothing: the result is at worst the cut without its repair, and a warning says so."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from coreprune import Budget, prune
+from features import normal
+from graph.zoo import randomise
+from small_networks import bits
+
+
+def wide_head(width=96) -> nn.Module:
+    """A wide layer behind a global pooling: as many rows as queries, for many features."""
+    return randomise(
+        nn.Sequential(
+            *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, width, 1), nn.BatchNorm2d(width), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)),
+        )
+    )
+
+
+def images(n, seed=0):
+    return (
+        normal(n, 3, 8, 8)
+        if seed == 0
+        else torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    )
+
+
+@torch.no_grad()
+def loss(model, small, x):
+    y = model(x)
+    return float((small(x) - y).square().mean() / y.var(correction=0))
+
+
+HOSTILE = {
+    "one": lambda: images(1),
+    "two equal": lambda: images(1).repeat(2, 1, 1, 1),
+    "many equal": lambda: images(1).repeat(64, 1, 1, 1),
+    "two": lambda: images(2),
+    "zeros": lambda: torch.zeros(64, 3, 8, 8, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_result_is_the_cut_without_repair_and_a_warning_says_why(name, caplog):
+    model = wide_head()
+    before, x = bits(model), HOSTILE[name]()
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        result = prune(model, x[:1], Budget(macs=0.6, uniform=True), "l2", queries=x)
+    plain = prune(model, x[:1], Budget(macs=0.6, uniform=True), "l2", queries=None, repair=False)
+    assert result.plan == plain.plan
+    assert bits(result.model) == bits(plain.model)
+    assert result.report.refits == ()
+    assert any("nothing can be checked" in record.message for record in caplog.records)
+    assert bits(model) == before
+
+
+def test_copies_are_left_out_and_counted(caplog):
+    model, x = wide_head(), images(40)
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        twice = prune(model, x[:1], Budget(macs=0.6), queries=torch.cat([x, x]))
+    assert any("40 of 80 queries are copies" in record.message for record in caplog.records)
+    assert bits(twice.model) == bits(prune(model, x[:1], Budget(macs=0.6), queries=x).model)
+
+
+# A wide head, and more and more queries
+
+
+def losses(counts, repair=True):
+    model, unseen = wide_head(), images(500, seed=1)
+    pool = images(max(counts), seed=2)
+    found = []
+    for n in counts:
+        result = prune(model, pool[:1], Budget(macs=0.5), queries=pool[:n], repair=repair)
+        found.append(loss(model, result.model, unseen))
+    return found
+
+
+def test_with_a_wide_head_the_loss_does_not_rise_as_queries_are_added():
+    """The fault: k followed the number of rows, and the refit learned them by heart."""
+    found = losses((16, 32, 64, 128, 256, 1024))
+    assert all(more <= 1.1 * less for less, more in pairwise(found)), found
+    assert found[-1] < 0.7 * found[0]
+
+
+def test_sixteen_queries_are_not_worse_than_no_repair():
+    model, unseen = wide_head(), images(500, seed=1)
+    x = images(16, seed=2)
+    result = prune(model, x[:1], Budget(macs=0.5), queries=x)
+    plain = prune(model, x[:1], Budget(macs=0.5), "l2", queries=None, repair=False)
+    assert loss(model, result.model, unseen) <= loss(model, plain.model, unseen)
