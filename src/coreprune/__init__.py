@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds th
     from coreprune.latency import Latency, compare_latency, measure_latency
     from coreprune.pruning import (
         Budget,
+        Descent,
         Distill,
         Inspection,
         Plan,
@@ -60,6 +61,7 @@ __all__ = [
     "BudgetError",
     "CoreprunError",
     "DOptimal",
+    "Descent",
     "Distill",
     "Folding",
     "Fpgm",

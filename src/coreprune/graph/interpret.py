@@ -6,7 +6,7 @@ The rules for the operations are in `rules/`. If an operation has no rule, every
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -40,8 +40,18 @@ def _input(tracer: Tracer, node: fx.Node) -> Value | None:
     return Value(tuple(value.shape), weight=kind == "constant") if isinstance(value, Tensor) else None
 
 
-def interpret(tracer: Tracer, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-    """Run one (sub)graph on abstract values."""
+def values_of(captured: Captured, nodes: Collection[fx.Node]) -> tuple[Tracer, dict[fx.Node, Any]]:
+    """The abstract values of some nodes of the graph, and the records of the run that made them."""
+    tracer, found = Tracer(captured), dict.fromkeys(nodes)
+    inputs = [_input(tracer, n) for n in captured.graph.graph.nodes if n.op == "placeholder"]
+    interpret(tracer, captured.graph, inputs, found)
+    return tracer, found
+
+
+def interpret(
+    tracer: Tracer, module: fx.GraphModule, inputs: Sequence[Any], found: dict[fx.Node, Any] | None = None
+) -> Any:
+    """Run one (sub)graph on abstract values. found: filled with the values of the nodes that it names."""
     env: dict[fx.Node, Any] = {}
     feed = iter(inputs)
     last = {n: user for user in module.graph.nodes for n in user.all_input_nodes}
@@ -56,6 +66,8 @@ def interpret(tracer: Tracer, module: fx.GraphModule, inputs: Sequence[Any]) -> 
             if node.op == "output":
                 return args[0]
             env[node] = _apply(Call(tracer, node, args, kwargs))
+        if found is not None and node in found:
+            found[node] = env[node]
         for used in node.all_input_nodes:
             if last[used] is node:
                 env.pop(used, None)

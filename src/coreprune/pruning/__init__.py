@@ -6,13 +6,17 @@ from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.inspection import GroupRow, Inspection, list_groups
 from coreprune.pruning.pipeline import Result, apply_plan, make_plan, prune
 from coreprune.pruning.plans.plan import GroupPlan, Plan
+from coreprune.pruning.repair.descent import Descended
 from coreprune.pruning.repair.lockstep import Refit, Repair
+from coreprune.pruning.repair.twins import Descent
 from coreprune.pruning.reporting.certificates import certify
 from coreprune.pruning.reporting.report import GroupReport, Report
 
 __all__ = [
     "Budget",
     "CostFunction",
+    "Descended",
+    "Descent",
     "Distill",
     "GroupPlan",
     "GroupReport",

@@ -25,7 +25,7 @@ from coreprune.pruning.reporting.report import Compared, Report
 from coreprune.pruning.safety_net import best_of
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import Settings, asked_queries
-from coreprune.pruning.stages import carry_out, exclude_names, make_report, prune_to, repair_, trace
+from coreprune.pruning.stages import carry_out, descend_, exclude_names, make_report, prune_to, repair_, trace
 from coreprune.pruning.validate import check_cost, check_count, check_exclude, check_model, check_settings
 from coreprune.queries import Queries
 from coreprune.queries.spec import is_source
@@ -96,7 +96,8 @@ def prune(
         or 4,096 vectors, or 256 of anything else that is made; fewer if one costs much (see `make_queries`).
     exclude: what stays whole: names of groups, patterns of names, or modules of the model, e.g.
         `("*attention*", model.head)`. `list_groups` lists the names. The other groups meet the budget.
-    repair: refit the layers that read pruned channels, in closed form. False keeps the weights that the selector gives.
+    repair: refit the layers that read pruned channels, in closed form, and where that is cheap train the blocks of
+        layers after that (`Repair(descent=...)`). False keeps the weights that the selector gives.
     distill: after the repair, train for this many steps towards the original's outputs on the queries; or
         `Distill(...)`.
     compare: hold some of the queries back, and compare the result on them with what could be returned instead: the cut
@@ -157,6 +158,9 @@ def prune(
     compared: list[Compared] = []
     if calibration is not None and compare:
         pruned, compared = best_of(pruned, settings, calibration, clock)
+    if calibration is not None and options is not None and pruned.fits:
+        with clock("descend"):
+            pruned = replace(pruned, descended=descend_(pruned, calibration, options, seed, clock.tell))
     small = pruned.removed.model
     if calibration is not None and training is not None:
         with clock("distill"):
@@ -255,6 +259,7 @@ def apply_plan(
     if queries is not None and options is not None:
         calibration = gather(traced, Asked(example_inputs, queries, n_queries), plan.seed, tell)
         repair_(pruned, calibration, options, tell)
+        descend_(pruned, calibration, options, plan.seed, tell)
     if inplace:
         adopt(model, pruned.removed.model)
         return model

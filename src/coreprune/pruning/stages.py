@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,18 +14,22 @@ from torch import Tensor, nn
 from coreprune._example import check_runs, normalise_example
 from coreprune._patterns import no_match
 from coreprune._progress import Clock, Progress
-from coreprune.errors import InputError, ModelError
+from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph import Captured, Group, Removed, Traced, capture, find_groups, probe, remove
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.statistics import Collect, collect_readers
 from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
+from coreprune.pruning.repair.descent import Descended, descend
 from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
+from coreprune.pruning.repair.twins import Descent, affordable, twins
 from coreprune.pruning.reporting.certificates import agreement, embedded, group_report
 from coreprune.pruning.reporting.report import Compared, GroupReport, Report, versions
 from coreprune.pruning.settings import Settings
 from coreprune.pruning.validate import Exclude, check_model
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,7 @@ class Pruned:
     start: Mapping[str, Tensor]
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     fits: tuple[Refit, ...] = ()
+    descended: tuple[Descended, ...] = ()
 
 
 def trace(model: nn.Module, example_inputs: Any, tell: Progress, exclude: Exclude = ()) -> Traced:
@@ -153,6 +159,39 @@ def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Pro
     return tuple(fits)
 
 
+def descend_(
+    pruned: Pruned, calibration: Calibration, options: Repair, seed: int, tell: Progress
+) -> tuple[Descended, ...]:
+    """Train the pruned model in place, block by block, if that is asked for or cheap. If it fails, nothing changes.
+
+    Raises ModelError if it fails and was asked for.
+    """
+    chosen = options.descent if isinstance(options.descent, Descent) else Descent()
+    widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
+    cheap = affordable(pruned.traced.cost_model(widths).macs, chosen)
+    if options.descent is False or (options.descent is None and not cheap):
+        return ()
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        both = twins(pruned.traced, pruned.removed, calibration.queries, chosen, generator)
+        if isinstance(both, str):
+            log.info("no block descent: %s", both)
+            return ()
+        changed, done = descend(both, chosen, generator, tell)
+    except Exception as error:
+        if options.descent is not None:
+            raise ModelError(
+                f"the block descent fails: {first_line(error)}. Leave it out: Repair(descent=False)."
+            ) from error
+        log.warning("no block descent: %s", first_line(error))  # nobody asked for it
+        return ()
+    mine = dict([*pruned.removed.model.named_parameters(), *pruned.removed.model.named_buffers()])
+    with torch.no_grad():
+        for name, tensor in changed.items():
+            mine[name].copy_(tensor)
+    return tuple(done)
+
+
 def make_report(
     pruned: Pruned, settings: Settings, calibration: Calibration | None, compared: Sequence[Compared] = ()
 ) -> Report:
@@ -183,6 +222,7 @@ def make_report(
         settings=settings,
         queries=calibration.queries.note if calibration else "",
         refits=pruned.fits,
+        descended=pruned.descended,
         compared=tuple(compared),
         agreement=agreement(traced.model, small, fresh, settings.delta, max(1, len(compared))) if fresh else None,
         model=type(traced.model).__name__,

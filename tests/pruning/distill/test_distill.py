@@ -13,7 +13,7 @@ from torch import nn
 
 from coreprune import InputError
 from coreprune.errors import ModelError
-from coreprune.pruning.distill.augment import is_image, varied
+from coreprune.pruning.calibration.augment import is_image, varied
 from coreprune.pruning.distill.block_outputs import Watched, floats, shared_features
 from coreprune.pruning.distill.checkpoint import Checkpoint, digest
 from coreprune.pruning.distill.distill import Distill, distill_
@@ -345,7 +345,7 @@ def test_same_seed_same_weights_and_one_draw_from_the_generator():
 
 
 def test_every_input_comes_once_a_pass():
-    from coreprune.pruning.distill.batches import Rows as Batches
+    from coreprune.pruning.calibration.rows import Rows as Batches
 
     batches = Batches(Rows((torch.arange(10.0)[:, None],)), 4, True, 5)
     seen = [batches.batch(step)[0][0][:, 0].tolist() for step in range(5)]
@@ -390,7 +390,7 @@ def test_varied_images_are_made_of_the_given_ones(gen):
 
 def test_images_are_mirrored_and_shifted_as_wholes(gen):
     """A single bright pixel stays one pixel, within an eighth of the sides of where it or its mirror image was."""
-    from coreprune.pruning.distill.augment import _shifted
+    from coreprune.pruning.calibration.augment import _shifted
 
     x = torch.zeros(400, 3, 16, 24)
     x[:, :, 8, 5] = torch.tensor([1.0, 2.0, 3.0])

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune.pruning.distill.batches import Batch
+from coreprune.pruning.calibration.rows import Batch
+
+_MOST = 8  # features
 
 
 def floats(output: Any) -> list[Tensor]:
@@ -68,6 +70,13 @@ def shared_features(student: nn.Module, teacher: nn.Module, batch: Batch) -> lis
     ]
     blocks = [name for name in narrow if any(True for _ in student.get_submodule(name).children())]
     return blocks or same
+
+
+def spread(names: list[str]) -> list[str]:
+    """At most eight of the names, evenly over the depth, and the last: what the teacher says there has to be kept."""
+    if len(names) <= _MOST:
+        return names
+    return [names[(i + 1) * len(names) // _MOST - 1] for i in range(_MOST)]
 
 
 def lost_axis(mine: torch.Size, theirs: torch.Size) -> int | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.coreset.regression import LeastSquares
-from coreprune.pruning.distill.batches import Batch
+from coreprune.pruning.calibration.rows import Batch
 from coreprune.pruning.distill.block_outputs import Watched, lost_axis
 
 _RIDGE = 1e-3

@@ -20,10 +20,11 @@ from coreprune._example import largest_batch, quiet
 from coreprune._progress import Progress, silent
 from coreprune._seed import as_generator
 from coreprune.errors import InputError, ModelError
-from coreprune.pruning.distill.batches import Batch, Inputs, Rows
-from coreprune.pruning.distill.block_outputs import Watched, floats, shared_features
+from coreprune.pruning.calibration.rows import Inputs, Rows
+from coreprune.pruning.distill.block_outputs import Watched, shared_features, spread
 from coreprune.pruning.distill.channel_maps import Readout, fit_readouts
 from coreprune.pruning.distill.checkpoint import Checkpoint, digest
+from coreprune.pruning.distill.lessons import Lesson, Lessons, Watching
 
 _SMALLEST = 1e-2  # lower limit of the root mean square of a tensor that sets its learning rate
 
@@ -41,6 +42,9 @@ class Distill:
         features need a much larger weight than the outputs: they are many more numbers, which are harder to memorise.
     temperature: of the softened outputs, whose divergence is added to the squared error of the outputs.
     augment: mirror, shift and recombine the inputs if they are images.
+    copies: after so many passes over the inputs, the batches come again, with the same variations. What the teacher
+        computes from them is kept, up to 1 GiB (then there are fewer passes), so that it need not run in every step.
+        0: they never come again.
     save_every: how many steps from one checkpoint to the next.
     """
 
@@ -50,6 +54,7 @@ class Distill:
     features: float = 1000.0
     temperature: float = 4.0
     augment: bool = True
+    copies: int = 8
     save_every: int = 50
 
     def __post_init__(self) -> None:
@@ -57,6 +62,8 @@ class Distill:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"Distill.{name} must be a whole number ≥ 1, not {value!r}.")
+        if isinstance(self.copies, bool) or not isinstance(self.copies, int) or self.copies < 0:
+            raise InputError(f"Distill.copies must be a whole number ≥ 0, not {self.copies!r}.")
         for name, least in (("lr", "> 0"), ("temperature", "> 0"), ("features", "≥ 0")):
             value = getattr(self, name)
             good = isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
@@ -106,16 +113,15 @@ def distill_(
     with _training(student, teacher) as parameters:
         training = _Training(parameters, _tensors(student), options)
         most = largest_batch(next(rows.parts(0, 2)), rows.size, student, teacher)
-        names = shared_features(student, teacher, next(rows.parts(0, most))) if options.features else []
+        names = spread(shared_features(student, teacher, next(rows.parts(0, most)))) if options.features else []
         # Fit before a checkpoint is loaded, so that an interrupted run goes on with the same maps.
         once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most))
         maps = fit_readouts(student, teacher, names, once) if names else []
         first = training.load(saved)
         with Watched(student, names) as seen, Watched(teacher, names) as wanted:
-            pair = _Pair(student, teacher, seen, wanted, maps)
+            mine, lessons = Watching(student, seen), Lessons(Watching(teacher, wanted), rows, most, options.copies)
             for step in range(first, options.steps):
-                loss = _loss(pair, [*rows.parts(step, most)], options)
-                training.step(step, loss)
+                training.step(step, _loss(mine, maps, lessons.of(step), options))
                 if saved is not None and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
                     saved.write(step + 1, training.state())
                 tell("distill", step + 1, options.steps)
@@ -233,27 +239,9 @@ class _Training:
         return step
 
 
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """Both models, the features collected from each, and the maps from the student's features to the teacher's."""
-
-    student: nn.Module
-    teacher: nn.Module
-    seen: Watched
-    wanted: Watched
-    maps: list[Readout | None]
-
-
-def _loss(pair: _Pair, parts: Sequence[Batch], options: Distill) -> Tensor:
-    targets: list[Tensor] = []
-    outputs: list[Tensor] = []
-    for args, kwargs in parts:
-        with torch.no_grad():
-            targets += floats(pair.teacher(*args, **kwargs))
-        outputs += floats(pair.student(*args, **kwargs))
-    outputs, targets, now, then = (
-        _joined(x, len(parts)) for x in (outputs, targets, pair.seen.take(), pair.wanted.take())
-    )
+def _loss(student: Watching, maps: Sequence[Readout | None], lesson: Lesson, options: Distill) -> Tensor:
+    outputs, now = student(lesson.parts)
+    targets, then = lesson.outputs, lesson.features
     pairs = [(s, t) for s, t in zip(outputs, targets, strict=False) if s.shape == t.shape]
     if not pairs:
         raise ModelError(
@@ -263,16 +251,8 @@ def _loss(pair: _Pair, parts: Sequence[Batch], options: Distill) -> Tensor:
     loss = torch.stack([_error(s, t) for s, t in pairs]).mean()
     if pairs[0][0].dim() in (2, 3):
         loss = loss + _divergence(*pairs[0], options.temperature)
-    features = [_error(m(s) if m else s, t) for m, s, t in zip(pair.maps, now, then, strict=True)]
+    features = [_error(m(s) if m else s, t) for m, s, t in zip(maps, now, then, strict=True)]
     return loss + options.features * torch.stack(features).mean() if features else loss
-
-
-def _joined(values: list[Tensor], parts: int) -> list[Tensor]:
-    """Join the values of all parts of a batch, listed part by part, into the values of the whole batch."""
-    if parts == 1:
-        return values
-    each = len(values) // parts
-    return [torch.cat([torch.atleast_1d(x) for x in values[i::each]]) for i in range(each)]
 
 
 def _error(found: Tensor, wanted: Tensor) -> Tensor:

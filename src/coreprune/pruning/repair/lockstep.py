@@ -25,10 +25,12 @@ from coreprune._example import batch_size
 from coreprune._progress import Progress
 from coreprune.coreset.cross_validation import Checked, checked
 from coreprune.coreset.regression import LeastSquares
+from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
+from coreprune.pruning.repair.twins import Descent
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,18 @@ class Repair:
         of many features gets 16 per feature, even if that is more than `rows`.
     one_sided: at most this many rounds of one-sided targets, for layers that only a ReLU reads. 0 matches the whole
         output. The rounds end when one lowers the error by less than 1 %.
+    descent: whether to train the blocks of layers after that, or with which options. None: if it is cheap (`Descent`).
     """
 
     ridge: float | None = None
     producers: bool = True
     rows: int = 1 << 15
     one_sided: int = 3
+    descent: bool | Descent | None = None
+
+    def __post_init__(self) -> None:
+        if self.descent is not None and not isinstance(self.descent, (bool, Descent)):
+            raise InputError(f"Repair.descent must be True, False, None or Descent(...), not {self.descent!r}.")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from coreprune.coreset import Certificate
+from coreprune.pruning.repair.descent import Descended
 from coreprune.pruning.repair.lockstep import Refit
 from coreprune.pruning.reporting import text
 from coreprune.pruning.settings import Settings
@@ -70,6 +71,7 @@ class Report:
 
     groups: in the order of the forward. parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one
     sample. settings: the arguments of `prune`. queries: where they come from. refits: the layers that were repaired.
+    descended: the blocks that were trained after that.
     compared: the models that could be returned, on queries that were held back. agreement: T11 on the same queries, or
     on fresh ones from the same source. model: the name of its class. seconds: per phase.
     versions: software and hardware that the result depends on.
@@ -82,6 +84,7 @@ class Report:
     settings: Settings
     queries: str = ""
     refits: tuple[Refit, ...] = ()
+    descended: tuple[Descended, ...] = ()
     compared: tuple[Compared, ...] = ()
     agreement: Certificate | None = None
     model: str = ""
@@ -107,6 +110,7 @@ class Report:
             "agreement": None if self.agreement is None else self.agreement.as_dict(),
             "groups": [g.as_dict() for g in self.groups],
             "refits": [asdict(fit) for fit in self.refits],
+            "descended": [asdict(block) for block in self.descended],
             "compared": [asdict(one) for one in self.compared],
             "settings": self.settings.as_dict(),
             "call": self.settings.call(),

@@ -75,6 +75,12 @@ def _evidence(report: Data) -> list[tuple[str, str]]:
         before, after = (statistics.median(fit[at] for fit in refits) for at in ("before", "after"))
         layers = _count(len(refits), "layer")
         told.append(("repair", f"{layers}; median error {before:.2%} → {after:.2%} of the output's variance"))
+    if blocks := report.get("descended"):
+        before, after = (statistics.median(block[at] for block in blocks) for at in ("before", "after"))
+        left = sum(not block["changed"] for block in blocks)
+        kept = f"; {left} left as they were" if left else ""
+        count = _count(len(blocks), "block")
+        told.append(("descent", f"{count}; median held-out error {before:.2%} → {after:.2%}{kept}"))
     if compared := report.get("compared"):
         told.append(("compared", _compared(compared)))
     if report["queries"]:

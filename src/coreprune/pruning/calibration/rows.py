@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from coreprune.errors import InputError
-from coreprune.pruning.distill.augment import is_image, varied
+from coreprune.pruning.calibration.augment import is_image, varied
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -1,0 +1,211 @@
+"""The original and the pruned model side by side, block by block, for the block descent."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from coreprune.errors import InputError, ModelError
+from coreprune.graph import Captured, Removed, Traced, capture
+from coreprune.graph.blocks import Block, blocks, is_real
+from coreprune.graph.execution import mutates, overwritten
+from coreprune.graph.kept import Positions, positions
+from coreprune.graph.ops import operation
+from coreprune.pruning.calibration.rows import Batch, Rows
+from coreprune.queries import Queries
+
+log = logging.getLogger(__name__)
+
+_FEWEST = 16  # queries; with fewer there is no descent
+_SMALLEST, _LARGEST = 8, 32  # queries of one batch
+# Multiply-accumulates of the training up to which the descent runs unless the caller says otherwise: about a minute on
+# two cores for small convolutions.
+_LIMIT = 2_000_000_000_000
+_HELD = 1 << 28  # entries of the largest value between two blocks, of all queries together: 1 GiB in float32
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Options of the block descent.
+
+    steps: of Adam, per block. lr: its rate at the first step, which decays to zero by a cosine; it is relative, as in
+    `Distill`. batch_size: queries per step, about. copies: of images, how often each is shown, as it is and varied
+    (mirrored, shifted, combined with another).
+
+    A quarter of the queries is held out. Images among them are measured only varied, because the repair has learnt them
+    as they are.
+    """
+
+    steps: int = 150
+    lr: float = 2e-2
+    batch_size: int = 64
+    copies: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "copies"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"Descent.{name} must be a whole number ≥ 1, not {value!r}.")
+        good = isinstance(self.lr, (int, float)) and not isinstance(self.lr, bool) and math.isfinite(self.lr)
+        if not good or self.lr <= 0:
+            raise InputError(f"Descent.lr must be a number > 0, not {self.lr!r}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Twins:
+    """The original and the pruned model, traced alike at the size of the batches.
+
+    full, small: their graphs, with the same operations in the same order. original, tensors: their parameters and
+    buffers by name. trained: the names that may change. blocks: of `full`, in order. kept: for the exits of the blocks,
+    which positions are left. batches: (args, kwargs) of `size` queries each; the last `held` ones are only measured.
+    """
+
+    full: Captured
+    small: Captured
+    original: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    trained: frozenset[str]
+    blocks: Sequence[Block]
+    kept: Mapping[fx.Node, Positions]
+    batches: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
+    size: int
+    held: int
+
+    @cached_property
+    def twin(self) -> dict[fx.Node, fx.Node]:
+        """The node of `small` for every node of `full`."""
+        return dict(zip(self.full.graph.graph.nodes, self.small.graph.graph.nodes, strict=True))
+
+
+def affordable(macs: int, options: Descent) -> bool:
+    """Whether the descent is cheap enough to run unasked. macs: of the pruned model, for one query.
+
+    A step costs about three times as much as a forward. Only counts decide, so every machine decides alike.
+    """
+    return 3 * macs * options.steps * options.batch_size <= _LIMIT
+
+
+def twins(
+    traced: Traced, removed: Removed, queries: Queries, options: Descent, generator: torch.Generator
+) -> Twins | str:
+    """Trace both models and make the batches. Returns in words why there is no descent, if there is none."""
+    if len(queries) < _FEWEST:
+        return f"it takes {_FEWEST} queries, and there are {len(queries)}"
+    train, held = queries.split(len(queries) - _held_out(len(queries)), generator)
+    size = _size(len(train), len(held))
+    both = _captured(traced.model, removed.model, queries, size)
+    if both is None:
+        size, both = 1, _captured(traced.model, removed.model, queries, 1)
+    if both is None:
+        return "the pruned model cannot be traced"
+    full, small = both
+    nodes, others = (list(c.graph.graph.nodes) for c in both)
+    if [(n.op, _name(n)) for n in nodes] != [(n.op, _name(n)) for n in others]:
+        return "the two models do not run the same operations"
+    tensors, written = _tensors(removed.model), overwritten(nodes)
+    # No block may end where a later one writes, and none may write into what is only read.
+    kept = {n: p for n, p in _kept(full, small, removed.masks).items() if n not in written}
+    found = _blocks(full, small, traced.tensors, tensors, kept)
+    filled = any(mutates(n) and n.args[0] in written and not operation(n).identity for n in nodes)
+    if filled or any(n in written for block in found for n in block.reads):
+        return "the model writes into parts of tensors"
+    if not found:
+        return "nothing that was changed leads to an output that can be compared"
+    largest = max(e.meta["val"].numel() // size for b in found for e in b.exits)
+    copies = max(1, min(options.copies, _HELD // (largest * len(queries))))
+    seeds = [int(torch.randint(1 << 40, (), generator=generator)) for _ in range(2)]
+    shown = [*_whole(train, size), *_copies(train, size, copies - 1, seeds[0])]
+    measured = _copies(held, size, copies, seeds[1]) or _whole(held, size)
+    batches = [*shown, *measured]
+    parameters = [(n, p.requires_grad) for n, p in removed.model.named_parameters() if p.is_floating_point()]
+    trained = frozenset(n for n, flag in parameters if flag or not any(f for _, f in parameters))
+    return Twins(full, small, traced.tensors, tensors, trained, found, kept, batches, size, len(measured))
+
+
+def _kept(full: Captured, small: Captured, masks: Mapping[tuple[str, int], Tensor]) -> dict[fx.Node, Positions]:
+    """The nodes whose values can be compared, with the positions that are left in the pruned model."""
+    nodes, others = (list(c.graph.graph.nodes) for c in (full, small))
+    known, twin = positions(full, nodes, masks), dict(zip(nodes, others, strict=True))
+    real = {n: p for n, p in known.items() if p is not None and is_real(n) and is_real(twin[n])}
+    return {n: p for n, p in real.items() if _shape(n, p) == _shape(twin[n], ())}
+
+
+def _blocks(
+    full: Captured,
+    small: Captured,
+    original: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    kept: Mapping[fx.Node, Positions],
+) -> list[Block]:
+    """The blocks of what the pruning changed, as far as their exits can be compared."""
+    nodes, others = (list(c.graph.graph.nodes) for c in (full, small))
+    names = {n: full.sources.get(n.name, ("", ""))[1] for n in nodes if n.op == "placeholder"}
+    changed = {n for n, m in names.items() if m in tensors and not _equal(tensors[m], original[m])}
+    changed |= {n for n, o in zip(nodes, others, strict=True) if n.op == "call_function" and _numbers(n) != _numbers(o)}
+    weights = {n for n, m in names.items() if m in full.parameters and n.meta["val"].dim() > 1}
+    found = blocks(nodes, changed, weights.__contains__, kept.__contains__)
+    compared = (replace(b, exits=tuple(e for e in b.exits if e in kept)) for b in found)
+    return [b for b in compared if b.exits]
+
+
+def _held_out(n: int) -> int:
+    """How many of n queries are only measured: a quarter, at least 16, at most half."""
+    return max(n // 4, min(16, n // 2))
+
+
+def _size(train: int, held: int) -> int:
+    """The size of the batches: at most 32, and such that as few queries as possible are left over."""
+    return min(range(min(_LARGEST, train, held), _SMALLEST - 1, -1), key=lambda size: train % size + held % size)
+
+
+def _copies(queries: Queries, size: int, copies: int, seed: int) -> list[Batch]:
+    """Batches of images that are varied, so that not even the repair has seen them; empty for other queries."""
+    rows = Rows(queries, size, True, seed)
+    return [rows.batch(i) for i in range(copies * (len(queries) // size))] if rows.augment else []
+
+
+def _whole(queries: Queries, size: int) -> list[Batch]:
+    """The batches that are full."""
+    return list(queries.batches(size))[: len(queries) // size]
+
+
+def _captured(model: nn.Module, pruned: nn.Module, queries: Queries, size: int) -> tuple[Captured, Captured] | None:
+    args, kwargs = next(queries.batches(size))
+    try:
+        return capture(model, args, kwargs, batch=size), capture(pruned, args, kwargs, batch=size)
+    except ModelError as error:
+        log.info("the block descent cannot use batches of %d: %s", size, error)
+        return None
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_function" else ""
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def _numbers(node: fx.Node) -> Any:
+    """The arguments of a call that are not nodes."""
+    return map_arg((node.args, node.kwargs), lambda n: None)  # noqa: ARG005
+
+
+def _shape(node: fx.Node, kept: Positions) -> list[int]:
+    """The shape of a node's value at the positions that are left."""
+    shape = list(node.meta["val"].shape)
+    for axis, rows in kept:
+        shape[axis] = len(rows)
+    return shape
