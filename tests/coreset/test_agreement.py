@@ -108,7 +108,7 @@ def test_a_choice_among_several_networks_is_paid_for():
 
 
 def test_the_chosen_network_keeps_the_promise():
-    """The best of 20 useless networks on 30 queries looks good; the bound with 20 candidates holds, as often as said."""
+    """The best of 20 useless networks on 30 queries looks good; the bound with 20 candidates still holds."""
     generator = np.random.default_rng(0)
     p, networks, queries, rounds = 0.3, 20, 30, 2000
     wrong = generator.binomial(queries, p, (rounds, networks)).min(axis=1)

@@ -65,11 +65,11 @@ def test_a_broken_repair_is_not_returned(monkeypatch, caplog):
     model, x = network(), normal(256, 6)
     before = bits(model)
     with caplog.at_level(logging.WARNING, "coreprune"):
-        result = prune(model, x[:1], Budget(macs=0.6), queries=x)
+        result = prune(model, x[:1], Budget(macs=0.6), "functional", queries=x)
     assert chosen(result).name == "the cut without repair"
     assert result.report.refits == ()
     assert any("is returned instead of the repaired cut" in record.message for record in caplog.records)
-    plain = prune(model, x[:1], Budget(macs=0.6), queries=x, repair=False)
+    plain = prune(model, x[:1], Budget(macs=0.6), "functional", queries=x, repair=False)
     assert result.plan == plain.plan
     assert bits(result.model) == bits(plain.model)
     assert bits(model) == before
@@ -118,7 +118,7 @@ def test_a_result_worse_than_magnitude_is_not_silent(caplog):
 
     model, x = network(), normal(256, 6)
     with caplog.at_level(logging.WARNING, "coreprune"):
-        prune(model, x[:1], Budget(macs=0.5, uniform=True), worst, queries=x, repair=False)
+        prune(model, x[:1], Budget(macs=0.5), worst, queries=x, repair=False)
     assert any("magnitude pruning at the same budget is closer" in record.message for record in caplog.records)
 
 

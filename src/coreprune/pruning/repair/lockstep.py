@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from coreprune._example import batch_size
 from coreprune._progress import Progress
-from coreprune.coreset.cross_validation import Checked, checked
+from coreprune.coreset.cross_validation import checked
 from coreprune.coreset.regression import LeastSquares
 from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
