@@ -350,6 +350,14 @@ MUTANTS = (
         "the safety net compares, and returns the first cut in any case",
     ),
     Mutant(
+        "training-stays",
+        "pruning/safety_net.py",
+        "    if was.better_than(now):\n",
+        "    if False:\n",
+        ("pruning/test_safety_net.py",),
+        "training that harms is kept",
+    ),
+    Mutant(
         "better-by-noise",
         "pruning/reporting/comparison.py",
         "return float(less.mean()) > noise",

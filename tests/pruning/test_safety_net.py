@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from coreprune import Budget, prune
 from coreprune.pruning import pipeline, safety_net, stages
+from coreprune.pruning.repair.lockstep import Repair
 from features import normal
 from graph.zoo import randomise
 from small_networks import bits
@@ -136,3 +138,37 @@ def test_shares_by_name_are_kept():
     result = prune(model, x[:1], Budget(keep={"0": 0.5, "*": 1.0}), queries=x)
     assert "the cut spread evenly" not in names(result)
     assert "the cut with the widest groups whole" not in names(result)
+
+
+# Training of blocks after the choice
+
+
+def test_training_that_pays_is_one_more_line_and_is_returned():
+    model, x = network(), normal(256, 6)
+    result = prune(model, x[:1], Budget(macs=0.4), queries=x, repair=Repair(ridge=100.0, descent=True))
+    assert any(block.changed for block in result.report.descended)
+    assert chosen(result).name.endswith(", with its blocks trained")
+    start = next(one for one in result.report.compared if f"{one.name}, with its blocks trained" == chosen(result).name)
+    assert chosen(result).error < start.error
+
+
+def test_training_that_harms_is_taken_back(monkeypatch, caplog):
+    real = safety_net.descend_
+
+    def harmful(pruned, *rest):
+        blocks = real(pruned, *rest)
+        with torch.no_grad():
+            for p in pruned.removed.model.parameters():
+                p.mul_(-3)
+        return tuple(dataclasses.replace(block, changed=True) for block in blocks)
+
+    model, x = network(), normal(256, 6)
+    monkeypatch.setattr(safety_net, "descend_", harmful)
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        result = prune(model, x[:1], Budget(macs=0.4), queries=x, repair=Repair(descent=True))
+    assert any("is taken back" in record.message for record in caplog.records)
+    assert result.report.descended == ()
+    assert not chosen(result).name.endswith("trained")
+    monkeypatch.undo()
+    plain = prune(model, x[:1], Budget(macs=0.4), queries=x, repair=Repair(descent=False))
+    assert bits(result.model) == bits(plain.model)

@@ -22,7 +22,7 @@ from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.reporting.report import Compared, Report
-from coreprune.pruning.safety_net import best_of
+from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import Settings, asked_queries
 from coreprune.pruning.stages import carry_out, descend_, exclude_names, make_report, prune_to, repair_, trace
@@ -159,8 +159,7 @@ def prune(
     if calibration is not None and compare:
         pruned, compared = best_of(pruned, settings, calibration, clock)
     if calibration is not None and options is not None and pruned.fits:
-        with clock("descend"):
-            pruned = replace(pruned, descended=descend_(pruned, calibration, options, seed, clock.tell))
+        pruned, compared = trained(pruned, settings, calibration, compared, clock)
     small = pruned.removed.model
     if calibration is not None and training is not None:
         with clock("distill"):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+
+from torch import Tensor
 
 from coreprune._progress import Clock
 from coreprune.errors import BudgetError
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.layer.read import tensors_of
 from coreprune.pruning.plans.decide import decide, plan_of, rank
 from coreprune.pruning.reporting.comparison import Apart, apart
 from coreprune.pruning.reporting.report import Compared
 from coreprune.pruning.selectors.norms import Magnitude
 from coreprune.pruning.settings import Settings
-from coreprune.pruning.stages import Pruned, carry_out, repair_
+from coreprune.pruning.stages import Pruned, carry_out, descend_, repair_
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,46 @@ def best_of(
             best, best_name, best_apart = candidate, other, found
     _tell(seen, name, best_name, len(fresh))
     return best, [Compared(n, a.error, a.agreement, n == best_name) for n, a in seen.items()]
+
+
+def trained(
+    pruned: Pruned, settings: Settings, calibration: Calibration, compared: list[Compared], clock: Clock
+) -> tuple[Pruned, list[Compared]]:
+    """Train the blocks of the chosen model, and take that back if it is worse on the held-back queries.
+
+    compared: from `best_of`. Without it the training is not checked on them. Returns the model, and the comparison with
+    one more line if there was a training.
+    """
+    assert settings.repair is not None
+    small, fresh = pruned.removed.model, calibration.fresh
+    tensors = tensors_of(small)
+    before = {name: tensor.clone() for name, tensor in tensors.items()} if compared else {}
+    with clock("descend"):
+        blocks = descend_(pruned, calibration, settings.repair, settings.seed, clock.tell)
+    if fresh is None or not compared or not any(block.changed for block in blocks):
+        return replace(pruned, descended=blocks), compared
+    with clock("compare"):
+        now = apart(pruned.traced.model, small, fresh)
+        after = {name: tensor.clone() for name, tensor in tensors.items()}
+        _fill(tensors, before)
+        was = apart(pruned.traced.model, small, fresh)
+    assert now is not None
+    assert was is not None
+    first = next(one for one in compared if one.chosen)
+    name = f"{first.name}, with its blocks trained"
+    if was.better_than(now):
+        log.warning(
+            "the training of the blocks is taken back: on the held-back queries the error rose to %.3g", now.error
+        )
+        return pruned, [*compared, Compared(name, now.error, now.agreement)]
+    _fill(tensors, after)
+    others = [replace(one, chosen=False) for one in compared]
+    return replace(pruned, descended=blocks), [*others, Compared(name, now.error, now.agreement, chosen=True)]
+
+
+def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
 
 
 def _others(pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock) -> Iterator[tuple[str, Pruned]]:
