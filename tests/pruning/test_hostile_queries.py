@@ -71,6 +71,56 @@ def test_copies_are_left_out_and_counted(caplog):
     assert bits(twice.model) == bits(prune(model, x[:1], Budget(macs=0.6), queries=x).model)
 
 
+# Queries from another world
+
+
+def calibrated():
+    """A network whose batch norms have seen `images`."""
+    model = wide_head().train()
+    for norm in (m for m in model if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(images(200, seed=3))
+    return model.eval()
+
+
+FOREIGN = {
+    "another scale": lambda x: 127 + 128 * x,
+    "another mean": lambda x: x + 4,
+    "nearly nothing": lambda x: 1e-3 * x,
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_queries_from_another_world_are_named_and_the_repair_is_no_worse_than_none(name, caplog):
+    model, unseen = calibrated(), images(400, seed=1)
+    x = FOREIGN[name](images(64, seed=2))
+    cut = {"budget": Budget(macs=0.6, uniform=True), "method": "l2", "queries": x, "compare": False}
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        result = prune(model, x[:1], **cut)
+    assert any("do not look like what the model was trained on" in record.message for record in caplog.records)
+    plain = prune(model, x[:1], **cut | {"repair": False})
+    assert result.plan == plain.plan
+    assert loss(model, result.model, unseen) <= loss(model, plain.model, unseen)
+    assert name != "another scale" or result.report.refits == ()
+
+
+def test_constant_images_do_no_harm():
+    model, unseen = calibrated(), images(400, seed=1)
+    x = images(64, seed=2)[:, :, :1, :1].expand(64, 3, 8, 8).clone()
+    cut = {"budget": Budget(macs=0.6, uniform=True), "method": "l2", "queries": x, "compare": False}
+    result, plain = prune(model, x[:1], **cut), prune(model, x[:1], **cut, repair=False)
+    assert loss(model, result.model, unseen) <= loss(model, plain.model, unseen)
+
+
+def test_queries_of_the_same_kind_are_not(caplog):
+    model, x = calibrated(), images(64, seed=2)
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        result = prune(model, x[:1], Budget(macs=0.6), queries=x)
+    assert not any("do not look like" in record.message for record in caplog.records)
+    assert "batch-norm statistics met to 0." in result.report.queries
+
+
 # A wide head, and more and more queries
 
 

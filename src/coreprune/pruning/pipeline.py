@@ -152,11 +152,11 @@ def prune(
         with clock("queries"):
             calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
     pruned = prune_to(traced, settings, calibration, clock)
-    if calibration is not None and options is not None:
+    if calibration is not None and options is not None and calibration.useful:
         with clock("repair"):
             pruned = replace(pruned, fits=repair_(pruned, calibration, options, clock.tell))
     compared: list[Compared] = []
-    if calibration is not None and compare:
+    if calibration is not None and compare and calibration.useful:
         pruned, compared = best_of(pruned, settings, calibration, clock)
     if calibration is not None and options is not None and pruned.fits:
         pruned, compared = trained(pruned, settings, calibration, compared, clock)
@@ -257,8 +257,8 @@ def apply_plan(
         raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
     if queries is not None and options is not None:
         calibration = gather(traced, Asked(example_inputs, queries, n_queries), plan.seed, tell)
-        repair_(pruned, calibration, options, tell)
-        descend_(pruned, calibration, options, plan.seed, tell)
+        if calibration.useful and repair_(pruned, calibration, options, tell):
+            descend_(pruned, calibration, options, plan.seed, tell)
     if inplace:
         adopt(model, pruned.removed.model)
         return model

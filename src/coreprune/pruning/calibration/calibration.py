@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from coreprune._progress import Progress
 from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
+from coreprune.pruning.calibration.familiar import familiar
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.queries import Queries, make_queries
 from coreprune.queries.spec import is_source
@@ -45,7 +46,7 @@ class Calibration:
     queries: the queries for these steps, in random order. fresh: other queries from the same source, which only the
     comparison at the end uses; None if there is but one. captured: the model, traced at the size of the batches.
     operators: its linear maps, by the name of their weight. batches: the queries in batches, (args, kwargs) each.
-    given: all that were made for these steps, or given by the caller.
+    given: all that were made for these steps, or given by the caller. useful: whether weights may be fitted on them.
     """
 
     queries: Queries
@@ -54,6 +55,7 @@ class Calibration:
     operators: dict[str, Operator]
     batches: list[tuple[tuple[Any, ...], dict[str, Any]]]
     given: Queries | None = None
+    useful: bool = True
 
 
 def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibration:
@@ -61,6 +63,9 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     model, spec, cache = traced.model, asked.spec, asked.cache
     generator = torch.Generator().manual_seed(seed)
     given = make_queries(model, asked.example, spec, n=asked.n, seed=generator, progress=tell, cache=cache)
+    useful = True
+    if given.source == "samples":
+        given, useful = familiar(model, given)
     queries, fresh = given.distinct(), None
     if len(queries) < len(given):  # a copy on the other side of a division would make what is seen look unseen
         log.warning("%d of %d queries are copies of others and are left out.", len(given) - len(queries), len(given))
@@ -76,7 +81,7 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
         log.warning(
             "with a single query nothing can be checked on another one, so no layer is refitted. Pass more queries."
         )
-    return _in_batches(traced, queries, fresh, given)
+    return replace(_in_batches(traced, queries, fresh, given), useful=useful)
 
 
 def _held_back(n: int) -> int:

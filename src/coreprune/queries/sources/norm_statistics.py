@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,6 +44,11 @@ def mismatch(target: Target, x: Float[Tensor, "n ..."]) -> Float[Tensor, " norms
 
     It is the mean over the channels of ((μ − μ_running)/σ_running)² + (σ/σ_running − 1)².
     """
+    return torch.stack(mismatch_during(target.model, lambda: target.call(x.to(target.example.dtype))))
+
+
+def mismatch_during(model: nn.Module, run: Callable[[], Any]) -> list[Tensor]:
+    """The same for a call of the model, each time that a batch norm runs; empty if none does."""
     found: list[Tensor] = []
 
     def hook(norm: Any, args: tuple[Tensor, ...]) -> None:
@@ -52,13 +58,13 @@ def mismatch(target: Target, x: Float[Tensor, "n ..."]) -> Float[Tensor, " norms
         off = ((mean - norm.running_mean) / sd).square().mean() + ((var + eps).sqrt() / sd - 1).square().mean()
         found.append(off)
 
-    handles = [norm.register_forward_pre_hook(hook) for norm in norms(target.model)]
+    handles = [norm.register_forward_pre_hook(hook) for norm in norms(model)]
     try:
-        target.call(x.to(target.example.dtype))
+        run()
     finally:
         for handle in handles:
             handle.remove()
-    return torch.stack(found)
+    return found
 
 
 class _Moments(torch.autograd.Function):
