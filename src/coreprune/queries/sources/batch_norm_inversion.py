@@ -16,7 +16,7 @@ from coreprune._progress import Progress, silent
 from coreprune._seed import as_generator
 from coreprune.errors import InputError, ModelError
 from coreprune.queries.sources.base import Target, Tell, draw, untouched
-from coreprune.queries.sources.norm_statistics import mismatch, norms, reached
+from coreprune.queries.sources.norm_statistics import mismatch, norms, reached, sigma
 from coreprune.queries.sources.starting import Start, begin, crops, fitted
 from coreprune.queries.sources.work import work
 
@@ -120,7 +120,7 @@ class BatchNormInversion:
         """How well the statistics are met by inputs x that were made for the target, for the report."""
         start, size = self.start(target), self.at_once(target) or _BATCH
         before = begin(target, start, len(x[:size]), torch.Generator().manual_seed(0))
-        met, first = (_sigma(_measured(target, inputs[:size].float(), start)) for inputs in (x, before))
+        met, first = (sigma(_measured(target, inputs[:size].float(), start)) for inputs in (x, before))
         return f"batch-norm statistics met to {met:.2g} σ (root mean square), {first:.2g} σ at the start"
 
     def _descend(self, target: Target, x: Tensor, start: Start, generator: torch.Generator, tell: Tell) -> Tensor:
@@ -150,7 +150,7 @@ class BatchNormInversion:
             done = max(step + 1, int(share * steps))
             tell(done, steps)
             found.append(float(off.sum()))
-            if _sigma(off) < _MET or _stalled(found):
+            if sigma(off) < _MET or _stalled(found):
                 break
         if done < steps:
             tell(steps, steps)
@@ -178,11 +178,6 @@ def _measured(target: Target, x: Tensor, start: Start, generator: torch.Generato
     if start.padding:
         x = crops(x, start.padding, generator or torch.Generator().manual_seed(0))
     return mismatch(target, x)
-
-
-def _sigma(off: Tensor) -> float:
-    """Root mean square distance of means and standard deviations from the running ones, in σ."""
-    return float(off.detach().mean() / 2) ** 0.5
 
 
 def _stalled(found: list[float]) -> bool:

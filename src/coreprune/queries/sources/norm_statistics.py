@@ -67,6 +67,11 @@ def mismatch_during(model: nn.Module, run: Callable[[], Any]) -> list[Tensor]:
     return found
 
 
+def sigma(off: Tensor) -> float:
+    """Root mean square distance of means and standard deviations from the running ones, in σ. off: of every norm."""
+    return float(off.detach().mean() / 2) ** 0.5
+
+
 class _Moments(torch.autograd.Function):
     """Mean and variance of every channel. On a CPU torch.var_mean takes half of the time of a step; this, a tenth."""
 
