@@ -182,7 +182,7 @@ MUTANTS = (
     ),
     Mutant(
         "one-sided-targets-both-ways",
-        "pruning/repair/lockstep.py",
+        "pruning/repair/fit.py",
         "return torch.where(y < zero, torch.minimum(said, zero), y)",
         "return torch.where(y > zero, torch.minimum(said, zero), y)",
         LOCKSTEP,
@@ -335,7 +335,7 @@ MUTANTS = (
     ),
     Mutant(
         "refit-of-every-output",
-        "pruning/repair/lockstep.py",
+        "pruning/repair/fit.py",
         "ridge, better = found.ridge, found.better",
         "ridge, better = found.ridge, torch.ones_like(found.better)",
         ("pruning/repair/test_held_out_repair.py",),

@@ -86,7 +86,8 @@ def trained(
         log.warning(
             "the training of the blocks is taken back: on the held-back queries the error rose to %.3g", now.error
         )
-        return pruned, [*compared, Compared(name, now.error, now.agreement)]
+        back = tuple(replace(block, after=block.before, changed=False) for block in blocks)
+        return replace(pruned, descended=back), [*compared, Compared(name, now.error, now.agreement)]
     _fill(tensors, after)
     others = [replace(one, chosen=False) for one in compared]
     return replace(pruned, descended=blocks), [*others, Compared(name, now.error, now.agreement, chosen=True)]

@@ -7,7 +7,7 @@ from torch import nn
 
 from coreprune import Budget, prune
 from coreprune.coreset.cross_validation import Checked
-from coreprune.pruning.repair import lockstep
+from coreprune.pruning.repair import fit
 from coreprune.pruning.repair.lockstep import Repair
 from features import normal
 from graph.zoo import randomise
@@ -29,10 +29,10 @@ def repaired(model, x, repair):
 
 
 def test_few_queries_get_a_large_ridge_and_many_a_small_one(monkeypatch):
-    model, ridges, real = wide(), {}, lockstep.checked
+    model, ridges, real = wide(), {}, fit.checked
     for n in (20, 200, 4000):
         found = []
-        monkeypatch.setattr(lockstep, "checked", lambda *a, to=found: to.append(real(*a)) or to[-1])
+        monkeypatch.setattr(fit, "checked", lambda *a, to=found: to.append(real(*a)) or to[-1])
         repaired(model, normal(n, 6), Repair(descent=False))
         ridges[n] = found[0].ridge
     assert ridges[20] > ridges[200] >= ridges[4000]
@@ -49,7 +49,7 @@ def test_it_is_no_worse_than_a_fixed_ridge_on_other_queries():
 
 
 def test_outputs_that_get_worse_keep_their_weights_and_bias(monkeypatch):
-    model, x, real = wide(), normal(60, 6), lockstep.checked
+    model, x, real = wide(), normal(60, 6), fit.checked
 
     def half(*args):
         found = real(*args)
@@ -57,7 +57,7 @@ def test_outputs_that_get_worse_keep_their_weights_and_bias(monkeypatch):
         after[:, ::2] = found.before[:, ::2] + 1
         return Checked(found.ridge, found.before, after)
 
-    monkeypatch.setattr(lockstep, "checked", half)
+    monkeypatch.setattr(fit, "checked", half)
     small, plain = repaired(model, x, Repair(descent=False)), repaired(model, x, False)
     same = (small[2].weight == plain[2].weight).all(dim=1) & (small[2].bias == plain[2].bias)
     assert same[::2].all()
@@ -70,5 +70,5 @@ def test_the_errors_of_a_report_are_shares_of_the_variance():
     model[2].weight.data *= 100  # a scale changes nothing
     model[2].bias.data.zero_().sub_(50)  # most outputs are cut off
     result = prune(model, normal(1, 6), Budget(keep=0.8), queries=normal(400, 6), compare=False)
-    gated = next(fit for fit in result.report.refits if fit.weight == "2.weight")
+    gated = next(one for one in result.report.refits if one.weight == "2.weight")
     assert 0 <= gated.after < gated.before < 1

@@ -14,7 +14,6 @@ Later layers read the outputs of the repaired layers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,12 +22,11 @@ from torch import Tensor, fx
 
 from coreprune._example import batch_size
 from coreprune._progress import Progress
-from coreprune.coreset.cross_validation import checked
-from coreprune.coreset.regression import LeastSquares
 from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.linear_maps import Operator, even_rows
+from coreprune.pruning.repair.fit import fitted
 from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
 from coreprune.pruning.repair.twins import Descent
 
@@ -105,12 +103,6 @@ def repaired(
     return walk.small.tensors, done  # type: ignore[return-value]
 
 
-_HELD = 1 << 25  # entries; batches with at most this many in all are held in float64: 256 MiB
-_TOGETHER = 1 << 20  # entries of one joined batch: 8 MiB
-_SETTLED = 0.99
-_BEYOND = 1.8  # step of a round, 1 being its least squares solution; up to 2 the one-sided error does not rise
-
-
 class _Walk:
     """The executions of both models, and what is known about the operators."""
 
@@ -184,44 +176,23 @@ class _Walk:
         old = problem.part(old)
         batches = [problem.batch(self, b, alive) for b in range(self.small.batches)]
         had = problem.part(self._bias(operator, start)[:, :, None])[..., 0]
-        intercept = operator.bias is not None or path.norm is not None
-        halves = _halves(batches, intercept)
-        fits = halves[0] + halves[1]
-        ridge, better, found = self.options.ridge, None, None
-        if ridge is None:
-            if not halves[1].rows:
-                return None  # nothing could be checked
-            found = checked(halves, old, had, problem.worth)
-            ridge, better = found.ridge, found.better
-            if not bool(better.any()):
-                return None
-        batches = _together(batches)
-        weight, bias = fits.solve(old, ridge)
-        last = math.inf
-        for _ in range(self.options.one_sided if path.gated else 0):
-            again, off = fits.retarget(), 0.0
-            for x, y, zero in batches:
-                said = torch.baddbmm(bias[:, :, None], weight, x.double().mT)
-                wanted = one_sided(said, y, zero)
-                again.add_targets(x, wanted.mT)
-                off += float(torch.linalg.vector_norm(said.sub_(wanted)).square())
-            solution = again.solve(old, ridge)
-            weight, bias = (now.lerp(new, _BEYOND) for now, new in zip((weight, bias), solution, strict=True))
-            if off > _SETTLED * last:
-                break
-            last = off
-        if better is not None:
-            weight, bias = torch.where(better[..., None], weight, old), torch.where(better, bias, had)
-        size = float(fits.variance().clamp_min(0).mean())
-        before, after = (
-            _off(batches, w, b) / size if path.gated and size > 0 else float(fits.error(w, b).mean()) / (size or 1.0)
-            for w, b in ((old, had), (weight, bias))
+        fit = fitted(
+            batches,
+            old,
+            had,
+            problem.worth,
+            intercept=operator.bias is not None or path.norm is not None,
+            ridge=self.options.ridge,
+            rounds=self.options.one_sided if path.gated else None,
         )
+        if fit is None:
+            return None
+        weight = fit.weight
         if columns is not None:
             spread = columns[problem.groups][:, None, :].expand(-1, weight.shape[1], -1)
             weight = weight.new_zeros(*weight.shape[:2], start.shape[2]).scatter_(2, spread, weight)
-        self._write(problem, start, weight, bias)
-        return Refit(operator.weight, before, after, path.join is not None)
+        self._write(problem, start, weight, fit.bias)
+        return Refit(operator.weight, fit.before, fit.after, path.join is not None)
 
     def _problem(self, operator: Operator, path: Path, start: Tensor) -> _Problem | None:
         """Which outputs to solve for, and the affine map behind them; None if there is no output to solve for."""
@@ -326,43 +297,6 @@ class _Problem:
 
 def _sign(scale: Tensor) -> Tensor:
     return torch.where(scale < 0, -1.0, 1.0).to(scale)
-
-
-def one_sided(said: Tensor, y: Tensor, zero: Tensor) -> Tensor:
-    """Targets for a ReLU: where it cuts the original off (y < zero), any output that is cut off too is a match."""
-    return torch.where(y < zero, torch.minimum(said, zero), y)
-
-
-def _off(batches: list[tuple[Tensor, Tensor, Tensor]], weight: Tensor, bias: Tensor) -> float:
-    """The mean one-sided squared error."""
-    total = count = 0.0
-    for x, y, zero in batches:
-        said = torch.baddbmm(bias[:, :, None], weight, x.double().mT)
-        total += float((said - one_sided(said, y, zero)).square().sum())
-        count += said.numel()
-    return total / count
-
-
-def _halves(batches: list[tuple[Tensor, Tensor, Tensor]], intercept: bool) -> tuple[LeastSquares, LeastSquares]:
-    """The moments of the batches with an even number, and of those with an odd number."""
-    first = LeastSquares(intercept)
-    first.add(batches[0][0], batches[0][1].mT)
-    second = first.sibling()
-    for b, (x, y, _) in enumerate(batches[1:], start=1):
-        (first, second)[b % 2].add(x, y.mT)
-    return first, second
-
-
-def _together(batches: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Join batches into larger float64 ones: each costs calls in every round, but very large ones cost page faults."""
-    if sum(x.numel() for x, _, _ in batches) > _HELD:
-        return batches
-    each = max(1, round(_TOGETHER / batches[0][0].numel()))
-    out = []
-    for start in range(0, len(batches), each):
-        x, y, zero = zip(*batches[start : start + each], strict=True)
-        out.append((torch.cat(x, dim=1).double(), torch.cat(y, dim=2), torch.cat(zero, dim=2)))
-    return out
 
 
 def _live(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,122 @@
+"""The refit of one layer: its ridge, its one-sided rounds, and whether its outputs are worth writing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from coreprune._shapes import Float, Tensor
+from coreprune.coreset.cross_validation import checked
+from coreprune.coreset.regression import LeastSquares
+
+Rows = tuple[Tensor, Tensor, Tensor]  # features (g, rows, f), targets and zeros (g, o, rows)
+
+_HELD = 1 << 25  # entries; batches with at most this many in all are held in float64: 256 MiB
+_TOGETHER = 1 << 20  # entries of one joined batch: 8 MiB
+_SETTLED = 0.99
+_BEYOND = 1.8  # step of a round, 1 being its least squares solution; up to 2 the one-sided error does not rise
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """New weights (g, o, f) and biases (g, o), and the mean squared error before and after, as shares of the variance.
+
+    The errors are one-sided if the rounds were.
+    """
+
+    weight: Float[Tensor, "g o f"]
+    bias: Float[Tensor, "g o"]
+    before: float
+    after: float
+
+
+def fitted(
+    batches: list[Rows],
+    start: Float[Tensor, "g o f"],
+    bias: Float[Tensor, "g o"],
+    worth: Float[Tensor, "g o"],
+    *,
+    intercept: bool,
+    ridge: float | None,
+    rounds: int | None,
+) -> Fit | None:
+    """Fit the targets by ridge least squares, from the start.
+
+    batches: of whole queries. Each holds the features, the targets, and the outputs at which the value behind the path
+    is zero. worth: of a squared error of each output. ridge: λ as a multiple of the mean second moment of the features;
+    None chooses it on queries that the fit has not seen (T13), and leaves outputs as they are that get worse there.
+    rounds: at most this many rounds of one-sided targets; None if more than a ReLU reads the outputs.
+
+    Returns None if nothing is to be written: no output gets better, or there is only one batch to check on.
+    """
+    halves = _halves(batches, intercept)
+    fits, better = halves[0] + halves[1], None
+    if ridge is None:
+        if not halves[1].rows:
+            return None
+        found = checked(halves, start, bias, worth)
+        ridge, better = found.ridge, found.better
+        if not bool(better.any()):
+            return None
+    batches = _together(batches)
+    weight, shift = fits.solve(start, ridge)
+    last = math.inf
+    for _ in range(rounds or 0):
+        again, off = fits.retarget(), 0.0
+        for x, y, zero in batches:
+            said = torch.baddbmm(shift[:, :, None], weight, x.double().mT)
+            wanted = one_sided(said, y, zero)
+            again.add_targets(x, wanted.mT)
+            off += float(torch.linalg.vector_norm(said.sub_(wanted)).square())
+        solution = again.solve(start, ridge)
+        weight, shift = (now.lerp(new, _BEYOND) for now, new in zip((weight, shift), solution, strict=True))
+        if off > _SETTLED * last:
+            break
+        last = off
+    if better is not None:
+        weight, shift = torch.where(better[..., None], weight, start), torch.where(better, shift, bias)
+    size = float(fits.variance().clamp_min(0).mean()) or 1.0
+    before, after = (
+        (float(fits.error(w, b).mean()) if rounds is None else _off(batches, w, b)) / size
+        for w, b in ((start, bias), (weight, shift))
+    )
+    return Fit(weight, shift, before, after)
+
+
+def one_sided(said: Tensor, y: Tensor, zero: Tensor) -> Tensor:
+    """Targets for a ReLU: where it cuts the original off (y < zero), any output that is cut off too is a match."""
+    return torch.where(y < zero, torch.minimum(said, zero), y)
+
+
+def _off(batches: list[Rows], weight: Tensor, bias: Tensor) -> float:
+    """The mean one-sided squared error."""
+    total = count = 0.0
+    for x, y, zero in batches:
+        said = torch.baddbmm(bias[:, :, None], weight, x.double().mT)
+        total += float((said - one_sided(said, y, zero)).square().sum())
+        count += said.numel()
+    return total / count
+
+
+def _halves(batches: list[Rows], intercept: bool) -> tuple[LeastSquares, LeastSquares]:
+    """The moments of the batches with an even number, and of those with an odd number."""
+    first = LeastSquares(intercept)
+    first.add(batches[0][0], batches[0][1].mT)
+    second = first.sibling()
+    for b, (x, y, _) in enumerate(batches[1:], start=1):
+        (first, second)[b % 2].add(x, y.mT)
+    return first, second
+
+
+def _together(batches: list[Rows]) -> list[Rows]:
+    """Join batches into larger float64 ones: each costs calls in every round, but very large ones cost page faults."""
+    if sum(x.numel() for x, _, _ in batches) > _HELD:
+        return batches
+    each = max(1, round(_TOGETHER / batches[0][0].numel()))
+    out = []
+    for start in range(0, len(batches), each):
+        x, y, zero = zip(*batches[start : start + each], strict=True)
+        out.append((torch.cat(x, dim=1).double(), torch.cat(y, dim=2), torch.cat(zero, dim=2)))
+    return out
