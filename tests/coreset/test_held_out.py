@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from coreprune.coreset import RIDGES, Fold, Moments, functional_order, held_out_curve
+from coreprune.coreset import Fold, Moments, functional_order, held_out_curve
 from coreprune.coreset.cross_validation import checked
+from coreprune.coreset.held_out import RIDGES
 from coreprune.coreset.regression import LeastSquares
 from coreprune.errors import InputError
 

@@ -22,14 +22,13 @@ from coreprune.coreset.functional import (
     unit_floor,
 )
 from coreprune.coreset.gaussian import relu_moments
-from coreprune.coreset.held_out import RIDGES, Fold, held_out_curve
+from coreprune.coreset.held_out import Fold, held_out_curve
 from coreprune.coreset.linf import LinfCoreset, linf_coreset
 from coreprune.coreset.merging import Merge
 from coreprune.coreset.sampling import Coreset, DrawStream, draw_stream, from_stream, sample
 from coreprune.coreset.sensitivity import Sensitivities, peel, sensitivities, spectral_ridge
 
 __all__ = [
-    "RIDGES",
     "Certificate",
     "Coreset",
     "DrawStream",

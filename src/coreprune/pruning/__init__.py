@@ -10,10 +10,11 @@ from coreprune.pruning.repair.descent import Descended
 from coreprune.pruning.repair.lockstep import Refit, Repair
 from coreprune.pruning.repair.twins import Descent
 from coreprune.pruning.reporting.certificates import certify
-from coreprune.pruning.reporting.report import GroupReport, Report
+from coreprune.pruning.reporting.report import Compared, GroupReport, Report
 
 __all__ = [
     "Budget",
+    "Compared",
     "CostFunction",
     "Descended",
     "Descent",

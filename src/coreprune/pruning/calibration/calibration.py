@@ -68,7 +68,8 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
         given, useful = familiar(model, given)
     queries, fresh = given.distinct(), None
     if len(queries) < len(given):  # a copy on the other side of a division would make what is seen look unseen
-        log.warning("%d of %d queries are copies of others and are left out.", len(given) - len(queries), len(given))
+        level = logging.WARNING if given.source == "samples" else logging.INFO  # made ones are nobody's mistake
+        log.log(level, "%d of %d queries are copies of others and are left out.", len(given) - len(queries), len(given))
     if is_source(spec):
         count = max(_FRESH, len(queries) // 4)
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
