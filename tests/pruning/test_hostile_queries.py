@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from itertools import pairwise
 
@@ -119,6 +120,49 @@ def test_queries_of_the_same_kind_are_not(caplog):
         result = prune(model, x[:1], Budget(macs=0.6), queries=x)
     assert not any("do not look like" in record.message for record in caplog.records)
     assert "batch-norm statistics met to 0." in result.report.queries
+
+
+class ByKeyword(nn.Module):
+    """Its norm is called with a keyword, so that a hook sees no positional argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(input=self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("queries", ["samples", "auto"])
+def test_a_norm_that_is_called_by_keyword_is_measured(queries):
+    """It raised IndexError: tuple index out of range."""
+    model, x = randomise(ByKeyword()), images(40)
+    asked = {"queries": x} if queries == "samples" else {"n_queries": 20}
+    result = prune(model, x[:1], Budget(macs=0.6), **asked)
+    assert "batch-norm statistics met to" in result.report.queries
+
+
+def test_an_output_that_is_never_finite_is_left_out_and_named(caplog):
+    """It raised "gram of reader 0 has a NaN entry in row 0. Remove that row first"."""
+
+    class Logarithm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 20), nn.Linear(20, 4)
+
+        def forward(self, x):
+            y = self.last(torch.relu(self.first(x)))
+            return {"score": y, "log": torch.log(y - 1e9)}
+
+    model, x = randomise(Logarithm()), normal(64, 6)
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        result = prune(model, x[:1], Budget(macs=0.6), queries=x)
+    json.loads(result.report.to_json(), parse_constant=pytest.fail)  # neither NaN nor Infinity, which are no JSON
+    assert "error not finite" in str(result.report)
+    assert any("an output of the model is not finite" in record.message for record in caplog.records)
+    assert all(bool(torch.isfinite(p).all()) for p in result.model.parameters())
+    y, small = model(x)["score"], result.model(x)["score"]
+    assert float((y - small).square().mean() / y.var()) < 0.5
 
 
 # A wide head, and more and more queries

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from coreprune._progress import Clock
 from coreprune.errors import BudgetError
+from coreprune.graph import Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.read import tensors_of
-from coreprune.pruning.plans.decide import decide, plan_of, rank
+from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank
 from coreprune.pruning.reporting.comparison import Apart, apart
 from coreprune.pruning.reporting.report import Compared
 from coreprune.pruning.selectors.norms import Magnitude
@@ -104,19 +105,27 @@ def _others(pruned: Pruned, settings: Settings, calibration: Calibration, clock:
         with clock("surgery"):
             plain = replace(carry_out(pruned.traced, pruned.plan), decisions=pruned.decisions)
         yield "the cut without repair", plain
-        cuts = [("the cut with the widest groups whole", budget, _widest(pruned))]
-        if budget.kind not in ("keep", "error"):
-            cuts.append(("the cut spread evenly", replace(budget, uniform=True), {}))
-        for name, other, locked in cuts:
-            again = _recut(pruned, settings, other, locked, clock) if budget.kind != "keep" else None
+        for name, other, locked in _other_cuts(pruned, budget):
+            again = _cut(pruned.traced.locking(locked), pruned.decisions, settings, other, clock)
             if again is not None and again.plan.groups != pruned.plan.groups:
                 with clock("repair"):
                     fits = repair_(again, calibration, options, clock.tell)
                 yield name, replace(again, fits=fits)
-    if settings.method.name not in ("magnitude", "l2") or options is not None:
-        magnitude = _magnitude(pruned, settings, clock)
+    if budget.kind != "error" and (options is not None or settings.method.name not in ("magnitude", "l2")):
+        selector = Magnitude()
+        with clock("compare"):
+            ranked = rank(pruned.traced, selector, {}, settings.seed, clock.tell)
+        magnitude = _cut(pruned.traced, ranked, replace(settings, method=selector), budget, clock)
         if magnitude is not None:
             yield MAGNITUDE, magnitude
+
+
+def _other_cuts(pruned: Pruned, budget: Budget) -> list[tuple[str, Budget, dict[str, str]]]:
+    """Their names, their budgets, and the groups that stay whole in them. `keep` says itself what stays."""
+    cuts = [("the cut with the widest groups whole", budget, _widest(pruned))] if budget.kind != "keep" else []
+    if budget.kind not in ("keep", "error"):
+        cuts.append(("the cut spread evenly", replace(budget, uniform=True), {}))
+    return cuts
 
 
 def _widest(pruned: Pruned) -> dict[str, str]:
@@ -126,31 +135,17 @@ def _widest(pruned: Pruned) -> dict[str, str]:
     return {g.name: "one of the widest groups, which the safety net left whole" for g in free if 2 * g.size > most}
 
 
-def _recut(pruned: Pruned, settings: Settings, budget: Budget, locked: dict[str, str], clock: Clock) -> Pruned | None:
-    """The same rankings cut in another way; None if the budget cannot be met so."""
-    traced = pruned.traced.locking(locked)
+def _cut(
+    traced: Traced, ranked: Mapping[str, Decision], settings: Settings, budget: Budget, clock: Clock
+) -> Pruned | None:
+    """Rankings cut to a budget, without repair; None if the budget cannot be met so."""
     try:
         with clock("allocate"):
-            decisions = decide(traced, pruned.decisions, budget, settings.cost, clock.tell)
+            decisions = decide(traced, ranked, budget, settings.cost, clock.tell)
     except BudgetError:
         return None
     with clock("surgery"):
         again = carry_out(traced, plan_of(traced, decisions, settings.method, budget, settings.seed))
-    return None if again.removed.locked else replace(again, decisions=decisions)
-
-
-def _magnitude(pruned: Pruned, settings: Settings, clock: Clock) -> Pruned | None:
-    """Magnitude pruning at the same budget, with equal shares and without repair."""
-    budget = settings.budget
-    if budget.kind == "error":
-        return None
-    with clock("compare"):
-        ranked = rank(pruned.traced, Magnitude(), {}, settings.seed, clock.tell)
-        try:
-            decisions = decide(pruned.traced, ranked, budget, settings.cost, clock.tell)
-        except BudgetError:
-            return None
-        again = carry_out(pruned.traced, plan_of(pruned.traced, decisions, Magnitude(), budget, settings.seed))
     return None if again.removed.locked else replace(again, decisions=decisions)
 
 

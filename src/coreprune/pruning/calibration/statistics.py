@@ -147,7 +147,10 @@ def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
 
     Returns whether such a gradient exists.
     """
-    outputs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
+    found = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
+    outputs = [x for x in found if bool(torch.isfinite(x.detach()).all())]
+    if len(outputs) < len(found):
+        log.warning("an output of the model is not finite on the queries, so what errors do to it does not count.")
     if not outputs:
         return False
     total = sum((x * torch.randn(x.shape, generator=walk.generator).to(x)).sum() / _scale(x) for x in outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -111,7 +112,10 @@ class Report:
             "groups": [g.as_dict() for g in self.groups],
             "refits": [asdict(fit) for fit in self.refits],
             "descended": [asdict(block) for block in self.descended],
-            "compared": [asdict(one) for one in self.compared],
+            # JSON has no infinity: an error that is not finite is None there.
+            "compared": [
+                asdict(one) | {"error": one.error if math.isfinite(one.error) else None} for one in self.compared
+            ],
             "settings": self.settings.as_dict(),
             "call": self.settings.call(),
             "seconds": dict(self.seconds),

@@ -93,7 +93,8 @@ def _compared(compared: Sequence[Data]) -> str:
 
     def shown(one: Data) -> str:
         same = "" if one["agreement"] is None else f", {one['agreement']:.0%} the same class"
-        return f"{one['name']} (error {one['error']:.2%}{same})"
+        error = "not finite" if one["error"] is None else f"{one['error']:.2%}"
+        return f"{one['name']} (error {error}{same})"
 
     chosen = next(one for one in compared if one["chosen"])
     rest = "; ".join(shown(one) for one in compared if not one["chosen"])

@@ -25,7 +25,10 @@ def _running(module: nn.Module) -> bool:
 def sizes(target: Target) -> list[int]:
     """How many numbers each batch norm reads, each time that it runs on the example. Empty if none runs."""
     seen: list[int] = []
-    handles = [m.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel())) for m in norms(target.model)]
+    handles = [
+        m.register_forward_pre_hook(lambda _, args, kwargs: seen.append(_read(args, kwargs).numel()), with_kwargs=True)
+        for m in norms(target.model)
+    ]
     try:
         target.call(target.example)
     finally:
@@ -51,20 +54,25 @@ def mismatch_during(model: nn.Module, run: Callable[[], Any]) -> list[Tensor]:
     """The same for a call of the model, each time that a batch norm runs; empty if none does."""
     found: list[Tensor] = []
 
-    def hook(norm: Any, args: tuple[Tensor, ...]) -> None:
-        mean, var = _Moments.apply(args[0].float())  # type: ignore[misc]
+    def hook(norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mean, var = _Moments.apply(_read(args, kwargs).float())  # type: ignore[misc]
         eps = getattr(norm, "eps", 1e-5)
         sd = (norm.running_var + eps).sqrt()
         off = ((mean - norm.running_mean) / sd).square().mean() + ((var + eps).sqrt() / sd - 1).square().mean()
         found.append(off)
 
-    handles = [norm.register_forward_pre_hook(hook) for norm in norms(model)]
+    handles = [norm.register_forward_pre_hook(hook, with_kwargs=True) for norm in norms(model)]
     try:
         run()
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+def _read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a batch norm reads, however it was passed."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def sigma(off: Tensor) -> float:
