@@ -103,7 +103,7 @@ class Report:
             name: dict(zip(("before", "after"), getattr(self, name), strict=True))
             for name in ("parameters", "macs", "bytes")
         }
-        return {
+        plain = {
             "schema": 1,
             "model": self.model,
             **sizes,
@@ -112,15 +112,13 @@ class Report:
             "groups": [g.as_dict() for g in self.groups],
             "refits": [asdict(fit) for fit in self.refits],
             "descended": [asdict(block) for block in self.descended],
-            # JSON has no infinity: an error that is not finite is None there.
-            "compared": [
-                asdict(one) | {"error": one.error if math.isfinite(one.error) else None} for one in self.compared
-            ],
+            "compared": [asdict(one) for one in self.compared],
             "settings": self.settings.as_dict(),
             "call": self.settings.call(),
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
         }
+        return _finite(plain)
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -133,6 +131,15 @@ class Report:
     def _repr_html_(self) -> str:
         """The summary for a notebook: static HTML without styles of its own."""
         return text.as_html(self.as_dict())
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that are not finite, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: _finite(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

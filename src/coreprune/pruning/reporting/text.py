@@ -72,20 +72,24 @@ def _evidence(report: Data) -> list[tuple[str, str]]:
         told.append(("agreement", f"{agreement['statement']}, {sure}{vacuous}"))
         told.append(("", _COVERS))
     if refits := report["refits"]:
-        before, after = (statistics.median(fit[at] for fit in refits) for at in ("before", "after"))
         layers = _count(len(refits), "layer")
-        told.append(("repair", f"{layers}; median error {before:.2%} → {after:.2%} of the output's variance"))
+        told.append(("repair", f"{layers}; median error {_medians(refits)} of the output's variance"))
     if blocks := report.get("descended"):
-        before, after = (statistics.median(block[at] for block in blocks) for at in ("before", "after"))
         left = sum(not block["changed"] for block in blocks)
         kept = f"; {left} left as they were" if left else ""
         count = _count(len(blocks), "block")
-        told.append(("descent", f"{count}; median held-out error {before:.2%} → {after:.2%}{kept}"))
+        told.append(("descent", f"{count}; median held-out error {_medians(blocks)}{kept}"))
     if compared := report.get("compared"):
         told.append(("compared", _compared(compared)))
     if report["queries"]:
         told.append(("queries", report["queries"]))
     return told
+
+
+def _medians(rows: Sequence[Data]) -> str:
+    """The medians of the errors before and after. An error that is not finite is None, and larger than any other."""
+    found = (statistics.median(math.inf if row[at] is None else row[at] for row in rows) for at in ("before", "after"))
+    return " → ".join(f"{x:.2%}" if math.isfinite(x) else "not finite" for x in found)
 
 
 def _compared(compared: Sequence[Data]) -> str:
