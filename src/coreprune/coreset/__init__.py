@@ -25,6 +25,7 @@ from coreprune.coreset.gaussian import relu_moments
 from coreprune.coreset.held_out import Fold, held_out_curve
 from coreprune.coreset.linf import LinfCoreset, linf_coreset
 from coreprune.coreset.merging import Merge
+from coreprune.coreset.patches import Patches, map_errors
 from coreprune.coreset.sampling import Coreset, DrawStream, draw_stream, from_stream, sample
 from coreprune.coreset.sensitivity import Sensitivities, peel, sensitivities, spectral_ridge
 
@@ -37,6 +38,7 @@ __all__ = [
     "LinfCoreset",
     "Merge",
     "Moments",
+    "Patches",
     "RelativeLimit",
     "Sensitivities",
     "agreement_bound",
@@ -50,6 +52,7 @@ __all__ = [
     "importance",
     "in_order",
     "linf_coreset",
+    "map_errors",
     "merge",
     "merge_bound",
     "merged_outgoing",

@@ -165,7 +165,12 @@ def _permuted(moments: Moments, order: Tensor, units: int) -> Moments:
 
 
 def function_space_ratio(
-    errors: Float[Tensor, " m"], optimum: Float[Tensor, " m"], k: int, *, held_out: float | None = None
+    errors: Float[Tensor, " m"],
+    optimum: Float[Tensor, " m"],
+    k: int,
+    *,
+    held_out: float | None = None,
+    estimated: bool = False,
 ) -> Certificate:
     """T10 as a certificate: the error of the first k units on the queries, and how far it can be from the optimum.
 
@@ -173,6 +178,7 @@ def function_space_ratio(
     two.
 
     held_out: the error of k units on queries that the refit has not seen (T12), in the same units, for the statement.
+    estimated: whether the errors are no bounds, because they are scaled by what a sample of patches shows (T14).
 
     The bound is errors[k]. The trivial bound is errors[0], the variance of the outputs, which is the error of a
     constant answer. Raises InputError for curves of different lengths and for k outside 0..n.
@@ -196,14 +202,19 @@ def function_space_ratio(
         bound=error,
         trivial=variance,
         statement=(
-            f"with the consumers refitted on {k} of {n} units, the mean squared error of their outputs is at most the "
-            f"bound, {share}; {compared}"
+            f"with the consumers refitted on {k} of {n} units, the mean squared error of their outputs is "
+            f"{'about this number' if estimated else 'at most the bound'}, {share}; {compared}"
             + ("" if held_out is None or variance <= 0 else f"; on unseen queries {100 * held_out / variance:.3g} %")
         ),
         assumptions=(
             "the queries are those that the moments were measured on",
             "the layer's inputs are those of the unpruned network",
             "the refit is by least squares with intercept, with no more ridge than the errors were computed with",
+            *(
+                ["some whole patches stand for all of them (T14): this is an estimate, not a bound"]
+                if estimated
+                else []
+            ),
         ),
     )
 

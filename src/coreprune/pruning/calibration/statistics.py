@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._progress import Progress
-from coreprune.coreset import Fold
+from coreprune.coreset import Fold, Patches
 from coreprune.coreset.regression import LeastSquares
 from coreprune.errors import InputError
 from coreprune.graph import Group, ParamSlice, Traced
@@ -22,6 +22,8 @@ from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.layer.weights import Reader
 
 log = logging.getLogger(__name__)
+
+_PATCHES = 1 << 22  # entries of the patches that are kept per reader: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class _Site:
     halves: tuple[LeastSquares, LeastSquares]  # of the batches with an even and with an odd number
     worth: Tensor | None = None
     kept: list[Tensor] | None = None
+    patches: list[Tensor] | None = None  # (m, channels of all units, slots), if each kernel position is a row
 
     @property
     def slots(self) -> int:
@@ -201,15 +204,17 @@ def _add(site: _Site, features: Tensor, options: Collect, batches: int, b: int) 
     every = torch.equal(site.columns, torch.arange(features.shape[1]))
     x = features if every else features[:, site.columns]
     if site.split(options):
-        x = (
-            x.reshape(-1, site.units * site.channels, site.slots)
-            .transpose(1, 2)
-            .reshape(-1, site.units * site.channels)
-        )
+        whole = x.reshape(-1, site.units * site.channels, site.slots)
+        site.patches = (site.patches or []) + [_some(whole, max(32, _PATCHES // x.shape[1]) // batches + 1)]
+        x = whole.transpose(1, 2).reshape(-1, site.units * site.channels)
     site.halves[b % 2].add(x[None], x[None, :, :1])
     each = max(1, options.samples // batches)
-    site.kept = site.kept or []
-    site.kept.append(x[torch.linspace(0, x.shape[0] - 1, min(each, x.shape[0])).long()].double())
+    site.kept = (site.kept or []) + [_some(x, each).double()]
+
+
+def _some(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, evenly from the first to the last."""
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
 
 
 def _check_finite(site: _Site) -> None:
@@ -227,9 +232,11 @@ def _reader(site: _Site, weight: Tensor) -> Reader:
     full = torch.block_diag(*matrix) if matrix.shape[0] > 1 else matrix[0]
     v = full[:, site.columns]
     worth = torch.eye(v.shape[0], dtype=v.dtype, device=v.device) if site.worth is None else site.worth
+    patches = None
     if covariance.shape[0] != site.columns.numel():  # channel version
         split = v.reshape(v.shape[0], site.units * site.channels, site.slots)
         gram = sum(split[:, :, s].T @ worth @ split[:, :, s] for s in range(site.slots))
+        patches = Patches(torch.cat(site.patches or []) - mean[:, None], split, worth)
         v = split.transpose(1, 2).reshape(-1, site.units * site.channels)
     else:
         gram = v.T @ worth @ v
@@ -238,7 +245,7 @@ def _reader(site: _Site, weight: Tensor) -> Reader:
         for seen, unseen in ((parts[0], parts[-1]), (parts[-1], parts[0]))
         if len(parts) > 1
     )
-    return Reader(v, mean, covariance, gram, torch.cat(site.kept or []), folds)  # type: ignore[arg-type]
+    return Reader(v, mean, covariance, gram, torch.cat(site.kept or []), folds, patches)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coreprune._shapes import Float, Tensor
-from coreprune.coreset import Fold
+from coreprune.coreset import Fold, Patches
 from coreprune.pruning.layer.activations import Activation
 
 
@@ -26,6 +26,7 @@ class Reader:
         outputs; it is the identity where that is not known.
     samples: (m, n·p) float64: some of the feature vectors themselves.
     folds: the moments of one half of the queries and of the other half, both ways; empty if there is only one query.
+    patches: if each kernel position is a row of its own, some whole patches less the means of their channels.
     """
 
     weight: Float[Tensor, "J np"]
@@ -34,6 +35,7 @@ class Reader:
     gram: Float[Tensor, "np np"]
     samples: Float[Tensor, "m np"]
     folds: tuple[Fold, ...] = ()
+    patches: Patches | None = None
 
 
 @dataclass(frozen=True)

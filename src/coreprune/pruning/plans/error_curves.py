@@ -1,21 +1,28 @@
-"""The error at the consumers of one group, for every number of units: on the queries, and on unseen ones."""
+"""The error at the consumers of one group, for every number of units: on the queries, and on unseen ones.
+
+Where a convolution has too many features, the moments are those of single kernel positions. Their error leaves out that
+neighbouring positions go wrong together. So it is scaled by what some whole patches show, at a few widths (T14).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from coreprune.coreset import FunctionalCoreset, held_out_curve, in_order
+from coreprune.coreset import FunctionalCoreset, held_out_curve, in_order, map_errors
+from coreprune.coreset._readers import features
 from coreprune.graph import Group
 from coreprune.pruning.allocation.curves import balanced
-from coreprune.pruning.layer.weights import LayerWeights
+from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.selectors import Ranking, Selector, ranking_of
 from coreprune.pruning.selectors.functional import moments_of
 
 CURVE_RIDGE = 1e-3
 _WIDEST_FLOOR = 1200  # features; up to this many, T10′ takes about a second at most
+_WIDTHS = (0.0, 0.25, 0.5, 0.75, 0.9)  # of all units, at which whole patches are looked at
 
 
 def on_queries(group: Group, layer: LayerWeights, ranking: Ranking) -> FunctionalCoreset | None:
@@ -24,7 +31,14 @@ def on_queries(group: Group, layer: LayerWeights, ranking: Ranking) -> Functiona
         return None
     narrow = max(reader.mean.numel() for reader in layer.readers) <= _WIDEST_FLOOR
     units, order = group.size // group.unit, balanced(ranking.order, group)
-    return in_order(moments_of(layer.readers), units, order, ridge=CURVE_RIDGE, unit_floor=narrow)
+    found = in_order(moments_of(layer.readers), units, order, ridge=CURVE_RIDGE, unit_floor=narrow)
+    if all(reader.patches is None for reader in layer.readers):
+        return found
+    each = [in_order([m], units, order, ridge=CURVE_RIDGE).errors for m in moments_of(layer.readers)]
+    errors = sum(e * over_patches(r, units, order) for e, r in zip(each, layer.readers, strict=True))
+    assert isinstance(errors, Tensor)
+    errors = errors.flip(0).cummax(dim=0).values.flip(0)  # an error that falls with fewer units is noise of the ratio
+    return replace(found, errors=errors, optimum=torch.zeros_like(errors))  # no floor is known over patches
 
 
 def held_out(
@@ -46,6 +60,23 @@ def held_out(
     for reader in layer.readers:
         ways = zip(reader.folds, orders, strict=True)
         curves = torch.stack([held_out_curve(fold, units, balanced(order, group)) for fold, order in ways])
-        total = total + curves.mean(dim=0).amin(dim=0)
+        scale = over_patches(reader, units, balanced(ranking.order, group))
+        total = total + scale * curves.mean(dim=0).amin(dim=0)
     assert isinstance(total, Tensor)
     return total.cummin(dim=0).values
+
+
+def over_patches(reader: Reader, units: int, order: Tensor) -> Tensor | float:
+    """By how much the error over whole patches exceeds what the moments say, (units+1,); between a few widths, a guess.
+
+    It is 1 if the reader's features are whole patches.
+    """
+    if reader.patches is None:
+        return 1.0
+    at = [round(share * units) for share in _WIDTHS]
+    ratios = []
+    for k in at:
+        keep = features(order[:k], reader.mean.numel() // units)
+        whole, known = map_errors(reader.patches, reader.covariance, keep, CURVE_RIDGE)
+        ratios.append(whole / known if known > 0 else 1.0)
+    return torch.from_numpy(np.interp(np.arange(units + 1), at, ratios)).to(order.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,7 @@ from coreprune.coreset.regression import LeastSquares
 
 Rows = tuple[Tensor, Tensor, Tensor]  # features (g, rows, f), targets and zeros (g, o, rows)
 
+_WIDEST = 4096  # features; the moments of more take gigabytes, and their factorisation minutes
 _HELD = 1 << 25  # entries; batches with at most this many in all are held in float64: 256 MiB
 _TOGETHER = 1 << 20  # entries of one joined batch: 8 MiB
 _SETTLED = 0.99
@@ -51,6 +52,14 @@ def fitted(
 
     Returns None if nothing is to be written: no output gets better, or there is only one batch to check on.
     """
+    features = start.shape[2]
+    if features > _WIDEST and 2 * sum(x.shape[1] for x, _, _ in batches) < features:
+        # The refit changes the weights in the span of the rows alone, which is small here, so it is found there.
+        basis = torch.linalg.qr(torch.cat([x for x, _, _ in batches], dim=1).double().mT).Q  # (g, f, rows)
+        inside = [(x.double() @ basis, y, zero) for x, y, zero in batches]
+        same = ridge and ridge * basis.shape[2] / features  # the mean moment is that of fewer features
+        found = fitted(inside, start @ basis, bias, worth, intercept=intercept, ridge=same, rounds=rounds)
+        return found and replace(found, weight=start + (found.weight - start @ basis) @ basis.mT)
     halves = _halves(batches, intercept)
     fits, better = halves[0] + halves[1], None
     if ridge is None:

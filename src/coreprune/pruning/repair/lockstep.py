@@ -15,7 +15,7 @@ Later layers read the outputs of the repaired layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -26,9 +26,10 @@ from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.linear_maps import Operator, even_rows
-from coreprune.pruning.repair.fit import fitted
+from coreprune.pruning.repair.fit import Fit, fitted
 from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
 from coreprune.pruning.repair.twins import Descent
+from coreprune.pruning.repair.wide import WIDEST, channels, mixed, positions_of
 
 
 @dataclass(frozen=True)
@@ -174,17 +175,18 @@ class _Walk:
         columns = None if alive is None else _columns(alive, operator.taps)
         old = start if columns is None else start.gather(2, columns[:, None, :].expand(-1, start.shape[1], -1))
         old = problem.part(old)
-        batches = [problem.batch(self, b, alive) for b in range(self.small.batches)]
-        had = problem.part(self._bias(operator, start)[:, :, None])[..., 0]
-        fit = fitted(
-            batches,
-            old,
-            had,
-            problem.worth,
-            intercept=operator.bias is not None or path.norm is not None,
-            ridge=self.options.ridge,
-            rounds=self.options.one_sided if path.gated else None,
-        )
+        if operator.taps > 1 and old.shape[2] > WIDEST:
+            fit = self._mixed(problem, start, alive)
+        else:
+            fit = fitted(
+                [problem.batch(self, b, alive) for b in range(self.small.batches)],
+                old,
+                problem.part(self._bias(operator, start)[:, :, None])[..., 0],
+                problem.worth,
+                intercept=_has_intercept(operator, path),
+                ridge=self.options.ridge,
+                rounds=self.options.one_sided if path.gated else None,
+            )
         if fit is None:
             return None
         weight = fit.weight
@@ -193,6 +195,25 @@ class _Walk:
             weight = weight.new_zeros(*weight.shape[:2], start.shape[2]).scatter_(2, spread, weight)
         self._write(problem, start, weight, fit.bias)
         return Refit(operator.weight, fit.before, fit.after, path.join is not None)
+
+    def _mixed(self, problem: _Problem, start: Tensor, alive: Tensor | None) -> Fit | None:
+        """The fit of a layer with too many features."""
+        operator, (full, small) = problem.operator, (self.full, self.small)
+        batches = []
+        for b in range(small.batches):
+            output, rows = full.batch(operator.node, b), max(self.options.rows, 16 * start.shape[2] // operator.taps)
+            at = positions_of(operator, output, rows, small.batches)
+            source = full.batch(operator.source, b), small.batch(operator.source, b)
+            batches.append(channels(operator, *source, at, alive))
+        weight = operator.matrix(full.tensors[operator.weight]).double()
+        scale = problem.scale.mT[..., 0]
+        fit = mixed(
+            batches, weight, scale, alive, intercept=_has_intercept(operator, problem.path), ridge=self.options.ridge
+        )
+        if fit is None:
+            return None
+        bias = self._bias(operator, start) + fit.bias
+        return replace(fit, weight=problem.part(fit.weight), bias=problem.part(bias[:, :, None])[..., 0])
 
     def _problem(self, operator: Operator, path: Path, start: Tensor) -> _Problem | None:
         """Which outputs to solve for, and the affine map behind them; None if there is no output to solve for."""
@@ -293,6 +314,11 @@ class _Problem:
         if self.operator.groups > 1:
             x, y, zero = x[self.groups], y[self.groups], zero[self.groups]
         return x, y[:, :, self.kept].mT, zero[:, :, self.kept].mT
+
+
+def _has_intercept(operator: Operator, path: Path) -> bool:
+    """Whether the layer, or the norm behind it, can take a constant."""
+    return operator.bias is not None or path.norm is not None
 
 
 def _sign(scale: Tensor) -> Tensor:

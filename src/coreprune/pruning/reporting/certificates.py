@@ -92,7 +92,8 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
     if (curve := decision.curve) is not None and _first(curve.order, coreset, units):
         unseen = decision.held_out
         at = None if unseen is None else float(unseen[units])
-        found += (function_space_ratio(curve.errors, curve.optimum, units, held_out=at),)
+        guess = any(reader.patches is not None for reader in decision.layer.readers)
+        found += (function_space_ratio(curve.errors, curve.optimum, units, held_out=at, estimated=guess),)
         errors = tuple(widths_curve(curve.errors, group).tolist())
         held_out = None if unseen is None else tuple(widths_curve(unseen, group).tolist())
         if at is not None and memorised(float(curve.errors[units]), at, float(curve.errors[0])):
