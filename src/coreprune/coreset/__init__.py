@@ -11,6 +11,7 @@ from coreprune.coreset.bounds import (
     relative_limit,
     sampling_bound,
 )
+from coreprune.coreset.exchange import exchanged, swap_changes
 from coreprune.coreset.functional import (
     FunctionalCoreset,
     Moments,
@@ -44,6 +45,7 @@ __all__ = [
     "agreement_bound",
     "d_optimal",
     "draw_stream",
+    "exchanged",
     "from_stream",
     "function_space_ratio",
     "functional_coreset",
@@ -63,5 +65,6 @@ __all__ = [
     "sampling_bound",
     "sensitivities",
     "spectral_ridge",
+    "swap_changes",
     "unit_floor",
 ]

@@ -75,8 +75,21 @@ def decide(
     decided = {}
     for name, group in traced.free.items():
         entry, coreset = choose(group, ranked[name].ranking, widths[name])
-        decided[name] = replace(ranked[name], group=group, entry=entry, coreset=coreset)
+        decided[name] = _measured(replace(ranked[name], group=group, entry=entry, coreset=coreset))
     return decided
+
+
+def _measured(decision: Decision) -> Decision:
+    """With the curve of an order that starts with the units that stay, if they are not the first of the ranking's."""
+    group, ranking, coreset = decision.group, decision.ranking, decision.coreset
+    assert coreset is not None
+    if decision.curve is None or ranking.rule is None or coreset.merge is not None or group.sections is not None:
+        return decision
+    if ranking.order[: coreset.indices.numel()].sort().values.equal(coreset.indices):
+        return decision
+    rest = ranking.order[~torch.isin(ranking.order, coreset.indices)]
+    again = replace(ranking, order=torch.cat([coreset.indices, rest]))
+    return replace(decision, curve=on_queries(group, decision.layer, again))
 
 
 def plan_of(traced: Traced, decisions: Mapping[str, Decision], selector: Selector, budget: Budget, seed: int) -> Plan:
