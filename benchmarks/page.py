@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from page_parts import MISSING, missing, phases, ran_on, spread, table
+from page_real import efficientnet, pitch
 from page_resnet56 import resnet56
 
 HERE = Path(__file__).parent
@@ -165,6 +166,8 @@ def main() -> None:
     ]
     for name, section in (
         ("resnet56_cifar", resnet56),
+        ("efficientnet", efficientnet),
+        ("pitch", pitch),
         ("resnet50_cost", resnet50),
         ("latency", latency),
         ("lenet_mnist", lenet),

