@@ -16,10 +16,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
-import re
-import statistics
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,14 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor, nn
 
-from children import Journal, Row, answer, in_child, measured
+from children import Row, measured
 from coreprune import Budget, prune
-from environment import environment
+from table import run
 
-RESULT = Path(__file__).parent / "results/efficientnet.json"
 FILE = "imagenet_dev500_jpeg.npz"
 SHARES = (0.9, 0.8, 0.7, 0.5)
 SOURCES = ("64 images", "250 images", "no data")
@@ -101,8 +95,8 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def work(job: Row) -> Row:
-    """One row. job: the cell, the folder and the threads."""
-    cell = Cell(**job["cell"])
+    """One row. job: the fields of the cell, the folder and the threads."""
+    cell = Cell(**{field: job[field] for field in Cell.__dataclass_fields__})
     torch.set_num_threads(job["threads"])
     (x, y), model = images(Path(job["data"])), network()
     test, pool = divided(cell.seed, len(x))
@@ -151,54 +145,9 @@ def peer(model: nn.Module, example: Tensor, share: float) -> nn.Module:
     return model
 
 
-def table(rows: list[Row]) -> dict[str, Any]:
-    """Mean and range of the accuracy by method, source and share."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if "accuracy" in row:
-            found[row["key"].rsplit("/", 1)[0]].append(row["accuracy"])
-    return {
-        key: {"mean": round(statistics.mean(v), 2), "least": min(v), "most": max(v), "seeds": len(v)}
-        for key, v in found.items()
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="a regular expression, e.g. ours/64")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds that a row may take")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.job:
-        answer(work, options.job)
-        return
-    console, journal = Console(highlight=False, soft_wrap=True), Journal(Path("build/efficientnet.jsonl"))
-    if options.fresh:
-        journal.path.unlink(missing_ok=True)
-    for cell in cells(options.seeds):
-        done = journal.rows().get(cell.key, {"error": "not run"})
-        if "error" in done and re.search(options.only, cell.key):
-            job = {"cell": asdict(cell), "data": str(options.data), "threads": options.threads}
-            with console.status(cell.key):
-                row = {"key": cell.key, **in_child(__file__, job, options.limit, options.threads)}
-            journal.add(row)
-            console.print(json.dumps({k: v for k, v in row.items() if k not in ("compared", "seconds")}))
-    rows = list(journal.rows().values())
-    record = {
-        "benchmark": "efficientnet",
-        "environment": environment(*PACKAGES),
-        "test_images": 250,
-        "table": table(rows),
-        "rows": rows,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
+    return ((cell.key, asdict(cell)) for cell in cells(options.seeds))
 
 
 if __name__ == "__main__":
-    main()
+    run(__file__, __doc__, jobs, work, packages=PACKAGES, about={"test_images": 250})

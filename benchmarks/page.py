@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from page_parts import MISSING, missing, phases, ran_on, spread, table
-from page_real import efficientnet, pitch
+from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
 
 HERE = Path(__file__).parent
@@ -167,6 +167,7 @@ def main() -> None:
     for name, section in (
         ("resnet56_cifar", resnet56),
         ("efficientnet", efficientnet),
+        ("ablation", ablation),
         ("pitch", pitch),
         ("resnet50_cost", resnet50),
         ("latency", latency),

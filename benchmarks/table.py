@@ -1,0 +1,69 @@
+"""A benchmark that is a table of rows: its command line, its journal, its file. One process per row."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from children import Journal, Row, answer, in_child
+from environment import environment
+
+HERE = Path(__file__).parent
+Jobs = Callable[[argparse.Namespace], Iterator[tuple[str, Row]]]  # a key and what the child gets, for every row
+
+
+def run(
+    script: str,
+    doc: str | None,
+    jobs: Jobs,
+    work: Callable[[Row], Row],
+    *,
+    packages: tuple[str, ...] = (),
+    limit: float = 3600,
+    seeds: int = 3,
+    about: Row | None = None,
+) -> None:
+    """Make the rows that are not in the journal yet, and write results/NAME.json with all of them.
+
+    script: the file of the benchmark, which is run again for every row. limit: seconds that a row may take. about: what
+    else the file says.
+    """
+    name = Path(script).stem
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the images")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="a regular expression for the keys of the rows")
+    parser.add_argument("--limit", type=float, default=limit, help="seconds that a row may take")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
+    parser.add_argument("--out", type=Path, default=HERE / f"results/{name}.json")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        answer(work, options.job)
+        return
+    console, journal = Console(highlight=False, soft_wrap=True), Journal(Path(f"build/{name}.jsonl"))
+    if options.fresh:
+        journal.path.unlink(missing_ok=True)
+    for key, job in jobs(options):
+        done = journal.rows().get(key, {"error": "not run"})
+        if "error" in done and re.search(options.only, key):
+            asked = {**job, "data": str(options.data), "threads": options.threads}
+            with console.status(key):
+                row = {"key": key, **job, **in_child(script, asked, options.limit, options.threads)}
+            journal.add(row)
+            console.print(json.dumps({k: v for k, v in row.items() if k not in ("compared", "seconds")}))
+    record: dict[str, Any] = {
+        "benchmark": name,
+        "environment": environment(*packages),
+        **(about or {}),
+        "rows": list(journal.rows().values()),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
