@@ -71,17 +71,14 @@ def _of_reader(reader: ScaledReader, kept: Tensor, rest: Tensor) -> Tensor:
     across = ridged[outside[:, None], inside]
     b = across @ inverse  # (m·p, k·p); on the kept features themselves, B is the identity
     residual = ridged[outside[:, None], outside] - b @ across.mT
-    blocks = diagonal_blocks(residual, m)
-    f = (v[:, outside] @ residual).view(-1, m, p).transpose(0, 1)  # (m, J, p)
+    f = (v[:, outside] @ residual).view(-1, m, p)  # (J, m, p)
     roots = torch.linalg.inv(torch.linalg.cholesky(diagonal_blocks(inverse, k))).mT  # Q_ii^{-1/2}, (k, p, p)
-    out = v.new_zeros(k, m)
-    for i in range(k):
-        own = slice(i * p, (i + 1) * p)
-        r = b[:, own] @ roots[i]
-        vr = v[:, inside[own]] @ roots[i] + v[:, outside] @ r  # (J, p)
-        by_unit = r.view(m, p, p)
-        after = blocks + by_unit @ by_unit.mT
-        h = f + vr @ by_unit.mT
-        solved = torch.linalg.solve_triangular(torch.linalg.cholesky(after), h.mT, upper=False)
-        out[i] = vr.square().sum() - solved.square().sum(dim=(1, 2))
-    return out - reader.charge[kept, None] + reader.charge[rest]
+    r = torch.einsum("mpkq,kqs->kmps", b.view(m, p, k, p), roots)  # for every pair, (p, p)
+    vr = torch.einsum("jkq,kqs->kjs", v[:, inside].view(-1, k, p), roots)
+    vr = vr + torch.einsum("jmp,kmps->kjs", v[:, outside].view(-1, m, p), r)
+    # HᵀH without H, which has all outputs for every pair.
+    mixed = torch.einsum("jmp,kjs->kmps", f, vr) @ r.mT
+    inner = torch.einsum("jmp,jmq->mpq", f, f) + mixed + mixed.mT + r @ (vr.mT @ vr)[:, None] @ r.mT
+    after = diagonal_blocks(residual, m) + r @ r.mT
+    gains = torch.cholesky_solve(inner, torch.linalg.cholesky(after)).diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    return vr.square().sum(dim=(1, 2))[:, None] - gains - reader.charge[kept, None] + reader.charge[rest]
