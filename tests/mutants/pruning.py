@@ -400,8 +400,8 @@ MUTANTS = (
     Mutant(
         "span-of-the-rows-with-another-ridge",
         "pruning/repair/fit.py",
-        "same = ridge and ridge * basis.shape[2] / features",
-        "same = ridge",
+        "fewer = basis.shape[2] / features",
+        "fewer = 1.0",
         ("pruning/repair/test_wide.py",),
         "a ridge means something else where features are many",
     ),

@@ -101,7 +101,7 @@ def test_a_large_ridge_leaves_the_weights_of_the_cut(monkeypatch):
 
 
 @pytest.mark.parametrize("rounds", [None, 3])
-@pytest.mark.parametrize("ridge", [1e-3, 0.5])
+@pytest.mark.parametrize("ridge", [1e-3, 0.5, None])
 def test_more_features_than_rows_give_the_same_fit_in_the_span_of_the_rows(monkeypatch, rounds, ridge):
     x = [normal(6, 40)[None] for _ in range(2)]
     x[1] = x[1].flip(2) + 1
@@ -113,7 +113,7 @@ def test_more_features_than_rows_give_the_same_fit_in_the_span_of_the_rows(monke
         return fit.fitted(batches, start, bias, worth, intercept=True, ridge=ridge, rounds=rounds)
 
     plain = found()
-    monkeypatch.setattr(fit, "_WIDEST", 20)
+    monkeypatch.setattr(fit, "_MANY", 20)
     again = found()
     assert plain is not None
     assert again is not None

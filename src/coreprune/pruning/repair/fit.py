@@ -9,11 +9,12 @@ import torch
 
 from coreprune._shapes import Float, Tensor
 from coreprune.coreset.cross_validation import checked
+from coreprune.coreset.held_out import RIDGES
 from coreprune.coreset.regression import LeastSquares
 
 Rows = tuple[Tensor, Tensor, Tensor]  # features (g, rows, f), targets and zeros (g, o, rows)
 
-_WIDEST = 4096  # features; the moments of more take gigabytes, and their factorisation minutes
+_MANY = 512  # features; with fewer, the moments cost nothing
 _HELD = 1 << 25  # entries; batches with at most this many in all are held in float64: 256 MiB
 _TOGETHER = 1 << 20  # entries of one joined batch: 8 MiB
 _SETTLED = 0.99
@@ -42,30 +43,34 @@ def fitted(
     intercept: bool,
     ridge: float | None,
     rounds: int | None,
+    unit: float = 1.0,
 ) -> Fit | None:
     """Fit the targets by ridge least squares, from the start.
 
     batches: of whole queries. Each holds the features, the targets, and the outputs at which the value behind the path
     is zero. worth: of a squared error of each output. ridge: λ as a multiple of the mean second moment of the features;
     None chooses it on queries that the fit has not seen (T13), and leaves outputs as they are that get worse there.
-    rounds: at most this many rounds of one-sided targets; None if more than a ReLU reads the outputs.
+    rounds: at most this many rounds of one-sided targets; None if more than a ReLU reads the outputs. unit: of ridges.
 
     Returns None if nothing is to be written: no output gets better, or there is only one batch to check on.
     """
     features = start.shape[2]
-    if features > _WIDEST and 2 * sum(x.shape[1] for x, _, _ in batches) < features:
+    if features > _MANY and 2 * sum(x.shape[1] for x, _, _ in batches) < features:
         # The refit changes the weights in the span of the rows alone, which is small here, so it is found there.
         basis = torch.linalg.qr(torch.cat([x for x, _, _ in batches], dim=1).double().mT).Q  # (g, f, rows)
         inside = [(x.double() @ basis, y, zero) for x, y, zero in batches]
-        same = ridge and ridge * basis.shape[2] / features  # the mean moment is that of fewer features
-        found = fitted(inside, start @ basis, bias, worth, intercept=intercept, ridge=same, rounds=rounds)
-        return found and replace(found, weight=start + (found.weight - start @ basis) @ basis.mT)
+        fewer = basis.shape[2] / features  # the same sum of moments has a larger mean
+        near = start @ basis
+        found = fitted(inside, near, bias, worth, intercept=intercept, ridge=ridge, rounds=rounds, unit=fewer)
+        return found and replace(found, weight=start + (found.weight - near) @ basis.mT)
     halves = _halves(batches, intercept)
     fits, better = halves[0] + halves[1], None
-    if ridge is None:
-        if not halves[1].rows:
-            return None
-        found = checked(halves, start, bias, worth)
+    if ridge is not None:
+        ridge = unit * ridge
+    elif not halves[1].rows:
+        return None
+    else:
+        found = checked(halves, start, bias, worth, [unit * each for each in RIDGES])
         ridge, better = found.ridge, found.better
         if not bool(better.any()):
             return None
