@@ -20,29 +20,27 @@ def shape_of(text: str) -> str:
     return re.sub(r"[\d.,]+", "#", re.sub(r" +", " ", text))
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
-def ran(request):
-    """The stored notebook, the one that ran just now, and its names."""
-    stored = json.loads(request.param.read_text(encoding="utf-8"))
-    with torch.random.fork_rng(devices=[]):
-        fresh, names = RUNNER["run"](request.param)
-    return request.param.stem, stored, fresh, names
-
-
 @pytest.mark.slow
-def test_what_is_stored_is_what_the_code_prints_and_draws(ran):
-    """But for numbers, which depend on the machine."""
-    _, stored, fresh, _ = ran
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_prints_and_draws_what_is_stored_and_comes_out_as_its_text_says(path):
+    """In one test, because each run takes most of a minute, and two tests may fall to two processes."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    with torch.random.fork_rng(devices=[]):
+        fresh, names = RUNNER["run"](path)
+    check_outputs(stored, fresh)
+    check_results(path.stem, names)
+
+
+def check_outputs(stored, fresh):
+    """They are the same but for numbers, which depend on the machine."""
     assert shape_of(RUNNER["printed"](stored)) == shape_of(RUNNER["printed"](fresh)), "run `make examples`"
     for was, now in zip(RUNNER["code_cells"](stored), RUNNER["code_cells"](fresh), strict=True):
         assert [out["output_type"] for out in was["outputs"]] == [out["output_type"] for out in now["outputs"]]
         assert was["execution_count"] == now["execution_count"]
 
 
-@pytest.mark.slow
-def test_it_comes_out_as_the_text_says(ran):
+def check_results(name, names):
     """The network works before, and without data coreprune keeps more than cutting by size does."""
-    name, _, _, names = ran
     if name == "detector":
         (before, _), (by_size, _), (ours, _) = (names["score"](network) for network in names["networks"].values())
         assert before > 0.75
