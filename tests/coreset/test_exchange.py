@@ -76,3 +76,10 @@ def test_nothing_to_swap():
     assert exchanged(moments, 5, torch.tensor([4, 0]), most=0).tolist() == [0, 4]
     with pytest.raises(InputError, match="not symmetric"):
         exchanged([Moments(torch.eye(5).double().roll(1, 0), torch.eye(5).double())], 5, torch.tensor([1]))
+
+
+@pytest.mark.parametrize(("kept", "said"), [([0, 7], "from 0 to 4"), ([-1], "from 0 to 4"), ([1, 1], "at most once")])
+def test_units_that_are_none_are_refused(kept, said):
+    for work in (swap_changes, exchanged):
+        with pytest.raises(InputError, match=said):
+            work(drawn(0, 5, 1), 5, torch.tensor(kept))

@@ -353,8 +353,8 @@ MUTANTS = (
     Mutant(
         "exchange-stops-after-one-swap",
         "coreset/exchange.py",
-        "        kept = kept.sort().values\n    return kept\n",
-        "        return kept.sort().values\n    return kept\n",
+        "        rest = others(units, kept)\n    return kept\n",
+        "        return kept\n    return kept\n",
         ("coreset/test_exchange.py",),
         "one swap and no more",
     ),

@@ -108,6 +108,18 @@ def features(units: Tensor, p: int) -> Tensor:
     return (units[:, None] * p + torch.arange(p, device=units.device)).flatten()
 
 
+def others(units: int, kept: Tensor) -> Tensor:
+    """The units that are not kept, ascending. Raises InputError unless `kept` names units, each at most once."""
+    out = torch.ones(units, dtype=torch.bool, device=kept.device)
+    if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < units:
+        raise InputError(f"kept must name units from 0 to {units - 1}, not {int(kept.min())} to {int(kept.max())}.")
+    out[kept] = False
+    rest = out.nonzero()[:, 0]
+    if rest.numel() + kept.numel() != units:
+        raise InputError("kept must name each unit at most once.")
+    return rest
+
+
 def curve(readers: Sequence[ScaledReader], order: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
     """Σ_readers ê(k) for the first k units of `order`, (n+1,), never increasing.
 

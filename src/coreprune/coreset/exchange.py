@@ -8,7 +8,7 @@ import torch
 
 from coreprune._shapes import Float, Int, Tensor
 from coreprune.coreset._pivoting import diagonal_blocks
-from coreprune.coreset._readers import Moments, ScaledReader, as_readers, features
+from coreprune.coreset._readers import Moments, ScaledReader, as_readers, features, others
 
 _LEAST = 1e-9  # of the error with no units; a swap that gains less is rounding
 
@@ -24,9 +24,9 @@ def swap_changes(
     changes ê(S) by (δ_i − c_i) − (γ_ij − c_j). The proof is in docs/theory.md.
 
     kept: (k,) int64, S. Returns (k, n−k) float64: rows in the order of `kept`, columns in that of the other units,
-    ascending. ridge and errors as in `functional_coreset`.
+    ascending. ridge and errors as in `functional_coreset`. Raises InputError also for a `kept` that names no units.
     """
-    return _changes(as_readers(moments, units, ridge), kept, _rest(units, kept))
+    return _changes(as_readers(moments, units, ridge), kept, others(units, kept))
 
 
 def exchanged(
@@ -37,12 +37,11 @@ def exchanged(
     No swap of one unit improves on the result, unless it took `most` swaps. Arguments as in `swap_changes`.
     """
     readers = as_readers(moments, units, ridge)
-    kept = kept.sort().values
+    kept, rest = kept.sort().values, others(units, kept)
     if not 0 < kept.numel() < units:
         return kept
     least = _LEAST * float(sum((r.root @ r.covariance * r.root).sum() for r in readers))
     for _ in range(most):
-        rest = _rest(units, kept)
         changes = _changes(readers, kept, rest)
         best = int(changes.argmin())
         i, j = divmod(best, rest.numel())
@@ -50,13 +49,8 @@ def exchanged(
             break
         kept[i] = rest[j]
         kept = kept.sort().values
+        rest = others(units, kept)
     return kept
-
-
-def _rest(units: int, kept: Tensor) -> Tensor:
-    out = torch.ones(units, dtype=torch.bool, device=kept.device)
-    out[kept] = False
-    return out.nonzero()[:, 0]
 
 
 def _changes(readers: list[ScaledReader], kept: Tensor, rest: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
-from coreprune.coreset._readers import cholesky
+from coreprune.coreset._readers import cholesky, others
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,10 @@ def map_errors(
     It is not a bound: the residuals of neighbouring taps are alike, and Var(Σ_t z_t) may be up to t times Σ_t Var(z_t).
 
     covariance: (c, c). kept: int64. ridge: λ as a multiple of the mean diagonal of the covariance. Raises InputError
-    for an indefinite covariance.
+    for an indefinite covariance, and for a `kept` that names no channels or one twice.
     """
     x = patches.rows.double()
-    gone = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
-    gone[kept] = False
-    rest = gone.nonzero()[:, 0]
+    rest = others(x.shape[1], kept)
     if kept.numel():
         system = covariance[kept[:, None], kept].clone()
         system.diagonal().add_(ridge * (float(covariance.diagonal().mean()) or 1.0))

@@ -50,7 +50,8 @@ def fitted(
     batches: of whole queries. Each holds the features, the targets, and the outputs at which the value behind the path
     is zero. worth: of a squared error of each output. ridge: λ as a multiple of the mean second moment of the features;
     None chooses it on queries that the fit has not seen (T13), and leaves outputs as they are that get worse there.
-    rounds: at most this many rounds of one-sided targets; None if more than a ReLU reads the outputs. unit: of ridges.
+    rounds: at most this many rounds of one-sided targets; None if more than a ReLU reads the outputs.
+    unit: what every ridge is multiplied by, for a problem with fewer features than the layer has.
 
     Returns None if nothing is to be written: no output gets better, or there is only one batch to check on.
     """
