@@ -166,11 +166,16 @@ def descend_(
 
     Raises ModelError if it fails and was asked for.
     """
-    chosen = options.descent if isinstance(options.descent, Descent) else Descent()
-    widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
-    cheap = affordable(pruned.traced.cost_model(widths).macs, chosen)
-    if options.descent is False or (options.descent is None and not cheap):
+    if options.descent is False:
         return ()
+    chosen = options.descent if isinstance(options.descent, Descent) else Descent()
+    if options.descent is None:
+        widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
+        cheap = affordable(pruned.traced.cost_model(widths).macs, chosen)
+        if cheap is None:
+            log.info("no block descent: it would take long. Ask for it with Repair(descent=True).")
+            return ()
+        chosen = cheap
     generator = torch.Generator().manual_seed(seed)
     try:
         both = twins(pruned.traced, pruned.removed, calibration.queries, chosen, generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -200,7 +200,7 @@ def test_sixteen_queries_beside_those_that_are_held_back_are_enough(n):
 @pytest.mark.parametrize("n", range(16, 300, 7))
 def test_a_quarter_is_held_out_and_most_queries_are_used(n):
     held = twins._held_out(n)
-    size = twins._size(n - held, held)
+    size = twins._size(n - held, held, 64)
     assert held >= n // 4
     assert held >= min(16, n // 2)
     assert 8 <= size <= 32
@@ -258,10 +258,17 @@ def test_a_cheap_descent_runs_unasked_and_an_expensive_one_does_not(monkeypatch)
 
 
 def test_only_counts_decide_whether_it_is_cheap():
-    least = Descent(steps=10, batch_size=10)
-    assert twins.affordable(1000, least)
-    assert not twins.affordable(twins._LIMIT // 300 + 1, least)
-    assert twins.affordable(twins._LIMIT // 300, least)
+    asked = Descent(steps=10, batch_size=64)
+    limit = twins._LIMIT // (3 * 10)
+    assert twins.affordable(1000, asked) is asked
+    assert twins.affordable(0, asked) is asked
+    assert twins.affordable(limit // 64, asked) is asked
+    assert twins.affordable(limit // 32, asked) == replace(asked, batch_size=32)
+    assert twins.affordable(limit // 16, asked) == replace(asked, batch_size=16)
+    assert twins.affordable(limit // 15, asked) is None
+    few = Descent(steps=10, batch_size=4)
+    assert twins.affordable(limit // 4, few) is few
+    assert twins.affordable(limit // 3, few) is None
 
 
 def test_a_plan_that_is_applied_is_descended_too():
@@ -314,7 +321,7 @@ def test_a_wrong_descent_is_refused(wrong, unchecked):
 
 
 def test_options_are_plain_values():
-    assert dataclasses.asdict(Repair(descent=Descent(steps=7)))["descent"]["steps"] == 7
+    assert asdict(Repair(descent=Descent(steps=7)))["descent"]["steps"] == 7
 
 
 @torch.no_grad()

@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 
 _FEWEST = 16  # queries; with fewer there is no descent
 _SMALLEST, _LARGEST = 8, 32  # queries of one batch
-# Multiply-accumulates of the training up to which the descent runs unless the caller says otherwise: about a minute on
-# two cores for small convolutions.
+# Multiply-accumulates of the training up to which the descent runs unless the caller says otherwise: one to two minutes
+# on two cores.
 _LIMIT = 2_000_000_000_000
+_LEAST = 16  # queries per step, down to which it goes for that
 _HELD = 1 << 28  # entries of the largest value between two blocks, of all queries together: 1 GiB in float32
 
 
@@ -85,12 +86,17 @@ class Twins:
         return dict(zip(self.full.graph.graph.nodes, self.small.graph.graph.nodes, strict=True))
 
 
-def affordable(macs: int, options: Descent) -> bool:
-    """Whether the descent is cheap enough to run unasked. macs: of the pruned model, for one query.
+def affordable(macs: int, options: Descent) -> Descent | None:
+    """The descent that is cheap enough to run unasked: with fewer queries per step if need be. None if none is.
 
     A step costs about three times as much as a forward. Only counts decide, so every machine decides alike.
+
+    macs: of the pruned model, for one query.
     """
-    return 3 * macs * options.steps * options.batch_size <= _LIMIT
+    most = _LIMIT // (3 * macs * options.steps) if macs else options.batch_size
+    if most >= options.batch_size:
+        return options
+    return replace(options, batch_size=most) if most >= _LEAST else None
 
 
 def twins(
@@ -100,7 +106,7 @@ def twins(
     if len(queries) < _FEWEST:
         return f"it takes {_FEWEST} queries, and there are {len(queries)}"
     train, held = queries.split(len(queries) - _held_out(len(queries)), generator)
-    size = _size(len(train), len(held))
+    size = _size(len(train), len(held), options.batch_size)
     both = _captured(traced.model, removed.model, queries, size)
     if both is None:
         size, both = 1, _captured(traced.model, removed.model, queries, 1)
@@ -161,9 +167,10 @@ def _held_out(n: int) -> int:
     return max(n // 4, min(16, n // 2))
 
 
-def _size(train: int, held: int) -> int:
-    """The size of the batches: at most 32, and such that as few queries as possible are left over."""
-    return min(range(min(_LARGEST, train, held), _SMALLEST - 1, -1), key=lambda size: train % size + held % size)
+def _size(train: int, held: int, most: int) -> int:
+    """The size of the batches: at most 32 and `most`, and such that as few queries as possible are left over."""
+    largest, least = min(_LARGEST, most, train, held), min(_SMALLEST, most)
+    return min(range(largest, least - 1, -1), key=lambda size: train % size + held % size)
 
 
 def _copies(queries: Queries, size: int, copies: int, seed: int) -> list[Batch]:
