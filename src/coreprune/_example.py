@@ -1,11 +1,10 @@
-"""Example inputs from users, and running a model on them without changing it."""
+"""Example inputs from users."""
 
 from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._tree import decode, encode
+from coreprune._twin import quiet
 from coreprune.errors import InputError, ModelError, first_line
 
 _MOST_ENTRIES = 1 << 28
@@ -74,8 +74,8 @@ def repeated(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> tuple[
 def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run the model on its example. Raises ModelError if that fails."""
     try:
-        with quiet(model), torch.random.fork_rng(devices=[]):
-            model(*args, **kwargs)
+        with quiet(model) as still:
+            still(*args, **kwargs)
     except Exception as error:
         raise ModelError(
             f"the model does not run on the example inputs ({first_line(error)}). Correct them first."
@@ -153,29 +153,6 @@ def example_like(description: Any, device: torch.device | str = "cpu") -> Any:
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter or buffer; the CPU if the model has none."""
     return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
-
-
-@contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no key/value cache. Everything is restored afterwards, also after an error."""
-    training = {m: m.training for m in model.modules()}
-    configs = {}
-    for m in model.modules():
-        config: Any = getattr(m, "config", None)
-        was = getattr(config, "use_cache", None)
-        if was is not None:
-            configs[id(config)] = (config, was)
-    try:
-        model.eval()
-        for config, _ in configs.values():
-            config.use_cache = False
-        with torch.no_grad():
-            yield
-    finally:
-        for m, was in training.items():
-            m.training = was
-        for config, was in configs.values():
-            config.use_cache = was
 
 
 def first_tensor(result: Any) -> Tensor | None:

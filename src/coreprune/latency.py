@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coreprune._example import batch_size, device_of, normalise_example, quiet, repeated
+from coreprune._example import batch_size, device_of, normalise_example, repeated
+from coreprune._twin import quiet
 from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph.ops import OPERATIONS, UNKNOWN, op_name
 
@@ -127,8 +128,7 @@ def measure_latency(
         )
     rows, missing = [], {}
     with ExitStack() as stack:
-        for model in named.values():
-            stack.enter_context(quiet(model))
+        named = {name: stack.enter_context(quiet(m, own_inputs=False)) for name, m in named.items()}
         for batch in batch_sizes:
             args, kwargs = repeated(*inputs, batch)
             calls = [lambda m=m, a=args, k=kwargs: m(*a, **k) for m in named.values()]
@@ -184,10 +184,10 @@ def compare_latency(
     notes = [found.note] if found.note else []
     device = device_of(before)
     slow = [row for row in found.rows if row.speedup < _SHORTFALL * wanted]
-    with quiet(before), quiet(after):
+    with quiet(before, own_inputs=False) as still, quiet(after, own_inputs=False) as small:
         for row in slow:
             batch = repeated(*inputs, row.batch)
-            notes.append(_shortfall(row, wanted, *(_by_operation(m, batch, device) for m in (before, after))))
+            notes.append(_shortfall(row, wanted, *(_by_operation(m, batch, device) for m in (still, small))))
     if slow:
         notes += _odd_widths(before, after)
     return replace(found, note=" ".join(notes))

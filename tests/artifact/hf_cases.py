@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune import Budget, prune
-from coreprune._example import quiet
+from coreprune._twin import quiet
 
 hf: Any = pytest.importorskip("transformers")
 
@@ -63,8 +63,8 @@ def pruned(case: Case, exclude: tuple[str, ...] = (), **budget: Any) -> Any:
 
 
 def outputs(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
-    with quiet(model):
-        result = model(**inputs)
+    with quiet(model) as still:
+        result = still(**inputs)
     return [x for x in result.to_tuple() if isinstance(x, Tensor)]
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from coreprune import Budget, prune
-from coreprune._example import normalise_example, quiet, repeated
+from coreprune._example import normalise_example, repeated
+from coreprune._twin import quiet
 from coreprune.artifact import exports
 from coreprune.artifact.exports import export_onnx, export_program
 from coreprune.errors import ArtifactError, InputError, ModelError
@@ -75,8 +76,8 @@ def test_onnx_gives_the_same_outputs_at_every_batch_size(name, tmp_path):
         args, kwargs = repeated(*normalise_example(example), samples)
         values = kwargs or {given[0].name: args[0]}
         found = session.run(None, {name: x.numpy() for name, x in values.items()})
-        with quiet(model):
-            agree([torch.from_numpy(x) for x in found], outputs(model, example, samples))
+        with quiet(model) as still:
+            agree([torch.from_numpy(x) for x in found], outputs(still, example, samples))
 
 
 @quick
@@ -86,8 +87,8 @@ def test_a_program_gives_the_same_outputs_at_every_batch_size(name, tmp_path):
     assert (done.batch, done.note) == ("dynamic", "")
     module = torch.export.load(done.path).module()
     for samples in (1, 5):
-        with quiet(model):
-            agree(outputs(module, example, samples), outputs(model, example, samples))
+        with quiet(model) as still:
+            agree(outputs(module, example, samples), outputs(still, example, samples))
 
 
 @pytest.mark.slow
@@ -97,9 +98,9 @@ def test_compiled_models_give_the_same_outputs(name):
     model, example = pruned(name)
     torch._dynamo.reset()
     backend = "inductor" if name in COMPILED and COMPILER else "aot_eager"
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
-    with quiet(model):
-        agree(outputs(compiled, example, 2), outputs(model, example, 2))
+    with quiet(model, own_inputs=False) as still:
+        compiled = torch.compile(still, backend=backend, fullgraph=True)
+        agree(outputs(compiled, example, 2), outputs(still, example, 2))
 
 
 class Two(nn.Module):

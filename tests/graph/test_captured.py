@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from coreprune.errors import InputError, ModelError
 from coreprune.graph import capture, normalise_example
-from coreprune.graph.captured import quiet
 from graph.zoo import ZOO, gen
 
 
@@ -65,16 +64,6 @@ def test_mode_and_configuration_are_restored_after_a_failure() -> None:
         capture(model, torch.zeros(2, 4))
     assert model.training
     assert model.config.use_cache is True
-
-
-def test_quiet_is_undone_inside_out() -> None:
-    model = Caches()
-    with quiet(model):
-        assert not model.training
-        assert model.config.use_cache is False
-        assert not torch.is_grad_enabled()
-    assert model.training
-    assert torch.is_grad_enabled()
 
 
 def test_a_branch_on_values_is_named_with_its_line() -> None:

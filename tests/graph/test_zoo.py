@@ -10,8 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from coreprune._twin import quiet
 from coreprune.graph import CostModel, Traced, capture, find_groups, remove
-from coreprune.graph.captured import quiet
 from graph.oracle import assert_same, masked_activations, outputs, random_halves, zeroed_original
 from graph.zoo import ZOO, Entry, gen, randomise
 
@@ -25,8 +25,13 @@ def traced(entry: Entry):
 
 def measured_macs(model, captured) -> int:
     """What torch counts. The math kernel is asked for because the fused one on CPU is not counted."""
-    with FlopCounterMode(display=False) as counter, quiet(model), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        model(*captured.args, **captured.kwargs)
+    with (
+        FlopCounterMode(display=False) as counter,
+        quiet(model) as m,
+        sdpa_kernel(SDPBackend.MATH),
+        torch.enable_grad(),
+    ):
+        m(*captured.args, **captured.kwargs)
     return counter.get_total_flops() // 2
 
 

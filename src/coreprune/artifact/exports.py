@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
-from coreprune._example import batch_size, normalise_example, quiet, repeated
+from coreprune._example import batch_size, normalise_example, repeated
 from coreprune._files import flush, refused
+from coreprune._twin import quiet
 from coreprune.errors import ArtifactError, InputError, ModelError, first_line
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -107,9 +108,9 @@ def _export(
     if batch == "dynamic" and not own:
         raise InputError('the example holds no samples along axis 0 of a tensor. Use batch="static".')
     note = ""
-    with quiet(model), _in_place(path) as place:
-        _outputs(model, inputs)
-        job = _Job(model, inputs, tolerance, write, place)
+    with quiet(model) as still, quiet(model, own_inputs=False) as traced, _in_place(path) as place:
+        _outputs(still, inputs)
+        job = _Job(still, traced, inputs, tolerance, write, place)
         if batch == "dynamic" and own:
             sizes = sorted({1, 2, 3, own})  # 1 and 2, because torch.export treats 0 and 1 specially
             try:
@@ -126,6 +127,7 @@ class _Job:
     """What to export, how and where to, and how far the outputs may be from the model's."""
 
     model: nn.Module
+    traced: nn.Module  # the same, without copies of its inputs
     inputs: Inputs
     tolerance: float
     write: Write
@@ -139,7 +141,7 @@ def _attempt(job: _Job, sizes: Sequence[int], traced: int | None) -> float:
     batch axis.
     """
     model, inputs, tolerance, free = job.model, job.inputs, job.tolerance, traced is not None
-    program = _trace(model, inputs if traced is None else repeated(*inputs, traced), free)
+    program = _trace(job.traced, inputs if traced is None else repeated(*inputs, traced), free)
     try:
         run = job.write(program, job.place)
     except OSError:

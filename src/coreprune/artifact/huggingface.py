@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from coreprune._example import device_of, normalise_example, quiet
+from coreprune._example import device_of, normalise_example
+from coreprune._twin import quiet
 from coreprune.artifact.stock import on_meta, stock_config
 from coreprune.errors import InputError
 
@@ -173,9 +174,9 @@ def _implementations(config: Any) -> dict[str, dict[str, str]]:
 
 def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
     args, kwargs = normalise_example(example_inputs)
-    with quiet(model), torch.random.fork_rng(devices=[]):
+    with quiet(model) as still:
         torch.manual_seed(0)
-        result = model(*args, **kwargs)
+        result = still(*args, **kwargs)
     return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
 
 

@@ -244,12 +244,13 @@ def measured(
 
 def accuracy(model: nn.Module, samples: Queries, labels: Tensor) -> float:
     """The share of samples whose label has the highest score. Raises InputError where the scores do not fit."""
-    from coreprune._example import first_tensor, largest_batch, quiet
+    from coreprune._example import first_tensor, largest_batch
+    from coreprune._twin import quiet
 
     right = at = 0
-    with quiet(model):
-        for args, kwargs in samples.batches(largest_batch(next(samples.batches(2)), 64, model)):
-            scores = first_tensor(model(*args, **kwargs))
+    with quiet(model) as still:
+        for args, kwargs in samples.batches(largest_batch(next(samples.batches(2)), 64, still)):
+            scores = first_tensor(still(*args, **kwargs))
             if scores is None or scores.dim() != 2:
                 raise InputError("accuracy needs a model that returns scores of shape (samples, classes).")
             wanted = labels[at : at + len(scores)]

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
 
-from coreprune._example import ANY_BATCH, batch_of, normalise_example, quiet
+from coreprune._example import ANY_BATCH, batch_of, normalise_example
+from coreprune._twin import quiet
 from coreprune.errors import ModelError, first_line
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Captured:
 def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, batch: int = 1) -> Captured:
     """Trace `model(*args, **kwargs)` into a graph of ATen operations, at batch size 1 by default.
 
-    The model is traced in evaluation mode. Its mode and its configuration are restored afterwards, also after an error.
+    A copy of the model that shares its weights is traced, in evaluation mode (`quiet`).
 
     Args:
         model: any module that torch.export (non-strict) can trace.
@@ -77,9 +78,9 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
     args, more = normalise_example(args)
     args, kwargs = batch_of(args, {**more, **(kwargs or {})}, batch)
     start = time.perf_counter()
-    with quiet(model):
+    with quiet(model, own_inputs=False) as still:
         try:
-            program = torch.export.export(model, args, kwargs, strict=False)
+            program = torch.export.export(still, args, kwargs, strict=False)
         except Exception as error:
             raise ModelError(_explain(model, error)) from error
     names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]

@@ -6,13 +6,13 @@ tensor changed, and every number that a module stores. To carry it out, the mode
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from coreprune._twin import duplicate
 from coreprune.errors import ModelError
 
 Shape = tuple[int, ...]
@@ -82,7 +82,7 @@ def rebuilt(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> 
         if name in tensors:
             new = tensors[name]
             memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    small = copy.deepcopy(model, memo)
+    small = duplicate(model, memo)
     modules = dict(small.named_modules())
     for path, changes in recipe.numbers.items():
         for key, (before, after) in changes.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from coreprune._twin import duplicate
 from coreprune.errors import CoreprunError, ModelError
 from coreprune.graph.attributes import Numbers, follow_depthwise, follow_weights, scale_numbers
 from coreprune.graph.captured import Captured
@@ -184,13 +184,7 @@ def _smaller(
         old = named[name]
         new = cut(old, {dim: m for (n, dim), m in masks.items() if n == name})
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    try:
-        small = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied: {_first_line(error)}. "
-            "Take what copy.deepcopy refuses (a lock, an open file) off the model before pruning."
-        ) from error
+    small = duplicate(model, memo)
     _follow_weights(small, captured, {n: named[n].shape[0] for n in touched})
     _follow_groups(small, chosen, numbers)
     return small

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from coreprune.graph.captured import Captured, quiet
+from coreprune._twin import quiet
+from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group
 from coreprune.graph.replay import replay
 
@@ -27,29 +25,23 @@ def difference(
     If the removed channels enter the statistics of a norm, the model is only run and not compared: it cannot be equal.
     """
     try:
-        with quiet(small), _same_noise():
-            got = small(*captured.args, **captured.kwargs)
+        with quiet(small) as still:
+            torch.manual_seed(0)  # so that both models draw the same numbers
+            got = still(*captured.args, **captured.kwargs)
     except Exception as error:
         text = str(error).strip().splitlines()
         return f"the pruned model does not run: {type(error).__name__}: {text[0] if text else ''}"
     masks = zero_masks(captured, chosen)
-    with quiet(model), _same_noise():
-        weights = zeroed(model, chosen)
+    with quiet(model) as still:
+        torch.manual_seed(0)
+        weights = zeroed(still, chosen)
         if masks:
-            want = replay(captured, model, weights, masks)
+            want = replay(captured, still, weights, masks)
             got = [x for x in pytree.tree_leaves(got) if isinstance(x, Tensor)][: len(want)]
         else:
-            want = functional_call(model, weights, captured.args, captured.kwargs)
+            want = functional_call(still, weights, captured.args, captured.kwargs)
     exact = not any("norm-statistics" in g.flags for g, _ in chosen)
     return compare(got, want, exact)
-
-
-@contextmanager
-def _same_noise() -> Iterator[None]:
-    """Both runs draw the same random numbers, and the caller's generator keeps its state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def zeroed(model: nn.Module, chosen: list[tuple[Group, Tensor]]) -> dict[str, Tensor]:

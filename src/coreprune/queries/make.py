@@ -70,13 +70,13 @@ def make_queries(
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise InputError(f"n={n!r}: a whole number of queries, at least one, is needed.")
     generator, spec = as_generator(seed), resolve(spec)
-    with untouched(model):
+    with untouched(model) as still:
         if isinstance(spec, Queries):
             return _reused(spec, args, kwargs, n)
         if is_samples(spec):
             return from_samples(spec, (args, kwargs), n, generator)
-        targets = tuple(Target(model, args, kwargs, leaf) for leaf in drawn(args, kwargs))
-        check_runs(model, args, kwargs)
+        targets = tuple(Target(still, args, kwargs, leaf) for leaf in drawn(args, kwargs))
+        check_runs(still, args, kwargs)
         first = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         run = _Run(targets, n or _enough(targets[0]), first, progress or silent, Path(cache) if cache else None)
         return run.by_function(spec) if isinstance(spec, FromFunction) else run.by_source(spec)

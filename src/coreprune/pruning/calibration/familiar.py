@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from coreprune._example import largest_batch, quiet
+from coreprune._example import largest_batch
+from coreprune._twin import quiet
 from coreprune.queries import Queries
 from coreprune.queries.sources.norm_statistics import mismatch_during, sigma
 
@@ -31,11 +32,11 @@ def familiar(model: nn.Module, queries: Queries) -> tuple[Queries, bool]:
     """
     if len(queries) < _FEWEST:
         return queries, True
-    with quiet(model), torch.no_grad():
-        if largest_batch(next(queries.batches(2)), _MOST, model) < _FEWEST:
+    with quiet(model) as still:
+        if largest_batch(next(queries.batches(2)), _MOST, still) < _FEWEST:
             return queries, True
         args, kwargs = next(queries.take(_MOST).batches(_MOST))
-        found = mismatch_during(model, lambda: model(*args, **kwargs))
+        found = mismatch_during(still, lambda: still(*args, **kwargs))
     if not found:
         return queries, True
     off = sigma(torch.stack(found))

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import largest_batch, quiet
+from coreprune._example import largest_batch
 from coreprune._progress import Progress, silent
 from coreprune._seed import as_generator
+from coreprune._twin import quiet
 from coreprune.errors import InputError, ModelError
 from coreprune.pruning.calibration.rows import Inputs, Rows
 from coreprune.pruning.distill.block_outputs import Watched, shared_features, spread
@@ -110,16 +111,16 @@ def distill_(
     saved = None
     if checkpoint is not None:
         saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, options)))
-    with _training(student, teacher) as parameters:
+    with _training(student, teacher) as (parameters, still):
         training = _Training(parameters, _tensors(student), options)
-        most = largest_batch(next(rows.parts(0, 2)), rows.size, student, teacher)
-        names = spread(shared_features(student, teacher, next(rows.parts(0, most)))) if options.features else []
+        most = largest_batch(next(rows.parts(0, 2)), rows.size, student, still)
+        names = spread(shared_features(student, still, next(rows.parts(0, most)))) if options.features else []
         # Fit before a checkpoint is loaded, so that an interrupted run goes on with the same maps.
         once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most))
-        maps = fit_readouts(student, teacher, names, once) if names else []
+        maps = fit_readouts(student, still, names, once) if names else []
         first = training.load(saved)
-        with Watched(student, names) as seen, Watched(teacher, names) as wanted:
-            mine, lessons = Watching(student, seen), Lessons(Watching(teacher, wanted), rows, most, options.copies)
+        with Watched(student, names) as seen, Watched(still, names) as wanted:
+            mine, lessons = Watching(student, seen), Lessons(Watching(still, wanted), rows, most, options.copies)
             for step in range(first, options.steps):
                 training.step(step, _loss(mine, maps, lessons.of(step), options))
                 if saved is not None and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
@@ -146,10 +147,10 @@ def _identity(student: nn.Module, teacher: nn.Module, rows: Rows, options: Disti
 
 
 @contextmanager
-def _training(student: nn.Module, teacher: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Set evaluation mode, and yield the parameters to train.
+def _training(student: nn.Module, teacher: nn.Module) -> Iterator[tuple[list[nn.Parameter], nn.Module]]:
+    """Set evaluation mode, and yield the parameters to train, and a twin of the teacher.
 
-    At the end flags and modes are restored; after an error the tensors are restored too.
+    At the end the student's flags, modes and buffers are restored; after an error its parameters are restored too.
     """
     held = _tensors(student)
     if shared := {t.data_ptr() for t in held.values()} & {t.data_ptr() for t in _tensors(teacher).values()} - {0}:
@@ -161,19 +162,26 @@ def _training(student: nn.Module, teacher: nn.Module) -> Iterator[list[nn.Parame
     if not trained:
         raise InputError(f"{type(student).__name__} has no floating-point parameters to train.")
     start = {name: t.detach().clone() for name, t in held.items()}
+    modes = {m: m.training for m in student.modules()}
+    restored = dict(student.named_buffers())
     try:
-        with quiet(teacher), quiet(student), torch.enable_grad():
+        with quiet(teacher) as still, torch.enable_grad():
+            student.eval()
             for p in trained:
                 p.requires_grad_(True)
-            yield trained
+            yield trained, still
     except BaseException:
-        with torch.no_grad():
-            for name, tensor in held.items():
-                tensor.copy_(start[name])
+        restored = held
         raise
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for name, tensor in restored.items():
+                if not torch.equal(tensor, start[name]):  # not in vain: an expanded buffer cannot be written to
+                    tensor.copy_(start[name])
 
 
 class _Training:

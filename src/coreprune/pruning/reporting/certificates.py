@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import first_tensor, largest_batch, quiet
+from coreprune._example import first_tensor, largest_batch
 from coreprune._seed import check_seed
+from coreprune._twin import quiet
 from coreprune.coreset import (
     Certificate,
     Coreset,
@@ -168,10 +169,10 @@ def agreement(
     """
     same = total = 0
     answers: list[Tensor] = []
-    with quiet(model), quiet(small):
-        batch = largest_batch(next(fresh.batches(2)), _BATCH, model, small)
+    with quiet(model) as full, quiet(small) as left:
+        batch = largest_batch(next(fresh.batches(2)), _BATCH, full, left)
         for args, kwargs in fresh.batches(batch):
-            before, after = (first_tensor(m(*args, **kwargs)) for m in (model, small))
+            before, after = (first_tensor(m(*args, **kwargs)) for m in (full, left))
             if before is None or after is None or before.dim() != 2 or before.shape[1] < 2:
                 return None
             chosen = before.argmax(dim=1)

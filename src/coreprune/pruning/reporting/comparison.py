@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import batch_size, largest_batch, quiet
+from coreprune._example import batch_size, largest_batch
 from coreprune._shapes import Float
+from coreprune._twin import quiet
 from coreprune.pruning.distill.block_outputs import floats
 from coreprune.queries import Queries
 
@@ -53,13 +54,13 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
     errors: list[Tensor] = []  # (queries, outputs)
     sums: list[Tensor] = []  # (outputs, 3): sum, sum of squares, count
     classes: list[bool] = []
-    with quiet(model), quiet(small):
-        size = largest_batch(next(queries.batches(2)), _BATCH, model, small)
+    with quiet(model) as full, quiet(small) as left:
+        size = largest_batch(next(queries.batches(2)), _BATCH, full, left)
         for args, kwargs in queries.batches(size):
             rows = batch_size(args, kwargs) or 1
             pairs = [
                 (x, y)
-                for x, y in zip(floats(model(*args, **kwargs)), floats(small(*args, **kwargs)), strict=False)
+                for x, y in zip(floats(full(*args, **kwargs)), floats(left(*args, **kwargs)), strict=False)
                 if x.shape == y.shape and x.dim() and len(x) == rows
             ]
             if not pairs:

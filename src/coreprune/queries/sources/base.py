@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from coreprune._example import first_tensor, largest_batch, quiet
+from coreprune._example import first_tensor, largest_batch
+from coreprune._twin import quiet
 from coreprune.errors import InputError
 from coreprune.queries.check import fitting
 from coreprune.queries.leaves import title, with_leaves
@@ -183,22 +184,7 @@ def draw(
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients. Modes, flags, buffers and the global random state are restored in the end."""
-    grads = {p: p.requires_grad for p in model.parameters()}
-    buffers = [
-        (m, name, b, b.detach().clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None
-    ]
-    devices = sorted({p.device.index or 0 for p in grads if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices), quiet(model):
-        try:
-            for p in grads:
-                p.requires_grad_(False)
-            yield
-        finally:
-            for p, was in grads.items():
-                p.requires_grad_(was)
-            for module, name, buffer, was in buffers:
-                module._buffers[name] = buffer  # a forward may have put another tensor there
-                if not torch.equal(buffer, was):  # not in vain: an expanded buffer cannot be written to
-                    buffer.copy_(was)
+def untouched(model: nn.Module) -> Iterator[nn.Module]:
+    """A twin to run (`quiet`), whose parameters get no gradients."""
+    with quiet(model) as still:
+        yield still.requires_grad_(False)

@@ -213,12 +213,12 @@ def invert(
     Raises InputError if the model has no batch norm with running statistics.
     """
     place = next((t for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()), torch.zeros(()))
-    target = Target(model, (torch.zeros(1, *shape, device=place.device, dtype=place.dtype),), {}, 0)
+    example = (torch.zeros(1, *shape, device=place.device, dtype=place.dtype),)
     told = progress or silent
-    with untouched(model):
+    with untouched(model) as still:
         return draw(
             BatchNormInversion(steps=steps, **options),
-            target,
+            Target(still, example, {}, 0),
             n,
             as_generator(seed),
             lambda done, total: told("queries", done, total),

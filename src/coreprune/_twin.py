@@ -1,0 +1,195 @@
+"""Copies of models: twins, which share the weights and run in the model's place, and copies with other weights.
+
+A forward may write into buffers, fill caches, keep activations and draw random numbers. In a twin it does so without a
+trace in the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from coreprune.errors import ModelError, first_line
+
+log = logging.getLogger(__name__)
+
+_MOST_SHARED = 100  # objects in a model that cannot be copied
+
+
+@contextmanager
+def quiet(model: nn.Module, own_inputs: bool = True) -> Iterator[nn.Module]:
+    """A twin of the model to run: in evaluation mode, without gradients and without a key/value cache.
+
+    Nothing of what its forward does reaches the model, the inputs or the caller's random state.
+
+    own_inputs: whether the twin copies the tensors that it is called with.
+    """
+    still = twin(model).eval()
+    for module in still.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", None) is not None:
+            config.use_cache = False
+    if own_inputs:
+        still.register_forward_pre_hook(_copy_inputs, with_kwargs=True)
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with _unchanged(model), torch.random.fork_rng(devices), torch.no_grad():
+        yield still
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy whose parameters share the memory of the model's. Everything else is copied, buffers too.
+
+    Raises ModelError if the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        if not is_lazy(p) and not p.is_inference():  # autograd refuses tensors of inference mode, but not their copies
+            shared = nn.Parameter(p.detach(), p.requires_grad)
+            vars(shared).update(vars(p))
+            memo[id(p)] = shared
+    return duplicate(model, memo)
+
+
+def duplicate(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy of a model.
+
+    Functions that close over the model's modules, such as hooks, work on those of the copy. Tensors that a forward has
+    left behind lose their history. What cannot be copied, such as a lock or an open file, is shared with the original.
+
+    memo: what takes the place of which object, by id(object). It is not changed.
+
+    Raises ModelError if the model cannot be copied.
+    """
+    memo = dict(memo)
+    for _ in range(_MOST_SHARED):
+        filled = dict(memo)
+        try:
+            with _Copying():
+                new = copy.deepcopy(model, filled)
+        except Exception as error:
+            stuck = _in_hand(error)
+            if stuck is None or isinstance(stuck, (nn.Module, Tensor)) or id(stuck) in memo:
+                raise ModelError(
+                    f"{type(model).__name__} cannot be copied: {first_line(error)}. "
+                    "Take what copy.deepcopy refuses off the model before pruning."
+                ) from error
+            log.info("a %s cannot be copied and is shared by both models", type(stuck).__name__)
+            memo[id(stuck)] = stuck
+        else:
+            _follow(new, filled)
+            return new
+    raise ModelError(f"{type(model).__name__} holds more than {_MOST_SHARED} objects that cannot be copied.")
+
+
+class _Copying(TorchFunctionMode):
+    """How tensors that are no parameters are copied: those that are no leaves, too."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if tensor.is_leaf and not tensor.is_inference():
+            with torch._C.DisableTorchFunction():
+                return tensor.__deepcopy__(memo)
+        new = memo[id(tensor)] = tensor.detach().clone()
+        return new
+
+
+def _in_hand(error: Exception) -> Any:
+    """The object whose copying raised an error, or None."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is copy.deepcopy.__code__:
+            found = trace.tb_frame.f_locals["x"]
+        trace = trace.tb_next
+    return found
+
+
+def _follow(new: nn.Module, copies: dict[int, Any]) -> None:
+    """Let functions that the modules hold, and that close over copied objects, close over the copies.
+
+    copies: by id of the original.
+    """
+    for module in new.modules():
+        for holder in (vars(module), *(v for v in vars(module).values() if isinstance(v, dict))):
+            for key, value in list(holder.items()):
+                if isinstance(value, types.FunctionType):
+                    holder[key] = _rebound(value, copies)
+
+
+def _rebound(function: types.FunctionType, copies: dict[int, Any]) -> Callable[..., Any]:
+    """The function with copies in place of the originals in its closure and defaults."""
+    if id(function) in copies:
+        return copies[id(function)]
+    cells = function.__closure__ or ()
+    held = [cell.cell_contents for cell in cells if _is_filled(cell)] + list(function.__defaults__ or ())
+    if not any(isinstance(x, types.FunctionType) or id(x) in copies for x in held):
+        return function
+    new = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(types.CellType() for _ in cells),
+    )
+    vars(new).update(vars(function))
+    new.__kwdefaults__ = function.__kwdefaults__
+    copies[id(function)] = new  # before its closure, in which it may be itself
+
+    def copied(x: Any) -> Any:
+        return _rebound(x, copies) if isinstance(x, types.FunctionType) else copies.get(id(x), x)
+
+    new.__defaults__ = None if function.__defaults__ is None else tuple(map(copied, function.__defaults__))
+    for cell, old in zip(new.__closure__ or (), cells, strict=True):
+        if _is_filled(old):
+            cell.cell_contents = copied(old.cell_contents)
+    return new
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _copy_inputs(module: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ARG001 (torch calls it)
+    return pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back the attributes of the model's modules: hooks may reach them by a global name."""
+    kinds = (dict, list, set)
+    before = [
+        (vars(m), dict(vars(m)), {k: copy.copy(v) for k, v in vars(m).items() if isinstance(v, kinds)})
+        for m in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for mine, was, inside in before:
+            for holder, content in ((mine, was), *((was[key], value) for key, value in inside.items())):
+                if not _identical(holder, content):
+                    holder.clear()
+                    holder.extend(content) if isinstance(holder, list) else holder.update(content)
+
+
+def _identical(a: Any, b: Any) -> bool:
+    if len(a) != len(b):
+        return False
+    pairs = (
+        zip(a.items(), b.items(), strict=True) if isinstance(a, dict) else zip(enumerate(a), enumerate(b), strict=True)
+    )
+    return all(k == n and x is y for (k, x), (n, y) in pairs)
