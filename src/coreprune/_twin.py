@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -24,6 +26,21 @@ from coreprune.errors import ModelError, first_line
 log = logging.getLogger(__name__)
 
 _MOST_SHARED = 100  # objects in a model that cannot be copied
+_ONE = threading.RLock()  # torch.export and the global random state are not made for several threads
+
+
+@contextmanager
+def guarded(model: object) -> Iterator[None]:
+    """What a public function does with a model: by one thread at a time, outside of inference mode, without a trace.
+
+    model: anything; what is not a module is not guarded.
+    """
+    with _ONE, torch.inference_mode(False):
+        if isinstance(model, nn.Module):
+            with _unchanged(model):
+                yield
+        else:
+            yield
 
 
 @contextmanager
@@ -42,7 +59,7 @@ def quiet(model: nn.Module, own_inputs: bool = True) -> Iterator[nn.Module]:
     if own_inputs:
         still.register_forward_pre_hook(_copy_inputs, with_kwargs=True)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with _unchanged(model), torch.random.fork_rng(devices), torch.no_grad():
+    with _unchanged(model), torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad():
         yield still
 
 
@@ -98,6 +115,8 @@ class _Copying(TorchFunctionMode):
         if func is not Tensor.__deepcopy__:
             return func(*args, **(kwargs or {}))
         tensor, memo = args
+        if isinstance(tensor, FakeTensor):  # left by a trace; it has no content
+            return tensor
         if tensor.is_leaf and not tensor.is_inference():
             with torch._C.DisableTorchFunction():
                 return tensor.__deepcopy__(memo)

@@ -91,13 +91,13 @@ def test_in_place_keeps_modules_parameters_and_drops_gradients() -> None:
 def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     model, captured, groups, keep, _ = prepared("resnet-bottleneck")
     before = state(model)
-    for broken in ("_follow_weights", "cut", "difference"):
+    for broken in ("surgery._follow_weights", "surgery.cut", "check.compare"):
 
         def fail(*_: object) -> None:
             raise ModelError("broken on purpose")
 
         with monkeypatch.context() as patch:
-            patch.setattr(f"coreprune.graph.surgery.{broken}", fail)
+            patch.setattr(f"coreprune.graph.{broken}", fail)
             with pytest.raises(ModelError, match="on purpose"):
                 remove(Traced(model, captured, groups), keep, inplace=True)
         assert same(before, state(model))

@@ -28,7 +28,8 @@ from coreprune.graph.rules.compute import product
 from coreprune.graph.rules.einsum_space import pointwise, statistic
 from coreprune.graph.rules.movement import move
 from coreprune.graph.rules.registry import Call, rule
-from coreprune.graph.surgery import Removed, adopt, cut, kept_positions, probe, remove
+from coreprune.graph.slicing import cut, kept_positions
+from coreprune.graph.surgery import Removed, adopt, probe, remove
 from coreprune.graph.traced import Traced
 from coreprune.graph.values import Value
 

@@ -56,6 +56,8 @@ class Execution:
             value = self._call(lambda *a: a[0], node)
         else:
             value = self._call(node.target, node)
+            if node in self._overwritten and not _shares(node) and not mutates(node) and torch.is_grad_enabled():
+                value = [v.clone() if isinstance(v, Tensor) else v for v in value]  # the operation may have kept it
         self.values[node] = value
         return value
 

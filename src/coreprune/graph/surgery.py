@@ -15,8 +15,8 @@ from coreprune.graph.attributes import Numbers, follow_depthwise, follow_weights
 from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group, check_keep
 from coreprune.graph.recipe import number_changes
+from coreprune.graph.slicing import cut, kept_positions
 from coreprune.graph.traced import Traced
-from coreprune.graph.verify import difference
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
             raise
         except Exception as error:
             return None, f"its weights cannot be cut: {_first_line(error)}"
-        problem = difference(model, small, captured, chosen) if check else None
+        problem = traced.check.difference(small, chosen, kept_positions(chosen)) if check else None
         return (None, problem) if problem else (small, "")
 
     def grow(good: list[str], names: list[str]) -> list[str]:
@@ -117,6 +117,7 @@ def probe(traced: Traced) -> Traced:
 
     Run this before widths are chosen, so that the allocation counts only on channels that can really be removed.
     """
+    traced = traced.locking(traced.check.unseen(list(traced.free.values())))
     return traced.locking(remove(traced, {name: _half(g) for name, g in traced.free.items()}).locked)
 
 
@@ -141,35 +142,6 @@ def _same_shapes(model: nn.Module, captured: Captured) -> None:
             raise ModelError(
                 f"{name} had shape {shape} when the model was captured and is {found} now; capture it again"
             )
-
-
-def kept_positions(chosen: list[tuple[Group, Tensor]]) -> dict[tuple[str, int], Tensor]:
-    """For every parameter axis, which positions stay: bool [n], or [g, n] for sectioned axes."""
-    masks: dict[tuple[str, int], Tensor] = {}
-    for group, keep in chosen:
-        stays = torch.zeros(group.size + 1, dtype=torch.bool)
-        stays[keep] = True
-        stays[-1] = True  # index -1: not a channel of this group
-        for s in group.slices:
-            mask = stays[s.index]
-            masks[s.param, s.dim] = masks[s.param, s.dim] & mask if (s.param, s.dim) in masks else mask
-    return masks
-
-
-def cut(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:
-    """Keep the positions that stay, on every axis. Sectioned axes come first, as sections still have their old size."""
-    out = tensor.detach()
-    for dim, mask in sorted(masks.items(), key=lambda item: -item[1].dim()):
-        if mask.dim() == 2:
-            sections = out.chunk(mask.shape[0], 0)
-            out = torch.cat([_select(b, dim, m) for b, m in zip(sections, mask, strict=True)], 0)
-        else:
-            out = _select(out, dim, mask)
-    return out.clone() if out.data_ptr() == tensor.data_ptr() else out
-
-
-def _select(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
-    return tensor.index_select(dim, mask.nonzero()[:, 0].to(tensor.device))
 
 
 def _smaller(

@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from coreprune.graph.captured import Captured
+from coreprune.graph.check import Check
 from coreprune.graph.costs import CostModel
 from coreprune.graph.groups import Group, lock
 
@@ -43,8 +44,16 @@ class Traced:
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {name: tensor.detach() for name, tensor in named}
 
+    @cached_property
+    def check(self) -> Check:
+        """How pruned copies are compared with the model."""
+        return Check(self.model, self.captured)
+
     def locking(self, reasons: Mapping[str, str]) -> Traced:
         """The same, with the named groups locked. reasons: group name -> why."""
         if not reasons:
             return self
-        return replace(self, groups=[lock(g, reasons[g.name]) if g.name in reasons else g for g in self.groups])
+        new = replace(self, groups=[lock(g, reasons[g.name]) if g.name in reasons else g for g in self.groups])
+        if "check" in vars(self):
+            vars(new)["check"] = self.check
+        return new

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from coreprune._progress import Progress, silent
+from coreprune._twin import guarded
 from coreprune.pruning.stages import trace
 
 
@@ -80,7 +81,8 @@ def list_groups(model: nn.Module, example_inputs: Any, *, progress: Progress = s
 
     Raises InputError for wrong arguments, and ModelError for a model that cannot be traced.
     """
-    traced = trace(model, example_inputs, progress)
+    with guarded(model):
+        traced = trace(model, example_inputs, progress)
     model_cost = traced.cost_model
     shares, total = model_cost.shares(), model_cost()
     rows = tuple(

@@ -12,6 +12,7 @@ from torch import nn
 
 from coreprune._example import device_of, example_like
 from coreprune._progress import Clock, Progress, silent
+from coreprune._twin import guarded
 from coreprune.errors import BudgetError, InputError
 from coreprune.graph import Recipe, Traced, adopt, recipe_of
 from coreprune.pruning.allocation.allocate import allocate
@@ -117,69 +118,66 @@ def prune(
     """
     asked = _repair_options(repair)
     options = asked if queries is not None else None
-    budget, selector = check_settings(budget, seed, delta), resolve(method, options is not None, queries is not None)
+    budget = check_settings(budget, seed, delta)
+    selector = resolve(method, options is not None, queries is not None)
     training = _distill_options(distill, queries, checkpoint)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     clock = Clock(progress or silent)
     excluded = check_exclude(exclude)
-    with clock("capture"):
-        traced = trace(model, example_inputs, clock.tell, excluded)
-    _check_affordable(budget, traced, cost)
-    settings = Settings(
-        budget=budget,
-        method=selector,
-        queries=asked_queries(queries),
-        n_queries=n_queries,
-        exclude=exclude_names(traced, excluded),
-        repair=options,
-        distill=training,
-        compare=compare,
-        seed=seed,
-        delta=delta,
-        cost=cost,
-    )
-    calibration = None
-    by_queries = queries is not None and _by_queries(selector, budget)
-    if by_queries or options is not None or training is not None:
-        if options is None and training is None and not selector.reads and is_source(queries):
-            log.warning(
-                "queries are made for the allocation of widths alone, because %s needs none and nothing is repaired. "
-                "With queries=None, or Budget(..., uniform=True), none are made, and all groups give up about the same "
-                "share.",
-                selector.name,
-            )
-        with clock("queries"):
-            calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
-    pruned = prune_to(traced, settings, calibration, clock)
-    if calibration is not None and options is not None and calibration.useful:
-        with clock("repair"):
-            pruned = replace(pruned, fits=repair_(pruned, calibration, options, clock.tell))
-    compared: list[Compared] = []
-    if calibration is not None and compare and calibration.useful:
-        pruned, compared = best_of(pruned, settings, calibration, clock)
-    if calibration is not None and options is not None and pruned.fits:
-        pruned, compared = trained(pruned, settings, calibration, compared, clock)
-    small = pruned.removed.model
-    if calibration is not None and training is not None:
-        with clock("distill"):
-            distill_(
-                small,
-                model,
-                calibration.queries,
-                training,
-                seed=seed,
-                checkpoint=checkpoint,
-                progress=clock.tell,
-            )
-    with clock("certify"):
-        report = make_report(pruned, settings, calibration, compared)
-    report = replace(report, seconds=clock.seconds)
-    recipe = recipe_of(model, small)
+    with guarded(model):
+        with clock("capture"):
+            traced = trace(model, example_inputs, clock.tell, excluded)
+        _check_affordable(budget, traced, cost)
+        settings = Settings(
+            budget=budget,
+            method=selector,
+            queries=asked_queries(queries),
+            n_queries=n_queries,
+            exclude=exclude_names(traced, excluded),
+            repair=options,
+            distill=training,
+            compare=compare,
+            seed=seed,
+            delta=delta,
+            cost=cost,
+        )
+        calibration = None
+        by_queries = queries is not None and _by_queries(selector, budget)
+        if by_queries or options is not None or training is not None:
+            if options is None and training is None:
+                _say_what_queries_are_for(selector, queries)
+            with clock("queries"):
+                calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
+        pruned = prune_to(traced, settings, calibration, clock)
+        if calibration is not None and options is not None and calibration.useful:
+            with clock("repair"):
+                pruned = replace(pruned, fits=repair_(pruned, calibration, options, clock.tell))
+        compared: list[Compared] = []
+        if calibration is not None and compare and calibration.useful:
+            pruned, compared = best_of(pruned, settings, calibration, clock)
+        if calibration is not None and options is not None and pruned.fits:
+            pruned, compared = trained(pruned, settings, calibration, compared, clock)
+        small = pruned.removed.model
+        if calibration is not None and training is not None:
+            with clock("distill"):
+                distill_(
+                    small,
+                    model,
+                    calibration.queries,
+                    training,
+                    seed=seed,
+                    checkpoint=checkpoint,
+                    progress=clock.tell,
+                )
+        with clock("certify"):
+            report = make_report(pruned, settings, calibration, compared)
+        report = replace(report, seconds=clock.seconds)
+        recipe = recipe_of(model, small)
+        rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
     if inplace:  # the last step, so that a failure before it leaves the given model unchanged
         adopt(model, small)
         small = model
-    rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
     return Result(small, pruned.plan, report, rankings, recipe, calibration.given if calibration else None)
 
 
@@ -203,14 +201,15 @@ def make_plan(
     check_cost(cost, budget)
     clock = Clock(progress or silent)
     excluded = check_exclude(exclude)
-    traced = trace(model, example_inputs, clock.tell, excluded)
-    _check_affordable(budget, traced, cost)
-    names = exclude_names(traced, excluded)
-    settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
-    calibration = None
-    if queries is not None and _by_queries(selector, budget):
-        calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
-    return prune_to(traced, settings, calibration, clock).plan
+    with guarded(model):
+        traced = trace(model, example_inputs, clock.tell, excluded)
+        _check_affordable(budget, traced, cost)
+        names = exclude_names(traced, excluded)
+        settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
+        calibration = None
+        if queries is not None and _by_queries(selector, budget):
+            calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
+        return prune_to(traced, settings, calibration, clock).plan
 
 
 def apply_plan(
@@ -242,23 +241,24 @@ def apply_plan(
         example_inputs = example_like(plan.example, device_of(model))
     check_model(model, example_inputs)
     _check_architecture(model, plan)
-    tell = progress or silent
-    traced = trace(model, example_inputs, tell)
-    sizes = {g.name: g.size for g in traced.groups}
-    for name, entry in plan.groups.items():
-        if sizes.get(name) != entry.size:
-            raise InputError(
-                f"the plan prunes {name!r} with {entry.size} channels, but this model has "
-                f"{sizes.get(name, 'no such group')}. Make a plan for this model."
-            )
-    pruned = carry_out(traced, plan)
-    if pruned.removed.locked:
-        name, reason = next(iter(pruned.removed.locked.items()))
-        raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
-    if queries is not None and options is not None:
-        calibration = gather(traced, Asked(example_inputs, queries, n_queries), plan.seed, tell)
-        if calibration.useful and repair_(pruned, calibration, options, tell):
-            descend_(pruned, calibration, options, plan.seed, tell)
+    with guarded(model):
+        tell = progress or silent
+        traced = trace(model, example_inputs, tell)
+        sizes = {g.name: g.size for g in traced.groups}
+        for name, entry in plan.groups.items():
+            if sizes.get(name) != entry.size:
+                raise InputError(
+                    f"the plan prunes {name!r} with {entry.size} channels, but this model has "
+                    f"{sizes.get(name, 'no such group')}. Make a plan for this model."
+                )
+        pruned = carry_out(traced, plan)
+        if pruned.removed.locked:
+            name, reason = next(iter(pruned.removed.locked.items()))
+            raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
+        if queries is not None and options is not None:
+            calibration = gather(traced, Asked(example_inputs, queries, n_queries), plan.seed, tell)
+            if calibration.useful and repair_(pruned, calibration, options, tell):
+                descend_(pruned, calibration, options, plan.seed, tell)
     if inplace:
         adopt(model, pruned.removed.model)
         return model
@@ -271,6 +271,17 @@ def _check_architecture(model: nn.Module, plan: Plan) -> None:
         raise InputError(
             f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
             "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
+        )
+
+
+def _say_what_queries_are_for(selector: Selector, queries: Any) -> None:
+    """Warn that queries will be made, which may take minutes, if nothing but the allocation needs them."""
+    if not selector.reads and is_source(queries):
+        log.warning(
+            "queries are made for the allocation of widths alone, because %s needs none and nothing is repaired. "
+            "With queries=None, or Budget(..., uniform=True), none are made, and all groups give up about the same "
+            "share.",
+            selector.name,
         )
 
 

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from coreprune._example import batch_of, batch_size, check_runs, normalise_example
 from coreprune._progress import Progress, silent
 from coreprune._seed import as_generator
+from coreprune._twin import guarded
 from coreprune.errors import InputError
 from coreprune.queries.auto import choose
 from coreprune.queries.cache import Cache, fingerprint
@@ -70,7 +71,7 @@ def make_queries(
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise InputError(f"n={n!r}: a whole number of queries, at least one, is needed.")
     generator, spec = as_generator(seed), resolve(spec)
-    with untouched(model) as still:
+    with guarded(model), untouched(model) as still:
         if isinstance(spec, Queries):
             return _reused(spec, args, kwargs, n)
         if is_samples(spec):

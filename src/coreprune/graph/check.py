@@ -1,0 +1,271 @@
+"""The check after surgery: on which inputs, and with which weights, a model is compared with what is cut from it.
+
+The inputs are drawn for the check (`check_inputs.py`): some like the example, and some with several samples and with
+every axis longer than 1 that may be. Weights that hide what is behind them, because they are all equal, such as a scale
+of zero, are replaced by random ones in both models. Cheap models are compared in float64.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coreprune._twin import quiet
+from coreprune.errors import ModelError, first_line
+from coreprune.graph.captured import Captured, capture
+from coreprune.graph.check_inputs import BATCH, LENGTH, STYLES, Drawing, drawing
+from coreprune.graph.costs import CostModel
+from coreprune.graph.groups import Group, ParamSlice
+from coreprune.graph.replay import replay
+from coreprune.graph.slicing import cut
+from coreprune.graph.verify import compare, differ, tensors, zero_masks, zeroed
+
+log = logging.getLogger(__name__)
+
+_CHEAP = 100_000_000  # multiply-accumulates of one sample up to which the check computes in float64
+_FEW = 50_000_000  # parameters up to which it does
+_NOISE = 0.1  # deviation of the weights that replace equal ones
+_SEED = 0
+
+Masks = Mapping[tuple[str, int], Tensor]
+
+
+class Check:
+    """How a model is compared with what is cut from it. Everything is found out when it is first needed.
+
+    model, captured: the original and its graph.
+    """
+
+    def __init__(self, model: nn.Module, captured: Captured) -> None:
+        self.model, self.captured = model, captured
+        self._graphs: dict[int, Captured | None] = {}
+
+    def difference(self, small: nn.Module, chosen: Sequence[tuple[Group, Tensor]], masks: Masks) -> str | None:
+        """None if `small` runs and equals the original with the removed channels read as zeros, else what is wrong.
+
+        If the removed channels enter the statistics of a norm, the model is only run and not compared: it cannot be
+        equal.
+
+        chosen: the groups with the channels that stay. masks: `kept_positions` of them.
+        """
+        if self.blind:
+            return self.blind
+        exact = not any("norm-statistics" in g.flags for g, _ in chosen)
+        own = {name: cut(t, {d: m for (n, d), m in masks.items() if n == name}) for name, t in self._alive.items()}
+        reads, compared = zero_masks(self.captured, chosen), False
+        for inputs in self._inputs:
+            try:
+                got = self._run(small, inputs, own)
+            except Exception as error:
+                return f"the pruned model does not run: {first_line(error)}"
+            if reads:
+                graph = self._graph(inputs)
+                if graph is None:
+                    continue
+                with self._ready(self.model, self._alive, chosen) as still:
+                    want = replay(graph, still, {}, reads)
+                got = tensors(got)[: len(want)]
+            else:
+                want = self._run(self.model, inputs, self._alive, chosen)
+            compared, problem = True, compare(got, want, exact)
+            if problem is not None:
+                return problem
+        return None if compared else "the model cannot be traced on the inputs of the check"
+
+    def unseen(self, groups: Sequence[Group]) -> dict[str, str]:
+        """The groups of which nothing is seen in the outputs, with words for it."""
+        if self.blind:
+            return {g.name: self.blind for g in groups}
+        moved, nothing = self._moved(groups), torch.zeros(0, dtype=torch.int64)
+        found = {}
+        for group in groups:
+            if group.name in moved:
+                continue
+            with_zeros = self._run(self.model, self._inputs[-1], self._alive, [(group, nothing)])
+            if not differ(with_zeros, self._run(self.model, self._inputs[-1], self._alive)):
+                found[group.name] = "its channels do not reach an output, so that the cut cannot be checked"
+        return found
+
+    # --- what is found out once ---------------------------------------------------------------------------------------
+    @cached_property
+    def blind(self) -> str | None:
+        """Why the check could not tell a right result from a wrong one, or None."""
+        if self._inputs:
+            return None
+        return "the outputs are not finite or do not depend on the inputs, so that the cut cannot be checked"
+
+    @cached_property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of the computation; None for the model's own."""
+        own = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        parameters = sum(p.numel() for p in self.model.parameters())
+        cheap = CostModel(self.captured, ())().macs <= _CHEAP and parameters <= _FEW
+        tried = [torch.float64] * cheap + [torch.float32] * bool(own & {torch.float16, torch.bfloat16})
+        for dtype in tried:
+            args, kwargs = self._drawing.inputs(_SEED, dtype)
+            try:
+                with quiet(self.model) as still:
+                    still.to(dtype)(*args, **kwargs)
+            except Exception as error:
+                log.debug("the model does not run in %s: %s", dtype, first_line(error))
+            else:
+                return dtype
+        return None
+
+    @cached_property
+    def _drawing(self) -> Drawing:
+        return drawing(self.captured)
+
+    @cached_property
+    def _alive(self) -> dict[str, Tensor]:
+        """New values for real parameters of several entries that are all equal."""
+        generator, out = torch.Generator().manual_seed(_SEED), {}
+        for name, p in self.model.named_parameters():
+            if p.is_floating_point() and p.numel() > 1:
+                first = p.detach().reshape(-1)[0]
+                if bool(torch.isfinite(first)) and bool((p.detach() == first).all()):
+                    noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                    out[name] = (float(first) + _NOISE * noise).to(p)
+        return out
+
+    @cached_property
+    def _inputs(self) -> tuple[Drawing, ...]:
+        """The inputs to compare on: shaped like the example, and with longer axes if the model takes them.
+
+        Empty if no inputs are found on which the outputs are finite and depend on the inputs.
+        """
+        for style in STYLES:
+            base = replace(self._drawing, style=style)
+            if not self._runs(base):
+                continue
+            longer = self._longer(base)
+            found = (base,) if longer is None else (base, longer)
+            if any(differ(*(self._run(self.model, x, self._alive, seed=s) for s in (_SEED, _SEED + 1))) for x in found):
+                return found
+        return ()
+
+    def _reacts(self, inputs: Drawing) -> bool:
+        """Whether other inputs give other outputs."""
+        return differ(*(self._run(self.model, inputs, self._alive, seed=seed) for seed in (_SEED, _SEED + 1)))
+
+    def _longer(self, base: Drawing) -> Drawing | None:
+        """The same inputs with as many axes of length 1 made longer as the model takes; None if it takes none."""
+        single = list(base.single())
+        first = {at: BATCH for at in single if at[1] == 0}
+        others = {at: LENGTH for at in single if at[1] != 0}
+        by_axis = [dict(part) for _, part in groupby(sorted(others.items(), key=_axis), key=_axis)]
+        found: dict[tuple[int, int], int] = {}
+        for tried in (first, dict(list(first.items())[:1]), others, *by_axis, *({at: n} for at, n in others.items())):
+            if not tried.keys() <= found.keys() and (not found or tried is not first):
+                larger = {**found, **tried}
+                found = larger if self._runs(replace(base, lengths=larger)) else found
+        return replace(base, lengths=found) if found else None
+
+    def _graph(self, inputs: Drawing) -> Captured | None:
+        """The model traced on inputs, with the nodes of `captured`; None if it has others."""
+        if id(inputs) not in self._graphs:
+            args, kwargs = inputs.inputs(_SEED, self.dtype)
+            try:
+                with self._ready(self.model, self._alive, own_inputs=False) as still:
+                    found = capture(still, args, kwargs, batch=BATCH)
+            except ModelError as error:
+                log.debug("%s", error)
+                found = None
+            if found is not None and _nodes(found) != _nodes(self.captured):
+                found = None
+            self._graphs[id(inputs)] = found
+        return self._graphs[id(inputs)]
+
+    # --- runs ---------------------------------------------------------------------------------------------------------
+    @contextmanager
+    def _ready(
+        self,
+        model: nn.Module,
+        own: Mapping[str, Tensor],
+        chosen: Sequence[tuple[Group, Tensor]] = (),
+        own_inputs: bool = True,
+    ) -> Iterator[nn.Module]:
+        """A twin with other weights: `own` in place of the model's, and zeros where removed channels are read."""
+        with quiet(model, own_inputs) as still:
+            named = dict([*still.named_parameters(), *still.named_buffers()])
+            for name, value in own.items():
+                named[name].data = value
+            for name, value in zeroed(still, chosen).items():
+                named[name].data = value
+            if self.dtype is not None:
+                still.to(self.dtype)
+            torch.manual_seed(_SEED)  # so that both models draw the same numbers
+            yield still
+
+    def _run(
+        self,
+        model: nn.Module,
+        inputs: Drawing,
+        own: Mapping[str, Tensor],
+        chosen: Sequence[tuple[Group, Tensor]] = (),
+        seed: int = _SEED,
+    ) -> Any:
+        args, kwargs = inputs.inputs(seed, self.dtype)
+        with self._ready(model, own, chosen) as still:
+            return still(*args, **kwargs)
+
+    def _runs(self, inputs: Drawing) -> bool:
+        """Whether the original runs on inputs, and gives numbers."""
+        try:
+            got = self._run(self.model, inputs, self._alive)
+        except Exception as error:
+            log.debug("the model does not run on inputs drawn %s: %s", inputs.style, first_line(error))
+            return False
+        return any(not x.is_floating_point() or bool(torch.isfinite(x).any()) for x in tensors(got))
+
+    def _moved(self, groups: Sequence[Group]) -> set[str]:
+        """The groups with weights on which the outputs depend, as far as the gradient shows it."""
+        watched: dict[str, list[tuple[str, ParamSlice]]] = {}
+        for group in groups:
+            for s in group.slices:
+                watched.setdefault(s.param, []).append((group.name, s))
+        moved: set[str] = set()
+
+        def note(name: str) -> Callable[[Tensor], None]:
+            def hook(p: Tensor) -> None:
+                grad, p.grad = p.grad, None
+                moved.update(
+                    group for group, s in watched[name] if grad is not None and bool(_rows(grad, s).count_nonzero())
+                )
+
+            return hook
+
+        args, kwargs = self._inputs[-1].inputs(_SEED, self.dtype)
+        try:
+            with self._ready(self.model, self._alive) as still, torch.enable_grad():
+                for name, p in still.named_parameters():
+                    p.requires_grad_(name in watched and p.is_floating_point())
+                    if p.requires_grad:
+                        p.register_post_accumulate_grad_hook(note(name))
+                out = [x for x in tensors(still(*args, **kwargs)) if x.requires_grad]
+                noise = torch.Generator().manual_seed(_SEED)
+                total = [(x.nan_to_num(0, 0, 0) * torch.randn(x.shape, generator=noise).to(x)).sum() for x in out]
+                torch.stack([t.double() for t in total]).sum().backward()
+        except Exception as error:  # a forward need not allow gradients
+            log.debug("no gradients for the check: %s", first_line(error))
+        return moved
+
+
+def _rows(grad: Tensor, s: ParamSlice) -> Tensor:
+    return grad if s.index.dim() == 2 else grad.movedim(s.dim, 0)[(s.index >= 0).to(grad.device)]
+
+
+def _axis(item: tuple[tuple[int, int], int]) -> int:
+    return item[0][1]
+
+
+def _nodes(captured: Captured) -> list[str]:
+    return [n.name for n in captured.graph.graph.nodes]
