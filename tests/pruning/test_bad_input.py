@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import coreprune
-from coreprune import Budget, BudgetError, CoreprunError, InputError, ModelError, Plan, apply_plan, prune
+from coreprune import Budget, BudgetError, CoreprunError, InputError, ModelError, Plan, apply_plan, list_groups, prune
 from coreprune.selectors import SELECTORS
 from small_networks import EXAMPLE, bits, mlp
 
@@ -83,15 +85,69 @@ def test_weights_that_cannot_be_read():
     broken = mlp()
     with torch.no_grad():
         broken[2].weight[0, 0] = float("nan")
-    refuse(InputError, r"parameter '2.weight' has a NaN", broken)
-    integers = mlp()
-    integers[0].weight = nn.Parameter(torch.ones(24, 8, dtype=torch.int8), requires_grad=False)
-    refuse(InputError, r"'0.weight' has dtype torch.int8", integers)
+    refuse(BudgetError, r"0: 2.weight has a NaN or infinite entry", broken)
+    integers = nn.Linear(8, 24)
+    integers.weight = nn.Parameter(torch.ones(24, 8, dtype=torch.int8), requires_grad=False)
+    integers.bias = None
+    refuse(InputError, r"all parameters have dtype torch.int8", integers)
+    with pytest.raises(InputError, match=r"'0.weight' has no shape yet"):
+        prune(nn.Sequential(nn.LazyLinear(24), nn.Linear(24, 2)), EXAMPLE)
+    with torch.inference_mode():
+        made_there = mlp()
+    refuse(InputError, r"'0.weight' was made in torch.inference_mode", made_there)
+    assert list_groups(copy.deepcopy(made_there), EXAMPLE).free_macs_share > 0.5
+    refuse(InputError, "TorchScript", torch.jit.trace(mlp(), EXAMPLE))
     refuse(InputError, "nothing to prune", nn.ReLU())
     refuse(InputError, r"Prune model\.module", nn.DataParallel(mlp()))
     refuse(InputError, "dtype torch.float8_e4m3fn", mlp(dtype=torch.float8_e4m3fn), EXAMPLE.to(torch.float8_e4m3fn))
     with pytest.raises(InputError, match=r"torch\.nn\.Module, not dict"):
         prune({}, EXAMPLE)  # type: ignore[arg-type]
+
+
+class Odd(nn.Module):
+    """A parameter that no channel needs to touch."""
+
+    def __init__(self, odd):
+        super().__init__()
+        self.odd = nn.Parameter(odd, requires_grad=False)
+        self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        if self.odd.dtype in (torch.long, torch.bool):
+            x = x[:, self.odd]
+        elif self.odd.is_complex():
+            x = x + torch.view_as_real(self.odd).sum()
+        else:
+            x = x + torch.nan_to_num(self.odd, 0, 0, 0).sum()
+        return self.b(torch.relu(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.arange(8),
+        torch.ones(8, dtype=torch.bool),
+        torch.full((4, 4), -torch.inf).triu(1),
+        torch.full((3,), torch.nan),
+        torch.randn(4, dtype=torch.cfloat),
+    ],
+)
+def test_one_odd_parameter_does_not_stop_the_others(odd):
+    found = list_groups(Odd(odd), EXAMPLE)
+    assert [g.name for g in found.groups if g.locked_because is None] == ["a"]
+    result = prune(Odd(odd), EXAMPLE, Budget(keep=0.5))
+    assert result.model.a.out_features == 16
+    assert torch.equal(result.model.odd.nan_to_num(), odd.nan_to_num())
+
+
+def test_in_inference_mode():
+    model = mlp()
+    with torch.inference_mode():
+        inside = prune(model, EXAMPLE, Budget(keep=0.5))
+    outside = prune(model, EXAMPLE, Budget(keep=0.5))
+    for a, b in zip(inside.model.parameters(), outside.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not a.is_inference()
 
 
 def test_other_arguments():

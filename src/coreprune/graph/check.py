@@ -113,7 +113,7 @@ class Check:
             args, kwargs = self._drawing.inputs(_SEED, dtype)
             try:
                 with quiet(self.model) as still:
-                    still.to(dtype)(*args, **kwargs)
+                    _cast(still, dtype)(*args, **kwargs)
             except Exception as error:
                 log.debug("the model does not run in %s: %s", dtype, first_line(error))
             else:
@@ -201,7 +201,7 @@ class Check:
             for name, value in zeroed(still, chosen).items():
                 named[name].data = value
             if self.dtype is not None:
-                still.to(self.dtype)
+                _cast(still, self.dtype)
             torch.manual_seed(_SEED)  # so that both models draw the same numbers
             yield still
 
@@ -257,6 +257,10 @@ class Check:
         except Exception as error:  # a forward need not allow gradients
             log.debug("no gradients for the check: %s", first_line(error))
         return moved
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)  # `model.to` would drop imaginary parts
 
 
 def _rows(grad: Tensor, s: ParamSlice) -> Tensor:

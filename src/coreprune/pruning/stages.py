@@ -27,7 +27,7 @@ from coreprune.pruning.repair.twins import Descent, affordable, twins
 from coreprune.pruning.reporting.certificates import agreement, embedded, group_report
 from coreprune.pruning.reporting.report import Compared, GroupReport, Report, versions
 from coreprune.pruning.settings import Settings
-from coreprune.pruning.validate import Exclude, check_model
+from coreprune.pruning.validate import REAL, Exclude, check_model
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,22 @@ def trace(model: nn.Module, example_inputs: Any, tell: Progress, exclude: Exclud
     # model could shrink.
     check_runs(model, captured.args, captured.kwargs)
     found = Traced(model, captured, find_groups(captured))
-    traced = probe(found.locking(excluded(found, exclude)))
+    traced = probe(found.locking(odd_weights(found) | excluded(found, exclude)))
     tell("capture", 1, 1)
     return traced
+
+
+def odd_weights(traced: Traced) -> dict[str, str]:
+    """The free groups with weights that are no finite real numbers: name -> the reason."""
+    reasons: dict[str, str] = {}
+    for name, group in traced.free.items():
+        for param in dict.fromkeys(s.param for s in group.slices):
+            tensor = traced.tensors[param]
+            if param in traced.captured.parameters and tensor.dtype not in REAL:
+                reasons.setdefault(name, f"{param} has dtype {tensor.dtype}")
+            elif tensor.dtype in REAL and not bool(torch.isfinite(tensor).all()):
+                reasons.setdefault(name, f"{param} has a NaN or infinite entry")
+    return reasons
 
 
 def excluded(traced: Traced, exclude: Exclude) -> dict[str, str]:
@@ -151,7 +164,7 @@ def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Pro
     masks = pruned.removed.masks
     after, fits = repaired(Cut(pruned.traced.tensors, pruned.start, masks), calibration, options, tell)
     for name, tensor in after.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and bool((torch.isfinite(pruned.start[name]) & ~torch.isfinite(tensor)).any()):
             raise ModelError(
                 f"the repair made {name} infinite. Leave it out, or in Python use a larger ridge: Repair(ridge=0.01)."
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from coreprune._example import normalise_example
@@ -14,32 +15,44 @@ from coreprune.errors import InputError
 from coreprune.pruning.allocation.budget import Budget
 
 Exclude = tuple[str | nn.Module, ...]
+REAL = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 def check_model(model: object, example_inputs: Any) -> None:
     """Raise InputError for a model or example inputs that cannot be pruned.
 
-    Examples: no parameters, weights that are not floating-point or not finite, a wrapper for several devices, an
-    example input that is empty or on another device.
+    Examples: no real parameters, parameters without values, a wrapper for several devices, an example input that is
+    empty or on another device.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise InputError(f"the model is wrapped in {type(model).__name__}. Prune model.module, and wrap the result.")
-    devices = set()
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"the model is a {type(model).__name__} of TorchScript, which torch.export cannot trace. Prune the Python "
+            "module that it was made from, and script or trace the result."
+        )
+    devices, dtypes = set(), set()
     for name, tensor in model.named_parameters():
-        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            raise InputError(
-                f"parameter {name!r} has dtype {tensor.dtype}; only real floating-point weights can be pruned. "
-                "Prune the model before it is quantised."
-            )
+        if is_lazy(tensor):
+            raise InputError(f"parameter {name!r} has no shape yet. Run the model once on an example, then prune it.")
         if tensor.is_meta:
             raise InputError(f"parameter {name!r} is on the meta device and has no values. Load the weights first.")
-        if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"parameter {name!r} has a NaN or infinite entry. Prune a checkpoint that is finite.")
+        if tensor.is_inference():
+            raise InputError(
+                f"parameter {name!r} was made in torch.inference_mode(), where no gradient can follow. Pass "
+                "copy.deepcopy(model), made outside of it."
+            )
         devices.add(tensor.device)
+        dtypes.add(tensor.dtype)
     if not devices:
         raise InputError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")
+    if not dtypes & REAL:
+        raise InputError(
+            f"all parameters have dtype {', '.join(sorted(map(str, dtypes)))}; only real floating-point weights can be "
+            "pruned. Prune the model before it is quantised."
+        )
     args, kwargs = normalise_example(example_inputs)
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor) and leaf.numel() == 0:
