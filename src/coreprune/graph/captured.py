@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 from coreprune._example import ANY_BATCH, batch_of, normalise_example
 from coreprune._twin import quiet
 from coreprune.errors import ModelError, first_line
+from coreprune.graph.flat import flatten
 
 if TYPE_CHECKING:
     from coreprune.graph.tracer import Tracer
@@ -107,7 +108,7 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
     seconds = time.perf_counter() - start
     log.debug("captured %s: %d nodes in %.2f s", type(model).__name__, len(program.graph.nodes), seconds)
     return Captured(
-        graph=program.graph_module,
+        graph=flatten(program.graph_module),
         sources=sources,
         tensors=tensors,
         aliases=aliases,

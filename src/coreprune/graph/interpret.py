@@ -79,9 +79,6 @@ def _apply(call: Call) -> Any:
     kind = call.operation.kind
     if kind == "getitem":
         return args[0][args[1]] if isinstance(args[0], (tuple, list)) else None
-    if kind == "subgraph":
-        at = next(i for i, a in enumerate(args) if isinstance(a, fx.GraphModule))
-        return interpret(call.tracer, args[at], args[at + 1 :])
     function = RULES.get(name)
     if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         function = element_wise

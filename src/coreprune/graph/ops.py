@@ -70,7 +70,7 @@ Kind = Literal[
     "creation",
     "creation like",  # in the shape of the first argument
     "check",
-    "subgraph",
+    "region",
     "unknown",
 ]
 _LAYERS = ("linear", "matmul", "addmm", "grouped matmul", "conv", "transposed conv", "einsum", "embedding")
@@ -401,7 +401,7 @@ TABLE: tuple[Operation, ...] = (
     ),
     Operation("zeros_like ones_like full_like empty_like rand_like randn_like", "creation like"),
     Operation("_assert_tensor_metadata _assert_async _assert_scalar sym_constrain_range", "check"),
-    Operation("higher_order::wrap_with_set_grad_enabled higher_order::wrap_with_autocast", "subgraph"),
+    Operation("higher_order::wrap_with_set_grad_enabled higher_order::wrap_with_autocast", "region"),
 )
 
 OPERATIONS = {name: row for row in TABLE for name in row.names.split()}
