@@ -7,15 +7,106 @@ from mutants.mutant import Mutant
 SURGERY = ("graph/test_surgery.py",)
 COSTS = ("graph/test_costs.py",)
 GROUPING = ("graph/test_grouping.py",)
+CHECK = ("graph/test_check.py",)
+TWIN = ("test_twin.py",)
 
 MUTANTS = (
     Mutant(
         "wrong-outputs-are-not-seen",
-        "graph/verify.py",
-        '    exact = not any("norm-statistics" in g.flags for g, _ in chosen)\n',
-        "    exact = False\n",
+        "graph/check.py",
+        '        exact = not any("norm-statistics" in g.flags for g, _ in chosen)\n',
+        "        exact = False\n",
         ("graph/test_surgery.py::test_a_boundary_that_moves_silently_is_caught",),
         "the pruned model is run, and its outputs are not compared",
+    ),
+    Mutant(
+        "the-check-trusts-the-example",
+        "graph/check_inputs.py",
+        "        return torch.where(torch.isinf(x), x, new)\n",
+        "        return x\n",
+        CHECK,
+        "the models are compared on the example itself, which may be all zeros",
+    ),
+    Mutant(
+        "equal-tokens",
+        "graph/check_inputs.py",
+        "            return torch.randint(self.rows[i], leaf.shape, generator=generator).to(leaf)\n",
+        "            return leaf\n",
+        CHECK,
+        "tokens stay as they are in the example, which may be equal",
+    ),
+    Mutant(
+        "axes-stay-short",
+        "graph/check.py",
+        "                larger = {**found, **tried}\n",
+        "                larger = {}\n",
+        CHECK,
+        "with one step of time, attention cannot go wrong",
+    ),
+    Mutant(
+        "weights-that-hide",
+        "graph/check.py",
+        "            for name, value in own.items():\n                named[name].data = value\n",
+        "",
+        CHECK,
+        "a scale of zero hides the layers in front of it",
+    ),
+    Mutant(
+        "what-is-not-seen-is-free",
+        "graph/surgery.py",
+        "    traced = traced.locking(traced.check.unseen(list(traced.free.values())))\n",
+        "",
+        CHECK,
+        "groups are cut although no output shows whether it is right",
+    ),
+    Mutant(
+        "not-a-number-agrees",
+        "graph/verify.py",
+        '    return None if compared else "the',
+        '    return None if True else "the',
+        CHECK,
+        "outputs without a finite entry agree",
+    ),
+    Mutant(
+        "checks-of-dtypes-stay",
+        "graph/flat.py",
+        '        elif kind == "check" and not node.users:\n            graph.erase_node(node)\n',
+        "",
+        ("graph/test_flat.py",),
+        "a region of autocast cannot be run in single precision",
+    ),
+    Mutant(
+        "inputs-of-the-caller",
+        "_twin.py",
+        "    if own_inputs:\n",
+        "    if False:\n",
+        TWIN,
+        "a forward that writes into its input changes the caller's example",
+    ),
+    Mutant(
+        "hooks-keep-what-they-wrote",
+        "_twin.py",
+        "                if not _identical(holder, content):\n",
+        "                if False:\n",
+        TWIN,
+        "a hook that finds the model by a global name leaves its work there",
+    ),
+    Mutant(
+        "closures-stay",
+        "_twin.py",
+        "            _follow(new, filled)\n",
+        "",
+        TWIN,
+        "a lambda of the copy runs the layers of the original",
+    ),
+    Mutant(
+        "shared-parameters",
+        "_twin.py",
+        "            shared = nn.Parameter(p.detach(), p.requires_grad)\n            vars(shared).update(vars(p))\n"
+        "            memo[id(p)] = shared\n",
+        "            memo[id(p)] = p\n",
+        TWIN,
+        "a forward that assigns weight.data changes the model",
     ),
     Mutant(
         "wide-tolerance",
@@ -51,7 +142,7 @@ MUTANTS = (
     ),
     Mutant(
         "views-keep-the-old-memory",
-        "graph/surgery.py",
+        "graph/slicing.py",
         "    return out.clone() if out.data_ptr() == tensor.data_ptr() else out\n",
         "    return out\n",
         SURGERY,

@@ -280,8 +280,8 @@ MUTANTS = (
     Mutant(
         "distillation-in-training-mode",
         "pruning/distill/distill.py",
-        "        with quiet(teacher), quiet(student), torch.enable_grad():\n",
-        "        with quiet(teacher), torch.enable_grad():\n",
+        "            student.eval()\n",
+        "",
         DISTILL,
         "batch norms lose their statistics",
     ),
@@ -296,8 +296,8 @@ MUTANTS = (
     Mutant(
         "an-error-leaves-a-half-trained-student",
         "pruning/distill/distill.py",
-        "            for name, tensor in held.items():\n                tensor.copy_(start[name])\n",
-        "            pass\n",
+        "        restored = held\n",
+        "",
         DISTILL,
         "the student is not put back",
     ),

@@ -13,14 +13,6 @@ TOKENS = ("queries/sources/test_query_tokens.py",)
 
 MUTANTS = (
     Mutant(
-        "buffers-are-not-put-back",
-        "queries/sources/base.py",
-        "                    buffer.copy_(was)\n",
-        "                    pass\n",
-        (*MAKE, *INVERSION),
-        "making queries leaves a buffer that the forward writes as the forward left it",
-    ),
-    Mutant(
         "batches-of-one-seed",
         "queries/sources/base.py",
         "torch.Generator().manual_seed(seeds[i])",
