@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 
+def shortened(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def no_match(option: str, pattern: str, names: Sequence[str]) -> str:
     """The message for a pattern that no group matches. option: as the caller wrote it, e.g. "exclude='conv*'"."""
     near = get_close_matches(pattern.replace("*", ""), names, n=5, cutoff=0.3) or names[:5]

@@ -40,6 +40,8 @@ class Captured:
         args, kwargs: the example that was traced, at batch size 1.
         readers: canonical name of a parameter or buffer -> how many nodes read it, under any of its names.
         seconds: how long tracing took.
+        training: whether it was traced in training mode.
+        more: traces of the same model on other examples and in training mode, whose channels are followed, too.
     """
 
     graph: torch.fx.GraphModule
@@ -53,6 +55,15 @@ class Captured:
     kwargs: dict[str, Any]
     readers: Counter[str]
     seconds: float = 0.0
+    training: bool = False
+    more: tuple[Captured, ...] = ()
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The parameters that no node reads, in none of the traces."""
+        return tuple(
+            n for n in self.tensors if n in self.parameters and not any(c.readers[n] for c in (self, *self.more))
+        )
 
     @cached_property
     def channel_ids(self) -> Tracer:
@@ -62,16 +73,23 @@ class Captured:
         return trace(self)
 
 
-def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None, batch: int = 1) -> Captured:
+def capture(
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    batch: int = 1,
+    training: bool = False,
+) -> Captured:
     """Trace `model(*args, **kwargs)` into a graph of ATen operations, at batch size 1 by default.
 
-    A copy of the model that shares its weights is traced, in evaluation mode (`quiet`).
+    A copy of the model that shares its weights is traced, in evaluation mode by default (`quiet`).
 
     Args:
         model: any module that torch.export (non-strict) can trace.
         args: positional arguments: a tuple, or one tensor. A dict is taken as keyword arguments.
         kwargs: keyword arguments.
         batch: how many samples of the example are traced. To find channel groups, use 1.
+        training: trace the training mode.
 
     Raises:
         ModelError: the model does not run on the example, or cannot be exported. The message names the line.
@@ -81,7 +99,7 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
     start = time.perf_counter()
     with quiet(model, own_inputs=False) as still:
         try:
-            program = torch.export.export(still, args, kwargs, strict=False)
+            program = torch.export.export(still.train(training), args, kwargs, strict=False)
         except Exception as error:
             raise ModelError(_explain(model, error)) from error
     names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -119,6 +137,7 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
         kwargs=kwargs,
         readers=readers,
         seconds=seconds,
+        training=training,
     )
 
 

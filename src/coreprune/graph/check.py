@@ -35,6 +35,8 @@ _FEW = 50_000_000  # parameters up to which it does
 _NOISE = 0.1  # deviation of the weights that replace equal ones
 _SEED = 0
 
+IN_TRAINING = "in training mode"
+
 Masks = Mapping[tuple[str, int], Tensor]
 
 
@@ -78,7 +80,19 @@ class Check:
             compared, problem = True, compare(got, want, exact)
             if problem is not None:
                 return problem
-        return None if compared else "the model cannot be traced on the inputs of the check"
+        if not compared:
+            return "the model cannot be traced on the inputs of the check"
+        return self._trained(small, own)
+
+    def _trained(self, small: nn.Module, own: Mapping[str, Tensor]) -> str | None:
+        """What is wrong in training mode, which is run and not compared. None if the original does not run, either."""
+        if self._shapes is None:
+            return None
+        try:
+            shapes = [x.shape for x in tensors(self._run(small, self._inputs[-1], own, training=True))]
+        except Exception as error:
+            return f"{IN_TRAINING}, the pruned model does not run: {first_line(error)}"
+        return None if shapes == self._shapes else f"{IN_TRAINING}, the output changes shape"
 
     def unseen(self, groups: Sequence[Group]) -> dict[str, str]:
         """The groups of which nothing is seen in the outputs, with words for it."""
@@ -110,7 +124,7 @@ class Check:
         cheap = CostModel(self.captured, ())().macs <= _CHEAP and parameters <= _FEW
         tried = [torch.float64] * cheap + [torch.float32] * bool(own & {torch.float16, torch.bfloat16})
         for dtype in tried:
-            args, kwargs = self._drawing.inputs(_SEED, dtype)
+            args, kwargs = drawing(self.captured).inputs(_SEED, dtype)
             try:
                 with quiet(self.model) as still:
                     _cast(still, dtype)(*args, **kwargs)
@@ -119,10 +133,6 @@ class Check:
             else:
                 return dtype
         return None
-
-    @cached_property
-    def _drawing(self) -> Drawing:
-        return drawing(self.captured)
 
     @cached_property
     def _alive(self) -> dict[str, Tensor]:
@@ -138,12 +148,17 @@ class Check:
 
     @cached_property
     def _inputs(self) -> tuple[Drawing, ...]:
-        """The inputs to compare on: shaped like the example, and with longer axes if the model takes them.
+        """The inputs to compare on: like each of the examples, and with longer axes if the model takes them.
 
-        Empty if no inputs are found on which the outputs are finite and depend on the inputs.
+        Empty if for the first example no inputs are found on which the outputs are finite and depend on the inputs.
         """
+        examples = [self.captured, *(c for c in self.captured.more if not c.training)]
+        first, *others = (self._drawn_like(drawing(example)) for example in examples)
+        return (*(x for found in others for x in found), *first) if first else ()
+
+    def _drawn_like(self, example: Drawing) -> tuple[Drawing, ...]:
         for style in STYLES:
-            base = replace(self._drawing, style=style)
+            base = replace(example, style=style)
             if not self._runs(base):
                 continue
             longer = self._longer(base)
@@ -151,6 +166,15 @@ class Check:
             if any(differ(*(self._run(self.model, x, self._alive, seed=s) for s in (_SEED, _SEED + 1))) for x in found):
                 return found
         return ()
+
+    @cached_property
+    def _shapes(self) -> list[torch.Size] | None:
+        """The shapes of the outputs in training mode; None if the model does not run in it."""
+        try:
+            return [x.shape for x in tensors(self._run(self.model, self._inputs[-1], self._alive, training=True))]
+        except Exception as error:
+            log.debug("the model does not run in training mode: %s", first_line(error))
+            return None
 
     def _reacts(self, inputs: Drawing) -> bool:
         """Whether other inputs give other outputs."""
@@ -212,10 +236,11 @@ class Check:
         own: Mapping[str, Tensor],
         chosen: Sequence[tuple[Group, Tensor]] = (),
         seed: int = _SEED,
+        training: bool = False,
     ) -> Any:
         args, kwargs = inputs.inputs(seed, self.dtype)
         with self._ready(model, own, chosen) as still:
-            return still(*args, **kwargs)
+            return still.train(training)(*args, **kwargs)
 
     def _runs(self, inputs: Drawing) -> bool:
         """Whether the original runs on inputs, and gives numbers."""

@@ -31,7 +31,9 @@ def _write_out(module: fx.GraphModule, node: fx.Node) -> None:
     at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
     place: Any = node.args[at]
     inner = flatten(getattr(module, place.target))
-    given = dict(zip((n for n in inner.graph.nodes if n.op == "placeholder"), node.args[at + 1 :], strict=True))
+    given: dict[fx.Node, Any] = dict(
+        zip((n for n in inner.graph.nodes if n.op == "placeholder"), node.args[at + 1 :], strict=True)
+    )
     for held in inner.graph.nodes:
         if held.op == "get_attr":  # a tensor, which moves out together with its node
             name = next(n for i in range(1 << 30) if not hasattr(module, n := f"{held.target}_{i}"))

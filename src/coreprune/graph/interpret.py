@@ -24,16 +24,32 @@ log = logging.getLogger(__name__)
 
 
 def trace(captured: Captured) -> Tracer:
-    """Run the graph on ids. `Captured.channel_ids` calls this once."""
+    """Run the graph on ids, and then those of the other traces. `Captured.channel_ids` calls this once.
+
+    All of them say which channels belong together. Costs are those of the first one, and so are the nodes that read
+    channels, except for weights that it does not read.
+    """
     tracer = Tracer(captured)
-    inputs = [_input(tracer, n) for n in captured.graph.graph.nodes if n.op == "placeholder"]
-    result = interpret(tracer, captured.graph, inputs)
-    tracer.lock_all(values_in(result), "model output")
+    _run(tracer, captured)
+    reads, work = list(tracer.reads), list(tracer.work)
+    known = {param for read in reads for param in read.params}
+    for other in captured.more:
+        tracer.reads.clear()
+        _run(tracer, other)
+        new = [r for r in tracer.reads if r.params and not known & set(r.params)]
+        known.update(param for read in new for param in read.params)
+        reads += new
+    tracer.reads[:], tracer.work[:] = reads, work
     return tracer
 
 
-def _input(tracer: Tracer, node: fx.Node) -> Value | None:
-    kind, name = tracer.captured.sources.get(node.name, ("input", node.name))
+def _run(tracer: Tracer, captured: Captured) -> None:
+    inputs = [_input(tracer, captured, n) for n in captured.graph.graph.nodes if n.op == "placeholder"]
+    tracer.lock_all(values_in(interpret(tracer, captured.graph, inputs)), "model output")
+
+
+def _input(tracer: Tracer, captured: Captured, node: fx.Node) -> Value | None:
+    kind, name = captured.sources.get(node.name, ("input", node.name))
     if kind in ("parameter", "buffer"):
         return tracer.parameter(name)
     value = node.meta.get("val")
@@ -43,7 +59,7 @@ def _input(tracer: Tracer, node: fx.Node) -> Value | None:
 def values_of(captured: Captured, nodes: Collection[fx.Node]) -> tuple[Tracer, dict[fx.Node, Any]]:
     """The abstract values of some nodes of the graph, and the records of the run that made them."""
     tracer, found = Tracer(captured), dict.fromkeys(nodes)
-    inputs = [_input(tracer, n) for n in captured.graph.graph.nodes if n.op == "placeholder"]
+    inputs = [_input(tracer, captured, n) for n in captured.graph.graph.nodes if n.op == "placeholder"]
     interpret(tracer, captured.graph, inputs, found)
     return tracer, found
 

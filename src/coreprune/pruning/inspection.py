@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from coreprune._progress import Progress, silent
 from coreprune._twin import guarded
 from coreprune.pruning.stages import trace
+from coreprune.pruning.validate import check_also
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Inspection:
     """What `list_groups` found.
 
     model: the name of its class. macs: of one sample. free_macs_share: the share of the MACs that the free groups can
-    save. seconds: how long the tracing took.
+    save. seconds: how long the tracing took. unread: the parameters that nothing reads on the examples.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Inspection:
     free_macs_share: float
     seconds: float
     groups: tuple[GroupRow, ...]
+    unread: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -74,15 +77,18 @@ class Inspection:
         return "\n".join(lines)
 
 
-def list_groups(model: nn.Module, example_inputs: Any, *, progress: Progress = silent) -> Inspection:
+def list_groups(
+    model: nn.Module, example_inputs: Any, *, also: Sequence[Any] = (), progress: Progress = silent
+) -> Inspection:
     """List every group of channels of a model. The model is not changed.
 
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
+    also: further examples, as in `prune`.
 
     Raises InputError for wrong arguments, and ModelError for a model that cannot be traced.
     """
     with guarded(model):
-        traced = trace(model, example_inputs, progress)
+        traced = trace(model, example_inputs, progress, also=check_also(also))
     model_cost = traced.cost_model
     shares, total = model_cost.shares(), model_cost()
     rows = tuple(
@@ -107,4 +113,5 @@ def list_groups(model: nn.Module, example_inputs: Any, *, progress: Progress = s
         free_macs_share=model_cost.free_share(),
         seconds=traced.captured.seconds,
         groups=rows,
+        unread=traced.captured.unread,
     )

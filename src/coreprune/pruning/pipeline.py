@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.reporting.report import Compared, Report
 from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
-from coreprune.pruning.settings import Settings, asked_queries
+from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
 from coreprune.pruning.stages import carry_out, descend_, exclude_names, make_report, prune_to, repair_, trace
-from coreprune.pruning.validate import check_cost, check_count, check_exclude, check_model, check_settings
+from coreprune.pruning.validate import check_also, check_cost, check_count, check_exclude, check_model, check_settings
 from coreprune.queries import Queries
 from coreprune.queries.spec import is_source
 
@@ -70,6 +70,7 @@ def prune(
     queries: Any = "auto",
     n_queries: int | None = None,
     exclude: str | nn.Module | Collection[str | nn.Module] = (),
+    also: Sequence[Any] = (),
     repair: bool | Repair = True,
     distill: int | Distill = 0,
     compare: bool = True,
@@ -97,6 +98,9 @@ def prune(
         or 4,096 vectors, or 256 of anything else that is made; fewer if one costs much (see `make_queries`).
     exclude: what stays whole: names of groups, patterns of names, or modules of the model, e.g.
         `("*attention*", model.head)`. `list_groups` lists the names. The other groups meet the budget.
+    also: further examples, each like `example_inputs`, that make other parts of the model run: another size of the
+        images, another task. Their layers are pruned together with the rest. Costs are those of `example_inputs`. What
+        runs in training mode alone is found without examples.
     repair: refit the layers that read pruned channels, in closed form, and where that is cheap train the blocks of
         layers after that (`Repair(descent=...)`). False keeps the weights that the selector gives.
     distill: after the repair, train for this many steps towards the original's outputs on the queries; or
@@ -124,10 +128,10 @@ def prune(
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     clock = Clock(progress or silent)
-    excluded = check_exclude(exclude)
+    excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
         with clock("capture"):
-            traced = trace(model, example_inputs, clock.tell, excluded)
+            traced = trace(model, example_inputs, clock.tell, excluded, others)
         _check_affordable(budget, traced, cost)
         settings = Settings(
             budget=budget,
@@ -135,6 +139,7 @@ def prune(
             queries=asked_queries(queries),
             n_queries=n_queries,
             exclude=exclude_names(traced, excluded),
+            also=EXAMPLES if others else "",
             repair=options,
             distill=training,
             compare=compare,
@@ -190,6 +195,7 @@ def make_plan(
     queries: Any = "auto",
     n_queries: int | None = None,
     exclude: str | nn.Module | Collection[str | nn.Module] = (),
+    also: Sequence[Any] = (),
     seed: int = 0,
     cost: CostFunction | None = None,
     cache: str | Path | None = None,
@@ -200,9 +206,9 @@ def make_plan(
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     clock = Clock(progress or silent)
-    excluded = check_exclude(exclude)
+    excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
-        traced = trace(model, example_inputs, clock.tell, excluded)
+        traced = trace(model, example_inputs, clock.tell, excluded, others)
         _check_affordable(budget, traced, cost)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
@@ -217,6 +223,7 @@ def apply_plan(
     plan: Plan,
     example_inputs: Any = None,
     *,
+    also: Sequence[Any] = (),
     queries: Any = None,
     n_queries: int | None = None,
     repair: bool | Repair = True,
@@ -234,7 +241,7 @@ def apply_plan(
     if not isinstance(plan, Plan):
         raise InputError(f"plan must be a Plan (from make_plan() or Plan.from_json), not {type(plan).__name__}.")
     check_count(n_queries, "n_queries")
-    options = _repair_options(repair)
+    options, others = _repair_options(repair), check_also(also)
     if example_inputs is None:
         if plan.example is None:
             raise InputError("the plan says nothing of its example input. Pass one: apply_plan(model, plan, example).")
@@ -243,7 +250,7 @@ def apply_plan(
     _check_architecture(model, plan)
     with guarded(model):
         tell = progress or silent
-        traced = trace(model, example_inputs, tell)
+        traced = trace(model, example_inputs, tell, also=others)
         sizes = {g.name: g.size for g in traced.groups}
         for name, entry in plan.groups.items():
             if sizes.get(name) != entry.size:

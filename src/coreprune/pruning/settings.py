@@ -17,6 +17,7 @@ from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.selectors import Own, Selector
 
 SAMPLES = "samples"  # stands for the user's samples, which may be large and have no name
+EXAMPLES = "examples"  # stands for further examples of the user
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Settings:
 
     method: the selector itself. exclude: names or patterns of groups. queries: a name, a path, a source, or "samples"
     for the user's own tensors; None for no queries. repair, distill: their options, or None if they are off. cost: the
-    user's own, or None.
+    user's own, or None. also: "examples" if there were further examples.
     """
 
     budget: Budget
@@ -39,6 +40,7 @@ class Settings:
     delta: float
     cost: CostFunction | None = None
     compare: bool = True
+    also: str = ""
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
@@ -49,6 +51,7 @@ class Settings:
         "compare": True,
         "delta": 0.01,
         "cost": None,
+        "also": "",
     }
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,7 +71,9 @@ class Settings:
                 continue
             if f.name == "repair" and value is None:
                 value = False
-            written = "your_samples" if f.name == "queries" and value == SAMPLES else code.of(value)
+            yours = {("queries", SAMPLES): "your_samples", ("also", EXAMPLES): "your_examples"}
+            written = yours.get((f.name, value)) if isinstance(value, str) else None
+            written = written or code.of(value)
             arguments.append(f"{f.name}={written}")
         body = "".join(f"    {a},\n" for a in arguments)
         return f"{code.imports('prune')}\nresult = prune(\n{body})"

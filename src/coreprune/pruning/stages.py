@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import check_runs, normalise_example
-from coreprune._patterns import no_match
+from coreprune._example import check_runs, normalise_example, repeated
+from coreprune._patterns import no_match, shortened
 from coreprune._progress import Clock, Progress
 from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph import Captured, Group, Removed, Traced, capture, find_groups, probe, remove
+from coreprune.graph.check import IN_TRAINING
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.statistics import Collect, collect_readers
 from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank
@@ -50,24 +51,63 @@ class Pruned:
     descended: tuple[Descended, ...] = ()
 
 
-def trace(model: nn.Module, example_inputs: Any, tell: Progress, exclude: Exclude = ()) -> Traced:
+def trace(
+    model: nn.Module, example_inputs: Any, tell: Progress, exclude: Exclude = (), also: Sequence[Any] = ()
+) -> Traced:
     """Trace a model and find its groups.
 
-    Groups whose pruning would make the forward fail are locked, so that the allocation does not count on them.
-    exclude: names of groups, patterns of names, or modules of the model; these groups are locked too.
+    Groups whose pruning would make the forward fail are locked, so that the allocation does not count on them. If it
+    would fail in training mode, that mode is traced, too. A warning names parameters that nothing reads.
 
-    Raises InputError if no group belongs to one of them.
+    exclude: names of groups, patterns of names, or modules of the model; these groups are locked too.
+    also: further examples, which make other parts of the model run.
+
+    Raises InputError if no group belongs to an item of `exclude`.
     """
-    check_model(model, example_inputs)
     tell("capture", 0, 1)
+    first, *others = (_captured(model, example) for example in (example_inputs, *also))
+    captured = replace(first, more=tuple(others))
+    traced = _probed(model, captured, exclude)
+    if any((group.locked_because or "").startswith(IN_TRAINING) for group in traced.groups):
+        training = _in_training(model, captured)
+        if training is not None:
+            captured = replace(captured, more=(*captured.more, training))
+            traced = _probed(model, captured, exclude)
+    widths = {group.size for group in traced.free.values()}
+    suspects = [n for n in captured.unread if widths & set(traced.tensors[n].shape)]
+    if suspects:
+        log.warning(
+            "nothing reads %s when the model runs on the example. What does on other inputs, such as larger ones, may "
+            "not run with the pruned layers around it. Pass examples of such inputs: also=[...].",
+            shortened(suspects),
+        )
+    tell("capture", 1, 1)
+    return traced
+
+
+def _captured(model: nn.Module, example_inputs: Any) -> Captured:
+    check_model(model, example_inputs)
     captured = capture(model, *normalise_example(example_inputs))
     # Tracing misses some errors. Without this check they would make every group fail the probe, as if no group of the
     # model could shrink.
     check_runs(model, captured.args, captured.kwargs)
+    return captured
+
+
+def _in_training(model: nn.Module, captured: Captured) -> Captured | None:
+    """The model traced in training mode, or None. Batch norms may need two samples for it."""
+    for size in (1, 2):
+        args, kwargs = repeated(captured.args, captured.kwargs, size)
+        try:
+            return capture(model, args, kwargs, batch=size, training=True)
+        except ModelError as error:
+            log.info("training mode cannot be traced with a batch of %d: %s", size, error)
+    return None
+
+
+def _probed(model: nn.Module, captured: Captured, exclude: Exclude) -> Traced:
     found = Traced(model, captured, find_groups(captured))
-    traced = probe(found.locking(odd_weights(found) | excluded(found, exclude)))
-    tell("capture", 1, 1)
-    return traced
+    return probe(found.locking(odd_weights(found) | excluded(found, exclude)))
 
 
 def odd_weights(traced: Traced) -> dict[str, str]:
@@ -245,6 +285,7 @@ def make_report(
         agreement=agreement(traced.model, small, fresh, settings.delta, max(1, len(compared))) if fresh else None,
         model=type(traced.model).__name__,
         versions=versions(),
+        unread=traced.captured.unread,
     )
 
 

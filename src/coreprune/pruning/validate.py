@@ -99,6 +99,15 @@ def check_exclude(exclude: object) -> Exclude:
     return tuple(sorted(items, key=str) if isinstance(items, (set, frozenset)) else items)
 
 
+def check_also(also: object) -> tuple[Any, ...]:
+    """The further examples as a tuple. Raises InputError if they are not several, but perhaps one."""
+    if not isinstance(also, (tuple, list)):
+        raise InputError(f"also must be a list of examples, such as also=[example], not a {type(also).__name__}.")
+    for example in also:
+        normalise_example(example)
+    return tuple(also)
+
+
 def check_count(n: object, name: str) -> None:
     """Raise InputError unless n is None or a whole number of at least one."""
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):

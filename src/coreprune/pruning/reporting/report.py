@@ -75,7 +75,8 @@ class Report:
     descended: the blocks that were trained after that.
     compared: the models that could be returned, on queries that were held back. agreement: T11 on the same queries, or
     on fresh ones from the same source. model: the name of its class. seconds: per phase.
-    versions: software and hardware that the result depends on.
+    versions: software and hardware that the result depends on. unread: the parameters that nothing reads on the
+        examples.
     """
 
     groups: tuple[GroupReport, ...]
@@ -91,6 +92,7 @@ class Report:
     model: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @property
     def locked(self) -> dict[str, str]:
@@ -117,6 +119,7 @@ class Report:
             "call": self.settings.call(),
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
+            "unread": list(self.unread),
         }
         return _finite(plain)
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from coreprune._patterns import shortened
+
 Data = Mapping[str, Any]
 
 _LONGEST = 24  # a terminal shows up to this many groups
@@ -36,7 +38,7 @@ def as_text(report: Data) -> str:
         lines.append(f"… and {len(free) - _LONGEST} more (report.groups)")
     if _locked(report):
         lines.append("")
-        lines += [f"whole: {_some(names)}: {reason}" for reason, names in _locked(report)]
+        lines += [f"whole: {shortened(names)}: {reason}" for reason, names in _locked(report)]
     return "\n".join(lines)
 
 
@@ -46,7 +48,7 @@ def as_html(report: Data) -> str:
     told = "".join(f"<p><b>{escape(name)}</b> {escape(text)}</p>" for name, text in _evidence(report))
     free = [g for g in report["groups"] if not g["locked_because"]]
     groups = _table(_HEAD, [_row(g) for g in free], "groups that may shrink")
-    whole = "".join(f"<li>{escape(_some(names))}: {escape(reason)}</li>" for reason, names in _locked(report))
+    whole = "".join(f"<li>{escape(shortened(names))}: {escape(reason)}</li>" for reason, names in _locked(report))
     shown, name = " open" if len(free) <= _OPEN else "", report["model"] or "model"
     locked = _count(len(report["groups"]) - len(free), "group")
     return (
@@ -129,10 +131,6 @@ def _locked(report: Data) -> list[tuple[str, list[str]]]:
         if group["locked_because"]:
             by_reason[group["locked_because"]].append(group["name"])
     return sorted(by_reason.items(), key=lambda item: -len(item[1]))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _share(before: int, after: int) -> str:
