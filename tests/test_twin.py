@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import threading
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from coreprune import ModelError
+from coreprune import Budget, ModelError, prune
 from coreprune._twin import duplicate, quiet, twin
 
 
@@ -224,3 +225,46 @@ def test_hooks_run_in_a_twin():
     with quiet(model) as still:
         still(torch.zeros(3, 2))
     assert calls == [3]
+
+
+@dataclass
+class Scores:
+    logits: Tensor
+    name: str = "scores"
+
+
+class Holder:
+    def __init__(self, scores):
+        self.scores, self.extra = scores, {"n": 3}
+
+
+class Returns(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.a, self.b, self.make = nn.Linear(4, 8), nn.Linear(8, 3), make
+
+    def forward(self, x):
+        return self.make(self.b(torch.relu(self.a(x))))
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted"),
+    [
+        (lambda y: Scores(y), {"logits": Tensor, "name": str}),
+        (lambda y: [Scores(y), 1], list),
+        (lambda y: Holder([Scores(y)]), {"scores": list, "extra": dict}),
+        (lambda y: {"a": Scores(y)}, dict),
+        (lambda y: y, Tensor),
+    ],
+)
+def test_objects_that_hold_tensors_can_be_returned(make, wanted):
+    model, x = Returns(make), torch.randn(1, 4)
+    with quiet(model) as still:
+        got = still(x)
+    if isinstance(wanted, dict):
+        assert {key: isinstance(got[key], kind) for key, kind in wanted.items()} == dict.fromkeys(wanted, True)
+    else:
+        assert isinstance(got, wanted)
+    result = prune(model, x, Budget(keep=0.5), "magnitude", queries=None)
+    assert result.model.a.out_features == 4
+    assert type(result.model(x)) is type(model(x))

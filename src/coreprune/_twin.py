@@ -26,6 +26,7 @@ from coreprune.errors import ModelError, first_line
 log = logging.getLogger(__name__)
 
 _MOST_SHARED = 100  # objects in a model that cannot be copied
+_DEEPEST = 4  # objects within objects that a forward returns
 _ONE = threading.RLock()  # torch.export and the global random state are not made for several threads
 
 
@@ -47,7 +48,8 @@ def guarded(model: object) -> Iterator[None]:
 def quiet(model: nn.Module, own_inputs: bool = True) -> Iterator[nn.Module]:
     """A twin of the model to run: in evaluation mode, without gradients and without a key/value cache.
 
-    Nothing of what its forward does reaches the model, the inputs or the caller's random state.
+    Nothing of what its forward does reaches the model, the inputs or the caller's random state. Where it returns
+    objects that hold tensors, such as dataclasses, the twin returns dicts of their fields, which torch.export knows.
 
     own_inputs: whether the twin copies the tensors that it is called with.
     """
@@ -56,6 +58,7 @@ def quiet(model: nn.Module, own_inputs: bool = True) -> Iterator[nn.Module]:
         config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is not None:
             config.use_cache = False
+    still.register_forward_hook(_plain_outputs)
     if own_inputs:
         still.register_forward_pre_hook(_copy_inputs, with_kwargs=True)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
@@ -185,6 +188,22 @@ def _is_filled(cell: types.CellType) -> bool:
 
 def _copy_inputs(module: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ARG001 (torch calls it)
     return pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+
+
+def _plain_outputs(module: nn.Module, args: Any, result: Any) -> Any:  # noqa: ARG001 (torch calls it)
+    return _plain(result, _DEEPEST)
+
+
+def _plain(result: Any, deepest: int) -> Any:
+    """The same with dicts in place of objects that hold tensors, or that hold such objects."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, (Tensor, nn.Module)) or not hasattr(x, "__dict__") or not deepest:
+            return x
+        fields = _plain(dict(vars(x)), deepest - 1)
+        return fields if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(fields)) else x
+
+    return pytree.tree_map(plain, result)
 
 
 @contextmanager

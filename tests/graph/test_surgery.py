@@ -399,3 +399,18 @@ def test_experts_choose_their_own_channels() -> None:
     assert group.size == 4 * 24
     assert group.sections.bincount().tolist() == [24] * 4
     assert {s.index.shape for s in group.slices} == {(4, 48), (4, 24)}
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_layout_in_memory_is_kept(dims: int) -> None:
+    layer = (nn.Conv2d, nn.Conv3d)[dims - 2]
+    layout = (torch.channels_last, torch.channels_last_3d)[dims - 2]
+    model = nn.Sequential(layer(3, 8, 3), nn.ReLU(), layer(8, 6, 3)).to(memory_format=layout).eval()
+    x = torch.randn(1, 3, *[7] * dims, generator=gen(0))
+    captured = capture(model, x)
+    small = remove(Traced(model, captured, find_groups(captured)), {"0": torch.tensor([0, 2, 5])}).model
+    assert small[0].weight.is_contiguous(memory_format=layout)
+    assert small[2].weight.is_contiguous(memory_format=layout)
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    small = remove(Traced(plain, captured, find_groups(captured)), {"0": torch.tensor([0, 2, 5])}).model
+    assert small[2].weight.is_contiguous()

@@ -53,6 +53,32 @@ def test_the_vocabulary_is_that_of_the_embedding_that_reads_the_tokens() -> None
         RandomTokens(vocabulary=0)(target(nn.Identity(), IDS), 2, gen(), none)
 
 
+class Columns(nn.Module):
+    """A table for every column of categories, and perhaps a position that nothing looks up."""
+
+    def __init__(self, sizes: tuple[int, ...], spare: int = 0) -> None:
+        super().__init__()
+        self.tables, self.spare = nn.ModuleList(nn.Embedding(n, 3) for n in sizes), spare
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([t(x[:, i]) for i, t in enumerate(self.tables)], 1) + x[:, -1:].float() * self.spare
+
+
+@pytest.mark.parametrize("example", [[0, 0, 0, 0], [3, 1, 0, 12]])
+@pytest.mark.parametrize("source", [RandomTokens(), ZipfTokens()])
+def test_columns_of_categories_have_ranges_of_their_own(example: list[int], source: Any) -> None:
+    sizes = (100, 5, 1, 17)
+    x = source(target(Columns(sizes), torch.tensor([example])), 3000, gen(), none)
+    assert x.shape == (3000, 4)
+    assert (x.max(0).values + 1).tolist() == list(sizes)
+    assert int(x.min()) == 0
+
+
+def test_a_column_that_nothing_looks_up_has_no_range() -> None:
+    with pytest.raises(InputError, match="no embedding"):
+        RandomTokens()(target(Columns((4, 5), spare=1), torch.zeros(1, 3).long()), 4, gen(), none)
+
+
 def test_random_tokens_are_all_as_likely() -> None:
     x = RandomTokens()(target(Bidirectional(), IDS), 4000, gen(), none)
     assert x.shape == (4000, 9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from coreprune.errors import InputError
 from coreprune.queries.sources.base import Target, Tell
 
+_MOST_COLUMNS = 512
+
 
 def vocabulary(target: Target) -> int:
     """The number of tokens: the rows of the `nn.Embedding` that looks the inputs up.
@@ -20,19 +23,9 @@ def vocabulary(target: Target) -> int:
     """
     if target.example.is_floating_point() or target.example.dtype == torch.bool:
         raise InputError(f"tokens are integers; these inputs are {target.example.dtype}.")
-    rows: list[int] = []
-
-    def hook(module: Any, args: tuple[Tensor, ...]) -> None:
-        ids = args[0]
-        if ids.numel() == target.example.numel() and torch.equal(ids.flatten(), target.example.flatten()):
-            rows.append(module.num_embeddings)
-
-    handles = [m.register_forward_pre_hook(hook) for m in target.model.modules() if isinstance(m, nn.Embedding)]
-    try:
-        target.call(target.example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    looked_up = _looked_up(target, target.example)
+    given = target.example.flatten()
+    rows = [n for ids, n in looked_up if ids.numel() == given.numel() and torch.equal(ids.flatten(), given)]
     if not rows:
         raise InputError(
             "no embedding looks these integers up, so their range is unknown. Pass samples, or in Python give the "
@@ -41,9 +34,63 @@ def vocabulary(target: Target) -> int:
     return max(rows)  # positions may equal the tokens in an example of zeros; there are fewer of those
 
 
+def columns(target: Target) -> Tensor | None:
+    """How many values every place of the inputs can have, (places,) int64, if each has a table of its own.
+
+    This is how models read columns of categories: x[:, i] chooses a row of the i-th table. None if an embedding looks
+    all places up together, or if none reads some place.
+    """
+    example = target.example[:1].reshape(1, -1)
+    if example.is_floating_point() or example.dtype == torch.bool or not 1 < example.shape[1] <= _MOST_COLUMNS:
+        return None
+    found = torch.zeros(example.shape[1], dtype=torch.int64)
+    before = _looked_up(target, target.cast(example))
+    if any(ids.numel() >= example.shape[1] for ids, _ in before):
+        return None
+    for place in range(example.shape[1]):
+        other = example.clone()
+        other[0, place] = 1 if other[0, place] == 0 else 0
+        try:
+            after = _looked_up(target, target.cast(other))
+        except IndexError:  # a table of one row
+            found[place] = 1
+            continue
+        pairs = zip(before, after, strict=False)
+        rows = [n for (was, _), (now, n) in pairs if was.shape == now.shape and not torch.equal(was, now)]
+        found[place] = min(rows, default=0)
+    return found if bool((found > 0).all()) else None
+
+
+def _looked_up(target: Target, x: Tensor) -> list[tuple[Tensor, int]]:
+    """What the embeddings of the model look up for an input, and how many rows they have, in the order of the calls."""
+    found: list[tuple[Tensor, int]] = []
+
+    def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+        found.append((args[0].detach().clone(), module.num_embeddings))
+
+    handles = [m.register_forward_pre_hook(hook) for m in target.model.modules() if isinstance(m, nn.Embedding)]
+    try:
+        target.call(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 def _config(target: Target, name: str) -> int | None:
     value = getattr(getattr(target.model, "config", None), name, None)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _drawn(
+    target: Target, asked: int | None, law: Callable[[int], Tensor], n: int, generator: torch.Generator
+) -> Tensor:
+    """Tokens (n, *shape). law: the weights of so many values. asked: how many there are; None to find out."""
+    sizes = columns(target) if asked is None else None
+    if sizes is None:
+        return _draw(target, law(_size(asked, target)), n, generator)
+    drawn = [torch.multinomial(law(k), n, replacement=True, generator=generator) for k in sizes.tolist()]
+    return target.cast(torch.stack(drawn, dim=1))
 
 
 def _draw(target: Target, weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -62,7 +109,8 @@ def _draw(target: Target, weights: Tensor, n: int, generator: torch.Generator) -
 class RandomTokens:
     """Independent tokens, all equally likely.
 
-    vocabulary: number of tokens. None: the rows of the embedding that looks them up.
+    vocabulary: number of tokens. None: the rows of the embedding that looks them up. Columns of categories, each with
+        an embedding of its own, each get their own range.
     """
 
     vocabulary: int | None = None
@@ -75,9 +123,8 @@ class RandomTokens:
 
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
         """Make n inputs for the target."""
-        weights = torch.ones(_size(self.vocabulary, target), dtype=torch.float64)
         tell(1, 1)
-        return _draw(target, weights, n, generator)
+        return _drawn(target, self.vocabulary, lambda k: torch.ones(k, dtype=torch.float64), n, generator)
 
 
 @dataclass(frozen=True)
@@ -104,9 +151,12 @@ class ZipfTokens:
         """Make n inputs for the target."""
         if not self.shift > 0:
             raise InputError(f"shift={self.shift} has to be positive.")
-        ranks = torch.arange(_size(self.vocabulary, target), dtype=torch.float64)
         tell(1, 1)
-        return _draw(target, (ranks + self.shift) ** -self.power, n, generator)
+
+        def law(k: int) -> Tensor:
+            return (torch.arange(k, dtype=torch.float64) + self.shift) ** -self.power
+
+        return _drawn(target, self.vocabulary, law, n, generator)
 
 
 def _size(asked: int | None, target: Target) -> int:
