@@ -11,7 +11,7 @@ import logging
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def guarded(model: object) -> Iterator[None]:
     """
     with _ONE, torch.inference_mode(False):
         if isinstance(model, nn.Module):
-            with _unchanged(model):
+            with _unchanged(model), _own_random_state(model):
                 yield
         else:
             yield
@@ -61,8 +61,7 @@ def quiet(model: nn.Module, own_inputs: bool = True) -> Iterator[nn.Module]:
     still.register_forward_hook(_plain_outputs)
     if own_inputs:
         still.register_forward_pre_hook(_copy_inputs, with_kwargs=True)
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with _unchanged(model), torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad():
+    with _unchanged(model), _own_random_state(model), torch.inference_mode(False), torch.no_grad():
         yield still
 
 
@@ -204,6 +203,11 @@ def _plain(result: Any, deepest: int) -> Any:
         return fields if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(fields)) else x
 
     return pytree.tree_map(plain, result)
+
+
+def _own_random_state(model: nn.Module) -> AbstractContextManager[None]:
+    """Puts back torch's global random states, on the CPU and on the model's GPUs."""
+    return torch.random.fork_rng(sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}))
 
 
 @contextmanager
