@@ -11,7 +11,8 @@ import logging
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _MOST_SHARED = 100  # objects in a model that cannot be copied
 _DEEPEST = 4  # objects within objects that a forward returns
+_CALLERS: ContextVar[torch.device | None] = ContextVar("default device of the caller", default=None)
 _ONE = threading.RLock()  # torch.export and the global random state are not made for several threads
 
 
@@ -34,14 +36,21 @@ _ONE = threading.RLock()  # torch.export and the global random state are not mad
 def guarded(model: object) -> Iterator[None]:
     """What a public function does with a model: by one thread at a time, outside of inference mode, without a trace.
 
+    Tensors of ours are made on the CPU unless we say otherwise, whatever the caller's default device; a forward sees
+    that device.
+
     model: anything; what is not a module is not guarded.
     """
-    with _ONE, torch.inference_mode(False):
+    with ExitStack() as stack:
+        stack.enter_context(_ONE)
+        stack.enter_context(torch.inference_mode(False))
+        device = _CALLERS.get() or torch.get_default_device()
+        stack.callback(_CALLERS.reset, _CALLERS.set(device))
+        stack.enter_context(torch.device("cpu"))
         if isinstance(model, nn.Module):
-            with _unchanged(model), _own_random_state(model):
-                yield
-        else:
-            yield
+            stack.enter_context(_unchanged(model))
+            stack.enter_context(_own_random_state(model))
+        yield
 
 
 @contextmanager
@@ -59,6 +68,8 @@ def quiet(model: nn.Module, own_inputs: bool = True) -> Iterator[nn.Module]:
         if getattr(config, "use_cache", None) is not None:
             config.use_cache = False
     still.register_forward_hook(_plain_outputs)
+    if (device := _CALLERS.get()) is not None and device.type != "cpu":
+        _run_on(still, device)
     if own_inputs:
         still.register_forward_pre_hook(_copy_inputs, with_kwargs=True)
     with _unchanged(model), _own_random_state(model), torch.inference_mode(False), torch.no_grad():
@@ -183,6 +194,22 @@ def _is_filled(cell: types.CellType) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _run_on(still: nn.Module, device: torch.device) -> None:
+    """Let the forward see another default device than we do."""
+    entered: list[torch.device] = []
+
+    def enter(module: nn.Module, args: Any) -> None:  # noqa: ARG001 (torch calls it)
+        device.__enter__()
+        entered.append(device)
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:  # noqa: ARG001 (torch calls it)
+        if entered:
+            entered.pop().__exit__(None, None, None)
+
+    still.register_forward_pre_hook(enter)
+    still.register_forward_hook(leave, always_call=True)
 
 
 def _copy_inputs(module: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ARG001 (torch calls it)

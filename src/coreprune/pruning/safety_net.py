@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -160,9 +159,19 @@ def _tell(seen: dict[str, Apart], first: str, chosen: str, queries: int) -> None
     magnitude, mine = seen.get(MAGNITUDE), seen[chosen]
     if magnitude is None or chosen == MAGNITUDE:
         return
-    if magnitude.better_than(mine) or (magnitude.same or 0) > (mine.same if mine.same is not None else math.inf):
+    advice = "The queries may not suit the model, or the budget is too small: pass samples, or raise it."
+    if magnitude.better_than(mine):
         log.warning(
-            "magnitude pruning at the same budget is closer to the original on the held-back queries (%s). "
-            "The queries may not suit the model, or the budget is too small: pass samples, or raise it.",
+            "magnitude pruning at the same budget is closer to the original on the held-back queries (%s). %s",
             text,
+            advice,
+        )
+    elif magnitude.same is not None and mine.same is not None and magnitude.same > mine.same:
+        log.warning(
+            "magnitude pruning at the same budget gives the original's answer to %d of the %d held-back queries, and "
+            "what is returned to %d. %s",
+            magnitude.same,
+            queries,
+            mine.same,
+            advice,
         )

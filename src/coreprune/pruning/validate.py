@@ -55,6 +55,10 @@ def check_model(model: object, example_inputs: Any) -> None:
         )
     args, kwargs = normalise_example(example_inputs)
     for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and (leaf.layout != torch.strided or leaf.is_nested):
+            kind = "nested" if leaf.is_nested else str(leaf.layout).removeprefix("torch.")
+            dense = "x.to_padded_tensor(0)" if leaf.is_nested else "x.to_dense()"
+            raise InputError(f"an example input is a {kind} tensor. Pass a dense one, e.g. {dense}.")
         if isinstance(leaf, Tensor) and leaf.numel() == 0:
             raise InputError(f"an example input is empty: its shape is {tuple(leaf.shape)}. Pass at least one sample.")
         if isinstance(leaf, Tensor) and leaf.device not in devices:

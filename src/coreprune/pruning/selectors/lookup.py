@@ -54,7 +54,7 @@ def resolve(method: Method, repaired: bool = True, queries: bool = True) -> Sele
 
     Raises InputError for an unknown name, for what is not a selector, and for one that needs queries if there are none.
     """
-    if isinstance(method, str) and method == "auto":
+    if isinstance(method, str) and method.casefold() == "auto":
         return Functional() if repaired else Folding()
     selector = _found(method)
     if selector.reads and not queries:
@@ -67,8 +67,9 @@ def resolve(method: Method, repaired: bool = True, queries: bool = True) -> Sele
 
 def _found(method: Any) -> Selector:
     if isinstance(method, str):
-        if method in SELECTORS:
-            return SELECTORS[method]()
+        name = method.casefold().replace("_", "-")
+        if name in SELECTORS:
+            return SELECTORS[name]()
         if ":" in method:
             return _not_ours(_adapted(method, imported(method)))
     elif isinstance(method, Own) or type(method) in _OURS.values():
