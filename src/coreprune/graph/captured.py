@@ -30,7 +30,7 @@ class Captured:
     """One traced model.
 
     Attributes:
-        graph: the exported ATen graph.
+        graph: the exported ATen graph, in which operations without a rule are written as their parts.
         sources: placeholder name -> (kind, dotted name); kind is "parameter", "buffer", "constant" or "input".
         tensors: canonical dotted name -> (shape, dtype) of every parameter and buffer.
         aliases: dotted name -> canonical dotted name (tied parameters share one canonical name).
@@ -102,6 +102,9 @@ def capture(
             program = torch.export.export(still.train(training), args, kwargs, strict=False)
         except Exception as error:
             raise ModelError(_explain(model, error)) from error
+    from coreprune.graph.decompose import decompose  # the rules import this module
+
+    decompose(program.graph_module)
     names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     canonical: dict[int, str] = {}
     aliases = {name: canonical.setdefault(id(t), name) for name, t in names}

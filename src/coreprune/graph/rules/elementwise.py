@@ -6,6 +6,7 @@ from typing import Any
 
 from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import pointwise
+from coreprune.graph.rules.movement import lines, move
 from coreprune.graph.rules.registry import Call, rule
 from coreprune.graph.values import Value
 
@@ -24,3 +25,18 @@ def _prelu(call: Call) -> Any:
     if weight.maps:
         shape[1] = weight.shape[0]
     return pointwise(call, [x, Value(tuple(shape), tuple(y.reshape(shape) for y in weight.maps), weight=True)])
+
+
+@rule(*of_kind("complex"))
+def _complex(call: Call) -> Any:
+    """[..., 2] -> [...]: the real and the imaginary part leave together."""
+    x = call.args[0]
+    last = len(x.shape) - 1
+    pairs = lines(call, x, {last}, f"both parts of a complex number ({call.node.name})")
+    return x.with_maps([ids.squeeze(last) for ids in pairs], call.shape)
+
+
+@rule(*of_kind("real"))
+def _real(call: Call) -> Any:
+    """[...] -> [..., 2]: both parts belong to the channel of the complex number."""
+    return move(call.args[0], lambda ids: ids.unsqueeze(-1).expand(*ids.shape, 2))

@@ -39,7 +39,7 @@ def _move(call: Call) -> Any:
     value = call.args[0]
     if not isinstance(value, Value):
         return NotImplemented
-    _lock_literals(call, value)
+    _note_steps(call, value)
     rest = pytree.tree_map_only(Value, lambda v: torch.empty(v.shape), (call.args[1:], call.kwargs))
     # The ids are broadcast, so their strides differ from the real ones.
     target = torch.reshape if call.node.target in VIEWS else call.node.target
@@ -50,21 +50,28 @@ def _move(call: Call) -> Any:
     return result
 
 
-def _lock_literals(call: Call, value: Value) -> None:
-    """Lock channels that the forward picks with a fixed step, or shifts by a fixed number.
+def _note_steps(call: Call, value: Value) -> None:
+    """A slice with a step, or a shift, picks other channels once some of its axis have left.
 
-    Once some channels have left, it would pick others.
+    It picks the same ones if what leaves does not vary along the axis (whole heads), or leaves in whole steps.
     """
     ndim = len(value.shape)
-    touched: set[int] = set()
-    if call.name == "slice" and call.arg(4, "step", 1) != 1:
-        touched = {call.arg(1, "dim", 0) % ndim}
+    if call.name == "slice" and (step := call.arg(4, "step", 1)) != 1:
+        axis, start, end = call.arg(1, "dim", 0) % ndim, call.arg(2, "start") or 0, call.arg(3, "end")
+        n = value.shape[axis]
+        if 0 <= start < step and n % step == 0 and (end is None or end >= n):  # as in x[..., ::2] and x[..., 1::2]
+            for ids in value.maps:
+                if axis in axes(ids):
+                    call.tracer.tie(ids.unflatten(axis, (n // step, step)), [axis + 1])
+            return
+        touched = {axis}
     elif call.name == "roll":
         dims = call.arg(2, "dims", ())
         touched = {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])} or set(range(ndim))
-    for ids in value.maps:
-        if axes(ids) & touched:
-            call.tracer.lock(ids, f"{call.name} with a fixed step along the channels ({call.node.name})")
+    else:
+        return
+    reason = f"{call.name} with a fixed step along the channels ({call.node.name})"
+    call.tracer.fixed += [(ids, axes(ids) & touched, reason) for ids in value.maps if axes(ids) & touched]
 
 
 def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
@@ -254,8 +261,6 @@ def _embedding(call: Call) -> Any:
 @rule(*of_kind("index"))
 def _index(call: Call) -> Any:
     """Indexing with computed positions. Channels along other axes are not affected."""
-    if call.name not in ("index", "index_select"):
-        return NotImplemented
     value = call.args[0]
     rest = pytree.tree_map_only(Value, lambda v: torch.zeros(v.shape, dtype=torch.int64), (call.args[1:], call.kwargs))
     if call.name == "index":
@@ -268,18 +273,60 @@ def _index(call: Call) -> Any:
         for ids in value.maps:
             for name, _ in call.tracer.origins(ids) if 0 not in axes(ids) else ():
                 call.tracer.experts[name] = value.shape[0]
-    for ids in value.maps:
-        if axes(ids) & picked:
-            call.tracer.lock(ids, f"looked up by index ({call.node.name})")
-    free = Value(value.shape, tuple(x for x in value.maps if not axes(x) & picked), value.weight)
     shape = call.shape
     maps = []
-    for ids in free.maps:
+    for ids in lines(call, value, picked, f"looked up by index ({call.node.name})"):
         one = ids.expand([1 if a in picked else n for a, n in enumerate(value.shape)])
         maps.append(compact(call.node.target(one, *rest[0], **rest[1])))  # pyright: ignore[reportCallIssue]
         if chosen and len(value.shape) == 2:
             call.tracer.play(value, ids, "out")  # a look-up table makes its columns, like an embedding
     return Value(shape, weight=value.weight and not (chosen and len(value.shape) == 2)).with_maps(maps, shape)
+
+
+@rule(*of_kind("one hot"))
+def _one_hot(call: Call) -> Any:
+    """The numbers of a tensor become places along a new axis, of which there are as many as the forward says."""
+    call.lock("used as an index")
+    return Value(call.shape)
+
+
+def lines(call: Call, value: Value, along: set[int], reason: str) -> list[Tensor]:
+    """The id maps of a value with size 1 along some axes, where it is not known which position goes where.
+
+    Ids on one line along these axes leave together. Ids that vary along no other axis are locked.
+    """
+    found = []
+    for ids in value.maps:
+        if not axes(ids) - along:
+            call.tracer.lock(ids, reason)
+        else:
+            found.append(call.tracer.tie(ids, sorted(axes(ids) & along)))
+    return found
+
+
+@rule(*of_kind("scatter"))
+def _scatter(call: Call) -> Any:
+    """Positions along one axis that are computed. Along the other axes, everything meets at the same place."""
+    x, shape, ndim = call.args[0], call.shape, len(call.shape)
+    axis = call.args[1] % ndim
+    reason = f"looked up by index ({call.node.name})"
+    whole = [v for v in values_in(call.args[:1], call.args[2:], call.kwargs) if len(v.shape) == ndim]
+    if x.weight and not all(v.weight for v in whole):
+        return NotImplemented
+    call.tracer.lock_all([v for v in values_in(call.args[2:]) if len(v.shape) != ndim], reason)
+    other = set(range(ndim)) - {axis}
+    partly = {a for a in other if any(v.shape[a] != shape[a] for v in whole)}  # only the first positions are meant
+    operands = []
+    for v in whole:
+        for ids in v.maps:
+            if axes(ids) & partly:
+                call.tracer.lock(ids, reason)
+        maps = lines(call, v, {axis}, reason)
+        size = tuple(n if a in other - partly else 1 for a, n in enumerate(v.shape))
+        # The index is taken to follow the widths, as the shape of a created tensor is.
+        created = v.created or (v is call.args[2] and not v.maps)
+        operands.append(Value(size, tuple(m for m in maps if not axes(m) & partly), v.weight, created))
+    return Value(shape, weight=all(v.weight for v in whole)).with_maps(pointwise(call, operands, shape).maps)
 
 
 @rule(*of_kind("patches"))
