@@ -25,6 +25,19 @@ from coreprune.graph.rules.registry import RULES
 log = logging.getLogger(__name__)
 
 
+def _bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    out = torch.einsum("...oj,...j->...o", torch.einsum("...i,oij->...oj", a, weight), b)
+    return out if bias is None else out + bias
+
+
+def _addbmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return beta * c + alpha * torch.bmm(a, b).sum(0)
+
+
+# Of what other operations are made, where torch does not say.
+_OURS = {torch.ops.aten.bilinear.default: _bilinear, torch.ops.aten.addbmm.default: _addbmm}
+
+
 def decompose(module: fx.GraphModule) -> None:
     """Replace the operations of a graph that have no rule by others that have one, in the nested graphs too."""
     _decompose(module, set())
@@ -73,7 +86,7 @@ def _parts(node: fx.Node, hopeless: set[Any]) -> fx.GraphModule | None:
     def run(*tensors: Tensor) -> Any:
         given = dict(zip(at, tensors, strict=True))
         args, kwargs = pytree.tree_unflatten([given.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
-        return operator(*args, **kwargs)
+        return _OURS.get(operator, operator)(*args, **kwargs)
 
     table = {operator: decomposition_table[operator]} if operator in decomposition_table else {}
     try:

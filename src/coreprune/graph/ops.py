@@ -52,6 +52,7 @@ Kind = Literal[
     "channel shuffle",
     "pixel shuffle",
     "patches",  # im2col
+    "folding",  # and back
     "getitem",
     "index",  # places that are computed
     "one hot",
@@ -348,6 +349,7 @@ TABLE: tuple[Operation, ...] = (
     Operation("channel_shuffle native_channel_shuffle", "channel shuffle", bijective=True, homogeneous=True),
     Operation("pixel_shuffle", "pixel shuffle", bijective=True, homogeneous=True),
     Operation("im2col", "patches"),
+    Operation("col2im", "folding"),
     Operation("operator::getitem", "getitem", homogeneous=True),
     Operation("index_select", "index", homogeneous=True),
     Operation("index", "index"),
@@ -364,10 +366,10 @@ TABLE: tuple[Operation, ...] = (
     Operation("norm linalg_vector_norm", "vector norm", dim=2),
     Operation("amax amin max min", "reduction", homogeneous=True),
     Operation("logsumexp", "reduction", aliases="special_logsumexp"),
-    Operation("prod any all argmax argmin median count_nonzero", "reduction"),
+    Operation("prod any all argmax argmin median nanmedian mode count_nonzero", "reduction"),
     Operation("softmax", "mixing", aliases="special_softmax"),
     Operation("log_softmax", "mixing", aliases="special_log_softmax"),
-    Operation("_softmax _log_softmax cumsum cumprod logcumsumexp sort argsort", "mixing"),
+    Operation("_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort argsort", "mixing"),
     Operation("topk kthvalue", "ranking", dim=2),
     Operation("glu", "gated"),
     Operation("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft", "fourier", space=1, dim=2),
@@ -404,6 +406,8 @@ TABLE: tuple[Operation, ...] = (
     ),
     Operation("grid_sampler_2d affine_grid_generator", "spatial", space=2),
     Operation("grid_sampler", "spatial"),
+    Operation("max_unpool2d", "spatial", space=2),
+    Operation("max_unpool3d", "spatial", space=3),
     # --- nothing of the input -----------------------------------------------------------------------------------------
     Operation(
         """

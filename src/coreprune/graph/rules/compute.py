@@ -105,17 +105,17 @@ def _recurrent(call: Call) -> Any:
 @rule(*of_kind("einsum"))
 def _einsum(call: Call) -> Any:
     """At most two operands: the graph has a chain of such sums where the forward has more."""
-    values = call.args[1]
+    values = list(call.args[1])
     terms, output = equation_terms(call.args[0], [len(v.shape) for v in values])
     if len(values) > 2:
         return NotImplemented
     for i, term in enumerate(terms):
-        for letter in {c for c in term if term.count(c) > 1}:  # a diagonal, which comes last
-            first, second = term.index(letter), len(term) - 1 - term[::-1].index(letter)
+        while repeated := next((c for c in term if term.count(c) > 1), None):  # a diagonal, which comes last
+            first = term.index(repeated)
+            second = term.index(repeated, first + 1)
             values[i] = move(values[i], lambda ids, a=first, b=second: ids.diagonal(0, a, b))
-            terms[i] = [c for c in term if c != letter] + [letter]
-            if term.count(letter) > 2:
-                return NotImplemented
+            term = [*term[:first], *term[first + 1 : second], *term[second + 1 :], repeated]
+        terms[i] = term
     letters = {c: i for i, c in enumerate(sorted({c for term in terms for c in term}))}
     where = [[letters[c] for c in t] for t in terms]
     sources = list(call.node.args[1])  # pyright: ignore[reportArgumentType]

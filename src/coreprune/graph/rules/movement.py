@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -285,9 +286,9 @@ def _index(call: Call) -> Any:
 
 @rule(*of_kind("one hot"))
 def _one_hot(call: Call) -> Any:
-    """The numbers of a tensor become places along a new axis, of which there are as many as the forward says."""
-    call.lock("used as an index")
-    return Value(call.shape)
+    """Every number becomes a place along a new last axis, whose length is written in the forward."""
+    shape = call.shape
+    return replace(move(call.args[0], lambda ids: ids.unsqueeze(-1).expand(shape)), weight=False, created=False)
 
 
 def lines(call: Call, value: Value, along: set[int], reason: str) -> list[Tensor]:
@@ -321,11 +322,12 @@ def _scatter(call: Call) -> Any:
         for ids in v.maps:
             if axes(ids) & partly:
                 call.tracer.lock(ids, reason)
-        maps = lines(call, v, {axis}, reason)
-        size = tuple(n if a in other - partly else 1 for a, n in enumerate(v.shape))
-        # The index is taken to follow the widths, as the shape of a created tensor is.
-        created = v.created or (v is call.args[2] and not v.maps)
-        operands.append(Value(size, tuple(m for m in maps if not axes(m) & partly), v.weight, created))
+        maps = [m for m in lines(call, v, {axis}, reason) if not axes(m) & partly]
+        covered = other - partly
+        if v is call.args[2]:  # an index is taken to follow the widths, as a created tensor is
+            covered = {a for m in maps for a in axes(m)}
+        size = tuple(n if a in covered else 1 for a, n in enumerate(v.shape))
+        operands.append(Value(size, tuple(maps), v.weight, v.created))
     return Value(shape, weight=all(v.weight for v in whole)).with_maps(pointwise(call, operands, shape).maps)
 
 
@@ -341,3 +343,16 @@ def _im2col(call: Call) -> Any:
         else:
             call.tracer.lock(ids, f"channels on a spatial axis ({call.node.name})")
     return value.with_maps(maps, shape)
+
+
+@rule(*of_kind("folding"))
+def _col2im(call: Call) -> Any:
+    """And back, [N, C*kh*kw, L] -> [N, C, H, W]: a channel is a run of kh*kw rows, which leave together."""
+    value, kernel, ndim = call.args[0], call.args[2], len(call.shape)
+    maps = []
+    for ids in value.maps:
+        one = channels_only(call, ids, len(value.shape) - 2)
+        if one is not None:
+            runs = one.reshape(*[1] * (ndim - 3), -1, kernel[0] * kernel[1], 1)
+            maps.append(call.tracer.tie(runs, [ndim - 2]))
+    return value.with_maps(maps, call.shape)
