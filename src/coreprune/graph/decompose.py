@@ -39,21 +39,18 @@ _OURS = {torch.ops.aten.bilinear.default: _bilinear, torch.ops.aten.addbmm.defau
 
 
 def decompose(module: fx.GraphModule) -> None:
-    """Replace the operations of a graph that have no rule by others that have one, in the nested graphs too."""
+    """Replace the operations of a flat graph that have no rule by others that have one."""
     _decompose(module, set())
 
 
 def has_rule(node: fx.Node) -> bool:
     """Whether it is known what a node does to channels."""
-    if operation(node).kind in ("getitem", "subgraph") or op_name(node) in RULES:
+    if operation(node).kind == "getitem" or op_name(node) in RULES:
         return True
     return torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def _decompose(module: fx.GraphModule, hopeless: set[Any]) -> None:
-    for child in module.children():
-        if isinstance(child, fx.GraphModule):
-            _decompose(child, hopeless)
     changed = False
     for node in list(module.graph.nodes):
         if node.op != "call_function":

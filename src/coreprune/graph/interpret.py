@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 from coreprune.errors import InputError, first_line
 from coreprune.graph.captured import Captured
 from coreprune.graph.execution import mutates
-from coreprune.graph.ops import operation
 from coreprune.graph.rules.elementwise import element_wise
 from coreprune.graph.rules.registry import RULES, Call, Rule, values_in
 from coreprune.graph.tracer import Tracer
@@ -98,14 +97,14 @@ def interpret(
 
 
 def _needed(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose numbers reach the output, a write or a check.
+    """The nodes whose numbers reach the output or a write.
 
     What is computed for nothing still has to run, so the sizes that it asks for count; what it does with the numbers
     does not.
     """
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "output" or node in needed or mutates(node) or operation(node).kind == "check":
+        if node.op == "output" or node in needed or mutates(node):
             needed.update((node, *node.all_input_nodes))
     return needed
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from coreprune.graph.ops import of_kind
+from coreprune.graph.ops import of_kind, op_name, operation
 from coreprune.graph.rules.einsum_space import pointwise
 from coreprune.graph.rules.registry import Call, rule, values_in
 from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind
@@ -134,9 +134,11 @@ def _pad(call: Call) -> Any:
 
 @rule(*of_kind("cat"))
 def _cat(call: Call) -> Any:
-    values = [v for v in call.args[0] if len(v.shape) > 1 or v.shape != (0,)]
+    nodes: Any = call.node.args[0]
+    parts = [(v, n) for v, n in zip(call.args[0], nodes, strict=True) if len(v.shape) > 1 or v.shape != (0,)]
+    values = [v for v, _ in parts]
     axis = call.arg(1, "dim", 0) % len(values[0].shape)
-    return join_along(call, values, axis)
+    return join_along(call, values, axis, [_stretched(n) for _, n in parts])
 
 
 @rule(*of_kind("stack"))
@@ -147,12 +149,28 @@ def _stack(call: Call) -> Any:
     return join_along(call, values, axis)
 
 
-def join_along(call: Call, values: list[Value], axis: int) -> Value:
-    """Concatenation. Ids along the axis are strung together; ids along the other axes meet."""
+def _stretched(node: fx.Node) -> frozenset[int]:
+    """The axes that were expanded from size 1: like those of a created tensor, they usually follow other widths."""
+    while operation(node).identity or op_name(node) == "to":
+        node = node.args[0]  # pyright: ignore[reportAssignmentType]
+    if op_name(node) not in ("expand", "expand_as"):
+        return frozenset()
+    old, new = (n.meta["val"].shape for n in (node.args[0], node))  # pyright: ignore[reportAttributeAccessIssue]
+    more = len(new) - len(old)
+    return frozenset(a for a, n in enumerate(new) if n > 1 and (a < more or old[a - more] == 1))
+
+
+def join_along(call: Call, values: list[Value], axis: int, stretched: Sequence[frozenset[int]] = ()) -> Value:
+    """Concatenation. Ids along the axis are strung together; ids along the other axes meet.
+
+    stretched: for every value, the axes whose sizes follow those of the others.
+    """
     shape = call.shape
     flat = (*shape[:axis], 1, *shape[axis + 1 :])
     weight, created = merge_kind(values)
     # Layers of different operands belong together when they vary along the same other axes.
+    strung = {axes(x) - {axis} for v in values for x in v.maps if axis in axes(x)}
+    values = [_followed(call, v, axis, loose, strung) for v, loose in zip(values, stretched or [()] * len(values))]
     strung = {axes(x) - {axis} for v in values for x in v.maps if axis in axes(x)}
     across = [
         Value(
@@ -174,6 +192,24 @@ def join_along(call: Call, values: list[Value], axis: int) -> Value:
             parts.append(ids.expand([n if a in key | {axis} else 1 for a, n in enumerate(v.shape)]))
         maps.append(compact(torch.cat(parts, axis)))
     return Value(shape, weight=weight, created=created).with_maps(maps)
+
+
+def _followed(
+    call: Call, value: Value, axis: int, stretched: Collection[int], strung: Collection[frozenset[int]]
+) -> Value:
+    """A part that has no ids along the axes of a split (heads), and follows the others there, gets ids of its own.
+
+    So does what all heads share: a part of the keys that is the same for every head.
+    """
+    for key in sorted(strung, key=len, reverse=True):
+        mine = [x for x in value.maps if axis in axes(x)]
+        follows = key and (value.created or key <= set(stretched)) and all(value.shape[a] > 1 for a in key)
+        if follows and not value.weight and all(axes(x) == {axis} for x in mine) and len(mine) < 2:
+            ids = call.tracer.fresh([n if a in key | {axis} else 1 for a, n in enumerate(value.shape)])
+            call.tracer.tie(ids, [axis])
+            call.tracer.partial += [(ids, x) for x in mine]
+            return value.with_maps([ids, *(x for x in value.maps if axis not in axes(x))])
+    return value
 
 
 def channels_only(call: Call, ids: Tensor, axis: int) -> Tensor | None:
