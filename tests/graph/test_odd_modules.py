@@ -138,8 +138,8 @@ class SelfAttention(nn.Module):
 CASES = {
     "local response norm": (lambda: nn.LocalResponseNorm(3), 8, False),
     "softmax over channels": (nn.Softmax2d, 8, False),
-    "unpooling": (Unpool, 8, False),
-    "fold": (lambda: Fn(lambda x: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1)), 8, False),
+    "unpooling": (Unpool, 8, True),
+    "fold": (lambda: Fn(lambda x: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1)), 8, True),
     "standardised weights": (lambda: Standardised(8, 8, 3), 8, False),
     "low rank update": (LowRank, 8, False),
     "one head": (OneHead, 8, True),

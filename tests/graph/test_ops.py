@@ -328,7 +328,7 @@ def test_every_rule_is_of_an_operation_that_exists_and_every_kind_has_its_rules(
     own = {name for name, f in RULES.items() if f.__module__.startswith("coreprune.")}
     known = {name for name in own if name in NEWER or "::" in name or hasattr(torch.ops.aten, name)}
     assert own == known
-    without = ("kernel", "getitem", "subgraph", "unknown")  # of the clock alone, and of the interpreter itself
+    without = ("kernel", "getitem", "region", "unknown")  # of the clock alone, and of the interpreter itself
     assert own == set(of_kind(*(kind for kind in get_args(Kind) if kind not in without)))
 
 
