@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.utils import _pytree as pytree
+
 from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import pointwise
 from coreprune.graph.rules.movement import lines, move
@@ -14,7 +16,9 @@ from coreprune.graph.values import Value
 @rule(*of_kind("elementwise"))
 def element_wise(call: Call) -> Any:
     """The same function at every place. The interpreter takes it also for operations that torch tags as pointwise."""
-    return pointwise(call, call.values())
+    leaves = zip(*(pytree.tree_leaves(x) for x in ((call.args, call.kwargs), (call.node.args, call.node.kwargs))), strict=True)
+    pairs = [(value, node) for value, node in leaves if isinstance(value, Value)]
+    return pointwise(call, [v for v, _ in pairs], sources=[n for _, n in pairs])
 
 
 @rule(*of_kind("prelu"))

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from coreprune.graph.ops import of_kind, op_name, operation
-from coreprune.graph.rules.einsum_space import pointwise
+from coreprune.graph.ops import of_kind
+from coreprune.graph.rules.einsum_space import pointwise, stretched
 from coreprune.graph.rules.registry import Call, rule, values_in
 from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind
 
@@ -138,7 +138,7 @@ def _cat(call: Call) -> Any:
     parts = [(v, n) for v, n in zip(call.args[0], nodes, strict=True) if len(v.shape) > 1 or v.shape != (0,)]
     values = [v for v, _ in parts]
     axis = call.arg(1, "dim", 0) % len(values[0].shape)
-    return join_along(call, values, axis, [_stretched(n) for _, n in parts])
+    return join_along(call, values, axis, [stretched(n) for _, n in parts])
 
 
 @rule(*of_kind("stack"))
@@ -149,28 +149,17 @@ def _stack(call: Call) -> Any:
     return join_along(call, values, axis)
 
 
-def _stretched(node: fx.Node) -> frozenset[int]:
-    """The axes that were expanded from size 1: like those of a created tensor, they usually follow other widths."""
-    while operation(node).identity or op_name(node) == "to":
-        node = node.args[0]  # pyright: ignore[reportAssignmentType]
-    if op_name(node) not in ("expand", "expand_as"):
-        return frozenset()
-    old, new = (n.meta["val"].shape for n in (node.args[0], node))  # pyright: ignore[reportAttributeAccessIssue]
-    more = len(new) - len(old)
-    return frozenset(a for a, n in enumerate(new) if n > 1 and (a < more or old[a - more] == 1))
-
-
-def join_along(call: Call, values: list[Value], axis: int, stretched: Sequence[frozenset[int]] = ()) -> Value:
+def join_along(call: Call, values: list[Value], axis: int, loose: Sequence[frozenset[int]] = ()) -> Value:
     """Concatenation. Ids along the axis are strung together; ids along the other axes meet.
 
-    stretched: for every value, the axes whose sizes follow those of the others.
+    loose: for every value, the axes whose sizes follow those of the others (`stretched`).
     """
     shape = call.shape
     flat = (*shape[:axis], 1, *shape[axis + 1 :])
     weight, created = merge_kind(values)
     # Layers of different operands belong together when they vary along the same other axes.
     strung = {axes(x) - {axis} for v in values for x in v.maps if axis in axes(x)}
-    values = [_followed(call, v, axis, loose, strung) for v, loose in zip(values, stretched or [()] * len(values))]
+    values = [_followed(call, v, axis, a, strung) for v, a in zip(values, loose or [()] * len(values), strict=True)]
     strung = {axes(x) - {axis} for v in values for x in v.maps if axis in axes(x)}
     across = [
         Value(
@@ -195,7 +184,7 @@ def join_along(call: Call, values: list[Value], axis: int, stretched: Sequence[f
 
 
 def _followed(
-    call: Call, value: Value, axis: int, stretched: Collection[int], strung: Collection[frozenset[int]]
+    call: Call, value: Value, axis: int, loose: Collection[int], strung: Collection[frozenset[int]]
 ) -> Value:
     """A part that has no ids along the axes of a split (heads), and follows the others there, gets ids of its own.
 
@@ -203,7 +192,7 @@ def _followed(
     """
     for key in sorted(strung, key=len, reverse=True):
         mine = [x for x in value.maps if axis in axes(x)]
-        follows = key and (value.created or key <= set(stretched)) and all(value.shape[a] > 1 for a in key)
+        follows = key and (value.created or key <= set(loose)) and all(value.shape[a] > 1 for a in key)
         if follows and not value.weight and all(axes(x) == {axis} for x in mine) and len(mine) < 2:
             ids = call.tracer.fresh([n if a in key | {axis} else 1 for a, n in enumerate(value.shape)])
             call.tracer.tie(ids, [axis])
