@@ -173,11 +173,12 @@ def _content(write: _Write, whole: fx.Node, make: Callable[..., fx.Node]) -> fx.
         content = make(_ATEN.full.default, shape, content, dtype=value.dtype, device=value.device)
     if content.meta["val"].dtype != value.dtype:
         content = make(_ATEN.to.dtype, content, value.dtype)
-    if list(content.meta["val"].shape) != shape:
-        content = make(_ATEN.expand.default, content, shape)
+    for _ in range(len(shape) - content.meta["val"].dim()):
+        content = make(_ATEN.unsqueeze.default, content, 0)
     for axis in write.picked:
         content = make(_ATEN.unsqueeze.default, content, axis)
-    return content
+        shape.insert(axis, 1)
+    return content if list(content.meta["val"].shape) == shape else make(_ATEN.expand.default, content, shape)
 
 
 def _maker(before: fx.Node, like: fx.Node) -> Callable[..., fx.Node]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from coreprune.graph.execution import shares
 from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import pointwise, stretched
 from coreprune.graph.rules.registry import Call, rule, values_in
@@ -159,16 +160,17 @@ def join_along(call: Call, values: list[Value], axis: int, loose: Sequence[froze
     weight, created = merge_kind(values)
     # Layers of different operands belong together when they vary along the same other axes.
     strung = {axes(x) - {axis} for v in values for x in v.maps if axis in axes(x)}
-    values = [_followed(call, v, axis, a, strung) for v, a in zip(values, loose or [()] * len(values), strict=True)]
+    loose = loose or [frozenset()] * len(values)
+    values = [_followed(call, v, axis, a, strung) for v, a in zip(values, loose, strict=True)]
     strung = {axes(x) - {axis} for v in values for x in v.maps if axis in axes(x)}
     across = [
         Value(
-            (*v.shape[:axis], 1, *v.shape[axis + 1 :]),
+            tuple(1 if a == axis or a in follows else n for a, n in enumerate(v.shape)),
             tuple(x for x in v.maps if axes(x) - {axis} not in strung),
             v.weight,
             v.created,
         )
-        for v in values
+        for v, follows in zip(values, loose, strict=True)
     ]
     maps = list(pointwise(call, across, flat).maps) if any(v.maps for v in across) else []
     for key in strung:
@@ -264,7 +266,9 @@ def _pixel_shuffle(call: Call) -> Any:
 
 @rule(*of_kind("write"))
 def _write(call: Call) -> Any:
-    """A write into a part of a tensor. Ids are not followed through it."""
+    """A write into a part of a tensor. Ids are not followed through it, unless all of the tensor is written."""
+    if call.name == "copy" and isinstance(call.node.args[0], fx.Node) and not shares(call.node.args[0]):
+        return pointwise(call, call.values())
     call.tracer.lock_all(call.values(), f"written into a part of a tensor ({call.node.name})")
     return Value(call.shape)
 
