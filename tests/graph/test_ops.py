@@ -333,7 +333,9 @@ def test_every_rule_is_of_an_operation_that_exists_and_every_kind_has_its_rules(
 
 
 def test_the_axis_is_where_the_table_says():
-    for name in of_kind("sum", "mean", "spread", "vector norm", "reduction", "mixing", "ranking", "gated", "scatter", "fourier"):
+    for name in of_kind(
+        "sum", "mean", "spread", "vector norm", "reduction", "mixing", "ranking", "gated", "scatter", "fourier"
+    ):
         packet = getattr(torch.ops.aten, name)
         overloads = [getattr(packet, o) for o in packet.overloads() if hasattr_safely(packet, o)]
         at = {[a.name for a in o._schema.arguments if not a.kwarg_only][1:].index("dim") + 1

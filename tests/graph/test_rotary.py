@@ -155,7 +155,13 @@ class Sliced(nn.Module):
 
 BASE = {
     **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4},
-    **{"num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1},
+    **{
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 1,
+    },
 }
 GPT = {
     **{"vocab_size": 64, "n_layer": 1, "rotary_dim": 4, "n_inner": 48, "n_positions": 64},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def _beside(writes: Sequence[_Write]) -> bool:
     """Whether the parts are beside each other along one axis, so that one concatenation is enough."""
     axes = {a for w in writes for a in w.part}
     spans = sorted(s for w in writes for s in w.part.values())
-    apart = all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    apart = all(a[1] <= b[0] for a, b in pairwise(spans))
     return len(axes) == 1 and len(spans) == len(writes) and apart
 
 
@@ -147,7 +148,9 @@ def _joined(current: fx.Node, writes: Sequence[_Write], before: fx.Node) -> fx.N
     return _filled(current, axis, [(w.part[axis], dict(inner), contents[w]) for w in writes], make)
 
 
-def _filled(whole: fx.Node, axis: int, parts: list[tuple[tuple[int, int], dict[int, Any], fx.Node]], make: Any) -> fx.Node:
+def _filled(
+    whole: fx.Node, axis: int, parts: list[tuple[tuple[int, int], dict[int, Any], fx.Node]], make: Any
+) -> fx.Node:
     """`whole` with other contents at some places along an axis; within each, only at a part of the other axes."""
     pieces, at, length = [], 0, int(whole.meta["val"].shape[axis])
     for (start, end), inner, content in sorted(parts, key=lambda p: p[0]):
@@ -156,8 +159,9 @@ def _filled(whole: fx.Node, axis: int, parts: list[tuple[tuple[int, int], dict[i
         if inner:
             (next_axis, span), *rest = inner.items()
             old = make(_ATEN.slice.Tensor, whole, axis, start, end)
-            content = _filled(old, next_axis, [(span, dict(rest), content)], make)
-        pieces.append(content)
+            pieces.append(_filled(old, next_axis, [(span, dict(rest), content)], make))
+        else:
+            pieces.append(content)
         at = end
     if at < length:
         pieces.append(make(_ATEN.slice.Tensor, whole, axis, at, length))

@@ -109,7 +109,8 @@ def _einsum(call: Call) -> Any:
     terms, output = equation_terms(call.args[0], [len(v.shape) for v in values])
     if len(values) > 2:
         return NotImplemented
-    for i, term in enumerate(terms):
+    for i in range(len(terms)):
+        term = terms[i]
         while repeated := next((c for c in term if term.count(c) > 1), None):  # a diagonal, which comes last
             first = term.index(repeated)
             second = term.index(repeated, first + 1)

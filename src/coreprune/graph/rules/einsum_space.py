@@ -32,8 +32,8 @@ def pointwise(
     """The result of an element-wise operation: channels that stand at one place become one channel.
 
     call: what the rule got. values: the operands, broadcast as torch does it. Parameters among them lose the entries of
-        channels that leave. shape: of the result; by default the one that was traced. sources: the nodes that the values
-        come from, if they do so unchanged: what they expand follows the sizes of the others.
+        channels that leave. shape: of the result; by default the one that was traced. sources: the nodes that the
+        values come from, if they do so unchanged: what they expand follows the sizes of the others.
     """
     shape = call.shape if shape is None else shape
     operands = []
@@ -117,7 +117,8 @@ def stretched(node: Any) -> frozenset[int]:
         node = node.args[0]
     if not isinstance(node, fx.Node) or op_name(node) not in ("expand", "expand_as"):
         return frozenset()
-    old, new = (n.meta["val"].shape for n in (node.args[0], node))
+    source: Any = node.args[0]
+    old, new = source.meta["val"].shape, node.meta["val"].shape
     more = len(new) - len(old)
     return frozenset(a for a, n in enumerate(new) if n > 1 and (a < more or old[a - more] == 1))
 

@@ -16,7 +16,9 @@ from coreprune.graph.values import Value
 @rule(*of_kind("elementwise"))
 def element_wise(call: Call) -> Any:
     """The same function at every place. The interpreter takes it also for operations that torch tags as pointwise."""
-    leaves = zip(*(pytree.tree_leaves(x) for x in ((call.args, call.kwargs), (call.node.args, call.node.kwargs))), strict=True)
+    leaves = zip(
+        *(pytree.tree_leaves(x) for x in ((call.args, call.kwargs), (call.node.args, call.node.kwargs))), strict=True
+    )
     pairs = [(value, node) for value, node in leaves if isinstance(value, Value)]
     return pointwise(call, [v for v, _ in pairs], sources=[n for _, n in pairs])
 

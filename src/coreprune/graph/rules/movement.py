@@ -185,9 +185,7 @@ def join_along(call: Call, values: list[Value], axis: int, loose: Sequence[froze
     return Value(shape, weight=weight, created=created).with_maps(maps)
 
 
-def _followed(
-    call: Call, value: Value, axis: int, loose: Collection[int], strung: Collection[frozenset[int]]
-) -> Value:
+def _followed(call: Call, value: Value, axis: int, loose: Collection[int], strung: Collection[frozenset[int]]) -> Value:
     """A part that has no ids along the axes of a split (heads), and follows the others there, gets ids of its own.
 
     So does what all heads share: a part of the keys that is the same for every head.
