@@ -38,10 +38,10 @@ def test_norms_and_depthwise_filters_go_along():
 class Steps(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(4, 8), nn.Linear(4, 2)
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(self.a(x)[:, ::2])
+        return self.b(self.a(x).roll(2, 1))
 
 
 class Meets(nn.Module):

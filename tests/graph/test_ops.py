@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, get_args
@@ -90,6 +91,8 @@ ARGUMENTS: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {
     "addcmul": lambda x: (x, OTHER, OTHER),
     "addcdiv": lambda x: (x, OTHER, OTHER),
     "rsub": lambda x: (x, 1.0),
+    **dict.fromkeys(["complex", "polar"], lambda x: (x, OTHER)),
+    "_conj": lambda x: (torch.complex(x, OTHER),),
     "matmul": lambda x: (x, x),
 }
 
@@ -110,10 +113,11 @@ def arguments(name: str, x: Tensor) -> tuple[Any, ...]:
 
 
 def run(name: str, x: Tensor, alias: str = "") -> list[Tensor]:
-    """The floating results of an operation, in float64."""
+    """The floating results of an operation, in float64; of a complex one a number that shows both parts."""
     function = operator.getitem if name == "operator::getitem" else getattr(torch.ops.aten, alias or name)
     out = function(*arguments(name, x))
     tensors = list(out) if isinstance(out, (tuple, list)) else [out]
+    tensors = [t.real + math.pi * t.imag if t.is_complex() else t for t in tensors]
     return [t.double() for t in tensors if t.is_floating_point() or t.dtype is torch.bool]
 
 
@@ -324,12 +328,14 @@ def test_every_rule_is_of_an_operation_that_exists_and_every_kind_has_its_rules(
     own = {name for name, f in RULES.items() if f.__module__.startswith("coreprune.")}
     known = {name for name in own if name in NEWER or "::" in name or hasattr(torch.ops.aten, name)}
     assert own == known
-    without = ("kernel", "getitem", "subgraph", "unknown")  # of the clock alone, and of the interpreter itself
+    without = ("kernel", "getitem", "region", "unknown")  # of the clock alone, and of the interpreter itself
     assert own == set(of_kind(*(kind for kind in get_args(Kind) if kind not in without)))
 
 
 def test_the_axis_is_where_the_table_says():
-    for name in of_kind("sum", "mean", "spread", "vector norm", "reduction", "mixing", "ranking", "gated"):
+    for name in of_kind(
+        "sum", "mean", "spread", "vector norm", "reduction", "mixing", "ranking", "gated", "scatter", "fourier"
+    ):
         packet = getattr(torch.ops.aten, name)
         overloads = [getattr(packet, o) for o in packet.overloads() if hasattr_safely(packet, o)]
         at = {[a.name for a in o._schema.arguments if not a.kwarg_only][1:].index("dim") + 1

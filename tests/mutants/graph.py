@@ -208,10 +208,10 @@ MUTANTS = (
     Mutant(
         "a-step-over-channels-is-followed",
         "graph/rules/movement.py",
-        '            call.tracer.lock(ids, f"{call.name} with a fixed step along the channels ({call.node.name})")\n',
-        "            pass\n",
+        "    call.tracer.fixed += [(ids, axes(ids) & touched, reason) for ids in value.maps if axes(ids) & touched]\n",
+        "",
         GROUPING,
-        "every second channel: other ones after some have left",
+        "channels are shifted by two: other ones are after some have left",
     ),
     Mutant(
         "macs-of-a-grouped-convolution",

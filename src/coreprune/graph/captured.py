@@ -30,7 +30,7 @@ class Captured:
     """One traced model.
 
     Attributes:
-        graph: the exported ATen graph.
+        graph: the exported ATen graph, in which operations without a rule are written as their parts.
         sources: placeholder name -> (kind, dotted name); kind is "parameter", "buffer", "constant" or "input".
         tensors: canonical dotted name -> (shape, dtype) of every parameter and buffer.
         aliases: dotted name -> canonical dotted name (tied parameters share one canonical name).
@@ -102,6 +102,12 @@ def capture(
             program = torch.export.export(still.train(training), args, kwargs, strict=False)
         except Exception as error:
             raise ModelError(_explain(model, error)) from error
+    from coreprune.graph.decompose import decompose  # these import this module
+    from coreprune.graph.writes import join_writes
+
+    graph = flatten(program.graph_module)
+    join_writes(graph)
+    decompose(graph)
     names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     canonical: dict[int, str] = {}
     aliases = {name: canonical.setdefault(id(t), name) for name, t in names}
@@ -120,13 +126,13 @@ def capture(
             sources[name] = ("constant", str(spec.target))
             constants[name] = program.constants.get(str(spec.target))
     readers: Counter[str] = Counter()
-    for node in program.graph.nodes:
+    for node in graph.graph.nodes:
         if node.op == "placeholder":
             readers[sources.get(node.name, ("", node.name))[1]] += len(node.users)
     seconds = time.perf_counter() - start
-    log.debug("captured %s: %d nodes in %.2f s", type(model).__name__, len(program.graph.nodes), seconds)
+    log.debug("captured %s: %d nodes in %.2f s", type(model).__name__, len(graph.graph.nodes), seconds)
     return Captured(
-        graph=flatten(program.graph_module),
+        graph=graph,
         sources=sources,
         tensors=tensors,
         aliases=aliases,

@@ -24,6 +24,7 @@ from coreprune.graph.captured import Captured, capture
 from coreprune.graph.check_inputs import BATCH, LENGTH, STYLES, Drawing, drawing
 from coreprune.graph.costs import CostModel
 from coreprune.graph.groups import Group, ParamSlice
+from coreprune.graph.ops import operation
 from coreprune.graph.replay import replay
 from coreprune.graph.slicing import cut
 from coreprune.graph.verify import compare, differ, tensors, zero_masks, zeroed
@@ -77,7 +78,7 @@ class Check:
                 got = tensors(got)[: len(want)]
             else:
                 want = self._run(self.model, inputs, self._alive, chosen)
-            compared, problem = True, compare(got, want, exact)
+            compared, problem = True, compare(got, want, exact, self._rounded)
             if problem is not None:
                 return problem
         if not compared:
@@ -133,6 +134,16 @@ class Check:
             else:
                 return dtype
         return None
+
+    @cached_property
+    def _rounded(self) -> bool:
+        """Whether the forward says itself in which precision it computes, as many norms and rotations do."""
+        names = (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
+        return any(
+            operation(node).kind == "like" and any(x in names for x in (*node.args, *node.kwargs.values()))
+            for node in self.captured.graph.graph.nodes
+            if node.op == "call_function"
+        )
 
     @cached_property
     def _alive(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from coreprune.graph.captured import Captured
-from coreprune.graph.ops import op_name
+from coreprune.graph.ops import op_name, operation
 
 BATCH, LENGTH = 3, 5  # what axes of length 1 become: the first axis of a tensor, and the others
 STYLES = ("like the example", "normal", "uniform", "whole numbers kept")
@@ -21,7 +21,7 @@ _SAME_INDICES = frozenset(
     """
     view reshape flatten unflatten squeeze unsqueeze expand expand_as repeat slice select permute transpose t contiguous
     clone to _to_copy detach alias index_select chunk split unbind getitem clamp clamp_min clamp_max add sub cat stack
-    pad constant_pad_nd where masked_fill rsub roll flip
+    pad constant_pad_nd where masked_fill rsub roll flip remainder
     """.split()  # noqa: SIM905
 )
 
@@ -105,19 +105,21 @@ def _tables(node: fx.Node, seen: set[fx.Node]) -> Iterator[int]:
     """The lengths of the tables that the entries of a node choose from."""
     for user in node.users:
         name = op_name(user.target) if user.op == "call_function" else ""
-        value, chosen = (*user.args, None, None)[:2]
+        kind, (value, chosen) = operation(user).kind, (*user.args, None, None)[:2]
         if name == "embedding" and chosen is node:
             yield from _length(value, 0)
         elif name == "one_hot" and isinstance(chosen, int):
             yield chosen
         elif name == "index" and isinstance(chosen, (list, tuple)) and value is not node:
             yield from (n for axis, x in enumerate(chosen) if x is node for n in _length(value, axis))
+        elif (name == "index_select" or kind == "scatter") and len(user.args) > 2 and user.args[2] is node:
+            yield from _length(value, chosen)
         elif name in _SAME_INDICES and user not in seen:
             seen.add(user)
             yield from _tables(user, seen)
 
 
-def _length(node: Any, axis: int) -> Iterator[int]:
+def _length(node: Any, axis: Any) -> Iterator[int]:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     if isinstance(value, Tensor) and axis < value.dim():
         yield int(value.shape[axis])

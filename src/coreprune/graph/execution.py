@@ -56,7 +56,7 @@ class Execution:
             value = self._call(lambda *a: a[0], node)
         else:
             value = self._call(node.target, node)
-            if node in self._overwritten and not _shares(node) and not mutates(node) and torch.is_grad_enabled():
+            if node in self._overwritten and not shares(node) and not mutates(node) and torch.is_grad_enabled():
                 value = [v.clone() if isinstance(v, Tensor) else v for v in value]  # the operation may have kept it
         self.values[node] = value
         return value
@@ -101,14 +101,14 @@ def overwritten(nodes: Iterable[fx.Node]) -> set[fx.Node]:
         if not isinstance(shared, fx.Node):
             continue
         same = mutates(shared) and shared.args[0] in out
-        if _shares(shared) or same or any(_shares(user) for user in shared.users):
+        if shares(shared) or same or any(shares(user) for user in shared.users):
             while isinstance(shared, fx.Node) and shared not in out:
                 out.add(shared)
-                shared = shared.args[0] if _shares(shared) or mutates(shared) else None
+                shared = shared.args[0] if shares(shared) or mutates(shared) else None
     return out
 
 
-def _shares(node: fx.Node) -> bool:
+def shares(node: fx.Node) -> bool:
     """Whether a node's result may share the memory of its first argument."""
     if isinstance(node.target, torch._ops.OpOverload):
         return not mutates(node) and any(r.alias_info is not None for r in node.target._schema.returns)

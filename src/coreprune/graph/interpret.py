@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune.errors import InputError, first_line
 from coreprune.graph.captured import Captured
+from coreprune.graph.execution import mutates
 from coreprune.graph.rules.elementwise import element_wise
 from coreprune.graph.rules.registry import RULES, Call, Rule, values_in
 from coreprune.graph.tracer import Tracer
@@ -71,6 +72,7 @@ def interpret(
     env: dict[fx.Node, Any] = {}
     feed = iter(inputs)
     last = {n: user for user in module.graph.nodes for n in user.all_input_nodes}
+    needed = _needed(module.graph)
     for node in module.graph.nodes:
         if node.op == "placeholder":
             env[node] = next(feed)
@@ -81,7 +83,11 @@ def interpret(
             args, kwargs = pytree.tree_map_only(fx.Node, env.__getitem__, (node.args, node.kwargs))
             if node.op == "output":
                 return args[0]
-            env[node] = _apply(Call(tracer, node, args, kwargs))
+            statistics, reads = len(tracer.statistics), len(tracer.reads)
+            env[node] = _apply(Call(tracer, node, args, kwargs), node in needed)
+            if node not in needed:
+                del tracer.statistics[statistics:]
+                tracer.reads[reads:] = [r for r in tracer.reads[reads:] if r.params]
         if found is not None and node in found:
             found[node] = env[node]
         for used in node.all_input_nodes:
@@ -90,7 +96,20 @@ def interpret(
     return None
 
 
-def _apply(call: Call) -> Any:
+def _needed(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose numbers reach the output or a write.
+
+    What is computed for nothing still has to run, so the sizes that it asks for count; what it does with the numbers
+    does not.
+    """
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in needed or mutates(node):
+            needed.update((node, *node.all_input_nodes))
+    return needed
+
+
+def _apply(call: Call, needed: bool) -> Any:
     name, node, args = call.name, call.node, call.args
     kind = call.operation.kind
     if kind == "getitem":
@@ -111,7 +130,8 @@ def _apply(call: Call) -> Any:
             log.debug("rule for %s failed at %s: %s", name, node.name, problem)
             reason = f"unusual arguments of {name}"
     if result is NotImplemented:
-        call.lock(reason)
+        if needed:
+            call.lock(reason)
         result = pytree.tree_map(_opaque, node.meta.get("val"))
     for value in values_in(result):
         for ids in value.maps:

@@ -39,6 +39,8 @@ Kind = Literal[
     "kernel",  # what a layer becomes below autograd: only the clock sees it
     # One number out for one number in.
     "elementwise",  # any number of tensors, broadcast
+    "complex",  # two numbers become one complex number
+    "real",  # and back
     "like",  # of the first argument alone; the place of a number may matter
     "prelu",
     # Numbers that change their place.
@@ -50,8 +52,11 @@ Kind = Literal[
     "channel shuffle",
     "pixel shuffle",
     "patches",  # im2col
+    "folding",  # and back
     "getitem",
     "index",  # places that are computed
+    "one hot",
+    "scatter",  # reads or writes places that are computed, along one axis
     "write",  # into a part of a tensor
     # Numbers that meet along an axis.
     "channel norm",  # one set of statistics per channel
@@ -63,6 +68,7 @@ Kind = Literal[
     "vector norm",
     "reduction",
     "mixing",  # softmax, cumsum: along one axis, which stays
+    "fourier",
     "ranking",  # top k
     "gated",  # glu: one half of an axis times a function of the other
     "spatial",  # every channel's picture alone: pooling, resampling
@@ -291,9 +297,12 @@ TABLE: tuple[Operation, ...] = (
         """
         masked_fill where rrelu isin fill hardsigmoid selu celu softshrink hardshrink log_sigmoid threshold square
         __and__ __or__ __xor__ logical_and logical_or logical_not logical_xor lerp addcmul addcdiv rsub
+        complex polar conj _conj resolve_conj resolve_neg
         """,
         "elementwise",
     ),
+    Operation("view_as_complex", "complex"),
+    Operation("view_as_real", "real"),
     Operation("prelu", "prelu", homogeneous=True),
     Operation(
         "dropout feature_dropout alpha_dropout feature_alpha_dropout",
@@ -340,9 +349,12 @@ TABLE: tuple[Operation, ...] = (
     Operation("channel_shuffle native_channel_shuffle", "channel shuffle", bijective=True, homogeneous=True),
     Operation("pixel_shuffle", "pixel shuffle", bijective=True, homogeneous=True),
     Operation("im2col", "patches"),
+    Operation("col2im", "folding"),
     Operation("operator::getitem", "getitem", homogeneous=True),
     Operation("index_select", "index", homogeneous=True),
-    Operation("index gather take_along_dim", "index"),
+    Operation("index", "index"),
+    Operation("one_hot", "one hot"),
+    Operation("gather scatter scatter_add scatter_reduce index_add index_copy index_reduce index_fill", "scatter"),
     Operation("copy slice_scatter select_scatter index_put masked_scatter", "write"),
     # --- along an axis ------------------------------------------------------------------------------------------------
     Operation("batch_norm instance_norm _native_batch_norm_legit_no_training cudnn_batch_norm", "channel norm"),
@@ -354,12 +366,15 @@ TABLE: tuple[Operation, ...] = (
     Operation("norm linalg_vector_norm", "vector norm", dim=2),
     Operation("amax amin max min", "reduction", homogeneous=True),
     Operation("logsumexp", "reduction", aliases="special_logsumexp"),
-    Operation("prod any all argmax argmin median count_nonzero", "reduction"),
+    Operation("prod any all argmax argmin median nanmedian mode count_nonzero", "reduction"),
     Operation("softmax", "mixing", aliases="special_softmax"),
     Operation("log_softmax", "mixing", aliases="special_log_softmax"),
-    Operation("_softmax _log_softmax cumsum cumprod logcumsumexp sort argsort", "mixing"),
+    Operation("_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort argsort", "mixing"),
     Operation("topk kthvalue", "ranking", dim=2),
     Operation("glu", "gated"),
+    Operation("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft", "fourier", space=1, dim=2),
+    Operation("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2", "fourier", space=2, dim=2),
+    Operation("fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn", "fourier", dim=2),
     # --- every channel's picture alone --------------------------------------------------------------------------------
     Operation(
         """
@@ -391,11 +406,13 @@ TABLE: tuple[Operation, ...] = (
     ),
     Operation("grid_sampler_2d affine_grid_generator", "spatial", space=2),
     Operation("grid_sampler", "spatial"),
+    Operation("max_unpool2d", "spatial", space=2),
+    Operation("max_unpool3d", "spatial", space=3),
     # --- nothing of the input -----------------------------------------------------------------------------------------
     Operation(
         """
         zeros ones full empty arange scalar_tensor eye linspace rand randn randint new_zeros new_ones new_full new_empty
-        tensor empty_permuted sym_size
+        tensor empty_permuted sym_size tril_indices triu_indices fft_fftfreq fft_rfftfreq hann_window hamming_window
         """,
         "creation",
     ),

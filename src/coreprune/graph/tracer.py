@@ -7,6 +7,7 @@ decided before the whole graph has been seen is recorded here, and settled in `r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -124,6 +125,12 @@ class Tracer:
                 self.count += n
             maps.append(place(self.slots[name, dim].ids, [dim], len(shape)))
         return Value(shape, tuple(maps), weight=True)
+
+    def fresh(self, shape: Sequence[int]) -> Tensor:
+        """New ids, of no parameter: for positions that follow the channels that they meet."""
+        ids = torch.arange(self.count, self.count + math.prod(shape)).reshape(*shape)
+        self.count += ids.numel()
+        return ids
 
     def origins(self, ids: Tensor) -> set[tuple[str, int]]:
         """The parameter axes whose own ids occur in an id map. Ids that were united with them do not count."""

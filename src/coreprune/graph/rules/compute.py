@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coreprune.graph.equations import equation_terms
 from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import contract, pointwise, read, statistic
 from coreprune.graph.rules.movement import channels_only, move, one_expert
@@ -103,12 +104,20 @@ def _recurrent(call: Call) -> Any:
 
 @rule(*of_kind("einsum"))
 def _einsum(call: Call) -> Any:
-    equation, values = call.args[0].replace(" ", ""), call.args[1]
-    inputs, _, output = equation.partition("->")
-    terms = inputs.split(",")
-    if "." in equation or "->" not in equation or any(len(set(t)) != len(t) for t in terms) or len(values) > 2:
+    """At most two operands: the graph has a chain of such sums where the forward has more."""
+    values = list(call.args[1])
+    terms, output = equation_terms(call.args[0], [len(v.shape) for v in values])
+    if len(values) > 2:
         return NotImplemented
-    letters = {c: i for i, c in enumerate(sorted(set(inputs) - {","}))}
+    for i in range(len(terms)):
+        term = terms[i]
+        while repeated := next((c for c in term if term.count(c) > 1), None):  # a diagonal, which comes last
+            first = term.index(repeated)
+            second = term.index(repeated, first + 1)
+            values[i] = move(values[i], lambda ids, a=first, b=second: ids.diagonal(0, a, b))
+            term = [*term[:first], *term[first + 1 : second], *term[second + 1 :], repeated]
+        terms[i] = term
+    letters = {c: i for i, c in enumerate(sorted({c for term in terms for c in term}))}
     where = [[letters[c] for c in t] for t in terms]
     sources = list(call.node.args[1])  # pyright: ignore[reportArgumentType]
     maps = contract(call, values, where, [letters[c] for c in output], sources=sources)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from coreprune.graph.captured import Captured
+from coreprune.graph.ops import op_name, operation
 from coreprune.graph.rules.registry import Call
 from coreprune.graph.tracer import Read, Statistic, Tracer, Work
 from coreprune.graph.values import FIXED, Value, align, axes, merge_kind, place
@@ -24,16 +26,20 @@ class Operand:
     created: bool = False
 
 
-def pointwise(call: Call, values: Sequence[Value], shape: tuple[int, ...] | None = None) -> Value:
+def pointwise(
+    call: Call, values: Sequence[Value], shape: tuple[int, ...] | None = None, sources: Sequence[object] = ()
+) -> Value:
     """The result of an element-wise operation: channels that stand at one place become one channel.
 
     call: what the rule got. values: the operands, broadcast as torch does it. Parameters among them lose the entries of
-        channels that leave. shape: of the result; by default the one that was traced.
+        channels that leave. shape: of the result; by default the one that was traced. sources: the nodes that the
+        values come from, if they do so unchanged: what they expand follows the sizes of the others.
     """
     shape = call.shape if shape is None else shape
     operands = []
-    for v in values:
-        covers = frozenset(a + len(shape) - len(v.shape) for a, n in enumerate(v.shape) if n > 1)
+    for v, source in zip(values, sources or [None] * len(values), strict=True):
+        loose = stretched(source)
+        covers = frozenset(a + len(shape) - len(v.shape) for a, n in enumerate(v.shape) if n > 1 and a not in loose)
         operands.append(Operand(tuple(align(x, len(shape)) for x in v.maps), covers, v.created))
     maps = _meet(call, operands) if operands else ()
     for v in values:
@@ -69,10 +75,12 @@ def contract(
     ndim = 1 + max(a for w in where for a in w)
     sizes = [1] * ndim
     operands = []
-    for v, w in zip(values, where, strict=True):
+    for v, w, source in zip(values, where, sources, strict=True):
         for a, n in zip(w, v.shape, strict=True):
             sizes[a] = max(sizes[a], n)
-        covers = frozenset(a for a, n in zip(w, v.shape, strict=True) if n > 1)
+        # A split into heads is in front of what is summed, so that its axes are where the source has them.
+        loose = stretched(source) if len(v.shape) > 2 else ()
+        covers = frozenset(a for i, (a, n) in enumerate(zip(w, v.shape, strict=True)) if n > 1 and i not in loose)
         operands.append(Operand(tuple(place(x, w, ndim) for x in v.maps), covers, v.created))
     if not all(v.weight for v in values):
         for value, operand in zip(values, operands, strict=True):
@@ -101,6 +109,18 @@ def contract(
     made = next((i for i, ids in enumerate(met) if axes(ids) & new), None)
     tracer.work.append(Work(call.node.name, factor * free, met, made=made))
     return tuple(ids.permute([*out, *sorted(summed)]).reshape([ids.shape[a] for a in out]) for ids in kept)
+
+
+def stretched(node: Any) -> frozenset[int]:
+    """The axes that were expanded from size 1: like those of a created tensor, they usually follow other widths."""
+    while isinstance(node, fx.Node) and (operation(node).identity or op_name(node) == "to"):
+        node = node.args[0]
+    if not isinstance(node, fx.Node) or op_name(node) not in ("expand", "expand_as"):
+        return frozenset()
+    source: Any = node.args[0]
+    old, new = source.meta["val"].shape, node.meta["val"].shape
+    more = len(new) - len(old)
+    return frozenset(a for a, n in enumerate(new) if n > 1 and (a < more or old[a - more] == 1))
 
 
 def _note_reads(

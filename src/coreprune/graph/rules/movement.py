@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from coreprune.graph.execution import shares
 from coreprune.graph.ops import of_kind
-from coreprune.graph.rules.einsum_space import pointwise
+from coreprune.graph.rules.einsum_space import pointwise, stretched
 from coreprune.graph.rules.registry import Call, rule, values_in
 from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind
 
@@ -39,7 +41,7 @@ def _move(call: Call) -> Any:
     value = call.args[0]
     if not isinstance(value, Value):
         return NotImplemented
-    _lock_literals(call, value)
+    _note_steps(call, value)
     rest = pytree.tree_map_only(Value, lambda v: torch.empty(v.shape), (call.args[1:], call.kwargs))
     # The ids are broadcast, so their strides differ from the real ones.
     target = torch.reshape if call.node.target in VIEWS else call.node.target
@@ -50,21 +52,28 @@ def _move(call: Call) -> Any:
     return result
 
 
-def _lock_literals(call: Call, value: Value) -> None:
-    """Lock channels that the forward picks with a fixed step, or shifts by a fixed number.
+def _note_steps(call: Call, value: Value) -> None:
+    """A slice with a step, or a shift, picks other channels once some of its axis have left.
 
-    Once some channels have left, it would pick others.
+    It picks the same ones if what leaves does not vary along the axis (whole heads), or leaves in whole steps.
     """
     ndim = len(value.shape)
-    touched: set[int] = set()
-    if call.name == "slice" and call.arg(4, "step", 1) != 1:
-        touched = {call.arg(1, "dim", 0) % ndim}
+    if call.name == "slice" and (step := call.arg(4, "step", 1)) != 1:
+        axis, start, end = call.arg(1, "dim", 0) % ndim, call.arg(2, "start") or 0, call.arg(3, "end")
+        n = value.shape[axis]
+        if 0 <= start < step and n % step == 0 and (end is None or end >= n):  # as in x[..., ::2] and x[..., 1::2]
+            for ids in value.maps:
+                if axis in axes(ids):
+                    call.tracer.tie(ids.unflatten(axis, (n // step, step)), [axis + 1])
+            return
+        touched = {axis}
     elif call.name == "roll":
         dims = call.arg(2, "dims", ())
         touched = {d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])} or set(range(ndim))
-    for ids in value.maps:
-        if axes(ids) & touched:
-            call.tracer.lock(ids, f"{call.name} with a fixed step along the channels ({call.node.name})")
+    else:
+        return
+    reason = f"{call.name} with a fixed step along the channels ({call.node.name})"
+    call.tracer.fixed += [(ids, axes(ids) & touched, reason) for ids in value.maps if axes(ids) & touched]
 
 
 def _equal_pieces(call: Call, value: Value, pieces: list[Value]) -> None:
@@ -126,9 +135,11 @@ def _pad(call: Call) -> Any:
 
 @rule(*of_kind("cat"))
 def _cat(call: Call) -> Any:
-    values = [v for v in call.args[0] if len(v.shape) > 1 or v.shape != (0,)]
+    nodes: Any = call.node.args[0]
+    parts = [(v, n) for v, n in zip(call.args[0], nodes, strict=True) if len(v.shape) > 1 or v.shape != (0,)]
+    values = [v for v, _ in parts]
     axis = call.arg(1, "dim", 0) % len(values[0].shape)
-    return join_along(call, values, axis)
+    return join_along(call, values, axis, [stretched(n) for _, n in parts])
 
 
 @rule(*of_kind("stack"))
@@ -139,21 +150,27 @@ def _stack(call: Call) -> Any:
     return join_along(call, values, axis)
 
 
-def join_along(call: Call, values: list[Value], axis: int) -> Value:
-    """Concatenation. Ids along the axis are strung together; ids along the other axes meet."""
+def join_along(call: Call, values: list[Value], axis: int, loose: Sequence[frozenset[int]] = ()) -> Value:
+    """Concatenation. Ids along the axis are strung together; ids along the other axes meet.
+
+    loose: for every value, the axes whose sizes follow those of the others (`stretched`).
+    """
     shape = call.shape
     flat = (*shape[:axis], 1, *shape[axis + 1 :])
     weight, created = merge_kind(values)
     # Layers of different operands belong together when they vary along the same other axes.
     strung = {axes(x) - {axis} for v in values for x in v.maps if axis in axes(x)}
+    loose = loose or [frozenset()] * len(values)
+    values = [_followed(call, v, axis, a, strung) for v, a in zip(values, loose, strict=True)]
+    strung = {axes(x) - {axis} for v in values for x in v.maps if axis in axes(x)}
     across = [
         Value(
-            (*v.shape[:axis], 1, *v.shape[axis + 1 :]),
+            tuple(1 if a == axis or a in follows else n for a, n in enumerate(v.shape)),
             tuple(x for x in v.maps if axes(x) - {axis} not in strung),
             v.weight,
             v.created,
         )
-        for v in values
+        for v, follows in zip(values, loose, strict=True)
     ]
     maps = list(pointwise(call, across, flat).maps) if any(v.maps for v in across) else []
     for key in strung:
@@ -166,6 +183,22 @@ def join_along(call: Call, values: list[Value], axis: int) -> Value:
             parts.append(ids.expand([n if a in key | {axis} else 1 for a, n in enumerate(v.shape)]))
         maps.append(compact(torch.cat(parts, axis)))
     return Value(shape, weight=weight, created=created).with_maps(maps)
+
+
+def _followed(call: Call, value: Value, axis: int, loose: Collection[int], strung: Collection[frozenset[int]]) -> Value:
+    """A part that has no ids along the axes of a split (heads), and follows the others there, gets ids of its own.
+
+    So does what all heads share: a part of the keys that is the same for every head.
+    """
+    for key in sorted(strung, key=len, reverse=True):
+        mine = [x for x in value.maps if axis in axes(x)]
+        follows = key and (value.created or key <= set(loose)) and all(value.shape[a] > 1 for a in key)
+        if follows and not value.weight and all(axes(x) == {axis} for x in mine) and len(mine) < 2:
+            ids = call.tracer.fresh([n if a in key | {axis} else 1 for a, n in enumerate(value.shape)])
+            call.tracer.tie(ids, [axis])
+            call.tracer.partial += [(ids, x) for x in mine]
+            return value.with_maps([ids, *(x for x in value.maps if axis not in axes(x))])
+    return value
 
 
 def channels_only(call: Call, ids: Tensor, axis: int) -> Tensor | None:
@@ -231,7 +264,9 @@ def _pixel_shuffle(call: Call) -> Any:
 
 @rule(*of_kind("write"))
 def _write(call: Call) -> Any:
-    """A write into a part of a tensor. Ids are not followed through it."""
+    """A write into a part of a tensor. Ids are not followed through it, unless all of the tensor is written."""
+    if call.name == "copy" and isinstance(call.node.args[0], fx.Node) and not shares(call.node.args[0]):
+        return pointwise(call, call.values())
     call.tracer.lock_all(call.values(), f"written into a part of a tensor ({call.node.name})")
     return Value(call.shape)
 
@@ -254,8 +289,6 @@ def _embedding(call: Call) -> Any:
 @rule(*of_kind("index"))
 def _index(call: Call) -> Any:
     """Indexing with computed positions. Channels along other axes are not affected."""
-    if call.name not in ("index", "index_select"):
-        return NotImplemented
     value = call.args[0]
     rest = pytree.tree_map_only(Value, lambda v: torch.zeros(v.shape, dtype=torch.int64), (call.args[1:], call.kwargs))
     if call.name == "index":
@@ -268,18 +301,61 @@ def _index(call: Call) -> Any:
         for ids in value.maps:
             for name, _ in call.tracer.origins(ids) if 0 not in axes(ids) else ():
                 call.tracer.experts[name] = value.shape[0]
-    for ids in value.maps:
-        if axes(ids) & picked:
-            call.tracer.lock(ids, f"looked up by index ({call.node.name})")
-    free = Value(value.shape, tuple(x for x in value.maps if not axes(x) & picked), value.weight)
     shape = call.shape
     maps = []
-    for ids in free.maps:
+    for ids in lines(call, value, picked, f"looked up by index ({call.node.name})"):
         one = ids.expand([1 if a in picked else n for a, n in enumerate(value.shape)])
         maps.append(compact(call.node.target(one, *rest[0], **rest[1])))  # pyright: ignore[reportCallIssue]
         if chosen and len(value.shape) == 2:
             call.tracer.play(value, ids, "out")  # a look-up table makes its columns, like an embedding
     return Value(shape, weight=value.weight and not (chosen and len(value.shape) == 2)).with_maps(maps, shape)
+
+
+@rule(*of_kind("one hot"))
+def _one_hot(call: Call) -> Any:
+    """Every number becomes a place along a new last axis, whose length is written in the forward."""
+    shape = call.shape
+    return replace(move(call.args[0], lambda ids: ids.unsqueeze(-1).expand(shape)), weight=False, created=False)
+
+
+def lines(call: Call, value: Value, along: set[int], reason: str) -> list[Tensor]:
+    """The id maps of a value with size 1 along some axes, where it is not known which position goes where.
+
+    Ids on one line along these axes leave together. Ids that vary along no other axis are locked.
+    """
+    found = []
+    for ids in value.maps:
+        if not axes(ids) - along:
+            call.tracer.lock(ids, reason)
+        else:
+            found.append(call.tracer.tie(ids, sorted(axes(ids) & along)))
+    return found
+
+
+@rule(*of_kind("scatter"))
+def _scatter(call: Call) -> Any:
+    """Positions along one axis that are computed. Along the other axes, everything meets at the same place."""
+    x, shape, ndim = call.args[0], call.shape, len(call.shape)
+    axis = call.args[1] % ndim
+    reason = f"looked up by index ({call.node.name})"
+    whole = [v for v in values_in(call.args[:1], call.args[2:], call.kwargs) if len(v.shape) == ndim]
+    if x.weight and not all(v.weight for v in whole):
+        return NotImplemented
+    call.tracer.lock_all([v for v in values_in(call.args[2:]) if len(v.shape) != ndim], reason)
+    other = set(range(ndim)) - {axis}
+    partly = {a for a in other if any(v.shape[a] != shape[a] for v in whole)}  # only the first positions are meant
+    operands = []
+    for v in whole:
+        for ids in v.maps:
+            if axes(ids) & partly:
+                call.tracer.lock(ids, reason)
+        maps = [m for m in lines(call, v, {axis}, reason) if not axes(m) & partly]
+        covered = other - partly
+        if v is call.args[2]:  # an index is taken to follow the widths, as a created tensor is
+            covered = {a for m in maps for a in axes(m)}
+        size = tuple(n if a in covered else 1 for a, n in enumerate(v.shape))
+        operands.append(Value(size, tuple(maps), v.weight, v.created))
+    return Value(shape, weight=all(v.weight for v in whole)).with_maps(pointwise(call, operands, shape).maps)
 
 
 @rule(*of_kind("patches"))
@@ -294,3 +370,16 @@ def _im2col(call: Call) -> Any:
         else:
             call.tracer.lock(ids, f"channels on a spatial axis ({call.node.name})")
     return value.with_maps(maps, shape)
+
+
+@rule(*of_kind("folding"))
+def _col2im(call: Call) -> Any:
+    """And back, [N, C*kh*kw, L] -> [N, C, H, W]: a channel is a run of kh*kw rows, which leave together."""
+    value, kernel, ndim = call.args[0], call.args[2], len(call.shape)
+    maps = []
+    for ids in value.maps:
+        one = channels_only(call, ids, len(value.shape) - 2)
+        if one is not None:
+            runs = one.reshape(*[1] * (ndim - 3), -1, kernel[0] * kernel[1], 1)
+            maps.append(call.tracer.tie(runs, [ndim - 2]))
+    return value.with_maps(maps, call.shape)

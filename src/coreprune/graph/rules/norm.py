@@ -127,6 +127,18 @@ def _along(call: Call) -> Any:
     return results(call, x)
 
 
+@rule(*of_kind("fourier"))
+def _fourier(call: Call) -> Any:
+    """A Fourier transform mixes along its axes, and may change their lengths."""
+    x, size, over = call.args[0], call.arg(1, "s"), call.arg(call.operation.dim, "dim")
+    if over is None:  # by default the last ones
+        over = range(-(call.operation.space or len(size or x.shape)), 0)
+    along = {a % len(x.shape) for a in (over if isinstance(over, (list, tuple, range)) else [over])}
+    statistic(call, x, sorted(along), "Fourier transform over channels")
+    lines = [call.tracer.tie(ids, sorted(axes(ids) & along)) for ids in x.maps if axes(ids) - along]
+    return Value(call.shape, weight=x.weight).with_maps(lines)
+
+
 @rule(*of_kind("ranking"))
 def _ranked(call: Call) -> Any:
     """Positions are picked by their values, as a router picks experts."""
