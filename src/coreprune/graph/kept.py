@@ -36,6 +36,10 @@ def staying(tracer: Tracer, masks: Mapping[tuple[str, int], Tensor]) -> Tensor:
     for name, slot in slots.items():
         if name in masks:
             stays[slot.ids] = masks[name].expand_as(slot.ids)
+    channel = tracer.same.labels(tracer.count)  # ids of no parameter follow those that they met
+    gone = torch.zeros_like(stays[:-1])
+    gone[channel[~stays[:-1]]] = True
+    stays[:-1] = ~gone[channel]
     return stays
 
 

@@ -121,6 +121,11 @@ class Tracer:
     origin: list[tuple[int, int, str, int]] = field(default_factory=list)
 
     # --- ids -------------------------------------------------------------------------------------------------------
+    def fresh(self, n: int) -> Tensor:
+        """New ids, int64 [n]."""
+        self.count += n
+        return torch.arange(self.count - n, self.count)
+
     def parameter(self, name: str) -> Value:
         """The value of a parameter or buffer, with one id map for every axis longer than 1."""
         shape, _ = self.captured.tensors[name]
@@ -129,10 +134,9 @@ class Tracer:
             if n < 2:
                 continue
             if (name, dim) not in self.slots:
-                ids = torch.arange(self.count, self.count + n)
+                ids = self.fresh(n)
                 self.slots[name, dim] = Slot(name, dim, ids)
-                self.origin.append((self.count, self.count + n, name, dim))
-                self.count += n
+                self.origin.append((self.count - n, self.count, name, dim))
             maps.append(place(self.slots[name, dim].ids, [dim], len(shape)))
         return Value(shape, tuple(maps), weight=True)
 

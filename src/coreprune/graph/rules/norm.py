@@ -75,13 +75,16 @@ def _reduced_axes(call: Call, ndim: int, at: int) -> tuple[list[int], bool]:
 
 
 def _is_norm_statistic(node: fx.Node) -> bool:
-    """Whether a mean over channels is the statistic of a norm: it is soon subtracted, or soon ends in a root."""
+    """Whether a mean over channels is the statistic of a norm: it is soon subtracted, divided by, or under a root."""
     frontier = [node]
     for _ in range(4):
-        frontier = [user for n in frontier for user in n.users if user.op == "call_function"]
-        for n in frontier:
+        steps = [(n, user) for n in frontier for user in n.users if user.op == "call_function"]
+        frontier = [user for _, user in steps]
+        for made, n in steps:
             name = op_name(n)
-            if name in ("rsqrt", "sqrt", "sub") or (name == "pow" and n.args[1] in (-0.5, 0.5)):
+            if name in ("rsqrt", "sqrt", "sub", "reciprocal") or (name == "pow" and n.args[1] in (-1, -0.5, 0.5)):
+                return True
+            if name == "div" and n.args[1] is made:
                 return True
     return False
 
