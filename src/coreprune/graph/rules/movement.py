@@ -47,7 +47,7 @@ def _move(call: Call) -> Any:
     pieces = [v for v in result if isinstance(v, Value)] if isinstance(result, (list, tuple)) else []
     if len(pieces) > 1 and call.name != "unbind":
         _equal_pieces(call, value, pieces)
-    if call.name == "expand" and value.weight:
+    if call.name == "expand" and value.weight and isinstance(result, Value):
         return _widened(call, value, result)
     return result
 
@@ -59,9 +59,7 @@ def _widened(call: Call, value: Value, result: Value) -> Value:
     """
     ndim = len(result.shape)
     before = (1,) * (ndim - len(value.shape)) + value.shape
-    new = [
-        place(call.tracer.fresh(n), [a], ndim) for a, n in enumerate(result.shape) if n > 1 and before[a] == 1
-    ]
+    new = [place(call.tracer.fresh(n), [a], ndim) for a, n in enumerate(result.shape) if n > 1 and before[a] == 1]
     return result.with_maps([*result.maps, *new])
 
 
