@@ -56,6 +56,13 @@ def test_half_of_the_multiplications_is_the_default(place, prune):
     assert json.loads((place / "small" / "report.json").read_text())["settings"]["budget"]["macs"] == 0.5
 
 
+def test_a_budget_that_removes_nothing_says_so(place, prune):
+    done = prune("--keep", "0.999", "--queries", "none", "--out", "small")
+    assert done.exit_code == 0
+    assert "Almost nothing was removed: 100.0% of the MACs are left" in done.stdout
+    assert "Almost nothing was removed" in (place / "small" / "report.html").read_text()
+
+
 def test_folders_above_out_are_made(place, prune):
     assert prune("--out", "new/deep/small").exit_code == 0
     assert sorted(p.name for p in (place / "new" / "deep").iterdir()) == ["small"]

@@ -163,7 +163,7 @@ CASES = {
     "dropout": (nn.Dropout2d, 8, True),
     "bilinear": (lambda: nn.UpsamplingBilinear2d(scale_factor=2), 8, True),
     "dilated groups": (lambda: nn.Conv2d(8, 8, 3, dilation=2, padding=2, groups=2), 8, True),
-    "one group per channel": (lambda: nn.GroupNorm(8, 8), 8, False),
+    "one group per channel": (lambda: nn.GroupNorm(8, 8), 8, True),
     "torch attention": (SelfAttention, 8, True),
     "maxout": (lambda: Fn(lambda x: x.unflatten(1, (-1, 2)).amax(2)), 4, True),
     "interleave": (lambda: Fn(lambda x: torch.stack([x, -x], 2).flatten(1, 2)), 16, True),

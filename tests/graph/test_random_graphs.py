@@ -15,7 +15,7 @@ from graph.zoo import gen, randomise
 
 WORDS = """
     conv act norm add branch_cat split_add split_cat shuffle depthwise grouped gate pool glu pad instance transposed
-    tokens shared multiply_const slice_half double attention grouped_query rotary
+    tokens shared multiply_const slice_half double attention grouped_query rotary group_norm group_norm_add
 """
 KINDS = WORDS.split()
 
@@ -32,6 +32,11 @@ class Block(nn.Module):
             self.a, self.out = nn.ConvTranspose2d(c, out, 3, padding=1), out
         elif kind in ("norm", "instance"):
             self.a = nn.BatchNorm2d(c) if kind == "norm" else nn.InstanceNorm2d(c, affine=True)
+        elif kind == "group_norm":
+            self.a = nn.GroupNorm(next(g for g in (out // 2, 4, 3, 2, 1) if c % g == 0), c)
+        elif kind == "group_norm_add":
+            self.a = nn.GroupNorm(next(g for g in (4, 3, 2, 1) if c % g == 0), c)
+            self.b, self.c = nn.Conv2d(c, c, 3, padding=1), nn.GroupNorm(2 if c % 2 == 0 else 1, c)
         elif kind == "add":
             self.a, self.b = nn.Conv2d(c, out, 1), nn.Conv2d(out, c, 3, padding=1)
         elif kind == "branch_cat":
@@ -70,7 +75,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = self.kind
-        if kind in ("conv", "norm", "instance", "transposed", "depthwise"):
+        if kind == "group_norm_add":
+            return x + self.c(self.b(F.silu(self.a(x))))
+        if kind in ("conv", "norm", "group_norm", "instance", "transposed", "depthwise"):
             return self.a(x)
         if kind == "act":
             return F.silu(x)

@@ -299,20 +299,6 @@ def test_flagged_rms_norm_means_the_mean_over_what_is_left() -> None:
     assert_same([small(x)], [want])
 
 
-def test_flagged_group_norm_keeps_the_same_number_per_group() -> None:
-    model, captured, _, _, x = prepared("group-norm")
-    groups = find_groups(captured, norm_statistics=True)
-    group = next(g for g in groups if g.name == "a")
-    assert group.sections.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    keep = torch.tensor([0, 1, 4, 6, 9, 11])
-    small = remove(Traced(model, captured, groups), {"a": keep}).model
-    assert small.n.num_channels == 6
-    h = F.conv2d(x, model.a.weight[keep], model.a.bias[keep], padding=1)
-    h = F.relu(F.group_norm(h, 3, model.n.weight[keep], model.n.bias[keep]))
-    h = F.relu(F.conv2d(h, model.b.weight[:, keep], model.b.bias, padding=1))
-    assert_same([small(x)], [model.head(model.ws(h).amax((2, 3)))])
-
-
 def test_a_residual_stream_with_layer_norm_can_be_narrowed_on_request() -> None:
     entry = ZOO["mlp-mixer"]
     model = randomise(entry.build())

@@ -55,6 +55,7 @@ def report(groups: int, text: str = "") -> dict[str, Any]:
         "parameters": sizes,
         "macs": {"before": 987_654_321, "after": 123_456_789},
         "bytes": {"before": 4_938_268, "after": 1_827_156},
+        "notes": [f"what else there is to know {text}"],
         "queries": f"256 inputs {text}",
         "agreement": {**certificate("T11", "sampled", 0.034, text), "trivial": 0.9},
         "groups": [group(i) for i in numbers],

@@ -317,6 +317,11 @@ def test_the_overview_answers_the_readers_questions_before_it_certifies():
     assert "no other inputs, and it does not say whether the answers are right" in text
 
 
+def test_the_overview_begins_with_what_the_caller_has_to_know():
+    text = overview({**report(3), "notes": ["almost nothing was removed <b>"]})
+    assert text.index("almost nothing was removed &lt;b&gt;") < text.index("How much smaller")
+
+
 def test_the_overview_says_what_is_not_known():
     data = {k: v for k, v in report(3).items() if k not in ("agreement", "latency", "accuracy")}
     text = overview(data)

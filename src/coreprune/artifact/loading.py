@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._example import device_of
+from coreprune._plain import plain
 from coreprune.artifact import huggingface
 from coreprune.artifact.manifest import DTYPES, PLAN, WEIGHTS, Manifest, TensorEntry, check_file, json_of, read_manifest
-from coreprune.errors import ArtifactError, CoreprunError, InputError, first_line
+from coreprune.errors import ArtifactError, CoreprunError, InputError, ModelError, first_line
 from coreprune.graph import all_names, named_tensors, rebuilt
 from coreprune.pruning import Plan
 from coreprune.pruning.plans.plan import fingerprint
@@ -112,7 +113,7 @@ def _check_header(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
 def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
     """The dense architecture, on the meta device if only the tensors in the file are needed."""
     if isinstance(dense, nn.Module):
-        return dense
+        return _plain(dense, manifest)
     if dense is None:
         if manifest.config is None:
             raise InputError(
@@ -120,19 +121,24 @@ def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.
                 f"the dense model: coreprune.load({str(folder)!r}, make_model)."
             )
         most = max(_MANY, len(manifest.tensors))  # a layer has at least one tensor
-        model = huggingface.rebuild(manifest.model_class, dict(manifest.config), most_layers=most)
+        model = _plain(huggingface.rebuild(manifest.model_class, dict(manifest.config), most_layers=most), manifest)
         if _needs_values(model, manifest):
             _check_model(model, manifest)
             _affordable(model, _entry(manifest, WEIGHTS).bytes)
             model = huggingface.rebuild(manifest.model_class, dict(manifest.config), meta=False, most_layers=most)
+            model = _plain(model, manifest)
         return model
     if not callable(dense):
         raise InputError(f"dense must be a model or a function that makes one, not a {type(dense).__name__}.")
     try:
         with torch.device("meta"):
             model = dense()
-        if isinstance(model, nn.Module) and not _needs_values(model, manifest):
-            return model
+        if isinstance(model, nn.Module):
+            model = plain(model, manifest.recipe.plain, values=False)
+            if not _needs_values(model, manifest):
+                return model
+    except ModelError as error:  # a parametrization that reads values
+        log.debug("%s", error)
     except CoreprunError:
         raise
     except Exception as error:  # a factory that reads values cannot run on the meta device
@@ -140,7 +146,18 @@ def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.
     model = dense()
     if not isinstance(model, nn.Module):
         raise InputError(f"the factory gave a {type(model).__name__}, not a torch.nn.Module.")
-    return model
+    return _plain(model, manifest)
+
+
+def _plain(model: nn.Module, manifest: Manifest) -> nn.Module:
+    """The dense model with parameters in place of the weights that it computes. Raises InputError for another model."""
+    try:
+        return plain(model, manifest.recipe.plain, values=False)
+    except ModelError as error:
+        raise InputError(
+            f"this dense model is not the one that was pruned: {error} Load with the code and the settings that it was "
+            "made with."
+        ) from error
 
 
 def _affordable(model: nn.Module, pruned: int) -> None:

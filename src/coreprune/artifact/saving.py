@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from coreprune._example import device_of, example_like
 from coreprune._files import whole_folder
+from coreprune._plain import plain
 from coreprune.artifact import huggingface
 from coreprune.artifact.manifest import (
     DTYPES,
@@ -137,8 +138,12 @@ def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
         dense = huggingface.config_of(model)
     except InputError as error:
         return None, str(error)
-    if fingerprint(huggingface.rebuild(type(model).__name__, dense)) != result.plan.fingerprint:
+    computed = result.recipe.plain
+    rebuilt = plain(huggingface.rebuild(type(model).__name__, dense), computed, values=False)
+    if fingerprint(rebuilt) != result.plan.fingerprint:
         return None, "the configuration does not describe the dense model: pass a factory when loading."
+    if computed:
+        return dense, f"stock transformers computes weights that are plain parameters here, such as {computed[0]}."
     config, why = huggingface.stock_config(model, result.plan.groups)
     if config is None:
         return dense, why

@@ -136,7 +136,7 @@ def agreement(certificate: Mapping[str, Any]) -> str:
 
 def result_notes(data: Mapping[str, Any]) -> str:
     """Notes on the queries, the agreement, and the groups that were not pruned. data: the content of report.json."""
-    lines = []
+    lines = [f"note      {note}" for note in data.get("notes") or ()]
     if data.get("queries"):
         lines.append(f"queries   {data['queries']}")
     if data.get("agreement"):

@@ -47,7 +47,7 @@ def follow_weights(module: nn.Module) -> None:
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         module.normalized_shape = tuple(n)
     elif isinstance(module, nn.GroupNorm):
-        module.num_channels = n[0]
+        module.num_channels = n[0]  # for the number of groups see `follow_sections`
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = n[1]
     elif isinstance(module, nn.PReLU):
@@ -63,6 +63,20 @@ def follow_depthwise(module: nn.Module, before: int) -> None:
         multiplier = before // module.groups
         module.groups = n // multiplier
         module.in_channels, module.out_channels = module.groups, n
+
+
+def follow_sections(module: nn.Module, sections: tuple[int, int], channels: int) -> None:
+    """Set how many sections of channels a norm has. sections: (before, after). channels: how many stay.
+
+    In a module that is no GroupNorm the number is recognised by its value, and by its name if several have the value.
+    """
+    before, after = sections
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups, module.num_channels = after, channels
+        return
+    same = [name for name, value in vars(module).items() if type(value) is int and value == before]
+    for name in [name for name in same if "group" in name.lower()] or same:
+        setattr(module, name, after)
 
 
 def scale_numbers(

@@ -22,7 +22,8 @@ def find_groups(captured: Captured, norm_statistics: bool = False) -> list[Group
 
     Args:
         captured: from `capture`.
-        norm_statistics: do not lock channels because they enter the statistics of a LayerNorm, RMSNorm or GroupNorm.
+        norm_statistics: do not lock channels because they enter the statistics of a LayerNorm or RMSNorm, or of
+            a GroupNorm with one group.
             Removing such channels is *not* the same as setting them to zero, because the mean and variance are then
             taken over fewer channels. Their groups carry the flag "norm-statistics". By default they are locked.
     """

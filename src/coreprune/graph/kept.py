@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from coreprune.graph.captured import Captured
 from coreprune.graph.interpret import values_of
+from coreprune.graph.tracer import Tracer
 from coreprune.graph.values import Value
 
 Positions = tuple[tuple[int, Tensor], ...]
@@ -24,12 +25,22 @@ def positions(
     The result is None for a node if its value is not one tensor, or if the positions that stay are no box.
     """
     tracer, values = values_of(captured, nodes)
-    stays = torch.ones(tracer.count + 1, dtype=torch.bool)  # the last entry is for -1: a position that always stays
+    stays = staying(tracer, masks)
+    return {node: _box(value, stays) for node, value in values.items()}
+
+
+def staying(tracer: Tracer, masks: Mapping[tuple[str, int], Tensor]) -> Tensor:
+    """Which ids stay, bool [count + 1]; the last entry is for -1, a position that always stays."""
+    stays = torch.ones(tracer.count + 1, dtype=torch.bool)
     slots = {(s.param, s.dim): s for s in [*tracer.slots.values(), *tracer.sectioned]}
     for name, slot in slots.items():
         if name in masks:
             stays[slot.ids] = masks[name].expand_as(slot.ids)
-    return {node: _box(value, stays) for node, value in values.items()}
+    channel = tracer.same.labels(tracer.count)  # ids of no parameter follow those that they met
+    gone = torch.zeros_like(stays[:-1])
+    gone[channel[~stays[:-1]]] = True
+    stays[:-1] = ~gone[channel]
+    return stays
 
 
 def _box(value: object, stays: Tensor) -> Positions | None:

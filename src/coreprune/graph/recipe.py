@@ -23,12 +23,15 @@ Number = int | tuple[int, ...]
 class Recipe:
     """The changes from the dense model to the pruned one.
 
+    plain: dotted names of the weights that the dense model computes, and that were made parameters first. All names are
+    those of the model with plain weights (`_plain.plain`).
     shapes: canonical name of a parameter or buffer -> (shape before, shape after), for those that were cut.
     numbers: dotted name of a module -> attribute -> (before, after), e.g. in_features and num_heads.
     """
 
     shapes: Mapping[str, tuple[Shape, Shape]]
     numbers: Mapping[str, Mapping[str, tuple[Number, Number]]]
+    plain: tuple[str, ...] = ()
 
 
 def recipe_of(model: nn.Module, small: nn.Module) -> Recipe:

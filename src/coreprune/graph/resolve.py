@@ -39,8 +39,8 @@ def settle(tracer: Tracer, norm_statistics: bool = False, columns: Collection[in
     Args:
         tracer: from `interpret.trace`.
         columns: balance constraints (positions in `tracer.balanced`) to satisfy by tying the k-th ids of all sections.
-        norm_statistics: flag channels that enter the statistics of a LayerNorm, RMSNorm or GroupNorm; by default lock
-            them.
+        norm_statistics: flag channels that enter the statistics of a LayerNorm or RMSNorm, or of a GroupNorm with one
+            group; by default lock them.
     """
     n = max(tracer.count, 1)
     locks = list(tracer.locks)

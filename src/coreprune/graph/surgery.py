@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from coreprune._twin import duplicate
 from coreprune.errors import CoreprunError, ModelError
-from coreprune.graph.attributes import Numbers, follow_depthwise, follow_weights, scale_numbers
+from coreprune.graph.attributes import Numbers, follow_depthwise, follow_sections, follow_weights, scale_numbers
 from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group, check_keep
+from coreprune.graph.kept import staying
 from coreprune.graph.recipe import number_changes
 from coreprune.graph.slicing import cut, kept_positions
 from coreprune.graph.traced import Traced
@@ -159,6 +160,7 @@ def _smaller(
     small = duplicate(model, memo)
     _follow_weights(small, captured, {n: named[n].shape[0] for n in touched})
     _follow_groups(small, chosen, numbers)
+    _follow_norms(small, captured, masks)
     return small
 
 
@@ -174,6 +176,17 @@ def _follow_weights(small: nn.Module, captured: Captured, lengths: dict[str, int
             follow_depthwise(owner, lengths[name])
         else:
             follow_weights(owner)
+
+
+def _follow_norms(small: nn.Module, captured: Captured, masks: Mapping[tuple[str, int], Tensor]) -> None:
+    """Adjust how many sections the norms over sections of channels have."""
+    modules, tracer = dict(small.named_modules()), captured.channel_ids
+    stays = staying(tracer, masks)
+    for norm in tracer.normed:
+        left = stays[norm.sections]
+        count = int(left.any(1).sum())
+        if norm.module in modules and count < len(left):
+            follow_sections(modules[norm.module], (len(left), count), int(left.sum()))
 
 
 def _follow_groups(small: nn.Module, chosen: list[tuple[Group, Tensor]], numbers: Mapping[str, Numbers]) -> None:

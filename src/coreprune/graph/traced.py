@@ -22,11 +22,14 @@ class Traced:
         model: the model that was captured; it is not changed.
         captured: its graph, from `capture`.
         groups: from `find_groups`, free or locked, in the order of the layers that make them.
+        plain: names of the weights that are parameters in `model`, which is then a copy, and that the user's model
+            computes from other tensors.
     """
 
     model: nn.Module
     captured: Captured
     groups: Sequence[Group]
+    plain: tuple[str, ...] = ()
 
     @cached_property
     def free(self) -> dict[str, Group]:

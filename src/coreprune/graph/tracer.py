@@ -68,6 +68,15 @@ class Statistic:
     flag: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Normed:
+    """A norm whose `sections` [g, n] have statistics of their own: how many there are is a number in `module`."""
+
+    sections: Tensor
+    node: str
+    module: str | None
+
+
 @dataclass(eq=False)
 class Tracer:
     """Everything that is known after running the graph on ids.
@@ -86,6 +95,7 @@ class Tracer:
         fixed: id maps that meet a size which does not change, the axes along which they do, and the reason.
         balanced: ids [g, n], with the reason: the same number has to stay in each of the g rows.
         statistics, reads, work: lists of the records above.
+        normed: the norms over sections of channels.
         heads: id maps of attention heads.
         origin: first id, one past the last id, parameter and axis of every slot.
     """
@@ -107,6 +117,7 @@ class Tracer:
     reads: list[Read] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     experts: dict[str, int] = field(default_factory=dict)
+    normed: list[Normed] = field(default_factory=list)
     heads: list[Tensor] = field(default_factory=list)
     origin: list[tuple[int, int, str, int]] = field(default_factory=list)
 
@@ -119,10 +130,9 @@ class Tracer:
             if n < 2:
                 continue
             if (name, dim) not in self.slots:
-                ids = torch.arange(self.count, self.count + n)
+                ids = self.fresh([n])
                 self.slots[name, dim] = Slot(name, dim, ids)
-                self.origin.append((self.count, self.count + n, name, dim))
-                self.count += n
+                self.origin.append((self.count - n, self.count, name, dim))
             maps.append(place(self.slots[name, dim].ids, [dim], len(shape)))
         return Value(shape, tuple(maps), weight=True)
 

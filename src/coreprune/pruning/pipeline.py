@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from coreprune._example import device_of, example_like
+from coreprune._plain import computed
 from coreprune._progress import Clock, Progress, silent
 from coreprune._twin import guarded
 from coreprune.errors import BudgetError, InputError
@@ -27,7 +28,16 @@ from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
 from coreprune.pruning.stages import carry_out, descend_, exclude_names, make_report, prune_to, repair_, trace
-from coreprune.pruning.validate import check_also, check_cost, check_count, check_exclude, check_model, check_settings
+from coreprune.pruning.validate import (
+    check_also,
+    check_cost,
+    check_count,
+    check_exclude,
+    check_model,
+    check_settings,
+    counterparts,
+    refuse_plain,
+)
 from coreprune.queries import Queries
 from coreprune.queries.spec import is_source
 
@@ -132,6 +142,8 @@ def prune(
     with guarded(model):
         with clock("capture"):
             traced = trace(model, example_inputs, clock.tell, excluded, others)
+        refuse_plain(inplace, traced.plain)
+        excluded = counterparts(excluded, model, traced.model)
         _check_affordable(budget, traced, cost)
         settings = Settings(
             budget=budget,
@@ -178,7 +190,7 @@ def prune(
         with clock("certify"):
             report = make_report(pruned, settings, calibration, compared)
         report = replace(report, seconds=clock.seconds)
-        recipe = recipe_of(model, small)
+        recipe = replace(recipe_of(traced.model, small), plain=traced.plain)
         rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
     if inplace:  # the last step, so that a failure before it leaves the given model unchanged
         adopt(model, small)
@@ -209,6 +221,7 @@ def make_plan(
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
         traced = trace(model, example_inputs, clock.tell, excluded, others)
+        excluded = counterparts(excluded, model, traced.model)
         _check_affordable(budget, traced, cost)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
@@ -247,10 +260,13 @@ def apply_plan(
             raise InputError("the plan says nothing of its example input. Pass one: apply_plan(model, plan, example).")
         example_inputs = example_like(plan.example, device_of(model))
     check_model(model, example_inputs)
-    _check_architecture(model, plan)
+    if not computed(model):
+        _check_architecture(model, plan)
     with guarded(model):
         tell = progress or silent
         traced = trace(model, example_inputs, tell, also=others)
+        _check_architecture(traced.model, plan)
+        refuse_plain(inplace, traced.plain)
         sizes = {g.name: g.size for g in traced.groups}
         for name, entry in plan.groups.items():
             if sizes.get(name) != entry.size:

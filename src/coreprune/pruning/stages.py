@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from coreprune._example import check_runs, normalise_example, repeated
 from coreprune._patterns import no_match, shortened
+from coreprune._plain import computed, plain
 from coreprune._progress import Clock, Progress
 from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph import Captured, Group, Removed, Traced, capture, find_groups, probe, remove
@@ -26,9 +27,10 @@ from coreprune.pruning.repair.descent import Descended, descend
 from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
 from coreprune.pruning.repair.twins import Descent, affordable, twins
 from coreprune.pruning.reporting.certificates import agreement, embedded, group_report
+from coreprune.pruning.reporting.little import little
 from coreprune.pruning.reporting.report import Compared, GroupReport, Report, versions
 from coreprune.pruning.settings import Settings
-from coreprune.pruning.validate import REAL, Exclude, check_model
+from coreprune.pruning.validate import REAL, Exclude, check_model, counterparts
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,9 @@ def trace(
 ) -> Traced:
     """Trace a model and find its groups.
 
-    Groups whose pruning would make the forward fail are locked, so that the allocation does not count on them. If it
-    would fail in training mode, that mode is traced, too. A warning names parameters that nothing reads.
+    Weights that the model computes, and that could shrink, are plain parameters in `Traced.model`. Groups whose pruning
+    would make the forward fail are locked, so that the allocation does not count on them. If it would fail in training
+    mode, that mode is traced, too. A warning names parameters that nothing reads.
 
     exclude: names of groups, patterns of names, or modules of the model; these groups are locked too.
     also: further examples, which make other parts of the model run.
@@ -65,16 +68,19 @@ def trace(
     Raises InputError if no group belongs to an item of `exclude`.
     """
     tell("capture", 0, 1)
-    first, *others = (_captured(model, example) for example in (example_inputs, *also))
-    captured = replace(first, more=tuple(others))
-    traced = _probed(model, captured, exclude)
+    examples = (example_inputs, *also)
+    for example in examples:
+        check_model(model, example)
+    found = _found(model, examples)
+    exclude = counterparts(exclude, model, found.model)
+    traced = _probed(found, exclude)
     if any((group.locked_because or "").startswith(IN_TRAINING) for group in traced.groups):
-        training = _in_training(model, captured)
+        training = _in_training(found.model, found.captured)
         if training is not None:
-            captured = replace(captured, more=(*captured.more, training))
-            traced = _probed(model, captured, exclude)
+            captured = replace(found.captured, more=(*found.captured.more, training))
+            traced = _probed(replace(found, captured=captured, groups=find_groups(captured)), exclude)
     widths = {group.size for group in traced.free.values()}
-    suspects = [n for n in captured.unread if widths & set(traced.tensors[n].shape)]
+    suspects = [n for n in traced.captured.unread if widths & set(traced.tensors[n].shape)]
     if suspects:
         log.warning(
             "nothing reads %s when the model runs on the example. What does on other inputs, such as larger ones, may "
@@ -85,8 +91,25 @@ def trace(
     return traced
 
 
+def _found(model: nn.Module, examples: Sequence[Any]) -> Traced:
+    """The groups of a model, or of its copy with plain weights, before a cut was tried."""
+    weights = computed(model)
+    found = _grouped(model, weights, examples)
+    if weights:
+        free = {s.param for g in found.free.values() for s in g.slices}
+        if any(name not in free for name in weights):  # these may stay as they are
+            found = _grouped(model, tuple(name for name in weights if name in free), examples)
+    return found
+
+
+def _grouped(model: nn.Module, weights: tuple[str, ...], examples: Sequence[Any]) -> Traced:
+    model = plain(model, weights)
+    first, *others = (_captured(model, example) for example in examples)
+    captured = replace(first, more=tuple(others))
+    return Traced(model, captured, find_groups(captured), plain=weights)
+
+
 def _captured(model: nn.Module, example_inputs: Any) -> Captured:
-    check_model(model, example_inputs)
     captured = capture(model, *normalise_example(example_inputs))
     # Tracing misses some errors. Without this check they would make every group fail the probe, as if no group of the
     # model could shrink.
@@ -105,8 +128,7 @@ def _in_training(model: nn.Module, captured: Captured) -> Captured | None:
     return None
 
 
-def _probed(model: nn.Module, captured: Captured, exclude: Exclude) -> Traced:
-    found = Traced(model, captured, find_groups(captured))
+def _probed(found: Traced, exclude: Exclude) -> Traced:
     return probe(found.locking(odd_weights(found) | excluded(found, exclude)))
 
 
@@ -271,6 +293,15 @@ def make_report(
         )
         for g in _by_depth(traced.captured, list(traced.groups))
     )
+    notes = []
+    if few := little(settings.budget, rows, (before.macs, after.macs), costs.free_share()):
+        log.warning("almost nothing was removed: %s", few)
+        notes.append(f"Almost nothing was removed: {few}")
+    if traced.plain:
+        notes.append(
+            "Weights that the original computes (weight norm, weight standardisation, a parametrization) are plain "
+            f"parameters in the pruned model, which training changes directly: {shortened(traced.plain)}."
+        )
     fresh = calibration.fresh if calibration else None
     return Report(
         groups=rows,
@@ -284,6 +315,7 @@ def make_report(
         compared=tuple(compared),
         agreement=agreement(traced.model, small, fresh, settings.delta, max(1, len(compared))) if fresh else None,
         model=type(traced.model).__name__,
+        notes=tuple(notes),
         versions=versions(),
         unread=traced.captured.unread,
     )

@@ -112,6 +112,22 @@ def check_also(also: object) -> tuple[Any, ...]:
     return tuple(also)
 
 
+def counterparts(exclude: Exclude, model: nn.Module, plain: nn.Module) -> Exclude:
+    """The same, with the modules of a copy in place of those of the model."""
+    paths = {id(m): path for path, m in model.named_modules()}
+    return tuple(plain.get_submodule(paths[id(x)]) if plain is not model and id(x) in paths else x for x in exclude)  # pyright: ignore
+
+
+def refuse_plain(inplace: bool, weights: tuple[str, ...]) -> None:
+    """Raise InputError for a model that cannot be shrunk in place, because it computes some of its weights."""
+    if inplace and weights:
+        raise InputError(
+            f"inplace=True keeps the parameters of the model, but {weights[0]} is computed from other tensors, and "
+            "would become a parameter itself. Leave inplace out, or first make the weight plain "
+            "(torch.nn.utils.parametrize.remove_parametrizations)."
+        )
+
+
 def check_count(n: object, name: str) -> None:
     """Raise InputError unless n is None or a whole number of at least one."""
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):

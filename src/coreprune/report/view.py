@@ -34,6 +34,7 @@ def view(data: Mapping[str, Any]) -> dict[str, Any]:
     agreement = _certificate(data["agreement"], "the whole model", None) if data.get("agreement") else None
     return {
         "model": str(data.get("model") or ""),
+        "notes": [str(note) for note in data.get("notes") or ()],
         "sizes": _sizes(data),
         "latency": _latency(data),
         "accuracy": _accuracy(data),

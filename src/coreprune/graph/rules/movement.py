@@ -14,7 +14,7 @@ from coreprune.graph.execution import shares
 from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import pointwise, stretched
 from coreprune.graph.rules.registry import Call, rule, values_in
-from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind
+from coreprune.graph.values import FIXED, Value, align, axes, compact, merge_kind, place
 
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
@@ -49,7 +49,20 @@ def _move(call: Call) -> Any:
     pieces = [v for v in result if isinstance(v, Value)] if isinstance(result, (list, tuple)) else []
     if len(pieces) > 1 and call.name != "unbind":
         _equal_pieces(call, value, pieces)
+    if call.name == "expand" and value.weight and isinstance(result, Value):
+        return _widened(call, value, result)
     return result
+
+
+def _widened(call: Call, value: Value, result: Value) -> Value:
+    """A weight repeated along an axis, such as a mask for every head, has ids of its own there.
+
+    They become those of the channels that they meet. Whether the number of repetitions follows is for the check to say.
+    """
+    ndim = len(result.shape)
+    before = (1,) * (ndim - len(value.shape)) + value.shape
+    new = [place(call.tracer.fresh([n]), [a], ndim) for a, n in enumerate(result.shape) if n > 1 and before[a] == 1]
+    return result.with_maps([*result.maps, *new])
 
 
 def _note_steps(call: Call, value: Value) -> None:

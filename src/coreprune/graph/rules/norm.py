@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, fx
 
 from coreprune.graph.ops import of_kind, op_name
-from coreprune.graph.rules.einsum_space import pointwise, read, statistic
+from coreprune.graph.rules.einsum_space import owner, pointwise, read, statistic
 from coreprune.graph.rules.movement import channels_only, move
 from coreprune.graph.rules.registry import Call, results, rule, values_in
+from coreprune.graph.tracer import Normed
 from coreprune.graph.values import Value, axes
 
 NORM_FLAG = "norm-statistics"
@@ -41,22 +42,22 @@ def _layer_norm(call: Call) -> Any:
 
 @rule(*of_kind("group norm"))
 def _group_norm(call: Call) -> Any:
+    """Each section of channels has statistics of its own, so a section leaves as a whole, and the others do not notice.
+
+    With a single section, all channels enter one statistic.
+    """
     x, groups = call.args[0], call.args[1]
+    for ids in x.maps:
+        if groups == 1 or axes(ids) - {0, 1}:
+            over = range(1, len(x.shape))
+            statistic(call, Value(x.shape, (ids,)), over, "its channels enter the statistics of a norm", NORM_FLAG)
+        elif axes(ids) == {1}:
+            sections = ids.reshape(groups, -1)
+            call.tracer.tie(sections, [1])
+            call.tracer.normed.append(Normed(sections, call.node.name, owner(call.node, call.tracer.captured)))
+        elif 1 in axes(ids):
+            call.lock("channels that differ between samples", Value(x.shape, (ids,)))
     params = [p for p in (call.arg(2, "weight"), call.arg(3, "bias")) if isinstance(p, Value)]
-    if groups < x.shape[1]:
-        statistic(call, x, [1], "its channels enter the statistics of a norm", NORM_FLAG)
-        for ids in x.maps:
-            if axes(ids) == {1} and groups > 1:
-                call.tracer.balanced.append(
-                    (
-                        ids.reshape(groups, -1),
-                        f"the same number has to stay in each of {groups} groups ({call.node.name})",
-                    )
-                )
-    else:
-        call.tracer.lock_all(
-            [x], f"a GroupNorm with one group per channel ({call.node.name}); an InstanceNorm can be pruned"
-        )
     shape = [1] * len(x.shape)
     shape[1] = x.shape[1]
     scales = [Value(tuple(shape), tuple(y.reshape(shape) for y in p.maps), weight=True) for p in params]
@@ -65,20 +66,25 @@ def _group_norm(call: Call) -> Any:
 
 def _reduced_axes(call: Call, ndim: int, at: int) -> tuple[list[int], bool]:
     """The axes that a reduction is over, and whether they are kept with size 1."""
-    dims, keep = call.arg(at, "dim"), bool(call.arg(at + 1, "keepdim", False))
+    names = [a.name for a in call.node.target._schema.arguments]  # pyright: ignore
+    dims = call.arg(at, "dim")
+    keep = "keepdim" in names and bool(call.arg(names.index("keepdim"), "keepdim", False))
     if dims is None or dims == []:
         return list(range(ndim)), keep
     return [d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])], keep
 
 
 def _is_norm_statistic(node: fx.Node) -> bool:
-    """Whether a mean over channels is the statistic of a norm: it is soon subtracted, or soon ends in a root."""
+    """Whether a mean over channels is the statistic of a norm: it is soon subtracted, divided by, or under a root."""
     frontier = [node]
     for _ in range(4):
-        frontier = [user for n in frontier for user in n.users if user.op == "call_function"]
-        for n in frontier:
+        steps = [(n, user) for n in frontier for user in n.users if user.op == "call_function"]
+        frontier = [user for _, user in steps]
+        for made, n in steps:
             name = op_name(n)
-            if name in ("rsqrt", "sqrt", "sub") or (name == "pow" and n.args[1] in (-0.5, 0.5)):
+            if name in ("rsqrt", "sqrt", "sub", "reciprocal") or (name == "pow" and n.args[1] in (-1, -0.5, 0.5)):
+                return True
+            if name == "div" and n.args[1] is made:
                 return True
     return False
 

@@ -74,7 +74,8 @@ class Report:
     sample. settings: the arguments of `prune`. queries: where they come from. refits: the layers that were repaired.
     descended: the blocks that were trained after that.
     compared: the models that could be returned, on queries that were held back. agreement: T11 on the same queries, or
-    on fresh ones from the same source. model: the name of its class. seconds: per phase.
+    on fresh ones from the same source. model: the name of its class. notes: what else the caller should know of the
+    result, in sentences, such as that almost nothing could be removed. seconds: per phase.
     versions: software and hardware that the result depends on. unread: the parameters that nothing reads on the
         examples.
     """
@@ -90,6 +91,7 @@ class Report:
     compared: tuple[Compared, ...] = ()
     agreement: Certificate | None = None
     model: str = ""
+    notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
@@ -109,6 +111,7 @@ class Report:
             "schema": 1,
             "model": self.model,
             **sizes,
+            "notes": list(self.notes),
             "queries": self.queries,
             "agreement": None if self.agreement is None else self.agreement.as_dict(),
             "groups": [g.as_dict() for g in self.groups],

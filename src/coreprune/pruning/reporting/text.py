@@ -24,6 +24,7 @@ def as_text(report: Data) -> str:
     sizes = [(name, f"{b:,}", f"{a:,}", _share(b, a)) for name, b, a in _sizes(report)]
     wide = [max(len(row[i]) for row in sizes) for i in (1, 2)]
     lines = [f"{name:<10} {b:>{wide[0]}} → {a:>{wide[1]}}  ({share})" for name, b, a, share in sizes]
+    lines += [f"{'note':<10} {note}" for note in report.get("notes", ())]
     lines += [f"{name:<10} {told}" for name, told in _evidence(report)]
     free = [g for g in report["groups"] if not g["locked_because"]]
     rows = [_row(g) for g in free[:_LONGEST]]
@@ -45,7 +46,8 @@ def as_text(report: Data) -> str:
 def as_html(report: Data) -> str:
     """Static HTML without scripts, in the colours of the page around it. report: the dict of a `Report`."""
     sizes = [(name, f"{b:,}", f"{a:,}", _share(b, a)) for name, b, a in _sizes(report)]
-    told = "".join(f"<p><b>{escape(name)}</b> {escape(text)}</p>" for name, text in _evidence(report))
+    notes = [("note", note) for note in report.get("notes", ())]
+    told = "".join(f"<p><b>{escape(name)}</b> {escape(text)}</p>" for name, text in [*notes, *_evidence(report)])
     free = [g for g in report["groups"] if not g["locked_because"]]
     groups = _table(_HEAD, [_row(g) for g in free], "groups that may shrink")
     whole = "".join(f"<li>{escape(shortened(names))}: {escape(reason)}</li>" for reason, names in _locked(report))
