@@ -108,6 +108,15 @@ class Check:
                 found[group.name] = "its channels do not reach an output, so that the cut cannot be checked"
         return found
 
+    @contextmanager
+    def oracle(
+        self, chosen: Sequence[tuple[Group, Tensor]]
+    ) -> Iterator[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
+        """The original with the removed channels read as zeros, to run and to change, and (args, kwargs) for it."""
+        args, kwargs = self._inputs[-1].inputs(_SEED, self.dtype)
+        with self._ready(self.model, self._alive, chosen) as still:
+            yield still, args, kwargs
+
     # --- what is found out once ---------------------------------------------------------------------------------------
     @cached_property
     def blind(self) -> str | None:
