@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from coreprune.graph.groups import Group
-from coreprune.graph.numbers import Keys, change_numbers
-from coreprune.graph.slicing import cut
+from coreprune.graph.numbers import Keys, change_numbers, numbers
+from coreprune.graph.slicing import cut, kept_positions
 
 log = logging.getLogger(__name__)
 
@@ -121,17 +121,18 @@ def numbers_read(run: Run) -> frozenset[Slot]:
     return frozenset(watch.read)
 
 
-def numbers_demanded(run: Run, chosen: Chosen, masks: Mapping[tuple[str, int], Tensor]) -> dict[Slot, int]:
+def numbers_demanded(run: Run, small: nn.Module, chosen: Chosen) -> dict[Slot, int]:
     """What the numbers that modules remember have to become when only the given channels are left.
 
-    run: gives the original with zeros where removed channels are read, and inputs for it. masks: `kept_positions`.
+    run: gives the original with zeros where removed channels are read, and inputs for it. small: the copy of it whose
+        layers of torch are cut.
     """
     exact = [(g, keep) for g, keep in chosen if "functional" not in g.flags]
     odd = [(g, keep) for g, keep in chosen if "functional" in g.flags]  # these may move everything behind them
     demands: list[Demand] = []
     for together in ([exact] if exact else []) + [[one] for one in odd[:_MOST_ALONE]]:
         try:
-            demands += _demands(run, chosen, together, masks)
+            demands += _demands(run, small, chosen, together)
         except Exception as error:
             log.debug("the numbers that modules remember cannot be followed: %s", error)
     return _agreed(demands)
@@ -147,16 +148,17 @@ def put_numbers(model: nn.Module, values: Mapping[Slot, int]) -> None:
         change_numbers(modules[path], lambda keys, old, changes=changes: changes.get(keys, old), shared)
 
 
-def _demands(run: Run, chosen: Chosen, moved: Chosen, masks: Mapping[tuple[str, int], Tensor]) -> list[Demand]:
+def _demands(run: Run, small: nn.Module, chosen: Chosen, moved: Chosen) -> list[Demand]:
     """The demands of all calls, seen by moving the channels of some groups."""
     ratios = frozenset((g.size // g.unit, len(keep) // g.unit) for g, keep in moved)
+    masks = kept_positions(list(chosen))
     before: list[_Seen] | None = None
     watch = None
     for again in (False, True):
         with run(chosen) as (still, args, kwargs):
             if again:
                 _shake(still, moved)
-            watch = _Watch(_follow(still), _cuts(still, masks), ratios, before)
+            watch = _Watch(_follow(still, small), _cuts(still, masks), ratios, before)
             with watch:
                 still(*args, **kwargs)
         before = watch.events
@@ -177,13 +179,24 @@ def _agreed(demands: list[Demand]) -> dict[Slot, int]:
     return fixed
 
 
-def _follow(model: nn.Module) -> dict[Slot, int]:
-    """Put numbers that know where they came from in the place of those that modules remember, and return those."""
+def _follow(model: nn.Module, small: nn.Module | None = None) -> dict[Slot, int]:
+    """Put numbers that know where they came from in the place of those that modules remember, and return those.
+
+    small: the copy whose layers of torch are cut. It says what the numbers of these layers become.
+    """
     values: dict[Slot, int] = {}
+    theirs = {} if small is None else dict(small.named_modules())
     for path, module in model.named_modules():
         if remembers(module):
             change_numbers(module, partial(_tracked, values, path))
+        elif path in theirs:
+            change_numbers(module, partial(_known, dict(numbers(theirs[path]))))
     return values
+
+
+def _known(after: Mapping[Keys, int], keys: Keys, value: int) -> int:
+    new = after.get(keys, value)
+    return value if new == value else _Number(value, frozenset(), lambda _: new)
 
 
 def _tracked(values: dict[Slot, int], path: str, keys: Keys, value: int) -> int:
@@ -280,11 +293,9 @@ class _Watch(TorchFunctionMode):
         if self._before is None:
             return torch.Size(shape) if axis is None else shape[axis]
         stays = self._stays(tensor, self._then_seen(len(self.events) - 1)[0][0])
-        numbers = _Shape(
-            n if i not in stays else _Number(n, frozenset(), lambda _, left=int(stays[i].sum()): left)
-            for i, n in enumerate(shape)
-        )
-        return numbers if axis is None else numbers[axis]
+        left = [int(stays[i].sum()) if i in stays else n for i, n in enumerate(shape)]
+        known = _Shape(_known({(): new}, (), n) for n, new in zip(shape, left, strict=True))
+        return known if axis is None else known[axis]
 
     def _then_seen(self, i: int) -> _Seen:
         """What the first run saw at the same place."""

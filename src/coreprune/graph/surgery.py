@@ -100,7 +100,7 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
             runs += 1
             return None, f"its weights cannot be cut: {_first_line(error)}"
         tried = failed[0] if failed[0] and failed[0].names == names else None
-        demanded = tried.demanded if tried else _demanded(traced, chosen)
+        demanded = tried.demanded if tried else _demanded(traced, small, chosen)
         values = {**_unread(traced, small, chosen, unread), **demanded}
         if tried and values in tried.values:
             return None, tried.problem
@@ -191,10 +191,8 @@ def _smaller(model: nn.Module, captured: Captured, chosen: list[tuple[Group, Ten
     return small
 
 
-def _demanded(traced: Traced, chosen: list[tuple[Group, Tensor]]) -> dict[Slot, int]:
-    if not chosen or not traced.numbers_read:
-        return {}
-    return numbers_demanded(traced.check.oracle, chosen, kept_positions(chosen))
+def _demanded(traced: Traced, small: nn.Module, chosen: list[tuple[Group, Tensor]]) -> dict[Slot, int]:
+    return numbers_demanded(traced.check.oracle, small, chosen) if chosen and traced.numbers_read else {}
 
 
 def _unread(traced: Traced, small: nn.Module, chosen: list[tuple[Group, Tensor]], unread: Unread) -> dict[Slot, int]:
