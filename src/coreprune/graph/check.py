@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from coreprune._twin import quiet
 from coreprune.errors import ModelError, first_line
+from coreprune.graph.caches import drop
 from coreprune.graph.captured import Captured, capture
 from coreprune.graph.check_inputs import BATCH, LENGTH, STYLES, Drawing, drawing
 from coreprune.graph.costs import CostModel
@@ -136,6 +137,7 @@ class Check:
             args, kwargs = drawing(self.captured).inputs(_SEED, dtype)
             try:
                 with quiet(self.model) as still:
+                    drop(still, self.captured.caches)
                     _cast(still, dtype)(*args, **kwargs)
             except Exception as error:
                 log.debug("the model does not run in %s: %s", dtype, first_line(error))
@@ -228,6 +230,7 @@ class Check:
     ) -> Iterator[nn.Module]:
         """A twin with other weights: `own` in place of the model's, and zeros where removed channels are read."""
         with quiet(model, own_inputs) as still:
+            drop(still, self.captured.caches)
             named = dict([*still.named_parameters(), *still.named_buffers()])
             for name, value in own.items():
                 named[name].data = value

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from coreprune._twin import duplicate
 from coreprune.errors import CoreprunError, ModelError
 from coreprune.graph.attributes import follow_depthwise, follow_weights
+from coreprune.graph.caches import drop, kept_tensors
 from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group, check_keep
 from coreprune.graph.recipe import number_changes, set_numbers
@@ -187,6 +188,8 @@ def _smaller(model: nn.Module, captured: Captured, chosen: list[tuple[Group, Ten
         new = cut(old, {dim: m for (n, dim), m in masks.items() if n == name})
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     small = duplicate(model, memo)
+    if chosen:
+        drop(small, captured.caches)
     _follow_weights(small, captured, {n: named[n].shape[0] for n in touched})
     return small
 
@@ -238,6 +241,18 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
             mine, changes = vars(module), dict(number_changes(module, other))
             undo += [(mine, key, mine[key]) for key in {at if at in mine else at.split("/")[0] for at in changes}]
             set_numbers(module, {at: after for at, (_, after) in changes.items()}, shared)
+        fresh = {(path, keys): t for path, keys, t in kept_tensors(small)}
+        for path, keys, old in list(kept_tensors(model)):
+            new = fresh.get((path, keys))
+            if new is None or old.shape != new.shape or not torch.equal(old, new):  # what a forward has cached
+                mine = vars(model.get_submodule(path))
+                if keys[0] not in mine:  # another entry of it has gone already
+                    continue
+                undo.append((mine, keys[0], mine[keys[0]]))
+                if keys[0] in vars(theirs[path]):
+                    mine[keys[0]] = vars(theirs[path])[keys[0]]
+                else:
+                    del mine[keys[0]]
     except Exception:
         for target, a, b in reversed(undo):
             if isinstance(target, dict):
