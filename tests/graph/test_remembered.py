@@ -325,6 +325,24 @@ def numbers_of(model: nn.Module) -> dict[str, str]:
     return {name: repr({k: v for k, v in vars(m).items() if k[0] != "_"}) for name, m in model.named_modules()}
 
 
+class OfTheClass(nn.Module):
+    """The number of heads is the same for all instances, until one of them is cut."""
+
+    many = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.o = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.q = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = (f(x).view(*x.shape[:2], self.many, 8).transpose(1, 2) for f in (self.q, self.v))
+        return self.o(F.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2))
+
+
+MODELS["of the class"] = (lambda: token_net(nn.Sequential(OfTheClass(), OfTheClass())), tokens, {"1.0.v", "1.1.v"})
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_remembered_numbers_follow(name: str) -> None:
     build, inputs, wanted = MODELS[name]
@@ -374,6 +392,19 @@ def test_a_coincidence_stays() -> None:
     found = traced(randomise(token_net(Coincidence(6))), tokens(1))
     small = remove(found, {"1.up": torch.arange(2)}).model
     assert (small[1].steps, small[1].width, small[1].seed) == (6, 2, 6)
+
+
+def test_a_number_that_no_one_reads_is_no_width_by_chance() -> None:
+    class Chance(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image_size, self.conv, self.out = 12, nn.Conv2d(3, 12, 1), nn.Conv2d(12, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.conv(x).relu())
+
+    found = traced(randomise(Chance()), images(1))
+    assert remove(found, {"conv": torch.arange(5)}).model.image_size == 12
 
 
 class Reads(nn.Module):

@@ -36,8 +36,12 @@ def numbers(module: nn.Module) -> Iterator[tuple[Keys, int]]:
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module holds beside parameters, buffers, modules and hooks."""
-    return {k: v for k, v in vars(module).items() if k not in _OURS and not k.endswith("_hooks")}
+    """What a module holds beside parameters, buffers, modules and hooks, with the whole numbers of its class."""
+    of_class = {}
+    for kind in reversed(type(module).__mro__):
+        if not kind.__module__.startswith("torch.") and issubclass(kind, nn.Module):
+            of_class.update({k: v for k, v in vars(kind).items() if type(v) is int and not k.startswith("__")})
+    return of_class | {k: v for k, v in vars(module).items() if k not in _OURS and not k.endswith("_hooks")}
 
 
 def change_numbers(module: nn.Module, change: Callable[[Keys, int], int], shared: dict[Any, Any] | None = None) -> None:

@@ -86,7 +86,7 @@ def set_numbers(module: nn.Module, values: Mapping[str, Number], shared: dict[An
 
 def _number_at(module: nn.Module, at: str) -> Any:
     """What a module keeps at a place, or None."""
-    mine = vars(module)
+    mine = attributes(module)
     if at in mine:
         return mine[at]
     first, *rest = at.split("/")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coreprune._twin import duplicate
 from coreprune.errors import CoreprunError, ModelError
 from coreprune.graph.attributes import follow_depthwise, follow_weights
-from coreprune.graph.caches import drop, kept_tensors
+from coreprune.graph.caches import Place, drop, kept_tensors
 from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group, check_keep
 from coreprune.graph.recipe import number_changes, set_numbers
@@ -24,6 +24,8 @@ from coreprune.graph.traced import Traced
 from coreprune.graph.unread import numbers_unread
 
 log = logging.getLogger(__name__)
+
+_ABSENT = object()
 
 
 class Unread(Enum):
@@ -239,27 +241,29 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
                     undo.append((old, old.data, old.grad))
                     _resize(old, new)
             mine, changes = vars(module), dict(number_changes(module, other))
-            undo += [(mine, key, mine[key]) for key in {at if at in mine else at.split("/")[0] for at in changes}]
+            undo += [(mine, key, mine.get(key, _ABSENT)) for key in {at.split("/")[0] for at in changes}]
             set_numbers(module, {at: after for at, (_, after) in changes.items()}, shared)
-        fresh = {(path, keys): t for path, keys, t in kept_tensors(small)}
-        for path, keys, old in list(kept_tensors(model)):
-            new = fresh.get((path, keys))
-            if new is None or old.shape != new.shape or not torch.equal(old, new):  # what a forward has cached
-                mine = vars(model.get_submodule(path))
-                if keys[0] not in mine:  # another entry of it has gone already
-                    continue
-                undo.append((mine, keys[0], mine[keys[0]]))
-                if keys[0] in vars(theirs[path]):
-                    mine[keys[0]] = vars(theirs[path])[keys[0]]
-                else:
-                    del mine[keys[0]]
     except Exception:
         for target, a, b in reversed(undo):
             if isinstance(target, dict):
                 target[a] = b  # pyright: ignore[reportArgumentType]
+                if b is _ABSENT:
+                    del target[a]  # pyright: ignore[reportArgumentType]
             else:
                 target.data, target.grad = a, b  # pyright: ignore[reportAttributeAccessIssue]
         raise
+    drop(model, _cached(model, small))
+
+
+def _cached(model: nn.Module, small: nn.Module) -> list[Place]:
+    """The tensors in a model that the smaller one no longer keeps, or has made anew."""
+    theirs, fresh = dict(small.named_modules()), {(path, keys): t for path, keys, t in kept_tensors(small)}
+    return [
+        (path, keys, keys[0] not in vars(theirs[path]))
+        for path, keys, old in kept_tensors(model)
+        if (new := fresh.get((path, keys))) is None
+        or not (old.is_meta or (old.shape == new.shape and torch.equal(old, new)))
+    ]
 
 
 def _resize(old: Tensor, new: Tensor) -> None:

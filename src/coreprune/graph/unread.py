@@ -7,7 +7,8 @@ in every instance, or a layer inside keeps it under the same name.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,27 +40,37 @@ def numbers_unread(
     for path, module in modules.items():
         alike[type(module)].append(path)
     found: dict[Slot, int] = {}
-    sizes: dict[str, dict[Size, int]] = {}
+    sizes = _PerModule(modules, lambda m: dict(_sizes(m)))
+    kept = _PerModule(modules, lambda m: dict(numbers(m)))
     for path in _around(chosen):
         module = modules.get(path)
         if module is None or not remembers(module):
             continue
-        mine = {(path, keys): n for keys, n in numbers(module) if (path, keys) not in read}
+        mine = {keys: n for keys, n in kept[path].items() if (path, keys) not in read}
         if not mine:
             continue
         after = dict(_sizes(theirs[path]))
-        for other in alike[type(module)]:
-            if other not in sizes:
-                sizes[other] = dict(_sizes(modules[other]))
         if sizes[path] == after and not guess:
             continue
         units = _units(path, chosen) if guess else {}
-        for slot, n in mine.items():
-            others = [(dict(numbers(modules[p])).get(slot[1]), sizes[p]) for p in alike[type(module)]]
-            new = _follows(slot[1], n, sizes[path], after, others, guess) or units.get(n)
+        for keys, n in mine.items():
+            others = [(kept[p].get(keys), sizes[p]) for p in alike[type(module)]]
+            new = _follows(keys, n, sizes[path], after, others, guess) or units.get(n)
             if new is not None and new != n:
-                found[slot] = new
+                found[path, keys] = new
     return found
+
+
+class _PerModule(dict[str, Any]):
+    """What a function says about modules, by name, computed when it is asked for."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], function: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self._modules, self._function = modules, function
+
+    def __missing__(self, path: str) -> Any:
+        self[path] = self._function(self._modules[path])
+        return self[path]
 
 
 def _follows(
