@@ -15,6 +15,7 @@ from torch import Tensor, nn
 Keys = tuple[Any, ...]  # an attribute, then indices, keys and attributes of what it holds
 
 _DEPTH = 4  # containers inside of each other
+_DEPTH_OF_OBJECTS = 2  # objects inside of each other, which may hold much that is no setting
 _MOST = 64  # entries of a container; longer ones are data, such as a vocabulary
 _MOST_ATTRIBUTES = 512  # of an object, such as a configuration
 _OURS = frozenset({"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
@@ -88,8 +89,8 @@ def parts(value: Any, depth: int) -> Mapping[Any, Any] | None:
         return dict(enumerate(value)) if len(value) <= _MOST else None
     if isinstance(value, partial):
         return {"keywords": value.keywords, "args": value.args}
-    if isinstance(value, _NO_CONTAINERS):
-        return None
+    if depth > _DEPTH_OF_OBJECTS or isinstance(value, _NO_CONTAINERS) or type(value).__module__.startswith("torch."):
+        return None  # among torch's own are graphs, in which everything holds everything
     held = dict(vars(value)) if hasattr(value, "__dict__") else {}
     slots = [key for kind in type(value).__mro__ for key in _slots(kind) if hasattr(value, key)]
     held.update({key: getattr(value, key) for key in slots if not key.startswith("__")})
