@@ -112,9 +112,9 @@ def test_equal_tokens_are_like_different_ones(way: str, tokens: Tensor) -> None:
         assert {n for n, *_ in found} <= {n for n, *_ in wanted}
 
 
-def test_heads_that_are_remembered_in_a_config_are_not_cut_apart() -> None:
+def test_heads_whose_number_is_a_literal_are_not_cut_apart() -> None:
     """In half of the channels four heads of half the size would run, and be wrong."""
-    model = made("config")
+    model = made("literal")
     found = traced(model, DEGENERATE["zeros"])
     group = next(g for g in found.groups if "heads" in g.flags)
     locked = {g.name: g.locked_because for g in probe(found).groups}

@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 from coreprune._example import ANY_BATCH, batch_of, normalise_example
 from coreprune._twin import quiet
 from coreprune.errors import ModelError, first_line
+from coreprune.graph.caches import Place, caches, drop
 from coreprune.graph.flat import flatten
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Captured:
         constants: placeholder name -> tensor that is a literal in the forward.
         args, kwargs: the example that was traced, at batch size 1.
         readers: canonical name of a parameter or buffer -> how many nodes read it, under any of its names.
+        caches: where the model keeps tensors that its forward makes anew when they are gone. They were, in the trace.
         seconds: how long tracing took.
         training: whether it was traced in training mode.
         more: traces of the same model on other examples and in training mode, whose channels are followed, too.
@@ -54,6 +56,7 @@ class Captured:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     readers: Counter[str]
+    caches: tuple[Place, ...] = ()
     seconds: float = 0.0
     training: bool = False
     more: tuple[Captured, ...] = ()
@@ -97,7 +100,9 @@ def capture(
     args, more = normalise_example(args)
     args, kwargs = batch_of(args, {**more, **(kwargs or {})}, batch)
     start = time.perf_counter()
+    stale = caches(model, args, kwargs)
     with quiet(model, own_inputs=False) as still:
+        drop(still, stale)
         try:
             program = torch.export.export(still.train(training), args, kwargs, strict=False)
         except Exception as error:
@@ -142,6 +147,7 @@ def capture(
         args=args,
         kwargs=kwargs,
         readers=readers,
+        caches=stale,
         seconds=seconds,
         training=training,
     )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from coreprune._twin import quiet
 from coreprune.errors import ModelError, first_line
+from coreprune.graph.caches import drop
 from coreprune.graph.captured import Captured, capture
 from coreprune.graph.check_inputs import BATCH, LENGTH, STYLES, Drawing, drawing
 from coreprune.graph.costs import CostModel
@@ -109,6 +110,15 @@ class Check:
                 found[group.name] = "its channels do not reach an output, so that the cut cannot be checked"
         return found
 
+    @contextmanager
+    def oracle(
+        self, chosen: Sequence[tuple[Group, Tensor]]
+    ) -> Iterator[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
+        """The original with the removed channels read as zeros, to run and to change, and (args, kwargs) for it."""
+        args, kwargs = self._inputs[-1].inputs(_SEED, self.dtype)
+        with self._ready(self.model, self._alive, chosen) as still:
+            yield still, args, kwargs
+
     # --- what is found out once ---------------------------------------------------------------------------------------
     @cached_property
     def blind(self) -> str | None:
@@ -128,6 +138,7 @@ class Check:
             args, kwargs = drawing(self.captured).inputs(_SEED, dtype)
             try:
                 with quiet(self.model) as still:
+                    drop(still, self.captured.caches)
                     _cast(still, dtype)(*args, **kwargs)
             except Exception as error:
                 log.debug("the model does not run in %s: %s", dtype, first_line(error))
@@ -230,6 +241,7 @@ class Check:
     ) -> Iterator[nn.Module]:
         """A twin with other weights: `own` in place of the model's, and zeros where removed channels are read."""
         with quiet(model, own_inputs) as still:
+            drop(still, self.captured.caches)
             named = dict([*still.named_parameters(), *still.named_buffers()])
             for name, value in own.items():
                 named[name].data = value

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from coreprune._twin import duplicate
 from coreprune.errors import ModelError
+from coreprune.graph.numbers import attributes, change_numbers, parts
 
 Shape = tuple[int, ...]
 Number = int | tuple[int, ...]
@@ -26,7 +27,8 @@ class Recipe:
     plain: dotted names of the weights that the dense model computes, and that were made parameters first. All names are
     those of the model with plain weights (`_plain.plain`).
     shapes: canonical name of a parameter or buffer -> (shape before, shape after), for those that were cut.
-    numbers: dotted name of a module -> attribute -> (before, after), e.g. in_features and num_heads.
+    numbers: dotted name of a module -> attribute -> (before, after), e.g. in_features and num_heads. A number inside of
+        a container or an object that the module holds is called attribute/key.
     """
 
     shapes: Mapping[str, tuple[Shape, Shape]]
@@ -48,11 +50,53 @@ def recipe_of(model: nn.Module, small: nn.Module) -> Recipe:
 
 
 def number_changes(module: nn.Module, other: nn.Module) -> Iterator[tuple[str, tuple[Number, Number]]]:
-    """Attribute -> (value in `module`, value in `other`), for whole numbers and tuples that differ."""
-    mine = vars(module)
-    for key, value in vars(other).items():
-        if key != "training" and _is_number(value) and _is_number(mine.get(key)) and mine[key] != value:
-            yield key, (mine[key], value)
+    """Where a number is kept -> (value in `module`, value in `other`), for whole numbers and tuples that differ.
+
+    A number inside of a container or an object is called attribute/key or attribute/key/key.
+    """
+    mine = attributes(module)
+    for key, value in attributes(other).items():
+        if _is_number(value) and _is_number(mine.get(key)):
+            if mine[key] != value:
+                yield key, (mine[key], value)
+        elif key in mine:
+            yield from _inside(key, mine[key], value)
+
+
+def _inside(at: str, mine: Any, other: Any, depth: int = 1) -> Iterator[tuple[str, tuple[int, int]]]:
+    if type(mine) is int and type(other) is int:
+        if mine != other:
+            yield at, (mine, other)
+        return
+    theirs = parts(other, depth)
+    held = parts(mine, depth) if theirs and type(mine) is type(other) else None
+    for key, value in (theirs or {}).items():
+        if held and key in held and "/" not in str(key):
+            yield from _inside(f"{at}/{key}", held[key], value, depth + 1)
+
+
+def set_numbers(module: nn.Module, values: Mapping[str, Number], shared: dict[Any, Any]) -> None:
+    """Change numbers that a module keeps. values: by where, as in `number_changes`. shared: as in `change_numbers`."""
+    mine, inside = vars(module), {}
+    for at, value in values.items():
+        if at in mine:
+            mine[at] = value
+        else:
+            inside[at] = value
+    if inside:
+        change_numbers(module, lambda keys, old: inside.get("/".join(map(str, keys)), old), shared)
+
+
+def _number_at(module: nn.Module, at: str) -> Any:
+    """What a module keeps at a place, or None."""
+    mine = attributes(module)
+    if at in mine:
+        return mine[at]
+    first, *rest = at.split("/")
+    value = mine.get(first)
+    for depth, key in enumerate(rest, 1):
+        value = next((v for k, v in (parts(value, depth) or {}).items() if str(k) == key), None)
+    return value
 
 
 def _is_number(value: object) -> bool:
@@ -86,14 +130,14 @@ def rebuilt(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> 
             new = tensors[name]
             memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     small = duplicate(model, memo)
-    modules = dict(small.named_modules())
+    modules, shared = dict(small.named_modules()), {}
     for path, changes in recipe.numbers.items():
-        for key, (before, after) in changes.items():
-            have = vars(modules[path]).get(key) if path in modules else None
+        for key, (before, _) in changes.items():
+            have = _number_at(modules[path], key) if path in modules else None
             if type(have) is not type(before) or have != before:
                 raise ModelError(
                     f"{path or 'the model'}.{key} was {before} in the model that was pruned, and is {have} here. "
                     "Load with the code and the settings that the model was made with."
                 )
-            setattr(modules[path], key, after)
+        set_numbers(modules[path], {key: after for key, (_, after) in changes.items()}, shared)
     return small

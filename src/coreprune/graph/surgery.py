@@ -5,21 +5,46 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coreprune._twin import duplicate
 from coreprune.errors import CoreprunError, ModelError
-from coreprune.graph.attributes import Numbers, follow_depthwise, follow_sections, follow_weights, scale_numbers
+from coreprune.graph.attributes import follow_depthwise, follow_sections, follow_weights
+from coreprune.graph.caches import Place, drop, kept_tensors
 from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group, check_keep
 from coreprune.graph.kept import staying
-from coreprune.graph.recipe import number_changes
+from coreprune.graph.recipe import number_changes, set_numbers
+from coreprune.graph.remembered import Slot, numbers_demanded, put_numbers
 from coreprune.graph.slicing import cut, kept_positions
 from coreprune.graph.traced import Traced
+from coreprune.graph.unread import numbers_unread
 
 log = logging.getLogger(__name__)
+
+_ABSENT = object()
+
+
+class Unread(Enum):
+    """Which numbers that the forward does not read change with the sizes of layers."""
+
+    SURE = "those whose meaning is sure"
+    GUESS = "those that may be a size"
+    STAY = "none"
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """The last attempt that failed: with which groups, and with which numbers."""
+
+    names: list[str]
+    demanded: dict[Slot, int]
+    values: list[dict[Slot, int]]
+    problem: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +69,8 @@ class Removed:
 def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False, check: bool = True) -> Removed:
     """Make a physically smaller model in which only the given channels are left.
 
+    Numbers that modules remember, such as widths and numbers of heads, change with them (`remembered.py`).
+
     The result is run on the captured example. It must equal the original with zeros in the weights that read removed
     channels. Groups that break the run or the equality are found by bisection, left whole, and reported in `locked`.
     The model that was passed in is not changed, unless `inplace` is set, and then only after everything has succeeded.
@@ -66,28 +93,36 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
     locked: dict[str, str] = {}
     runs = 0
 
-    def attempt(names: list[str]) -> tuple[nn.Module | None, str]:
+    def attempt(names: list[str], unread: Unread = Unread.SURE) -> tuple[nn.Module | None, str]:
         nonlocal runs
-        runs += 1
         chosen = [cuts[n] for n in names]
         try:
-            small = _smaller(model, captured, chosen, numbers)
+            small = _smaller(model, captured, chosen)
         except CoreprunError:
             raise
         except Exception as error:
+            runs += 1
             return None, f"its weights cannot be cut: {_first_line(error)}"
+        tried = failed[0] if failed[0] and failed[0].names == names else None
+        demanded = tried.demanded if tried else _demanded(traced, small, chosen)
+        values = {**_unread(traced, small, chosen, unread), **demanded}
+        if tried and values in tried.values:
+            return None, tried.problem
+        runs += 1
+        put_numbers(small, values)
         problem = traced.check.difference(small, chosen, kept_positions(chosen)) if check else None
-        return (None, problem) if problem else (small, "")
+        if not problem:
+            return small, ""
+        failed[0] = _Failed(names, demanded, [*(tried.values if tried else []), values], problem)
+        return None, problem
 
-    def grow(good: list[str], names: list[str]) -> list[str]:
+    def grow(good: list[str], names: list[str], first: bool = True) -> list[str]:
         """Extend `good` by those of `names` that work. This takes O(log n) attempts per group that does not."""
         small, problem = attempt(good + names)
-        if small is None and len(names) == 1:
-            for style in (Numbers.HEADS, Numbers.NONE):  # the guess about the stored numbers may be wrong
-                numbers[names[0]] = style
-                small, _ = attempt(good + names)
-                if small is not None:
-                    break
+        if first or len(names) == 1:
+            for unread in (Unread.GUESS, Unread.STAY):
+                if small is None:
+                    small, _ = attempt(good + names, unread)
         if small is not None:
             best[0] = small
             return good + names
@@ -96,17 +131,17 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
             log.info("group %s is put back: %s", names[0], problem)
             return good
         half = len(names) // 2
-        good = grow(good, names[:half])
-        return grow(good, names[half:])
+        good = grow(good, names[:half], first=False)
+        return grow(good, names[half:], first=False)
 
-    numbers: dict[str, Numbers] = {}
+    failed: list[_Failed | None] = [None]
     best: list[nn.Module | None] = [None]
     # Groups that change a norm's statistics can only be run, not compared. So the others are tried first, without them.
     exact = [n for n, (g, _) in cuts.items() if "norm-statistics" not in g.flags]
     good = grow([], exact) if exact else []
     rest = [n for n in cuts if n not in exact]
     good = grow(good, rest) if rest else good
-    small = best[0] if best[0] is not None else _smaller(model, captured, [], numbers)
+    small = best[0] if best[0] is not None else _smaller(model, captured, [])
     if inplace:
         adopt(model, small)
         small = model
@@ -145,9 +180,7 @@ def _same_shapes(model: nn.Module, captured: Captured) -> None:
             )
 
 
-def _smaller(
-    model: nn.Module, captured: Captured, chosen: list[tuple[Group, Tensor]], numbers: Mapping[str, Numbers]
-) -> nn.Module:
+def _smaller(model: nn.Module, captured: Captured, chosen: list[tuple[Group, Tensor]]) -> nn.Module:
     """A smaller copy. Only the kept part of every parameter is ever allocated for it."""
     masks = kept_positions(chosen)
     named = dict([*model.named_parameters(), *model.named_buffers()])
@@ -158,10 +191,21 @@ def _smaller(
         new = cut(old, {dim: m for (n, dim), m in masks.items() if n == name})
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     small = duplicate(model, memo)
+    if chosen:
+        drop(small, captured.caches)
     _follow_weights(small, captured, {n: named[n].shape[0] for n in touched})
-    _follow_groups(small, chosen, numbers)
     _follow_norms(small, captured, masks)
     return small
+
+
+def _demanded(traced: Traced, small: nn.Module, chosen: list[tuple[Group, Tensor]]) -> dict[Slot, int]:
+    return numbers_demanded(traced.check.oracle, small, chosen) if chosen and traced.numbers_read else {}
+
+
+def _unread(traced: Traced, small: nn.Module, chosen: list[tuple[Group, Tensor]], unread: Unread) -> dict[Slot, int]:
+    if unread is Unread.STAY:
+        return {}
+    return numbers_unread(traced.model, small, chosen, traced.numbers_read, guess=unread is Unread.GUESS)
 
 
 def _follow_weights(small: nn.Module, captured: Captured, lengths: dict[str, int]) -> None:
@@ -189,41 +233,6 @@ def _follow_norms(small: nn.Module, captured: Captured, masks: Mapping[tuple[str
             follow_sections(modules[norm.module], (len(left), count), int(left.sum()))
 
 
-def _follow_groups(small: nn.Module, chosen: list[tuple[Group, Tensor]], numbers: Mapping[str, Numbers]) -> None:
-    """Adjust the numbers that the modules around the cut layers store."""
-    modules = dict(small.named_modules())
-    for group, keep in chosen:
-        total, kept = group.size // group.unit, len(keep) // group.unit
-        style = numbers.get(group.name, Numbers.ALL)
-        for path in _containers(group, modules) if style is not Numbers.NONE else ():
-            widths = _width_changes(group, keep, path) if style is Numbers.ALL else {}
-            scale_numbers(modules[path], widths, kept, total if "heads" in group.flags else None)
-
-
-def _containers(group: Group, modules: dict[str, nn.Module]) -> list[str]:
-    """The modules that own weights which make the channels, and those one level up; not linear layers, convolutions."""
-    paths: dict[str, None] = {}
-    for s in group.producers:
-        layer = s.param.rpartition(".")[0]
-        paths.setdefault(layer)
-        paths.setdefault(layer.rpartition(".")[0])
-    return [p for p in paths if p in modules and not isinstance(modules[p], (nn.Linear, nn.modules.conv._ConvNd))]
-
-
-def _width_changes(group: Group, keep: Tensor, path: str) -> dict[int, int]:
-    """Old width -> new width of the layers inside `path` that make or read channels of the group."""
-    stays = torch.zeros(group.size + 1, dtype=torch.bool)
-    stays[keep] = True
-    changes = {}
-    for s in group.slices:
-        if s.param.startswith(path):
-            mask = stays.clone()
-            mask[-1] = True
-            rows = mask[s.index]
-            changes[rows.shape[-1]] = int(rows[0].sum() if rows.dim() == 2 else rows.sum())
-    return changes
-
-
 def adopt(model: nn.Module, small: nn.Module) -> None:
     """Move the smaller tensors and the numbers into the original, and keep its modules, parameters and hooks.
 
@@ -232,6 +241,7 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
     theirs = dict(small.named_modules())
     undo: list[tuple[Tensor, Tensor, Tensor | None] | tuple[dict[str, object], str, object]] = []
     done: set[int] = set()
+    shared: dict[Any, Any] = {}
     try:
         for name, module in model.named_modules():
             other = theirs[name]
@@ -243,17 +253,30 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
                     done.add(id(old))
                     undo.append((old, old.data, old.grad))
                     _resize(old, new)
-            mine = vars(module)
-            for key, (before, after) in list(number_changes(module, other)):
-                undo.append((mine, key, before))
-                mine[key] = after
+            mine, changes = vars(module), dict(number_changes(module, other))
+            undo += [(mine, key, mine.get(key, _ABSENT)) for key in {at.split("/")[0] for at in changes}]
+            set_numbers(module, {at: after for at, (_, after) in changes.items()}, shared)
     except Exception:
         for target, a, b in reversed(undo):
             if isinstance(target, dict):
                 target[a] = b  # pyright: ignore[reportArgumentType]
+                if b is _ABSENT:
+                    del target[a]  # pyright: ignore[reportArgumentType]
             else:
                 target.data, target.grad = a, b  # pyright: ignore[reportAttributeAccessIssue]
         raise
+    drop(model, _cached(model, small))
+
+
+def _cached(model: nn.Module, small: nn.Module) -> list[Place]:
+    """The tensors in a model that the smaller one no longer keeps, or has made anew."""
+    theirs, fresh = dict(small.named_modules()), {(path, keys): t for path, keys, t in kept_tensors(small)}
+    return [
+        (path, keys, keys[0] not in vars(theirs[path]))
+        for path, keys, old in kept_tensors(model)
+        if (new := fresh.get((path, keys))) is None
+        or not (old.is_meta or (old.shape == new.shape and torch.equal(old, new)))
+    ]
 
 
 def _resize(old: Tensor, new: Tensor) -> None:

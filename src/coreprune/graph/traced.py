@@ -12,6 +12,7 @@ from coreprune.graph.captured import Captured
 from coreprune.graph.check import Check
 from coreprune.graph.costs import CostModel
 from coreprune.graph.groups import Group, lock
+from coreprune.graph.remembered import Slot, numbers_read
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +53,15 @@ class Traced:
         """How pruned copies are compared with the model."""
         return Check(self.model, self.captured)
 
+    @cached_property
+    def numbers_read(self) -> frozenset[Slot]:
+        """The numbers that modules remember and that the forward gives to a function of torch."""
+        return frozenset() if self.check.blind else numbers_read(self.check.oracle)
+
     def locking(self, reasons: Mapping[str, str]) -> Traced:
         """The same, with the named groups locked. reasons: group name -> why."""
         if not reasons:
             return self
         new = replace(self, groups=[lock(g, reasons[g.name]) if g.name in reasons else g for g in self.groups])
-        if "check" in vars(self):
-            vars(new)["check"] = self.check
+        vars(new).update({key: vars(self)[key] for key in ("check", "numbers_read") if key in vars(self)})
         return new
