@@ -134,6 +134,23 @@ def test_an_ordinary_batch_is_found_whatever_comes_out(forward):
         assert found(Odd(forward), torch.zeros(count, 6)).inputs == (0,)
 
 
+def test_a_mean_of_all_that_was_seen_is_no_reason_to_doubt():
+    """A buffer that a forward updates and reads, such as an observer's."""
+
+    class Observed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 4)
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            self.mean.mul_(0.9).add_(0.1 * h.mean(0))
+            return h - self.mean
+
+    assert found(Observed(), torch.zeros(3, 6)).inputs == (0,)
+
+
 def test_a_sum_over_all_that_is_there_makes_no_batch():
     assert found(Odd(lambda h: (h, h.sum(0))), torch.zeros(5, 6)).inputs == (None,)
 

@@ -197,8 +197,8 @@ class _Trials:
         if found is None or all(a is None for a in found):
             return None
         off, dtype = _difference(runs, found), max((x.dtype for x in runs[0]), key=lambda d: d.itemsize)
-        if off > _ROUNDING and self._draws(two):
-            return found  # the model draws random numbers: only the shapes can tell
+        if off > _ROUNDING and (self._draws(two) or self._writes(two)):
+            return found  # the model draws random numbers, or counts what it sees: only the shapes can tell
         if _ROUNDING < off <= _APART.get(dtype, _HALF_APART):
             more = torch.float64 if dtype in _APART else torch.float32
             try:
@@ -208,6 +208,15 @@ class _Trials:
                 off -= _NO_DIGITS
             return found if off <= 0 else None
         return found if off <= _ROUNDING else None
+
+    def _writes(self, two: list[Any]) -> bool:
+        """Whether a forward changes a buffer, such as a mean of all that was seen."""
+        args, kwargs = pytree.tree_unflatten(two, self.tree)
+        with quiet(self.model) as still:
+            before = {name: b.clone() for name, b in still.named_buffers()}
+            still(*args, **kwargs)
+            after = dict(still.named_buffers())
+        return any(n in after and not torch.equal(b.nan_to_num(), after[n].nan_to_num()) for n, b in before.items())
 
     def _draws(self, two: list[Any]) -> bool:
         """Whether the outputs change with the seed."""
