@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import reprlib
 from collections.abc import Mapping
@@ -39,36 +40,6 @@ def normalise_example(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, A
         f"example_inputs is a {type(example_inputs).__name__}; pass a tensor, a tuple of positional arguments, "
         "or a dict of keyword arguments"
     )
-
-
-def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """The length of axis 0 of the first tensor, or None if no tensor has an axis."""
-    lengths = (x.shape[0] for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim() > 0)
-    return next(lengths, None)
-
-
-def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any], size: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Cut the batch axis (axis 0 of the first tensor, and of every tensor with that length) to `size` samples."""
-    batch = batch_size(args, kwargs)
-
-    def cut(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch:
-            return x[:size].detach()
-        return x
-
-    return pytree.tree_map(cut, (args, kwargs))
-
-
-def repeated(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`size` samples: those of the example, repeated along the batch axis (as in `batch_of`)."""
-    batch = batch_size(args, kwargs)
-
-    def take(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch:
-            return x.detach()[torch.arange(size, device=x.device) % len(x)]
-        return x
-
-    return pytree.tree_map(take, (args, kwargs))
 
 
 def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -155,9 +126,21 @@ def device_of(model: nn.Module) -> torch.device:
     return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
+def reals(result: Any) -> list[Tensor]:
+    """The floating-point tensors in an output: tensors, tuples, lists, mappings, dataclasses, also nested."""
+    if isinstance(result, Tensor):
+        return [result] if result.is_floating_point() else []
+    if isinstance(result, Mapping):
+        return [t for value in result.values() for t in reals(value)]
+    if isinstance(result, (tuple, list)):
+        return [t for value in result for t in reals(value)]
+    if dataclasses.is_dataclass(result):
+        return [t for field in dataclasses.fields(result) for t in reals(getattr(result, field.name))]
+    return []
+
+
 def first_tensor(result: Any) -> Tensor | None:
     """The first floating-point tensor in a model's output, or None."""
-    from torch.utils import _pytree as pytree
 
     found = (x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point())
     return next(found, None)

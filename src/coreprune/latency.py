@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coreprune._example import batch_size, device_of, normalise_example, repeated
+from coreprune._batch_trials import batch_axes
+from coreprune._example import device_of, normalise_example
 from coreprune._twin import quiet
 from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph.ops import OPERATIONS, UNKNOWN, op_name
@@ -104,16 +106,18 @@ def measure_latency(
     batch_sizes: Sequence[int] = (1, 32),
     seconds: float = 1.0,
     min_repeats: int = 5,
+    batch_axis: Any = "auto",
 ) -> Latency:
     """Time the models in turn (A B A B …), in evaluation mode and without gradients.
 
     models: one model, or several by name, all on the example's device. They are left as they were.
     example: a tensor, a tuple of positional or a dict of keyword arguments. Batches repeat its samples along the batch
-        axis (axis 0 of its first tensor, and of every tensor of that length).
+        axis. A model without a batch is timed on the whole example, which counts as one sample.
     batch_sizes: samples per call. There is a row for each size. A size that some model does not run with is left out,
         with a note.
     seconds: how long to time every model at every batch size, after a warm-up that lasts until the times are stable.
     min_repeats: how many calls to time at least, however long they take.
+    batch_axis: which axis of the inputs holds the samples, as for `prune`.
 
     Raises InputError for wrong arguments, or if the models run with none of the batch sizes. Raises ModelError if a
     model does not run on the example itself.
@@ -121,16 +125,18 @@ def measure_latency(
     named = {"model": models} if isinstance(models, nn.Module) else dict(models)
     _check(named, batch_sizes, seconds, min_repeats)
     inputs = normalise_example(example)
-    own, device = batch_size(*inputs), device_of(next(iter(named.values())))
-    if own is None or own == 0:
+    if not any(x.dim() and len(x) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)):
         raise InputError(
             "the example holds no tensor with samples along axis 0, so there is nothing to make batches of."
         )
+    axes, device = batch_axes(next(iter(named.values())), inputs, batch_axis), device_of(next(iter(named.values())))
+    own = axes.size(inputs)
+    batch_sizes = (1,) if axes.whole else batch_sizes
     rows, missing = [], {}
     with ExitStack() as stack:
         named = {name: stack.enter_context(quiet(m, own_inputs=False)) for name, m in named.items()}
         for batch in batch_sizes:
-            args, kwargs = repeated(*inputs, batch)
+            args, kwargs = axes.repeated(inputs, batch)
             calls = [lambda m=m, a=args, k=kwargs: m(*a, **k) for m in named.values()]
             try:
                 times = _interleaved(calls, seconds, min_repeats, lambda: _wait(device))
@@ -160,6 +166,7 @@ def compare_latency(
     batch_sizes: Sequence[int] = (1, 32),
     seconds: float = 1.0,
     min_repeats: int = 5,
+    batch_axis: Any = "auto",
 ) -> Latency:
     """Time a model and its pruned copy in turn, and explain a speed-up that falls short of the reduction of MACs.
 
@@ -170,12 +177,14 @@ def compare_latency(
 
     Other arguments and errors are as in `measure_latency`.
     """
+    axes = batch_axes(before, normalise_example(example), batch_axis)
     found = measure_latency(
         {"before": before, "after": after},
         example,
         batch_sizes=batch_sizes,
         seconds=seconds,
         min_repeats=min_repeats,
+        batch_axis=axes,
     )
     if macs is None:
         return found
@@ -186,7 +195,7 @@ def compare_latency(
     slow = [row for row in found.rows if row.speedup < _SHORTFALL * wanted]
     with quiet(before, own_inputs=False) as still, quiet(after, own_inputs=False) as small:
         for row in slow:
-            batch = repeated(*inputs, row.batch)
+            batch = axes.repeated(inputs, row.batch)
             notes.append(_shortfall(row, wanted, *(_by_operation(m, batch, device) for m in (still, small))))
     if slow:
         notes += _odd_widths(before, after)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from coreprune import Budget, prune
-from coreprune._example import normalise_example, repeated
+from coreprune._batch import usual
+from coreprune._example import normalise_example
 from coreprune._twin import quiet
 from coreprune.artifact import exports
 from coreprune.artifact.exports import export_onnx, export_program
@@ -46,7 +47,8 @@ def pruned(name: str) -> tuple[nn.Module, object]:
 
 
 def outputs(model, example, samples: int) -> list[Tensor]:
-    args, kwargs = repeated(*normalise_example(example), samples)
+    inputs = normalise_example(example)
+    args, kwargs = usual(inputs).repeated(inputs, samples)
     found = model(*args, **kwargs)
     return [found] if isinstance(found, Tensor) else [x for x in found.values() if isinstance(x, Tensor)]
 
@@ -73,7 +75,8 @@ def test_onnx_gives_the_same_outputs_at_every_batch_size(name, tmp_path):
     given = session.get_inputs()
     assert [i.shape[0] for i in given] == ["batch"] * len(given)
     for samples in (1, 5):
-        args, kwargs = repeated(*normalise_example(example), samples)
+        inputs = normalise_example(example)
+        args, kwargs = usual(inputs).repeated(inputs, samples)
         values = kwargs or {given[0].name: args[0]}
         found = session.run(None, {name: x.numpy() for name, x in values.items()})
         with quiet(model) as still:

@@ -240,8 +240,8 @@ MUTANTS = (
     Mutant(
         "kernels-cost-nothing",
         "graph/rules/compute.py",
-        "sources=call.node.args[:2], factor=kernel * spatial",
-        "sources=call.node.args[:2], factor=spatial",
+        "            factor=kernel * spatial,\n",
+        "            factor=spatial,\n",
         COSTS,
         "MACs without the size of the kernel",
     ),

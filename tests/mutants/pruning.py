@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "worth-of-the-sum-instead-of-the-mean",
         "pruning/calibration/statistics.py",
-        "worth = flat.T @ flat / (samples * walk.batches)",
-        "worth = flat.T @ flat / samples",
+        "worth = flat.T @ flat / ((samples or len(gradient)) * walk.batches)",
+        "worth = flat.T @ flat / (samples or len(gradient))",
         STATISTICS,
         "the worth of an error grows with the number of batches",
     ),
@@ -159,7 +159,7 @@ MUTANTS = (
     Mutant(
         "outputs-of-any-scale",
         "pruning/calibration/statistics.py",
-        "(x * torch.randn(x.shape, generator=walk.generator).to(x)).sum() / _scale(x)",
+        "(x * torch.randn(x.shape, generator=walk.generator).to(x)).sum() / _scale(x, samples)",
         "(x * torch.randn(x.shape, generator=walk.generator).to(x)).sum()",
         STATISTICS,
         "errors are not in shares of the outputs' variance",

@@ -31,8 +31,8 @@ MUTANTS = (
     Mutant(
         "masks-are-drawn",
         "queries/leaves.py",
-        "or leaf.dim() < 2 or any(word in name for word in _KEPT):",
-        "or leaf.dim() < 2:",
+        "axes.stored(i, leaf).dim() < 2 or any(word in name for word in _KEPT):",
+        "axes.stored(i, leaf).dim() < 2:",
         MAKE,
         "noise in the place of a mask",
     ),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from coreprune import Budget, Distill, Functional, InputError, Repair, make_plan, prune
-from coreprune.pruning.settings import Settings
+from coreprune.pruning.settings import EXAMPLES, Settings
 from coreprune.queries import WhiteNoise
 
 EXAMPLE = torch.zeros(1, 4)
@@ -69,6 +69,8 @@ def test_every_field_is_in_the_report_and_in_a_call_that_differs_from_the_defaul
         0.3,
         milliseconds,
         compare=False,
+        also=EXAMPLES,
+        batch_axis=1,
     )
     names = {f.name for f in fields(Settings)}
     assert settings.as_dict().keys() == names

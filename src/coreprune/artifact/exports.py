@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
-from coreprune._example import batch_size, normalise_example, repeated
+from coreprune._batch import BatchAxes
+from coreprune._batch_trials import batch_axes
+from coreprune._example import normalise_example
 from coreprune._files import flush, refused
 from coreprune._twin import quiet
 from coreprune.errors import ArtifactError, InputError, ModelError, first_line
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Run = Callable[[Inputs], list[Tensor]]  # the tensors among the outputs, in the order of the tree
-Write = Callable[[ExportedProgram, Path], Run]  # writes the file, and returns what runs it
+Write = Callable[[ExportedProgram, BatchAxes, Path], Run]  # writes the file, and returns what runs it
 Batch = Literal["dynamic", "static"]
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -52,7 +54,13 @@ class Exported:
 
 
 def export_onnx(
-    model: nn.Module, example: Any, path: str | Path, *, batch: Batch = "dynamic", tolerance: float = 1e-4
+    model: nn.Module,
+    example: Any,
+    path: str | Path,
+    *,
+    batch: Batch = "dynamic",
+    tolerance: float = 1e-4,
+    batch_axis: Any = "auto",
 ) -> Exported:
     """Write an ONNX file, run it with onnxruntime on the CPU, and keep it if it gives the model's outputs.
 
@@ -61,10 +69,10 @@ def export_onnx(
     example: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
     path: the file. It is written to a temporary place and then moved, so a failure leaves an older file untouched.
         Weights that are too large for one file (2 GB) are written beside it, to a file of that name with ".data" added.
-    batch: "dynamic" leaves the batch axis free (axis 0 of the first tensor, and of every tensor of that length) if the
-        model allows that. This is tried at several sizes. If it fails, the size is fixed, and the note says why.
-        "static" keeps the example's batch size.
+    batch: "dynamic" leaves the batch axis free if the model has one and allows that. This is tried at several sizes. If
+        it fails, the size is fixed, and the note says why. "static" keeps the example's batch size.
     tolerance: the largest accepted difference between outputs, relative to the largest output.
+    batch_axis: which axis of the inputs holds the samples, as for `coreprune.prune`.
 
     Raises ArtifactError if a package is missing (`pip install 'coreprune[onnx]'`), the disk refuses or the outputs
     differ, ModelError if the model does not run or cannot be exported, and InputError for wrong arguments.
@@ -74,11 +82,17 @@ def export_onnx(
         raise ArtifactError(
             f"an ONNX export needs {', '.join(missing)}, which cannot be found here. Run: pip install 'coreprune[onnx]'"
         )
-    return _export(model, example, Path(path), batch, tolerance, _write_onnx)
+    return _export(model, example, Path(path), batch, tolerance, batch_axis, _write_onnx)
 
 
 def export_program(
-    model: nn.Module, example: Any, path: str | Path, *, batch: Batch = "dynamic", tolerance: float = 1e-5
+    model: nn.Module,
+    example: Any,
+    path: str | Path,
+    *,
+    batch: Batch = "dynamic",
+    tolerance: float = 1e-5,
+    batch_axis: Any = "auto",
 ) -> Exported:
     """Write a torch.export program (.pt2), load it back, and keep it if it gives the model's outputs.
 
@@ -89,7 +103,7 @@ def export_program(
         raise InputError(
             f"a torch.export program ends in .pt2, but the path is {path}. Use {path.with_suffix('.pt2')}."
         )
-    return _export(model, example, path, batch, tolerance, _write_program)
+    return _export(model, example, path, batch, tolerance, batch_axis, _write_program)
 
 
 def _export(
@@ -98,28 +112,30 @@ def _export(
     path: Path,
     batch: Batch,
     tolerance: float,
+    batch_axis: Any,
     write: Write,
 ) -> Exported:
     """Trace, write, run and compare. If asked to, try it with a free batch axis first."""
     inputs = normalise_example(example)
-    own = batch_size(*inputs)
     if batch not in ("dynamic", "static"):
         raise InputError(f'batch must be "dynamic" or "static", not {batch!r}.')
-    if batch == "dynamic" and not own:
+    if batch == "dynamic" and not any(x.dim() and len(x) for x in _tensors(inputs)):
         raise InputError('the example holds no samples along axis 0 of a tensor. Use batch="static".')
-    note = ""
+    axes = batch_axes(model, inputs, batch_axis)
+    own = axes.size(inputs)
+    note = "The model has no batch axis: the shapes are those of the example." if axes.whole else ""
     with quiet(model) as still, quiet(model, own_inputs=False) as traced, _in_place(path) as place:
         _outputs(still, inputs)
-        job = _Job(still, traced, inputs, tolerance, write, place)
-        if batch == "dynamic" and own:
+        job = _Job(still, traced, inputs, axes, tolerance, write, place)
+        if batch == "dynamic" and not axes.whole:
             sizes = sorted({1, 2, 3, own})  # 1 and 2, because torch.export treats 0 and 1 specially
             try:
                 difference = _attempt(job, sizes, traced=max(own, 2))
                 return Exported(path, "dynamic", difference)
             except (ModelError, ArtifactError) as error:
                 note = f"The batch axis is fixed: with a free one, {error}"
-        difference = _attempt(job, [own or 1], traced=None)
-    return Exported(path, own or 1, difference, note)
+        difference = _attempt(job, [own], traced=None)
+    return Exported(path, own, difference, note)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +145,7 @@ class _Job:
     model: nn.Module
     traced: nn.Module  # the same, without copies of its inputs
     inputs: Inputs
+    axes: BatchAxes
     tolerance: float
     write: Write
     place: Path
@@ -141,16 +158,16 @@ def _attempt(job: _Job, sizes: Sequence[int], traced: int | None) -> float:
     batch axis.
     """
     model, inputs, tolerance, free = job.model, job.inputs, job.tolerance, traced is not None
-    program = _trace(job.traced, inputs if traced is None else repeated(*inputs, traced), free)
+    program = _trace(job.traced, inputs if traced is None else job.axes.repeated(inputs, traced), job.axes, free)
     try:
-        run = job.write(program, job.place)
+        run = job.write(program, job.axes, job.place)
     except OSError:
         raise
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be exported: {first_line(error)}.") from error
     worst = 0.0
     for size in sizes:
-        samples = repeated(*inputs, size) if free else inputs
+        samples = job.axes.repeated(inputs, size) if free else inputs
         wanted = _tensors(_outputs(model, samples))
         try:
             found = run(samples)
@@ -165,20 +182,20 @@ def _attempt(job: _Job, sizes: Sequence[int], traced: int | None) -> float:
     return worst
 
 
-def _trace(model: nn.Module, example: Inputs, free: bool) -> ExportedProgram:
+def _trace(model: nn.Module, example: Inputs, axes: BatchAxes, free: bool) -> ExportedProgram:
     args, kwargs = example
-    shapes, own = ShapesCollection(), batch_size(*example)
-    for x in _tensors(example):
-        if free and x.dim() > 0 and x.shape[0] == own:
-            shapes[x] = {0: Dim("batch", min=1)}
+    shapes = ShapesCollection()
+    for x, axis in zip(pytree.tree_leaves(example), axes.inputs, strict=True):
+        if free and axis is not None:
+            shapes[x] = {axis: Dim("batch", min=1)}
     try:
-        axes: Any = shapes.dynamic_shapes(model, args, kwargs) if free else None
-        return torch.export.export(model, args, kwargs, dynamic_shapes=axes, strict=False)
+        dynamic: Any = shapes.dynamic_shapes(model, args, kwargs) if free else None
+        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:
         raise ModelError(f"torch.export cannot trace {type(model).__name__}: {first_line(error)}.") from error
 
 
-def _write_program(program: ExportedProgram, place: Path) -> Run:
+def _write_program(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:  # noqa: ARG001
     content = io.BytesIO()
     torch.export.save(program, content)  # into memory, because torch ends the whole process if the disk is full
     place.write_bytes(content.getbuffer())
@@ -186,11 +203,11 @@ def _write_program(program: ExportedProgram, place: Path) -> Run:
     return lambda inputs: _tensors(module(*inputs[0], **inputs[1]))
 
 
-def _write_onnx(program: ExportedProgram, place: Path) -> Run:
+def _write_onnx(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:
     import onnxruntime
 
     args, kwargs = program.example_inputs or ((), {})
-    own, tensors = batch_size(args, kwargs), _tensors((args, kwargs))
+    leaves = pytree.tree_leaves((args, kwargs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch and onnxscript warn about their own deprecations
         written = torch.onnx.export(
@@ -200,7 +217,11 @@ def _write_onnx(program: ExportedProgram, place: Path) -> Run:
             verbose=False,
             output_names=_names(program.module()(*args, **kwargs)),
             # The program already has its free axes. This gives them a name.
-            dynamic_shapes=tuple({0: "batch"} if x.dim() > 0 and x.shape[0] == own else {} for x in tensors),
+            dynamic_shapes=tuple(
+                {} if axis is None else {axis: "batch"}
+                for x, axis in zip(leaves, axes.inputs, strict=True)
+                if isinstance(x, Tensor)
+            ),
         )
     if written is None:
         raise ModelError("torch.onnx.export returned nothing")

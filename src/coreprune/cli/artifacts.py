@@ -32,6 +32,7 @@ def certify(
     shape: options.Shapes = None,
     example: options.Example = None,
     weights: options.Weights = None,
+    batch_axis: options.BatchAxis = None,
     json: options.Json = False,
 ) -> None:
     """Certify a lower bound on how often the dense and the pruned model agree on samples like these (T11)."""
@@ -43,9 +44,9 @@ def certify(
     options.known_queries([samples], "--samples")
     if (folder / QUERIES).exists() and Path(samples).exists() and (folder / QUERIES).samefile(samples):
         raise InputError(f"pruning has seen {samples}, so it proves nothing. Pass samples that it has not seen.")
-    model, small, given = both(folder, dense, weights, shape, example)
+    model, small, given, axis = both(folder, dense, weights, shape, example, batch_axis)
     with redirect_stdout(sys.stderr):  # the user's source may print
-        found = run(model, small, given, samples, n=n, delta=delta, seed=seed).as_dict()
+        found = run(model, small, given, samples, n=n, delta=delta, seed=seed, batch_axis=axis).as_dict()
     if json:
         sys.stdout.write(json_.dumps(found, indent=1) + "\n")
         return
@@ -98,6 +99,7 @@ def export(
     shape: options.Shapes = None,
     example: options.Example = None,
     weights: options.Weights = None,
+    batch_axis: options.BatchAxis = None,
     json: options.Json = False,
 ) -> None:
     """Export the pruned model to ONNX or torch.export, and compare the outputs with the model's."""
@@ -106,8 +108,8 @@ def export(
     run = {".onnx": export_onnx, ".pt2": export_program}.get(to.suffix)
     if run is None:
         raise InputError(f"--to must end in .onnx or .pt2, not {to.name!r}.")
-    _, small, given = both(folder, dense, weights, shape, example)
-    done = run(small, given, to)
+    _, small, given, axis = both(folder, dense, weights, shape, example, batch_axis)
+    done = run(small, given, to, batch_axis=axis)
     if json:
         sys.stdout.write(json_.dumps({"path": str(to.resolve()), "summary": str(done)}, indent=1) + "\n")
         return
@@ -125,13 +127,14 @@ def bench(
     shape: options.Shapes = None,
     example: options.Example = None,
     weights: options.Weights = None,
+    batch_axis: options.BatchAxis = None,
     json: options.Json = False,
 ) -> None:
     """Measure how long the dense and the pruned model take on this machine."""
     from coreprune.latency import compare_latency
 
-    model, small, given = both(folder, dense, weights, shape, example)
-    found = compare_latency(model, small, given, batch_sizes=tuple(batch or (1, 32)), seconds=seconds)
+    model, small, given, axis = both(folder, dense, weights, shape, example, batch_axis)
+    found = compare_latency(model, small, given, batch_sizes=tuple(batch or (1, 32)), seconds=seconds, batch_axis=axis)
     if json:
         sys.stdout.write(json_.dumps(found.as_dict(), indent=1) + "\n")
         return
@@ -139,9 +142,17 @@ def bench(
 
 
 def both(
-    folder: Path, dense: str | None, weights: Path | None, shape: list[str] | None, example: Path | None
-) -> tuple[nn.Module, nn.Module, Any]:
-    """The dense model, the pruned model, and an example. The arguments override what the artifact says."""
+    folder: Path,
+    dense: str | None,
+    weights: Path | None,
+    shape: list[str] | None,
+    example: Path | None,
+    batch_axis: list[str] | None,
+) -> tuple[nn.Module, nn.Module, Any, Any]:
+    """The dense model, the pruned model, an example, and its batch axis.
+
+    The arguments override what the artifact says.
+    """
     from coreprune.artifact import load, read_manifest, read_plan
 
     manifest = read_manifest(folder)
@@ -152,9 +163,10 @@ def both(
         if shape is None and example is None:
             shape = [str(text) for text in _list(known.get("shape"))]
             example = Path(str(known["example"])) if "example" in known else None
+        batch_axis = batch_axis or [str(text) for text in _list(known.get("batch_axis"))]
     described = read_plan(folder, manifest).example
     model, given = source.load(place, weights, list(shape or []), example, described)
-    return model, load(folder, model), given
+    return model, load(folder, model), given, options.batch_axis(batch_axis)
 
 
 def _list(value: Any) -> list[Any]:

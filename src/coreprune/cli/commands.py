@@ -98,15 +98,17 @@ def inspect(
     shape: options.Shapes = None,
     example: options.Example = None,
     weights: options.Weights = None,
+    batch_axis: options.BatchAxis = None,
     json: options.Json = False,
 ) -> None:
     """List the groups of channels that can be removed, what they cost, and which are locked and why."""
     from coreprune.cli import source as sources
     from coreprune.pruning import list_groups
 
+    axis = options.batch_axis(batch_axis)
     model, example = sources.load(source, weights, shape or [], example)
     with show.progress(errors) as tell:
-        found = list_groups(model, example, progress=tell)
+        found = list_groups(model, example, progress=tell, batch_axis=axis)
     if json:
         sys.stdout.write(found.to_json() + "\n")
         return

@@ -30,6 +30,14 @@ Example = Annotated[
     Path | None, typer.Option("--example", help="Example input as an .npz file: one array, or one per argument name.")
 ]
 Weights = Annotated[Path | None, typer.Option(help="A .safetensors file to load into the factory's model.")]
+BatchAxis = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--batch-axis",
+        help="Which axis of the inputs holds the samples: a number for all inputs, none for a model without a batch, "
+        "or name=axis for one input (a keyword, or its position); repeat for more inputs. By default it is found out.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dense = Annotated[
     str | None,
@@ -104,6 +112,29 @@ def keeps(given: Sequence[str] | None) -> float | dict[str, float] | None:
             "e.g. --keep 'layer1.*=0.8' --keep '*=0.5'."
         )
     return shares
+
+
+def batch_axis(given: Sequence[str] | None) -> Any:
+    """Turn the texts into what `prune(batch_axis=)` takes. Raises InputError."""
+    if not given:
+        return "auto"
+    try:
+        if len(given) == 1 and "=" not in given[0]:
+            return given[0] if given[0] == "auto" else _axis(given[0])
+        pairs = [text.rpartition("=") for text in given]
+        axes = {int(name) if name.isdecimal() else name: _axis(axis) for name, _, axis in pairs}
+    except ValueError:
+        axes = {"": None}
+    if "" in axes or len(axes) < len(given):
+        raise InputError(
+            f"--batch-axis {' --batch-axis '.join(given)}: give a number, none, or one axis for each input, e.g. "
+            "--batch-axis x=1 --batch-axis mask=0."
+        )
+    return axes
+
+
+def _axis(text: str) -> int | None:
+    return None if text == "none" else int(text)
 
 
 def one_budget(limits: dict[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,7 @@ def prune(
     shape: options.Shapes = None,
     example: options.Example = None,
     weights: options.Weights = None,
+    batch_axis: options.BatchAxis = None,
     labelled: Annotated[
         Path | None,
         typer.Option(help="Test samples (.npz with inputs and labels), to measure the accuracy."),
@@ -159,6 +160,7 @@ def prune(
     limits = {"macs": macs, "params": params, "bytes": bytes_, "keep": options.keeps(keep), "error": error}
     rules = {"uniform": uniform, "round_to": round_to, "min_width": min_width, "absolute": absolute}
     budget = Budget(**options.one_budget(limits), **rules)
+    axis = options.batch_axis(batch_axis)
     specs, chosen = options.known_queries(queries or ["auto"]), options.known_method(method)
     out = Path(os.path.realpath(out))
     unfinished = Unfinished.beside(out, resume, overwrite)
@@ -167,19 +169,20 @@ def prune(
     # What the user's code prints goes to standard error, so that standard output stays clean for --json.
     with unfinished.explained(out), redirect_stdout(sys.stderr), show.progress(errors) as tell:
         model, given = source.load(source_, weights, shape or [], example)
-        exam = None if labelled is None else Exam.of(model, given, labelled, tell)
-        spec = source.queries(specs, model, given, seed, unfinished.queries, tell)
+        exam = None if labelled is None else Exam.of(model, given, labelled, tell, axis)
+        spec = source.queries(specs, model, given, seed, unfinished.queries, tell, axis)
         result = run(
             model, given, budget, chosen, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
-            checkpoint=unfinished.distill if distill else None, progress=tell,
+            checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
         )  # fmt: skip
-        extra = measured(model, result.model, given, exam, latency, result.report.macs, tell)
+        extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis)
         found_by = {
             "source": source_,
             "weights": weights and str(weights),
             "shape": shape,
             "example": example and str(example),
+            "batch_axis": batch_axis,
         }
         save(result, out, overwrite=overwrite, extra=extra, source={k: v for k, v in found_by.items() if v})
     unfinished.done()
@@ -206,9 +209,9 @@ class Exam:
     before: float
 
     @classmethod
-    def of(cls, model: nn.Module, given: Any, path: Path, tell: show.Tell) -> Exam:
+    def of(cls, model: nn.Module, given: Any, path: Path, tell: show.Tell, batch_axis: Any) -> Exam:
         """Read the file, and measure the accuracy of the dense model. Raises InputError."""
-        samples, labels = source.labelled(path, model, given)
+        samples, labels = source.labelled(path, model, given, batch_axis)
         tell("accuracy", 0, 2)
         try:
             before = accuracy(model, samples, labels)
@@ -226,6 +229,7 @@ def measured(
     latency: bool,
     macs: tuple[int, int],
     tell: show.Tell,
+    batch_axis: Any = "auto",
 ) -> dict[str, Any]:
     """The measured entries of the report: accuracy on labelled samples, and seconds per batch."""
     from coreprune.latency import compare_latency
@@ -237,7 +241,7 @@ def measured(
         found["accuracy"] = {"before": exam.before, "after": after, "samples": len(exam.labels)}
     if latency:
         tell("latency", 0, 1)
-        found["latency"] = compare_latency(model, small, given, macs=macs).as_dict()
+        found["latency"] = compare_latency(model, small, given, macs=macs, batch_axis=batch_axis).as_dict()
         tell("latency", 1, 1)
     return found
 
@@ -251,6 +255,8 @@ def accuracy(model: nn.Module, samples: Queries, labels: Tensor) -> float:
     with quiet(model) as still:
         for args, kwargs in samples.batches(largest_batch(next(samples.batches(2)), 64, still)):
             scores = first_tensor(still(*args, **kwargs))
+            if samples.whole and scores is not None:
+                scores = scores[None]
             if scores is None or scores.dim() != 2:
                 raise InputError("accuracy needs a model that returns scores of shape (samples, classes).")
             wanted = labels[at : at + len(scores)]

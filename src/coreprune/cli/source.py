@@ -184,7 +184,9 @@ def arrays(path: Path) -> Any:
     return found
 
 
-def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Path, tell: Any) -> Any:
+def queries(
+    specs: list[str], model: nn.Module, given: Any, seed: int, cache: Path, tell: Any, batch_axis: Any = "auto"
+) -> Any:
     """What `prune` takes as queries: a single spec unchanged, or the combined inputs of several specs."""
     from coreprune.queries import make_queries
 
@@ -197,11 +199,11 @@ def queries(specs: list[str], model: nn.Module, given: Any, seed: int, cache: Pa
     parts = {}
     for i in sorted(range(len(specs)), key=lambda i: "." not in specs[i]):  # files first: errors come early
         place = cache.with_name(f"queries-{i}.safetensors")
-        parts[i] = make_queries(model, given, specs[i], seed=seed, cache=place, progress=tell)
+        parts[i] = make_queries(model, given, specs[i], seed=seed, cache=place, progress=tell, batch_axis=batch_axis)
     return sum((parts[i] for i in range(1, len(specs))), start=parts[0])
 
 
-def labelled(path: Path, model: nn.Module, given: Any) -> tuple[Any, Tensor]:
+def labelled(path: Path, model: nn.Module, given: Any, batch_axis: Any = "auto") -> tuple[Any, Tensor]:
     """(inputs as queries, labels) from an .npz file with the inputs and an array of whole numbers called labels."""
     from coreprune.queries import make_queries
 
@@ -218,7 +220,7 @@ def labelled(path: Path, model: nn.Module, given: Any) -> tuple[Any, Tensor]:
         raise InputError(f"{path} has {len(labels)} labels for {counts}. Every input needs one label.")
     inputs = next(iter(found.values())) if len(found) == 1 else found
     try:
-        return make_queries(model, given, inputs), labels.long()
+        return make_queries(model, given, inputs, batch_axis=batch_axis), labels.long()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

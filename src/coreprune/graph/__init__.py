@@ -18,7 +18,9 @@ and the channel at every position of that input.
 
 from __future__ import annotations
 
-from coreprune._example import batch_of, normalise_example
+from coreprune._batch import BatchAxes
+from coreprune._batch_trials import batch_axes
+from coreprune._example import normalise_example
 from coreprune.graph.captured import Captured, capture
 from coreprune.graph.costs import Cost, CostModel, cost
 from coreprune.graph.grouping import find_groups
@@ -34,6 +36,7 @@ from coreprune.graph.traced import Traced
 from coreprune.graph.values import Value
 
 __all__ = [
+    "BatchAxes",
     "Call",
     "Captured",
     "Consumer",
@@ -47,7 +50,7 @@ __all__ = [
     "Value",
     "adopt",
     "all_names",
-    "batch_of",
+    "batch_axes",
     "capture",
     "cost",
     "cut",

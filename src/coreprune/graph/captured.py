@@ -1,4 +1,4 @@
-"""Trace a model once with torch.export, at batch size 1, without changing it."""
+"""Trace a model once with torch.export, with one sample, without changing it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
 
-from coreprune._example import ANY_BATCH, batch_of, normalise_example
+from coreprune._batch import BatchAxes
+from coreprune._batch_trials import batch_axes
+from coreprune._example import ANY_BATCH, normalise_example
 from coreprune._twin import quiet
 from coreprune.errors import ModelError, first_line
 from coreprune.graph.caches import Place, caches, drop
@@ -38,8 +40,9 @@ class Captured:
         parameters: canonical names that are parameters (the others are buffers).
         module_types: dotted module name -> class name.
         constants: placeholder name -> tensor that is a literal in the forward.
-        args, kwargs: the example that was traced, at batch size 1.
+        args, kwargs: the example that was traced: one sample.
         readers: canonical name of a parameter or buffer -> how many nodes read it, under any of its names.
+        axes: which axes of the example hold its samples.
         caches: where the model keeps tensors that its forward makes anew when they are gone. They were, in the trace.
         seconds: how long tracing took.
         training: whether it was traced in training mode.
@@ -56,6 +59,7 @@ class Captured:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     readers: Counter[str]
+    axes: BatchAxes
     caches: tuple[Place, ...] = ()
     seconds: float = 0.0
     training: bool = False
@@ -82,8 +86,9 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     batch: int = 1,
     training: bool = False,
+    batch_axis: Any = "auto",
 ) -> Captured:
-    """Trace `model(*args, **kwargs)` into a graph of ATen operations, at batch size 1 by default.
+    """Trace `model(*args, **kwargs)` into a graph of ATen operations, with one sample by default.
 
     A copy of the model that shares its weights is traced, in evaluation mode by default (`quiet`).
 
@@ -93,12 +98,15 @@ def capture(
         kwargs: keyword arguments.
         batch: how many samples of the example are traced. To find channel groups, use 1.
         training: trace the training mode.
+        batch_axis: which axis of the inputs holds the samples (`batch_axes`). An example without any is traced whole.
 
     Raises:
         ModelError: the model does not run on the example, or cannot be exported. The message names the line.
     """
     args, more = normalise_example(args)
-    args, kwargs = batch_of(args, {**more, **(kwargs or {})}, batch)
+    kwargs = {**more, **(kwargs or {})}
+    axes = batch_axes(model, (args, kwargs), batch_axis)
+    args, kwargs = axes.cut((args, kwargs), batch)
     start = time.perf_counter()
     stale = caches(model, args, kwargs)
     with quiet(model, own_inputs=False) as still:
@@ -147,6 +155,7 @@ def capture(
         args=args,
         kwargs=kwargs,
         readers=readers,
+        axes=axes,
         caches=stale,
         seconds=seconds,
         training=training,

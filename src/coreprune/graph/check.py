@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._twin import quiet
+from coreprune._twin import enlivened, quiet
 from coreprune.errors import ModelError, first_line
 from coreprune.graph.caches import drop
 from coreprune.graph.captured import Captured, capture
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 _CHEAP = 100_000_000  # multiply-accumulates of one sample up to which the check computes in float64
 _FEW = 50_000_000  # parameters up to which it does
-_NOISE = 0.1  # deviation of the weights that replace equal ones
 _SEED = 0
 
 IN_TRAINING = "in training mode"
@@ -158,15 +157,7 @@ class Check:
 
     @cached_property
     def _alive(self) -> dict[str, Tensor]:
-        """New values for real parameters of several entries that are all equal."""
-        generator, out = torch.Generator().manual_seed(_SEED), {}
-        for name, p in self.model.named_parameters():
-            if p.is_floating_point() and p.numel() > 1:
-                first = p.detach().reshape(-1)[0]
-                if bool(torch.isfinite(first)) and bool((p.detach() == first).all()):
-                    noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-                    out[name] = (float(first) + _NOISE * noise).to(p)
-        return out
+        return enlivened(self.model)
 
     @cached_property
     def _inputs(self) -> tuple[Drawing, ...]:
@@ -221,7 +212,8 @@ class Check:
             args, kwargs = inputs.inputs(_SEED, self.dtype)
             try:
                 with self._ready(self.model, self._alive, own_inputs=False) as still:
-                    found = capture(still, args, kwargs, batch=BATCH)
+                    axes = self.captured.axes
+                    found = capture(still, args, kwargs, axes.size((args, kwargs)), batch_axis=axes)
             except ModelError as error:
                 log.debug("%s", error)
                 found = None

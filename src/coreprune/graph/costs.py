@@ -18,7 +18,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates for one sample, parameters, and bytes of parameters and buffers."""
+    """Multiply-accumulates for one sample, parameters, and bytes of parameters and buffers.
+
+    A sample of a model without a batch is a whole example.
+    """
 
     macs: int
     params: int

@@ -42,8 +42,9 @@ class GroupRow:
 class Inspection:
     """What `list_groups` found.
 
-    model: the name of its class. macs: of one sample. free_macs_share: the share of the MACs that the free groups can
-    save. seconds: how long the tracing took. unread: the parameters that nothing reads on the examples.
+    model: the name of its class. macs: of one sample; of one whole example, if the model has no batch.
+    free_macs_share: the share of the MACs that the free groups can save. seconds: how long the tracing took.
+    unread: the parameters that nothing reads on the examples.
     """
 
     model: str
@@ -78,17 +79,23 @@ class Inspection:
 
 
 def list_groups(
-    model: nn.Module, example_inputs: Any, *, also: Sequence[Any] = (), progress: Progress = silent
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    also: Sequence[Any] = (),
+    progress: Progress = silent,
+    batch_axis: Any = "auto",
 ) -> Inspection:
     """List every group of channels of a model. The model is not changed.
 
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
     also: further examples, as in `prune`.
+    batch_axis: which axis of the inputs holds the samples, as for `prune`.
 
     Raises InputError for wrong arguments, and ModelError for a model that cannot be traced.
     """
     with guarded(model):
-        traced = trace(model, example_inputs, progress, also=check_also(also))
+        traced = trace(model, example_inputs, progress, also=check_also(also), batch_axis=batch_axis)
     model_cost = traced.cost_model
     shares, total = model_cost.shares(), model_cost()
     rows = tuple(

@@ -91,6 +91,7 @@ def prune(
     checkpoint: str | Path | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
+    batch_axis: Any = "auto",
 ) -> Result:
     """Make a model physically smaller without data.
 
@@ -126,6 +127,11 @@ def prune(
     checkpoint: a file for the state of the distillation. An interrupted run resumes from it.
     cache: a file for the queries. An interrupted run resumes from it, and a later run need not make them again.
     progress: called as progress(phase, done, total) during the work.
+    batch_axis: which axis of the inputs holds the samples. "auto" finds it out: the axes along which the model gives
+        for two samples together what it gives for each alone. Or say it: a number for all tensors, a dict with a number
+        or None for each input by its position or keyword, e.g. {"x": 1, "mask": 0}, or None for a model without a
+        batch, such as one that takes a graph, a list of images or a single image. Its queries are whole examples of the
+        same shapes, which run one at a time, and its MACs are those of one example.
 
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
@@ -141,7 +147,7 @@ def prune(
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
         with clock("capture"):
-            traced = trace(model, example_inputs, clock.tell, excluded, others)
+            traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis)
         refuse_plain(inplace, traced.plain)
         excluded = counterparts(excluded, model, traced.model)
         _check_affordable(budget, traced, cost)
@@ -158,6 +164,7 @@ def prune(
             seed=seed,
             delta=delta,
             cost=cost,
+            batch_axis=batch_axis,
         )
         calibration = None
         by_queries = queries is not None and _by_queries(selector, budget)
@@ -212,6 +219,7 @@ def make_plan(
     cost: CostFunction | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
+    batch_axis: Any = "auto",
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
@@ -220,11 +228,12 @@ def make_plan(
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
-        traced = trace(model, example_inputs, clock.tell, excluded, others)
+        traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis)
         excluded = counterparts(excluded, model, traced.model)
         _check_affordable(budget, traced, cost)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
+        settings = replace(settings, batch_axis=batch_axis)
         calibration = None
         if queries is not None and _by_queries(selector, budget):
             calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
@@ -242,6 +251,7 @@ def apply_plan(
     repair: bool | Repair = True,
     inplace: bool = False,
     progress: Progress | None = None,
+    batch_axis: Any = "auto",
 ) -> nn.Module:
     """Carry out a plan on a checkpoint of the architecture that the plan was made for.
 
@@ -264,7 +274,7 @@ def apply_plan(
         _check_architecture(model, plan)
     with guarded(model):
         tell = progress or silent
-        traced = trace(model, example_inputs, tell, also=others)
+        traced = trace(model, example_inputs, tell, also=others, batch_axis=batch_axis)
         _check_architecture(traced.model, plan)
         refuse_plain(inplace, traced.plain)
         sizes = {g.name: g.size for g in traced.groups}

@@ -41,6 +41,7 @@ class Settings:
     cost: CostFunction | None = None
     compare: bool = True
     also: str = ""
+    batch_axis: Any = "auto"
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
@@ -52,6 +53,7 @@ class Settings:
         "delta": 0.01,
         "cost": None,
         "also": "",
+        "batch_axis": "auto",
     }
 
     def as_dict(self) -> dict[str, Any]:

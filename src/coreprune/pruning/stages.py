@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import check_runs, normalise_example, repeated
+from coreprune._example import check_runs, normalise_example
 from coreprune._patterns import no_match, shortened
 from coreprune._plain import computed, plain
 from coreprune._progress import Clock, Progress
@@ -54,7 +54,12 @@ class Pruned:
 
 
 def trace(
-    model: nn.Module, example_inputs: Any, tell: Progress, exclude: Exclude = (), also: Sequence[Any] = ()
+    model: nn.Module,
+    example_inputs: Any,
+    tell: Progress,
+    exclude: Exclude = (),
+    also: Sequence[Any] = (),
+    batch_axis: Any = "auto",
 ) -> Traced:
     """Trace a model and find its groups.
 
@@ -63,7 +68,7 @@ def trace(
     mode, that mode is traced, too. A warning names parameters that nothing reads.
 
     exclude: names of groups, patterns of names, or modules of the model; these groups are locked too.
-    also: further examples, which make other parts of the model run.
+    also: further examples, which make other parts of the model run. batch_axis: as for `prune`.
 
     Raises InputError if no group belongs to an item of `exclude`.
     """
@@ -71,7 +76,7 @@ def trace(
     examples = (example_inputs, *also)
     for example in examples:
         check_model(model, example)
-    found = _found(model, examples)
+    found = _found(model, examples, batch_axis)
     exclude = counterparts(exclude, model, found.model)
     traced = _probed(found, exclude)
     if any((group.locked_because or "").startswith(IN_TRAINING) for group in traced.groups):
@@ -91,26 +96,26 @@ def trace(
     return traced
 
 
-def _found(model: nn.Module, examples: Sequence[Any]) -> Traced:
+def _found(model: nn.Module, examples: Sequence[Any], batch_axis: Any) -> Traced:
     """The groups of a model, or of its copy with plain weights, before a cut was tried."""
     weights = computed(model)
-    found = _grouped(model, weights, examples)
+    found = _grouped(model, weights, examples, batch_axis)
     if weights:
         free = {s.param for g in found.free.values() for s in g.slices}
         if any(name not in free for name in weights):  # these may stay as they are
-            found = _grouped(model, tuple(name for name in weights if name in free), examples)
+            found = _grouped(model, tuple(name for name in weights if name in free), examples, batch_axis)
     return found
 
 
-def _grouped(model: nn.Module, weights: tuple[str, ...], examples: Sequence[Any]) -> Traced:
+def _grouped(model: nn.Module, weights: tuple[str, ...], examples: Sequence[Any], batch_axis: Any) -> Traced:
     model = plain(model, weights)
-    first, *others = (_captured(model, example) for example in examples)
+    first, *others = (_captured(model, example, batch_axis) for example in examples)
     captured = replace(first, more=tuple(others))
     return Traced(model, captured, find_groups(captured), plain=weights)
 
 
-def _captured(model: nn.Module, example_inputs: Any) -> Captured:
-    captured = capture(model, *normalise_example(example_inputs))
+def _captured(model: nn.Module, example_inputs: Any, batch_axis: Any) -> Captured:
+    captured = capture(model, *normalise_example(example_inputs), batch_axis=batch_axis)
     # Tracing misses some errors. Without this check they would make every group fail the probe, as if no group of the
     # model could shrink.
     check_runs(model, captured.args, captured.kwargs)
@@ -120,9 +125,9 @@ def _captured(model: nn.Module, example_inputs: Any) -> Captured:
 def _in_training(model: nn.Module, captured: Captured) -> Captured | None:
     """The model traced in training mode, or None. Batch norms may need two samples for it."""
     for size in (1, 2):
-        args, kwargs = repeated(captured.args, captured.kwargs, size)
+        args, kwargs = captured.axes.repeated((captured.args, captured.kwargs), size)
         try:
-            return capture(model, args, kwargs, batch=size, training=True)
+            return capture(model, args, kwargs, size, training=True, batch_axis=captured.axes)
         except ModelError as error:
             log.info("training mode cannot be traced with a batch of %d: %s", size, error)
     return None
@@ -246,7 +251,7 @@ def descend_(
     chosen = options.descent if isinstance(options.descent, Descent) else Descent()
     if options.descent is None:
         widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
-        cheap = affordable(pruned.traced.cost_model(widths).macs, chosen)
+        cheap = affordable(pruned.traced.cost_model(widths).macs, chosen, calibration.queries.whole)
         if cheap is None:
             log.info("no block descent: it would take long. Ask for it with Repair(descent=True).")
             return ()

@@ -1,4 +1,7 @@
-"""The tensors among the example inputs (args, kwargs), by their positions among the leaves."""
+"""The tensors among the example inputs (args, kwargs), by their positions among the leaves.
+
+The example holds one sample, as the model takes it. `axes` says where its samples lie.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +11,43 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from coreprune._example import batch_size
+from coreprune._batch import BatchAxes
 from coreprune.errors import InputError
 
 _KEPT = ("mask", "position", "type", "label", "index")  # keywords that contain one of these are never drawn
 
 
-def has_batch(leaf: Any, batch: int | None) -> bool:
-    """Whether a leaf of the example is a tensor with a batch axis."""
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
+def batched(args: tuple[Any, ...], kwargs: dict[str, Any], axes: BatchAxes) -> list[int]:
+    """Positions of the tensors that differ between samples: those with a batch axis, or all in a whole example."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    if axes.whole:
+        return [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.dim()]
+    return [i for i, axis in enumerate(axes.inputs) if axis is not None]
 
 
-def batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """Positions of the tensors with a batch axis."""
-    batch = batch_size(args, kwargs)
-    return [i for i, leaf in enumerate(pytree.tree_leaves((args, kwargs))) if has_batch(leaf, batch)]
-
-
-def drawn(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+def drawn(args: tuple[Any, ...], kwargs: dict[str, Any], axes: BatchAxes) -> list[int]:
     """Positions of the tensors that sources make. The others stay as they are in the example.
 
     These are all real tensors with a batch axis and a further one, and one such tensor of whole numbers (or all whose
-    keyword ends in input_ids). Tensors whose keyword names a mask, positions, types or labels are left out.
+    keyword ends in input_ids). Tensors whose keyword names a mask, positions, types or labels are left out. In a whole
+    example that has real tensors, other whole numbers stay too: they may be the edges of a graph.
 
     Raises InputError if there is none.
     """
-    batch = batch_size(args, kwargs)
+    places = batched(args, kwargs, axes)
     reals: list[int] = []
     integers: list[tuple[int, str]] = []
     for i, (path, leaf) in enumerate(pytree.tree_leaves_with_path((args, kwargs))):
         name = "".join(str(getattr(key, "key", "")) for key in path[1:])
-        if not has_batch(leaf, batch) or leaf.dim() < 2 or any(word in name for word in _KEPT):
+        if i not in places or axes.stored(i, leaf).dim() < 2 or any(word in name for word in _KEPT):
             continue
         if leaf.is_floating_point():
             reals.append(i)
         elif not leaf.is_complex() and leaf.dtype != torch.bool:
             integers.append((i, name))
     named = [i for i, name in integers if name.endswith("input_ids")]
-    found = sorted(reals + (named or [i for i, _ in integers[:1]]))
+    one = [] if axes.whole and reals else [i for i, _ in integers[:1]]
+    found = sorted(reals + (named or one))
     if not found:
         raise InputError("no input can be drawn: the example has no real or integer tensor (N, ...). Pass samples.")
     return found
@@ -68,15 +70,25 @@ def title(args: tuple[Any, ...], kwargs: dict[str, Any], leaf: int) -> str:
     return f"input {owners[leaf]!r}"
 
 
+def shared(args: tuple[Any, ...], kwargs: dict[str, Any], axes: BatchAxes, new: dict[int, Tensor]) -> frozenset[int]:
+    """Positions of the tensors that all samples share, if `new` are replaced."""
+    own = new.keys() if axes.whole else set(batched(args, kwargs, axes))
+    leaves = pytree.tree_leaves((args, kwargs))
+    return frozenset(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and i not in own)
+
+
 def with_leaves(
-    args: tuple[Any, ...], kwargs: dict[str, Any], new: dict[int, Tensor], n: int
+    args: tuple[Any, ...], kwargs: dict[str, Any], axes: BatchAxes, new: dict[int, Tensor], n: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example with some leaves replaced, n rows in all. Other tensors with a batch axis repeat their first row."""
+    """The example with some leaves replaced, n samples in all, along axis 0.
+
+    new: tensors (n, ...). Other tensors with a batch axis repeat their first sample; those of a whole example stay.
+    """
     leaves, tree = pytree.tree_flatten((args, kwargs))
-    batch = batch_size(args, kwargs)
     for i, leaf in enumerate(leaves):
         if i in new:
             leaves[i] = new[i]
-        elif has_batch(leaf, batch):
-            leaves[i] = leaf[:1].expand(n, *leaf.shape[1:])
+        elif axes.inputs[i] is not None:
+            first = axes.stored(i, leaf)[:1]
+            leaves[i] = first.expand(n, *first.shape[1:])
     return pytree.tree_unflatten(leaves, tree)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from coreprune._example import batch_of, batch_size, check_runs, normalise_example
+from coreprune._batch import BatchAxes
+from coreprune._batch_trials import batch_axes
+from coreprune._example import check_runs, normalise_example
 from coreprune._progress import Progress, silent
 from coreprune._seed import as_generator
 from coreprune._twin import guarded
@@ -18,9 +20,9 @@ from coreprune.errors import InputError
 from coreprune.queries.auto import choose
 from coreprune.queries.cache import Cache, fingerprint
 from coreprune.queries.describe import shown
-from coreprune.queries.leaves import batched, drawn, with_leaves
+from coreprune.queries.leaves import drawn, shared, with_leaves
 from coreprune.queries.queries import Queries
-from coreprune.queries.samples import from_samples, is_samples
+from coreprune.queries.samples import Example, from_samples, is_samples
 from coreprune.queries.sources.base import Source, Target, draw, meant, untouched
 from coreprune.queries.sources.function import FromFunction
 from coreprune.queries.sources.work import work
@@ -40,6 +42,7 @@ def make_queries(
     seed: int | torch.Generator = 0,
     progress: Progress | None = None,
     cache: str | Path | None = None,
+    batch_axis: Any = "auto",
 ) -> Queries:
     """Make inputs that stand in for missing data, or take samples.
 
@@ -52,10 +55,12 @@ def make_queries(
     spec: one of the following. "auto". The name of a source (`QUERIES`), or a source such as Strokes(low=0.0,
         high=1.0). A function (n, generator) that returns n inputs, or "module:function". Samples: a tensor, a tuple or
         dict of tensors shaped like the example inputs, a loader of batches (labels are dropped), or the path of an .npz
-        file. `Queries` made before, or the path of their .safetensors file.
+        file. `Queries` made before, or the path of their .safetensors file. Samples lie along the same axis as in the
+        example. For a model without a batch they are whole examples: a list or loader of them, or tensors in which they
+        are stacked.
     n: how many inputs. By default all samples, 4,096 vectors, or 256 inputs of any other kind; 256 vectors if the
-        model needs over 5·10⁷ operations for one; 128 images if it is on the CPU and as costly as a ResNet-50 at
-        224×224.
+        model takes one at a time, or needs over 5·10⁷ operations for one; 128 images if it is on the CPU and as costly
+        as a ResNet-50 at 224×224.
     seed: of all randomness; a number, or a generator to draw from. The same seed gives the same queries on the same
         machine.
     progress: called as progress("queries", done, total) after every step.
@@ -63,20 +68,23 @@ def make_queries(
         seed goes on from there. With any other, the file is made anew. Functions are recognised by their code and by
         the values that they close over. A source that cannot be recognised is not cached, and a warning is logged.
         Samples are not cached.
+    batch_axis: which axis of the inputs holds the samples, as for `prune`.
 
     Raises InputError for bad arguments, for samples that do not fit the example, and for a source that returns inputs
     that do not fit. Raises ModelError if the model does not run on the example.
     """
-    args, kwargs = batch_of(*_checked_example(model, example_inputs))
+    inputs = _checked_example(model, example_inputs)
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise InputError(f"n={n!r}: a whole number of queries, at least one, is needed.")
     generator, spec = as_generator(seed), resolve(spec)
     with guarded(model), untouched(model) as still:
+        axes = batch_axes(model, inputs, batch_axis)
+        args, kwargs = axes.cut(inputs)
         if isinstance(spec, Queries):
-            return _reused(spec, args, kwargs, n)
+            return _reused(spec, args, kwargs, axes, n)
         if is_samples(spec):
-            return from_samples(spec, (args, kwargs), n, generator)
-        targets = tuple(Target(still, args, kwargs, leaf) for leaf in drawn(args, kwargs))
+            return from_samples(spec, Example(args, kwargs, axes), n, generator)
+        targets = tuple(Target(still, args, kwargs, leaf, axes) for leaf in drawn(args, kwargs, axes))
         check_runs(still, args, kwargs)
         first = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         run = _Run(targets, n or _enough(targets[0]), first, progress or silent, Path(cache) if cache else None)
@@ -149,25 +157,26 @@ class _Run:
         if self.path is None:
             return None
         first = self.targets[0]
-        key = fingerprint(first.model, (first.args, first.kwargs), sources, self.n, self.seed)
+        example = (first.args, first.kwargs)
+        if not first.axes.first:
+            example = (*example, first.axes.inputs)
+        key = fingerprint(first.model, example, sources, self.n, self.seed)
         return None if key is None else Cache(self.path, key)
 
     def _queries(
         self, new: dict[int, Tensor], chosen: list[tuple[Source, str]], remarks: list[str], what: str
     ) -> Queries:
-        args, kwargs = self.targets[0].args, self.targets[0].kwargs
-        with_batch = batched(args, kwargs)
-        leaves = pytree.tree_leaves((args, kwargs))
-        shared = frozenset(i for i, x in enumerate(leaves) if isinstance(x, Tensor) and i not in with_batch)
+        args, kwargs, axes = self.targets[0].args, self.targets[0].kwargs, self.targets[0].axes
         names = dict.fromkeys(source.name for source, _ in chosen)
         why = dict.fromkeys(f"{source.name}: {reason}" if reason else shown(source) for source, reason in chosen)
         note = f"{self.n} {what}; {'; '.join(filter(None, (*why, *remarks)))}"
-        return Queries(*with_leaves(args, kwargs, new, self.n), " + ".join(names), note, shared)
+        whole = with_leaves(args, kwargs, axes, new, self.n)
+        return Queries(*whole, " + ".join(names), note, shared(args, kwargs, axes, new), axes)
 
 
 def _enough(target: Target) -> int:
     """How many inputs are made by default."""
-    if target.kind == "vectors":  # one that convolutions read is a signal
+    if target.kind == "vectors" and not target.axes.whole:  # one that convolutions read is a signal
         return _MANY if work(target) <= _COSTLY_VECTOR else _FEW
     costly = target.kind == "pixels" and target.example.device.type == "cpu" and work(target) > _COSTLY
     return _FEWEST if costly else _FEW
@@ -182,7 +191,7 @@ def _remark(source: Source, target: Target, x: Tensor) -> str:
 def _checked_example(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args, kwargs = normalise_example(example_inputs)
     tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    if not batch_size(args, kwargs):
+    if not next((len(x) for x in tensors if x.dim()), 0):
         raise InputError("the example inputs hold no tensor with at least one row along a batch axis. Pass one input.")
     places = {t.device.type for t in model.parameters()}
     if len(places) == 1 and not {t.device.type for t in tensors} <= places:
@@ -190,17 +199,24 @@ def _checked_example(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, 
     return args, kwargs
 
 
-def _reused(queries: Queries, args: tuple[Any, ...], kwargs: dict[str, Any], n: int | None) -> Queries:
+def _reused(queries: Queries, args: tuple[Any, ...], kwargs: dict[str, Any], axes: BatchAxes, n: int | None) -> Queries:
     """Queries made before, on the example's device. InputError if they are no inputs like the example."""
     mine, other = (pytree.tree_flatten(x) for x in ((args, kwargs), (queries.args, queries.kwargs)))
-    pairs = list(zip(mine[0], other[0], strict=False))
-    if mine[1] != other[1] or any(_unlike(a, b, i in queries.shared) for i, (a, b) in enumerate(pairs)):
+    alike = mine[1] == other[1] and (queries.axes is None or queries.axes.inputs == axes.inputs)
+    like = [axes.stored(i, x) if _varies(i, x, queries) else x for i, x in enumerate(mine[0])]
+    if not alike or any(
+        _unlike(a, b, i in queries.shared) for i, (a, b) in enumerate(zip(like, other[0], strict=True))
+    ):
         raise InputError(
             "these queries do not have the structure, shapes and dtypes of the example inputs. Make them anew for this "
             "model, or pass the example that they were made for."
         )
     device = next(x.device for x in mine[0] if isinstance(x, Tensor))
-    return (queries if n is None else queries.take(n)).to(device)
+    return replace(queries if n is None else queries.take(n), axes=axes).to(device)
+
+
+def _varies(i: int, leaf: Any, queries: Queries) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and i not in queries.shared
 
 
 def _unlike(a: Any, b: Any, shared: bool) -> bool:

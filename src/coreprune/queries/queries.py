@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from coreprune._batch import BatchAxes
 from coreprune._seed import as_generator
 from coreprune.errors import InputError, first_line
 from coreprune.queries import storage
@@ -20,16 +21,18 @@ from coreprune.queries import storage
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """N inputs of a model, along the first axis of its arguments.
+    """N inputs of a model, along the first axis of the tensors.
 
         for args, kwargs in queries.batches(64):
             model(*args, **kwargs)
 
-    args, kwargs: what the model is called with.
+    args, kwargs: the inputs. `batches` calls the model with them: it moves the first axis to where the model has its
+        batch, or passes one whole example at a time if the model has none.
     source: name of what made the inputs.
     note: how they were made, in words, for the report.
     shared: positions, among the leaves of (args, kwargs), of the tensors that have no batch axis. All inputs share
         them.
+    axes: which axis of the model's inputs holds the samples; None for the first.
     """
 
     args: tuple[Any, ...]
@@ -37,6 +40,7 @@ class Queries:
     source: str
     note: str = ""
     shared: frozenset[int] = frozenset()
+    axes: BatchAxes | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(x) for i, x in enumerate(self._leaves()) if self._batched(i, x)}
@@ -54,13 +58,21 @@ class Queries:
     def __len__(self) -> int:
         return next(len(x) for i, x in enumerate(self._leaves()) if self._batched(i, x))
 
+    @property
+    def whole(self) -> bool:
+        """Whether each input is a whole example of a model without a batch, which takes one at a time."""
+        return self.axes is not None and self.axes.whole
+
     def batches(self, size: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Yield (args, kwargs) of `size` inputs at a time, in order. The last batch may be smaller."""
+        """Yield (args, kwargs) of `size` inputs at a time, in order. The last batch may be smaller.
+
+        Of a model without a batch, whole examples come one at a time.
+        """
         if size < 1:
             raise InputError(f"batches hold at least one input, not {size}.")
+        size = 1 if self.whole else size
         for start in range(0, len(self), size):
-            part = self._rows(start, start + size)
-            yield part.args, part.kwargs
+            yield self._rows(start, start + size)._given()
 
     def blocks(self, size: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """The former name of `batches`, until the release after 0.1."""
@@ -75,7 +87,12 @@ class Queries:
         if not isinstance(other, Queries):
             return NotImplemented
         (mine, tree), (theirs, its) = (pytree.tree_flatten((q.args, q.kwargs)) for q in (self, other))
-        if tree != its or not all(self._alike(i, x, y) for i, (x, y) in enumerate(zip(mine, theirs, strict=True))):
+        axes = [None if q.axes is None or q.axes.first else q.axes.inputs for q in (self, other)]
+        if (
+            axes[0] != axes[1]
+            or tree != its
+            or not all(self._alike(i, x, y) for i, (x, y) in enumerate(zip(mine, theirs, strict=True)))
+        ):
             raise InputError(
                 f"queries from {self.source} and from {other.source} are not inputs of the same form. "
                 "Make both for one example."
@@ -144,6 +161,8 @@ class Queries:
         of these.
         """
         about = {"source": self.source, "note": self.note, "shared": sorted(self.shared)}
+        if self.axes is not None and not self.axes.first:
+            about["axes"] = [list(self.axes.inputs), list(self.axes.outputs)]
         storage.write(Path(path), (self.args, self.kwargs), about)
 
     @classmethod
@@ -156,7 +175,12 @@ class Queries:
             args, kwargs = tree
             if not isinstance(args, tuple) or not isinstance(kwargs, dict):
                 raise TypeError("they are no arguments of a model")
-            return cls(args, kwargs, str(about["source"]), str(about["note"]), frozenset(map(int, about["shared"])))
+            shared, axes = frozenset(map(int, about["shared"])), about.get("axes")
+            if axes is not None:
+                axes = BatchAxes(*(tuple(None if a is None else int(a) for a in part) for part in axes))
+                if len(axes.inputs) != len(pytree.tree_leaves((args, kwargs))):
+                    raise ValueError("they do not have the inputs that it speaks of")
+            return cls(args, kwargs, str(about["source"]), str(about["note"]), shared, axes)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"{path} cannot be read as queries ({first_line(error)}). Make them anew.") from error
 
@@ -165,6 +189,15 @@ class Queries:
 
     def _rows(self, start: int, stop: int) -> Queries:
         return self._map(lambda i, x: x[start:stop] if self._batched(i, x) else x)
+
+    def _given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs as the model takes them."""
+        axes = self.axes
+        if axes is None:
+            return self.args, self.kwargs
+        leaves, tree = pytree.tree_flatten((self.args, self.kwargs))
+        given = [axes.given(i, x) if self._batched(i, x) else x for i, x in enumerate(leaves)]
+        return pytree.tree_unflatten(given, tree)
 
     def _map(self, change: Callable[[int, Any], Any]) -> Queries:
         leaves, tree = pytree.tree_flatten((self.args, self.kwargs))

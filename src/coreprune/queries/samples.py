@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, is_zipfile
@@ -14,13 +15,44 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from coreprune._batch import BatchAxes
 from coreprune.errors import InputError
 from coreprune.queries.check import as_tensor, fitting
-from coreprune.queries.leaves import batched, by_keyword, with_leaves
+from coreprune.queries.leaves import batched, by_keyword, shared, with_leaves
 from coreprune.queries.queries import Queries
 
-Example = tuple[tuple[Any, ...], dict[str, Any]]
 _FIRST = 512  # of a loader, which may have no end; half of them are held back for the agreement
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """The example inputs: one sample, as the model takes it. axes: where its samples lie."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    axes: BatchAxes
+
+    @property
+    def leaves(self) -> list[Any]:
+        """The leaves of (args, kwargs)."""
+        return pytree.tree_leaves((self.args, self.kwargs))
+
+    @property
+    def batched(self) -> list[int]:
+        """Positions of the tensors that differ between samples."""
+        return batched(self.args, self.kwargs, self.axes)
+
+    def stored(self, leaf: int) -> Tensor:
+        """A tensor with its sample along axis 0."""
+        return self.axes.stored(leaf, self.leaves[leaf])
+
+    def rows(self, leaf: int, x: Any, where: str) -> Any:
+        """The user's samples for a leaf, which lie as in the example, with the samples along axis 0."""
+        like = self.leaves[leaf]
+        x = as_tensor(x, where) if isinstance(x, np.ndarray) else x
+        # Whole examples may also be stacked along a new first axis.
+        lies = isinstance(x, Tensor) and x.dim() == like.dim() and not (self.axes.first or x.dim() == 0)
+        return self.axes.stored(leaf, x) if lies else x
 
 
 def is_samples(spec: Any) -> bool:
@@ -38,7 +70,9 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
     A tuple holds the model's inputs in their order. Labels may follow them and are left out. The same holds for each
     batch. A list of tensors that all have the shape of the only input is a list of batches.
 
-    example: (args, kwargs) at batch size 1. Inputs that the samples do not name stay as in the example.
+    If the model has no batch, a sample is a whole example: a list holds them, or tensors in which they are stacked.
+
+    example: Inputs that the samples do not name stay as in it.
     n: how many. From tensors and files they are drawn at random; from an iterable the first ones are taken. When None,
         all tensors or the whole file are taken, and 512 inputs of an iterable.
 
@@ -52,9 +86,9 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
     if isinstance(spec, (tuple, list)) and _all_tensors(spec):
         like = _one_input(example)
         if type(spec) is list and like is not None and not _has_labels(spec, like):
-            whole = _from_batches(spec, example, sum(x.shape[0] if x.ndim else 0 for x in spec))
+            whole = _from_batches(spec, example, sys.maxsize)
             return _counted(whole if n is None else whole.sample(n, generator))
-        if like is not None and len(spec) == 2 and spec[1].shape[1:] == like.shape[1:]:
+        if like is not None and len(spec) == 2 and not example.axes.whole and spec[1].shape[1:] == like.shape[1:]:
             raise InputError(
                 f"{where} are two tensors of shapes {tuple(spec[0].shape)} and {tuple(spec[1].shape)}, but the model "
                 "takes one. If the second holds the wanted outputs, pass the first alone. If both are inputs, pass a "
@@ -68,8 +102,8 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
 
 def _one_input(example: Example) -> Tensor | None:
     """The example's only tensor with a batch axis. None if there are several."""
-    found = batched(*example)
-    return pytree.tree_leaves(example)[found[0]] if len(found) == 1 else None
+    found = example.batched
+    return example.stored(found[0]) if len(found) == 1 else None
 
 
 def _has_labels(spec: Any, like: Tensor) -> bool:
@@ -103,7 +137,7 @@ def _from_batches(batches: Iterable[Any], example: Example, n: int) -> Queries:
 
 def _from_file(path: Path, example: Example) -> dict[str, Any] | Tensor:
     arrays = read_arrays(path)
-    args, kwargs = example
+    args, kwargs = example.args, example.kwargs
     if len(arrays) == 1 and not (set(arrays) & set(kwargs)):
         return as_tensor(next(iter(arrays.values())), str(path))
     known = {name: as_tensor(array, str(path)) for name, array in arrays.items() if name in kwargs}
@@ -135,33 +169,33 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _fitted(samples: Any, example: Example, where: str) -> Queries:
     """Samples in place of the example's tensors. The note says what was left out."""
-    args, kwargs = example
-    leaves = pytree.tree_leaves(example)
-    places = batched(args, kwargs)
+    args, kwargs, axes, places = example.args, example.kwargs, example.axes, example.batched
     if isinstance(samples, Mapping):
         given = _named(samples, example, where)
         left = ", ".join(str(name) for name in samples if name not in kwargs)
     else:
         listed = list(samples) if isinstance(samples, (tuple, list)) else [samples]
+        if axes.whole:  # nested as the example, perhaps followed by labels
+            listed = pytree.tree_leaves(samples if len(pytree.tree_leaves(samples)) <= len(places) + 1 else listed[0])
         if len(listed) not in (len(places), len(places) + 1):
             raise InputError(
-                f"{where}: {len(listed)} tensors, but the example inputs have {len(places)} with a batch axis."
+                f"{where}: {len(listed)} tensors, but the example inputs have {len(places)}"
+                f"{'' if axes.whole else ' with a batch axis'}."
             )
         given = dict(zip(places, listed, strict=False))
         left = "labels" if len(listed) > len(places) else ""
-    new = {i: fitting(x, leaves[i], where) for i, x in given.items()}
+    new = {i: fitting(example.rows(i, x, where), example.stored(i), where) for i, x in given.items()}
     lengths = {len(x) for x in new.values()}
     if len(lengths) != 1:
         raise InputError(f"{where}: the tensors have {sorted(lengths)} rows, but all need the same number.")
     (n,) = lengths
-    whole = with_leaves(args, kwargs, new, n)
-    shared = frozenset(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and i not in places)
-    return Queries(*whole, "samples", f"; {left} left out" if left else "", shared)
+    whole = with_leaves(args, kwargs, axes, new, n)
+    return Queries(*whole, "samples", f"; {left} left out" if left else "", shared(args, kwargs, axes, new), axes)
 
 
 def _named(samples: Mapping[str, Any], example: Example, where: str) -> dict[int, Any]:
     """Samples by position among the leaves, for the keywords that the example has. Others are dropped, e.g. labels."""
-    args, kwargs = example
+    args, kwargs = example.args, example.kwargs
     place = by_keyword(args, kwargs)
     given = {place[name]: samples[name] for name in samples if name in place}
     main = next(iter(kwargs), None)

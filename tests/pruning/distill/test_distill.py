@@ -12,9 +12,10 @@ from safetensors import safe_open
 from torch import nn
 
 from coreprune import InputError
+from coreprune._example import reals
 from coreprune.errors import ModelError
 from coreprune.pruning.calibration.augment import is_image, varied
-from coreprune.pruning.distill.block_outputs import Watched, floats, shared_features
+from coreprune.pruning.distill.block_outputs import Watched, shared_features
 from coreprune.pruning.distill.checkpoint import Checkpoint, digest
 from coreprune.pruning.distill.distill import Distill, distill_
 from distill_pairs import Rows, conv_pair, mlp_pair, random, stream_pair
@@ -261,7 +262,7 @@ def test_keyword_inputs_nested_outputs_and_shared_leaves(gen):
 
 def error_of(student, teacher, data):
     with torch.no_grad():
-        pairs = zip(*(floats(m(*data.args, **data.kwargs)) for m in (student, teacher)), strict=True)
+        pairs = zip(*(reals(m(*data.args, **data.kwargs)) for m in (student, teacher)), strict=True)
         return sum(float((a - b).square().mean() / b.var()) for a, b in pairs)
 
 

@@ -139,23 +139,18 @@ def _attention(call: Call) -> Any:
     return product(call, scores, v, at=(0, 2))
 
 
-def _conv_io(call: Call, x: Value) -> list[Tensor]:
-    """The id maps of the input of a convolution, one id per channel."""
-    return [y for ids in x.maps if (y := channels_only(call, ids, 1)) is not None]
-
-
 @rule(*of_kind("conv", "transposed conv"))
 def _conv(call: Call) -> Any:
     x, weight, bias = data(call.args[0]), call.args[1], call.arg(2, "bias")
     transposed = call.operation.kind == "transposed conv"
     groups = call.arg(6, "groups", 1)
     shape = call.shape
-    if len(x.shape) != len(weight.shape):
-        return NotImplemented  # unbatched input
     kernel = math.prod(weight.shape[2:])
-    spatial = math.prod(x.shape[2:] if transposed else shape[2:])
-    good = _conv_io(call, x)
-    flat = Value((x.shape[0], x.shape[1]), tuple(g.reshape(1, -1) for g in good), x.weight)
+    axis = len(x.shape) - len(weight.shape) + 1  # of the channels: 0 for one image without a batch axis
+    batch = math.prod(x.shape[:axis])
+    spatial = math.prod((x.shape if transposed else shape)[axis + 1 :])
+    good = [y for ids in x.maps if (y := channels_only(call, ids, axis)) is not None]
+    flat = Value(x.shape[: axis + 1], tuple(g.reshape([1] * axis + [-1]) for g in good), x.weight)
     filters = Value(
         (weight.shape[0], weight.shape[1]),
         tuple(w.reshape(w.shape[:2]) for w in weight.maps if not any(a > 1 for a in axes(w))),
@@ -166,22 +161,27 @@ def _conv(call: Call) -> Any:
     if groups == 1:
         where = [1, 2] if transposed else [2, 1]
         maps = contract(
-            call, [flat, filters], [[0, 1], where], [0, 2], sources=call.node.args[:2], factor=kernel * spatial
+            call,
+            [flat, filters],
+            [[0, 1][1 - axis :], where],
+            [0, 2][1 - axis :],
+            sources=call.node.args[:2],
+            factor=kernel * spatial,
         )
-    elif groups == x.shape[1] and weight.shape[1] == 1:
+    elif groups == x.shape[axis] and weight.shape[1] == 1:
         role = "other"
-        maps = _depthwise(call, flat, filters, shape[1], kernel * spatial * shape[0])
+        maps = _depthwise(call, flat, filters, shape[axis], kernel * spatial * batch)
     else:
-        maps = _grouped(call, flat, filters, groups, kernel * spatial * shape[0])
-    ndim = len(shape)
+        maps = _grouped(call, flat, filters, groups, kernel * spatial * batch)
+    place = [-1 if a == axis else 1 for a in range(len(shape))]
     result = Value(shape, weight=x.weight and weight.weight)
-    result = result.with_maps([x.reshape(1, -1, *[1] * (ndim - 2)) for x in maps if x.numel() > 1])
-    return add_bias(call, result, bias, 1, role=role)
+    result = result.with_maps([x.reshape(place) for x in maps if x.numel() > 1])
+    return add_bias(call, result, bias, axis, role=role)
 
 
 def _depthwise(call: Call, x: Value, weight: Value, n_out: int, factor: int) -> tuple[Tensor, ...]:
     """Each input channel makes its own n_out/n_in outputs: they leave with it."""
-    n_in = x.shape[1]
+    n_in = x.shape[-1]
     ids_in = x.maps[0].reshape(-1) if x.maps else torch.full((n_in,), FIXED)
     made = [w.reshape(-1) for w in weight.maps if axes(w) == {0}]
     for ids in weight.maps:
@@ -210,7 +210,7 @@ def _grouped(call: Call, x: Value, weight: Value, groups: int, factor: int) -> t
         return ()
     assert param is not None
     reason = f"the same number has to stay in each of {groups} groups ({node.name})"
-    ids_in = x.maps[0].reshape(-1) if x.maps else torch.full((x.shape[1],), FIXED)
+    ids_in = x.maps[0].reshape(-1) if x.maps else torch.full((x.shape[-1],), FIXED)
     ids_out = next((w.reshape(-1) for w in weight.maps if axes(w) == {0}), torch.full((weight.shape[0],), FIXED))
     for ids in weight.maps:
         if axes(ids) == {0}:
@@ -223,6 +223,6 @@ def _grouped(call: Call, x: Value, weight: Value, groups: int, factor: int) -> t
     else:  # the same weight is used twice
         tracer.unify(known.ids, sections)
     tracer.balanced += [(sections, reason), (ids_out.reshape(groups, -1), reason)]
-    read(call, node.args[0], 1, ids_in, {(param, 1)})
+    read(call, node.args[0], len(x.shape) - 1, ids_in, {(param, 1)})
     tracer.work.append(Work(node.name, factor, (ids_out.reshape(1, -1), ids_in.reshape(-1, 1)), groups, made=0))
     return (ids_out.reshape(1, -1),)

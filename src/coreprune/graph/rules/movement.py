@@ -264,14 +264,14 @@ def _channel_shuffle(call: Call) -> Any:
 
 @rule(*of_kind("pixel shuffle"))
 def _pixel_shuffle(call: Call) -> Any:
-    """[N, C r^2, H, W] -> [N, C, rH, rW]: r^2 channels make one."""
+    """[..., C r^2, H, W] -> [..., C, rH, rW]: r^2 channels make one."""
     value, r = call.args[0], call.args[1]
     maps = []
     for ids in value.maps:
-        one = channels_only(call, ids, 1)
+        one = channels_only(call, ids, len(value.shape) - 3)
         if one is not None:
-            sections = one.reshape(1, -1, r * r, 1)
-            maps.append(call.tracer.tie(sections, [2]).reshape(1, -1, 1, 1))
+            sections = one.reshape(-1, r * r)
+            maps.append(call.tracer.tie(sections, [1]).reshape(*one.shape[:-3], -1, 1, 1))
     return value.with_maps(maps, call.shape)
 
 

@@ -62,7 +62,10 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     """Make the queries, or take those that were given. Raises what `make_queries` raises."""
     model, spec, cache = traced.model, asked.spec, asked.cache
     generator = torch.Generator().manual_seed(seed)
-    given = make_queries(model, asked.example, spec, n=asked.n, seed=generator, progress=tell, cache=cache)
+    axes = traced.captured.axes
+    given = make_queries(
+        model, asked.example, spec, n=asked.n, seed=generator, progress=tell, cache=cache, batch_axis=axes
+    )
     useful = True
     if given.source == "samples":
         given, useful = familiar(model, given)
@@ -73,7 +76,9 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     if is_source(spec):
         count = max(_FRESH, len(queries) // 4)
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
-        fresh = make_queries(model, asked.example, spec, n=count, seed=generator, progress=tell, cache=again)
+        fresh = make_queries(
+            model, asked.example, spec, n=count, seed=generator, progress=tell, cache=again, batch_axis=axes
+        )
     elif len(queries) > 1:
         # In random order, because files and loaders are often sorted. T11 assumes samples of one distribution, and so
         # does the comparison of one half of the batches with the other.
@@ -92,11 +97,11 @@ def _held_back(n: int) -> int:
 
 def _in_batches(traced: Traced, queries: Queries, fresh: Queries | None, given: Queries) -> Calibration:
     found = operators(traced.captured)
-    size = _batch_size(len(queries))
+    size = 1 if queries.whole else _batch_size(len(queries))
     batches = [batch for batch in queries.batches(size)][: len(queries) // size]
     if size > 1:
         try:
-            larger = capture(traced.model, *batches[0], batch=size)
+            larger = capture(traced.model, *batches[0], size, batch_axis=traced.captured.axes)
         except ModelError as error:
             log.info("the model cannot be traced at batch size %d (%s); samples are run one at a time", size, error)
         else:

@@ -27,10 +27,10 @@ _USELESS = 1.5
 def familiar(model: nn.Module, queries: Queries) -> tuple[Queries, bool]:
     """The same queries, with a note on how well they meet the running statistics, and whether anything may be fitted.
 
-    A warning is logged if they do not meet them. Nothing is said of a model without batch norms that ran, and of fewer
-    than 16 queries.
+    A warning is logged if they do not meet them. Nothing is said of a model without batch norms that ran, of one that
+    takes one query at a time, and of fewer than 16 queries.
     """
-    if len(queries) < _FEWEST:
+    if len(queries) < _FEWEST or queries.whole:
         return queries, True
     with quiet(model) as still:
         if largest_batch(next(queries.batches(2)), _MOST, still) < _FEWEST:

@@ -156,7 +156,9 @@ def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
         log.warning("an output of the model is not finite on the queries, so what errors do to it does not count.")
     if not outputs:
         return False
-    total = sum((x * torch.randn(x.shape, generator=walk.generator).to(x)).sum() / _scale(x) for x in outputs)
+    axes = walk.calibration.captured.axes
+    samples = None if axes.first else axes.size(walk.calibration.batches[0])
+    total = sum((x * torch.randn(x.shape, generator=walk.generator).to(x)).sum() / _scale(x, samples) for x in outputs)
     try:
         gradients = torch.autograd.grad(total, list(taped.values()), allow_unused=True)  # type: ignore[arg-type]
     except torch.OutOfMemoryError:
@@ -167,22 +169,25 @@ def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
     for node, gradient in zip(taped, gradients, strict=True):
         for site in walk.by_node[node]:
             if gradient is not None:
-                flat = (
-                    site.operator.outputs(_pooled(gradient, walk.options.window) if site.operator.kernel else gradient)
-                    .transpose(0, 1)
-                    .flatten(1)
-                    .double()
-                )
-                samples = gradient.shape[0]
-                worth = flat.T @ flat / (samples * walk.batches)  # the mean over all queries
+                if site.operator.kernel:
+                    images = gradient if site.operator.channel_axis else gradient[None]
+                    pooled = _pooled(images, walk.options.window).reshape(gradient.shape)
+                else:
+                    pooled = gradient
+                flat = site.operator.outputs(pooled).transpose(0, 1).flatten(1).double()
+                worth = flat.T @ flat / ((samples or len(gradient)) * walk.batches)  # the mean over all queries
                 site.worth = worth if site.worth is None else site.worth + worth
     return True
 
 
-def _scale(x: Tensor) -> Tensor:
-    """Standard deviation times the root of the number of entries per sample. Errors are then shares of the variance."""
+def _scale(x: Tensor, samples: int | None) -> Tensor:
+    """Standard deviation times the root of the number of entries per sample. Errors are then shares of the variance.
+
+    samples: how many there are; None: as many as the first axis is long.
+    """
     deviation = x.detach().double().std(correction=0).clamp_min(1e-12)
-    return (deviation * (x[0].numel() ** 0.5 if x.dim() else 1.0)).to(x)
+    entries = x.numel() / (samples or x.shape[0]) if x.dim() else 1
+    return (deviation * entries**0.5).to(x)
 
 
 def _pooled(gradient: Tensor, window: int) -> Tensor:

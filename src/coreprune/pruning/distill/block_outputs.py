@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from coreprune._example import reals
 from coreprune.pruning.calibration.rows import Batch
 
 _MOST = 8  # features
-
-
-def floats(output: Any) -> list[Tensor]:
-    """The floating-point tensors in a module's output: tensors, tuples, lists, mappings, dataclasses, also nested."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        return [t for value in output.values() for t in floats(value)]
-    if isinstance(output, (tuple, list)):
-        return [t for value in output for t in floats(value)]
-    if dataclasses.is_dataclass(output):
-        return [t for field in dataclasses.fields(output) for t in floats(getattr(output, field.name))]
-    return []
 
 
 class Watched:
@@ -47,7 +33,7 @@ class Watched:
         self._seen.clear()
 
     def _keep(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - torch's signature
-        self._seen.append(floats(output)[0])
+        self._seen.append(reals(output)[0])
 
     def take(self) -> list[Tensor]:
         """What was collected since the last call of `take`."""
@@ -94,7 +80,7 @@ def _shapes(model: nn.Module, batch: Batch) -> dict[str, list[torch.Size]]:
     bad: set[str] = set()
 
     def record(name: str, output: Any) -> None:
-        tensor = next(iter(floats(output)), None)
+        tensor = next(iter(reals(output)), None)
         if tensor is None or tensor.dim() < 2:
             bad.add(name)
             return
@@ -115,5 +101,5 @@ def _shapes(model: nn.Module, batch: Batch) -> dict[str, list[torch.Size]]:
         for handle in handles:
             handle.remove()
     # The output of this module is the model's output, which is compared anyway.
-    bad |= {last[1]} if any(t is last[0] for t in floats(output)) else set()
+    bad |= {last[1]} if any(t is last[0] for t in reals(output)) else set()
     return {name: [] if name in bad else shapes for name, shapes in found.items()}

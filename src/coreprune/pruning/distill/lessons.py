@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from coreprune._example import reals
 from coreprune.pruning.calibration.rows import Batch, Rows
-from coreprune.pruning.distill.block_outputs import Watched, floats
+from coreprune.pruning.distill.block_outputs import Watched
 
 _KEPT = 1 << 30  # bytes
 
@@ -24,7 +25,7 @@ class Watching:
 
     def __call__(self, parts: Sequence[Batch]) -> tuple[list[Tensor], list[Tensor]]:
         """The floating-point outputs, and the features, of all parts together."""
-        outputs = [x for args, kwargs in parts for x in floats(self.model(*args, **kwargs))]
+        outputs = [x for args, kwargs in parts for x in reals(self.model(*args, **kwargs))]
         return _joined(outputs, len(parts)), _joined(self.seen.take(), len(parts))
 
 

@@ -67,6 +67,7 @@ class Operator:
         if not self.kernel:
             flat = x.reshape(-1, x.shape[-1])
             return (flat if rows is None else flat[rows])[None]
+        x = x if self.channel_axis else x[None]
         pads = [p for size in reversed(self.padding) for p in (size, size)]
         padded = (nn.functional.pad(x, pads) if any(pads) else x).contiguous()
         n, c, *space = padded.stride()
@@ -90,8 +91,9 @@ class Operator:
         if not self.kernel:
             flat = y.reshape(-1, y.shape[-1])
             return (flat if rows is None else flat[rows])[None]
-        flat = y.movedim(1, -1)
-        flat = flat.reshape(-1, y.shape[1]) if rows is None else flat[torch.unravel_index(rows, flat.shape[:-1])]
+        flat = y.movedim(self.channel_axis, -1)
+        channels = flat.shape[-1]
+        flat = flat.reshape(-1, channels) if rows is None else flat[torch.unravel_index(rows, flat.shape[:-1])]
         return flat.reshape(flat.shape[0], self.groups, -1).transpose(0, 1)
 
     def count(self, y: Tensor) -> int:
@@ -106,8 +108,8 @@ class Operator:
 
     @property
     def channel_axis(self) -> int:
-        """The axis of the output that holds its channels."""
-        return 1 if self.kernel else -1
+        """The axis of the input and of the output that holds the channels: 0 for one image without a batch axis."""
+        return self.node.meta["val"].dim() - 1 - len(self.kernel) if self.kernel else -1
 
 
 def operators(captured: Captured) -> dict[str, Operator]:

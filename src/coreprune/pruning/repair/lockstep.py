@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from coreprune._example import batch_size
 from coreprune._progress import Progress
 from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
@@ -111,7 +110,7 @@ class _Walk:
         captured, batches, found = calibration.captured, calibration.batches, calibration.operators
         original, masks = both.original, both.masks
         self.captured, self.masks, self.options = captured, masks, options
-        self.samples = sum(batch_size(*batch) or 1 for batch in batches)
+        self.samples = sum(map(captured.axes.size, batches))
         self.full = Execution(captured, original, batches)
         # Equal tensors become the same object, so that only what changed is run again.
         same = {n: original[n] if torch.equal(t, original[n]) else t for n, t in both.start.items()}

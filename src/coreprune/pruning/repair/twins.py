@@ -86,14 +86,16 @@ class Twins:
         return dict(zip(self.full.graph.graph.nodes, self.small.graph.graph.nodes, strict=True))
 
 
-def affordable(macs: int, options: Descent) -> Descent | None:
+def affordable(macs: int, options: Descent, whole: bool = False) -> Descent | None:
     """The descent that is cheap enough to run unasked: with fewer queries per step if need be. None if none is.
 
     A step costs about three times as much as a forward. Only counts decide, so every machine decides alike.
 
-    macs: of the pruned model, for one query.
+    macs: of the pruned model, for one query. whole: whether queries are whole examples, which run one at a time; then a
+    step has as few as it may.
     """
     most = _LIMIT // (3 * macs * options.steps) if macs else options.batch_size
+    most = min(most, _LEAST) if whole else most
     if most >= options.batch_size:
         return options
     return replace(options, batch_size=most) if most >= _LEAST else None
@@ -106,10 +108,10 @@ def twins(
     if len(queries) < _FEWEST:
         return f"it takes {_FEWEST} queries, and there are {len(queries)}"
     train, held = queries.split(len(queries) - _held_out(len(queries)), generator)
-    size = _size(len(train), len(held), options.batch_size)
-    both = _captured(traced.model, removed.model, queries, size)
+    size = 1 if queries.whole else _size(len(train), len(held), options.batch_size)
+    both = _captured(traced, removed.model, queries, size)
     if both is None:
-        size, both = 1, _captured(traced.model, removed.model, queries, 1)
+        size, both = 1, _captured(traced, removed.model, queries, 1)
     if both is None:
         return "the pruned model cannot be traced"
     full, small = both
@@ -184,10 +186,11 @@ def _whole(queries: Queries, size: int) -> list[Batch]:
     return list(queries.batches(size))[: len(queries) // size]
 
 
-def _captured(model: nn.Module, pruned: nn.Module, queries: Queries, size: int) -> tuple[Captured, Captured] | None:
-    args, kwargs = next(queries.batches(size))
+def _captured(traced: Traced, pruned: nn.Module, queries: Queries, size: int) -> tuple[Captured, Captured] | None:
+    (args, kwargs), axes = next(queries.batches(size)), traced.captured.axes
     try:
-        return capture(model, args, kwargs, batch=size), capture(pruned, args, kwargs, batch=size)
+        full, small = (capture(m, args, kwargs, size, batch_axis=axes) for m in (traced.model, pruned))
+        return full, small
     except ModelError as error:
         log.info("the block descent cannot use batches of %d: %s", size, error)
         return None

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import first_tensor, largest_batch
+from coreprune._batch import BatchAxes, usual
+from coreprune._example import first_tensor, largest_batch, reals
 from coreprune._seed import check_seed
 from coreprune._twin import quiet
 from coreprune.coreset import (
@@ -136,12 +137,13 @@ def certify(
     n: int | None = None,
     delta: float = 0.01,
     seed: int = 0,
+    batch_axis: Any = "auto",
 ) -> Certificate:
     """T11: a lower bound on how often two models give the same answer, for the distribution of the samples.
 
     samples: unlabelled samples that neither selection nor repair has seen (a tensor, a DataLoader, the path of an .npz
         file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source. It makes
-        other inputs here than in `prune`, whichever seed `prune` got.
+        other inputs here than in `prune`, whichever seed `prune` got. batch_axis: as for `prune`.
 
     Raises InputError if the samples do not fit, or if the models do not return scores of classes, (N, classes).
     """
@@ -149,7 +151,7 @@ def certify(
     # pruning used, but T11 needs inputs that nothing has seen. So the seed is hashed here. The hash equals a given seed
     # of prune() with probability 2⁻³² (torch's generator takes 32 bits). The key may be any number; 11 is for T11.
     (other,) = np.random.SeedSequence(check_seed(seed), spawn_key=(11,)).generate_state(1).tolist()
-    fresh = make_queries(model, example_inputs, samples, n=n, seed=other)
+    fresh = make_queries(model, example_inputs, samples, n=n, seed=other, batch_axis=batch_axis)
     found = agreement(model, pruned, fresh, delta)
     if found is None:
         raise InputError(
@@ -172,7 +174,9 @@ def agreement(
     with quiet(model) as full, quiet(small) as left:
         batch = largest_batch(next(fresh.batches(2)), _BATCH, full, left)
         for args, kwargs in fresh.batches(batch):
-            before, after = (first_tensor(m(*args, **kwargs)) for m in (full, left))
+            axes = fresh.axes or usual((args, kwargs))
+            size = axes.size((args, kwargs))
+            before, after = (_scores(m(*args, **kwargs), axes, size) for m in (full, left))
             if before is None or after is None or before.dim() != 2 or before.shape[1] < 2:
                 return None
             chosen = before.argmax(dim=1)
@@ -184,6 +188,11 @@ def agreement(
     return agreement_bound(
         total - same, total, delta, trivial=1 - commonest / total, source=source, candidates=candidates
     )
+
+
+def _scores(output: Any, axes: BatchAxes, size: int) -> Tensor | None:
+    """The first real tensor of an output, with the samples along axis 0."""
+    return first_tensor(output) if axes.first else next(iter(axes.rows(reals(output), size)), None)
 
 
 def of_new_weights(captured: Captured, decision: Decision, change: Embedded) -> tuple[Certificate, ...]:

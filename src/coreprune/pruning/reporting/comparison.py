@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from coreprune._example import batch_size, largest_batch
+from coreprune._batch import usual
+from coreprune._example import largest_batch, reals
 from coreprune._shapes import Float
 from coreprune._twin import quiet
-from coreprune.pruning.distill.block_outputs import floats
 from coreprune.queries import Queries
 
 _BATCH = 32  # samples that are run together
@@ -57,11 +57,11 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
     with quiet(model) as full, quiet(small) as left:
         size = largest_batch(next(queries.batches(2)), _BATCH, full, left)
         for args, kwargs in queries.batches(size):
-            rows = batch_size(args, kwargs) or 1
+            axes = queries.axes or usual((args, kwargs))
+            rows = axes.size((args, kwargs))
+            outputs = [axes.rows(reals(m(*args, **kwargs)), rows) for m in (full, left)]
             pairs = [
-                (x, y)
-                for x, y in zip(floats(full(*args, **kwargs)), floats(left(*args, **kwargs)), strict=False)
-                if x.shape == y.shape and x.dim() and len(x) == rows
+                (x, y) for x, y in zip(*outputs, strict=False) if x is not None and y is not None and x.shape == y.shape
             ]
             if not pairs:
                 return None

@@ -71,8 +71,8 @@ class Report:
     """Sizes before and after pruning, all groups with their certificates, and the settings.
 
     groups: in the order of the forward. parameters, macs, bytes: (before, after). MACs are multiply–accumulates of one
-    sample. settings: the arguments of `prune`. queries: where they come from. refits: the layers that were repaired.
-    descended: the blocks that were trained after that.
+    sample, or of one whole example of a model without a batch. settings: the arguments of `prune`. queries: where they
+    come from. refits: the layers that were repaired. descended: the blocks that were trained after that.
     compared: the models that could be returned, on queries that were held back. agreement: T11 on the same queries, or
     on fresh ones from the same source. model: the name of its class. notes: what else the caller should know of the
     result, in sentences, such as that almost nothing could be removed. seconds: per phase.

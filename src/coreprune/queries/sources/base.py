@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from coreprune._batch import BatchAxes, usual
 from coreprune._example import first_tensor, largest_batch
 from coreprune._twin import quiet
 from coreprune.errors import InputError
 from coreprune.queries.check import fitting
-from coreprune.queries.leaves import title, with_leaves
+from coreprune.queries.leaves import shared, title, with_leaves
 
 KINDS = ("tokens", "pixels", "vectors", "reals")
 Tell = Callable[[int, int], None]  # steps done, steps in all
@@ -32,19 +33,31 @@ class Target:
     """One tensor among the example inputs, for which a source makes inputs.
 
     model: in evaluation mode. Its parameters require no gradient.
-    args, kwargs: the example inputs, at batch size 1.
+    args, kwargs: the example inputs: one sample, as the model takes it.
     leaf: position of the tensor among the leaves of (args, kwargs).
+    said: which axes hold the samples; None for the first.
     """
 
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     leaf: int
+    said: BatchAxes | None = None
+
+    @cached_property
+    def axes(self) -> BatchAxes:
+        """Which axes of the inputs hold the samples."""
+        return self.said or usual((self.args, self.kwargs))
+
+    @property
+    def given(self) -> Tensor:
+        """The tensor itself, as the model takes it."""
+        return pytree.tree_leaves((self.args, self.kwargs))[self.leaf]
 
     @property
     def example(self) -> Tensor:
-        """The tensor itself, (1, *shape)."""
-        return pytree.tree_leaves((self.args, self.kwargs))[self.leaf]
+        """The tensor with the sample along axis 0, (1, *shape)."""
+        return self.axes.stored(self.leaf, self.given)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,15 +89,30 @@ class Target:
         return x.reshape(len(x), *self.shape).to(self.example.device, self.example.dtype)
 
     def call(self, x: Tensor) -> Any:
-        """Run the model on x (n, *shape). Every other input is the example's, repeated n times."""
-        args, kwargs = with_leaves(self.args, self.kwargs, {self.leaf: x}, len(x))
+        """Run the model on x (n, *shape). Every other input is the example's, repeated n times.
+
+        n is 1 for a model without a batch.
+        """
+        args, kwargs = self._inputs(x)
         return self.model(*args, **kwargs)
+
+    def _inputs(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the model for x (n, *shape)."""
+        new = {self.leaf: x}
+        kept = shared(self.args, self.kwargs, self.axes, new)
+        leaves, tree = pytree.tree_flatten(with_leaves(self.args, self.kwargs, self.axes, new, len(x)))
+        given = [
+            self.axes.given(i, leaf) if isinstance(leaf, Tensor) and i not in kept else leaf
+            for i, leaf in enumerate(leaves)
+        ]
+        return pytree.tree_unflatten(given, tree)
 
     @cached_property
     def together(self) -> bool:
         """Whether the model takes several inputs at once."""
-        two = with_leaves(self.args, self.kwargs, {self.leaf: torch.cat([self.example, self.example])}, 2)
-        return largest_batch(two, 2, self.model) > 1
+        if self.axes.whole:
+            return False
+        return largest_batch(self._inputs(torch.cat([self.example, self.example])), 2, self.model) > 1
 
     def logits(self, x: Tensor) -> Tensor:
         """The output field `logits` for x if the model has one, otherwise its first tensor of real numbers.

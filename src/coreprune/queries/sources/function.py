@@ -64,15 +64,15 @@ class FromFunction:
         Raises InputError if the function cannot be called, fails, or returns what does not fit the example.
         """
         made = self._made(n, generator)
-        args, kwargs = targets[0].args, targets[0].kwargs
+        args, kwargs, axes = targets[0].args, targets[0].kwargs, targets[0].axes
         if isinstance(made, Mapping):
-            given = self._named(made, args, kwargs)
+            given = self._named(made, batched(args, kwargs, axes), by_keyword(args, kwargs))
         elif isinstance(made, (tuple, list)):
             given = self._listed(made, targets)
         else:
             given = {self._meant(made, targets).leaf: made}
-        leaves = pytree.tree_leaves((args, kwargs))
-        return {i: fitting(x, leaves[i], f"{self._where}, {title(args, kwargs, i)}", n) for i, x in given.items()}
+        like = {i: axes.stored(i, x) for i, x in enumerate(pytree.tree_leaves((args, kwargs))) if i in given}
+        return {i: fitting(x, like[i], f"{self._where}, {title(args, kwargs, i)}", n) for i, x in given.items()}
 
     def _made(self, n: int, generator: torch.Generator) -> Any:
         try:
@@ -101,9 +101,8 @@ class FromFunction:
     def _where(self) -> str:
         return f"the source {self.name!r}"
 
-    def _named(self, made: Mapping[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, Any]:
-        inputs = batched(args, kwargs)
-        places = {name: i for name, i in by_keyword(args, kwargs).items() if i in inputs}
+    def _named(self, made: Mapping[Any, Any], inputs: list[int], names: dict[str, int]) -> dict[int, Any]:
+        places = {name: i for name, i in names.items() if i in inputs}
         if not made or not set(made) <= set(places):
             wanted = f"named {', '.join(places)}" if places else "positional, so it must return a tuple in their order"
             raise InputError(
@@ -114,7 +113,7 @@ class FromFunction:
 
     def _listed(self, made: Sequence[Any], targets: Sequence[Target]) -> dict[int, Any]:
         drawn = [target.leaf for target in targets]
-        for wanted in (drawn, batched(targets[0].args, targets[0].kwargs)):
+        for wanted in (drawn, batched(targets[0].args, targets[0].kwargs, targets[0].axes)):
             if len(made) == len(wanted):
                 return dict(zip(wanted, made, strict=True))
         raise InputError(

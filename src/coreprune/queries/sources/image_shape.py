@@ -79,7 +79,7 @@ def first_weight(target: Target) -> Float[Tensor, "out d"] | None:
     found: list[Tensor] = []
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if not found and args and args[0].shape == target.example.shape and torch.equal(args[0], target.example):
+        if not found and args and args[0].shape == target.given.shape and torch.equal(args[0], target.given):
             found.append(module.weight)  # type: ignore[arg-type]
 
     layers = [m for m in target.model.modules() if isinstance(m, nn.Linear) and m.in_features == d]

@@ -24,7 +24,7 @@ def vocabulary(target: Target) -> int:
     if target.example.is_floating_point() or target.example.dtype == torch.bool:
         raise InputError(f"tokens are integers; these inputs are {target.example.dtype}.")
     looked_up = _looked_up(target, target.example)
-    given = target.example.flatten()
+    given = target.given.flatten()
     rows = [n for ids, n in looked_up if ids.numel() == given.numel() and torch.equal(ids.flatten(), given)]
     if not rows:
         raise InputError(
@@ -234,7 +234,7 @@ def _cached(target: Target) -> Any:
     """The same with the key/value cache of a transformers model. None for any other model."""
     parameters = inspect.signature(target.model.forward).parameters
     config = getattr(target.model, "config", None)
-    only = target.kwargs.get("input_ids", target.args[0] if target.args else None) is target.example
+    only = target.axes.first and target.kwargs.get("input_ids", target.args[0] if target.args else None) is target.given
     if not only or getattr(config, "is_encoder_decoder", config is None):
         return None
     if not {"input_ids", "past_key_values", "use_cache"} <= set(parameters) or not target.together:
