@@ -13,7 +13,6 @@ from coreprune._batch_trials import batch_axes
 from coreprune._example import normalise_example
 from coreprune.artifact import export_program
 from coreprune.graph import Traced, capture, find_groups, remove
-from coreprune.graph.ops import OPERATIONS
 from coreprune.pruning import apply_plan, certify
 from graph.oracle import random_halves, zeroed_original
 from unusual_layouts import LAYOUTS, Gcn, Pair, TimeFirst, vector_mlp
@@ -77,7 +76,6 @@ def test_prune_repairs_and_certifies(name):
     assert again.report.refits
 
 
-@pytest.mark.skipif("index_add" not in OPERATIONS, reason="there is no rule for index_add")
 def test_node_channels_of_a_graph_leave():
     example = (torch.randn(10, 16), torch.randint(0, 10, (2, 30)))
     report = prune(Gcn().eval(), example, Budget(keep=0.5)).report
