@@ -96,6 +96,7 @@ def demo(
 def inspect(
     source: options.Source,
     shape: options.Shapes = None,
+    also: options.Also = None,
     example: options.Example = None,
     weights: options.Weights = None,
     batch_axis: options.BatchAxis = None,
@@ -108,7 +109,7 @@ def inspect(
     axis = options.batch_axis(batch_axis)
     model, example = sources.load(source, weights, shape or [], example)
     with show.progress(errors) as tell:
-        found = list_groups(model, example, progress=tell, batch_axis=axis)
+        found = list_groups(model, example, also=sources.further(also), progress=tell, batch_axis=axis)
     if json:
         sys.stdout.write(found.to_json() + "\n")
         return

@@ -26,6 +26,14 @@ Shapes = Annotated[
     list[str] | None,
     typer.Option("--shape", help="Example input, such as 1,3,224,224 or input_ids=1,16:int. Repeat for more inputs."),
 ]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also",
+        help="A further example input that makes other parts of the model run, such as a larger image: 1,3,512,512. "
+        'Several inputs in one text: "input_ids=1,64:int mask=1,64:bool". Repeat for more examples.',
+    ),
+]
 Example = Annotated[
     Path | None, typer.Option("--example", help="Example input as an .npz file: one array, or one per argument name.")
 ]

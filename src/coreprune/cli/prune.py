@@ -138,6 +138,7 @@ def prune(
     seed: Annotated[int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of queries and sampling.")] = 0,
     delta: Annotated[float, typer.Option(help="The sampled certificates hold with probability 1 - delta.")] = 0.01,
     shape: options.Shapes = None,
+    also: options.Also = None,
     example: options.Example = None,
     weights: options.Weights = None,
     batch_axis: options.BatchAxis = None,
@@ -175,6 +176,7 @@ def prune(
             model, given, budget, chosen, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
+            also=source.further(also),
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis)
         found_by = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,12 @@ def _from_config(model: Any) -> dict[str, Tensor] | None:
     return found
 
 
-def example(shapes: list[str]) -> Any:
+def further(texts: Sequence[str] | None) -> list[Any]:
+    """The examples of --also, each from a text with one shape or several. Raises InputError."""
+    return [example(text.split(), "--also") for text in texts or ()]
+
+
+def example(shapes: list[str], option: str = "--shape") -> Any:
     """Example inputs from texts such as "1,3,224,224" or "input_ids=1,16:int".
 
     Named inputs become keyword arguments, the others positional ones. Dtypes are float (default), int and bool. Floats
@@ -159,7 +165,7 @@ def example(shapes: list[str]) -> Any:
                 raise ValueError(f"sizes start at 1, and an example has at most {_MOST_ENTRIES:,} entries")
         except (ValueError, KeyError) as error:
             raise InputError(
-                f"--shape {text!r} is not a shape. Write 1,3,224,224 or input_ids=1,16:int (float, int or bool)."
+                f"{option} {text!r} is not a shape. Write 1,3,224,224 or input_ids=1,16:int (float, int or bool)."
             ) from error
         tensor = torch.randn(shape, generator=generator) if kind.is_floating_point else torch.zeros(shape, dtype=kind)
         if equals:
@@ -167,7 +173,7 @@ def example(shapes: list[str]) -> Any:
         else:
             positional.append(tensor)
     if named and positional:
-        raise InputError("--shape: name all inputs or none of them.")
+        raise InputError(f"{option}: name all inputs or none of them.")
     return named or tuple(positional)
 
 
