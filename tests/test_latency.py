@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import UserList
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from coreprune import latency
+from coreprune._batch import usual
 from coreprune.errors import InputError, ModelError
 from coreprune.latency import compare_latency, measure_latency
+
+
+class Shared(UserList):
+    """A list that a model and its twins have in common."""
+
+    def __deepcopy__(self, memo: object) -> Shared:
+        return self
 
 
 class Clock:
@@ -18,6 +27,9 @@ class Clock:
 
     def __init__(self) -> None:
         self.now, self.tick = 0.0, 0.0
+
+    def __deepcopy__(self, memo: object) -> Clock:
+        return self
 
     def __call__(self) -> float:
         self.now += self.tick
@@ -27,11 +39,11 @@ class Clock:
 class Timed(nn.Module):
     """Takes the given seconds on the clock, one after the other, then the last of them for ever."""
 
-    def __init__(self, clock: Clock, log: list[str], name: str, *seconds: float) -> None:
+    def __init__(self, clock: Clock, log: Shared, name: str, *seconds: float) -> None:
         super().__init__()
-        self.clock, self.log, self.name, self.seconds = clock, log, name, list(seconds)
+        self.clock, self.log, self.name, self.seconds = clock, log, name, Shared(seconds)
         self.layer = nn.Linear(3, 2)
-        self.seen: list[tuple[Tensor, bool, bool]] = []
+        self.seen = Shared()
 
     def forward(self, x: Tensor) -> Tensor:
         self.clock.now += self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
@@ -44,11 +56,12 @@ class Timed(nn.Module):
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(latency, "perf_counter", made)
+    monkeypatch.setattr(latency, "batch_axes", lambda model, inputs, said: usual(inputs))
     return made
 
 
 def test_models_take_turns_after_a_warm_up_of_each(clock):
-    log: list[str] = []
+    log = Shared()
     a, b = Timed(clock, log, "a", 5.0, 2.0, 1.0), Timed(clock, log, "b", 0.5)
     found = measure_latency({"a": a, "b": b}, torch.zeros(1, 3), batch_sizes=(4,), seconds=20)
     # Warm after three runs that agree: 5, 2, 1, 1, 1 for a and three at once for b. Then 40 seconds in turns of 1.5.
@@ -58,7 +71,7 @@ def test_models_take_turns_after_a_warm_up_of_each(clock):
 
 
 def test_a_slow_model_is_timed_the_least_number_of_times(clock):
-    log: list[str] = []
+    log = Shared()
     found = measure_latency(
         Timed(clock, log, "a", 100.0), torch.zeros(1, 3), batch_sizes=(1,), seconds=0.1, min_repeats=4
     )
@@ -67,7 +80,7 @@ def test_a_slow_model_is_timed_the_least_number_of_times(clock):
 
 
 def test_median_and_quartiles(clock):
-    log: list[str] = []
+    log = Shared()
     a = Timed(clock, log, "a", 9.0, 4.0, 1.0, 2.0, 5.0, 3.0)  # the first one warms up
     b = Timed(clock, log, "b", 1.0)
     found = measure_latency({"a": a, "b": b}, torch.zeros(1, 3), batch_sizes=(2,), seconds=0, min_repeats=5)
@@ -78,7 +91,7 @@ def test_median_and_quartiles(clock):
 
 
 def test_plain_values_and_table(clock):
-    log: list[str] = []
+    log = Shared()
     before, after = Timed(clock, log, "a", 0.03), Timed(clock, log, "b", 0.012)
     found = compare_latency(before, after, torch.zeros(1, 3), seconds=0)
     plain = json.loads(json.dumps(found.as_dict()))
@@ -94,13 +107,13 @@ def test_plain_values_and_table(clock):
 
 
 def test_one_model_has_no_speedup(clock):
-    found = measure_latency(Timed(clock, [], "a", 0.03), torch.zeros(1, 3), seconds=0)
+    found = measure_latency(Timed(clock, Shared(), "a", 0.03), torch.zeros(1, 3), seconds=0)
     assert set(found.as_dict()["rows"][0]) == {"batch", "model", "repeats"}
     assert "speed-up" not in str(found)
 
 
 def test_batches_repeat_the_samples_of_the_example(clock):
-    model = Timed(clock, [], "a", 0.1)
+    model = Timed(clock, Shared(), "a", 0.1)
     example = torch.arange(6.0).reshape(2, 3)
     measure_latency(model, example, batch_sizes=(1, 5), seconds=0, min_repeats=1)
     one, five = model.seen[0][0], model.seen[-1][0]
@@ -121,7 +134,7 @@ def test_keyword_inputs_and_what_is_no_sample():
 
 
 def test_models_run_in_evaluation_mode_without_gradients_and_are_left_as_they_were(clock):
-    a, b = Timed(clock, [], "a", 0.1), Timed(clock, [], "b", 0.1).eval()
+    a, b = Timed(clock, Shared(), "a", 0.1), Timed(clock, [], "b", 0.1).eval()
     a.layer.eval()
     measure_latency({"a": a, "b": b}, torch.zeros(2, 3), seconds=0)
     assert all(not training and not grad for m in (a, b) for _, training, grad in m.seen)
@@ -211,7 +224,7 @@ def test_operations_are_timed_one_by_one(clock):
 
 
 def test_overlapping_quartiles_are_called_noise(clock):
-    log: list[str] = []
+    log = Shared()
     before = Timed(clock, log, "a", 1.0, *([1.0, 3.0] * 10))
     after = Timed(clock, log, "b", 1.0, *([0.9, 2.9] * 10))
     note = compare_latency(before, after, torch.zeros(1, 3), macs=(2, 1), batch_sizes=(1,), seconds=0, min_repeats=20)
