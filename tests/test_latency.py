@@ -150,7 +150,7 @@ class Two(nn.Module):
 
 
 def test_a_batch_that_a_model_does_not_run_at_is_left_out_with_a_note():
-    found = measure_latency(Two(), torch.zeros(2, 3), batch_sizes=(2, 32), seconds=0)
+    found = measure_latency(Two(), torch.zeros(2, 3), batch_sizes=(2, 32), seconds=0, batch_axis=0)
     assert [row.batch for row in found.rows] == [2]
     assert found.note.startswith("Batch 32 is left out: RuntimeError")
 
@@ -158,7 +158,7 @@ def test_a_batch_that_a_model_does_not_run_at_is_left_out_with_a_note():
 def test_modes_are_restored_after_an_error():
     model = Two()
     with pytest.raises(InputError, match=r"but not with 1 .* 32 .*Pass batch_sizes=\(2,\)"):
-        measure_latency(model, torch.zeros(2, 3), seconds=0)
+        measure_latency(model, torch.zeros(2, 3), seconds=0, batch_axis=0)
     assert model.training
 
 
