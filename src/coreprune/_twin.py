@@ -276,7 +276,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 def _identical(a: Any, b: Any) -> bool:
     if len(a) != len(b):
         return False
-    pairs = (
-        zip(a.items(), b.items(), strict=True) if isinstance(a, dict) else zip(enumerate(a), enumerate(b), strict=True)
-    )
-    return all(k == n and x is y for (k, x), (n, y) in pairs)
+    if isinstance(a, dict) and any(k != n for k, n in zip(a, b, strict=True)):
+        return False
+    values = zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else zip(a, b, strict=True)
+    return all(x is y for x, y in values)

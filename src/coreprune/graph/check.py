@@ -176,9 +176,13 @@ class Check:
                 continue
             longer = self._longer(base)
             found = (base,) if longer is None else (base, longer)
-            if any(differ(*(self._run(self.model, x, self._alive, seed=s) for s in (_SEED, _SEED + 1))) for x in found):
+            if any(map(self._reacts, found)):
                 return found
         return ()
+
+    def _reacts(self, inputs: Drawing) -> bool:
+        """Whether other inputs give other outputs."""
+        return differ(*(self._run(self.model, inputs, self._alive, seed=seed) for seed in (_SEED, _SEED + 1)))
 
     @cached_property
     def _shapes(self) -> list[torch.Size] | None:
@@ -188,10 +192,6 @@ class Check:
         except Exception as error:
             log.debug("the model does not run in training mode: %s", first_line(error))
             return None
-
-    def _reacts(self, inputs: Drawing) -> bool:
-        """Whether other inputs give other outputs."""
-        return differ(*(self._run(self.model, inputs, self._alive, seed=seed) for seed in (_SEED, _SEED + 1)))
 
     def _longer(self, base: Drawing) -> Drawing | None:
         """The same inputs with as many axes of length 1 made longer as the model takes; None if it takes none."""
