@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._batch import BatchAxes, Inputs, said_axes, usual
-from coreprune._example import reals
+from coreprune._example import random_like, reals
 from coreprune._twin import enlivened, quiet
 from coreprune.errors import first_line
 
@@ -236,15 +236,8 @@ def _drawn(x: Tensor, every: Tensor, style: str, generator: torch.Generator) -> 
             values = torch.stack([values[0], values[0] - 1 if int(values[0]) > 1 else 1 - values[0]])
         chosen = torch.randint(len(values), x.shape, generator=generator).to(x.device)
         return values[chosen]
-    known = every[torch.isfinite(every)].double()
-    mean = float(known.mean()) if len(known) else 0.0
-    spread = float(known.std()) if len(known) > 1 else 0.0
-    if style == "uniform":
-        new = torch.rand(x.shape, generator=generator, dtype=torch.float64)
-    else:
-        new = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        new = mean + (spread if spread > 0 else max(abs(mean), 1.0)) * new
-    return torch.where(torch.isinf(x), x, new.to(x))
+    uniform = style == "uniform"
+    return random_like(x, generator, uniform=uniform, known=None if uniform else every).to(x)
 
 
 def _places(runs: list[list[Tensor]]) -> tuple[int | None, ...] | None:

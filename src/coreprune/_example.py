@@ -126,6 +126,22 @@ def device_of(model: nn.Module) -> torch.device:
     return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
+def random_like(x: Tensor, generator: torch.Generator, *, uniform: bool = False, known: Tensor | None = None) -> Tensor:
+    """Random numbers in the shape of x, in float64 on the CPU. Infinite entries, as of masks, stay.
+
+    uniform: between 0 and 1; otherwise normal. known: values whose mean and spread the numbers get, such as x itself.
+    """
+    draw = torch.rand if uniform else torch.randn
+    new = draw(x.shape, generator=generator, dtype=torch.float64)
+    if known is not None:
+        finite = known.detach().double()[torch.isfinite(known)]
+        mean = float(finite.mean()) if len(finite) else 0.0
+        spread = float(finite.std()) if len(finite) > 1 else 0.0
+        new = mean + (spread if spread > 0 else max(abs(mean), 1.0)) * new
+    old = x.detach().cpu().double()
+    return torch.where(torch.isinf(old), old, new)
+
+
 def reals(result: Any) -> list[Tensor]:
     """The floating-point tensors in an output: tensors, tuples, lists, mappings, dataclasses, also nested."""
     if isinstance(result, Tensor):

@@ -21,9 +21,9 @@ MUTANTS = (
     ),
     Mutant(
         "the-check-trusts-the-example",
-        "graph/check_inputs.py",
-        "        return torch.where(torch.isinf(x), x, new)\n",
-        "        return x\n",
+        "_example.py",
+        "    return torch.where(torch.isinf(old), old, new)\n",
+        "    return old\n",
         CHECK,
         "the models are compared on the example itself, which may be all zeros",
     ),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from coreprune._example import random_like
 from coreprune.graph.captured import Captured
 from coreprune.graph.ops import op_name, operation
 
@@ -56,32 +57,20 @@ class Drawing:
     def _drawn(self, i: int, leaf: Any, generator: torch.Generator, dtype: torch.dtype | None) -> Any:
         if not isinstance(leaf, Tensor) or leaf.is_complex():
             return leaf
+        dtype = dtype or leaf.dtype
         for axis in range(leaf.dim()):
             if (i, axis) in self.lengths:
                 leaf = leaf.repeat_interleave(self.lengths[i, axis], axis)
         if leaf.is_floating_point():
-            return self._real(leaf, generator).to(leaf.device, dtype or leaf.dtype)
+            if leaf.dim():
+                known = leaf if self.style in (STYLES[0], STYLES[3]) else None
+                leaf = random_like(leaf, generator, uniform=self.style == STYLES[2], known=known).to(leaf.device)
+            return leaf.to(dtype)
         if leaf.dtype == torch.bool or self.style == STYLES[3] or not leaf.dim():
             return leaf
         if i in self.rows:
             return torch.randint(self.rows[i], leaf.shape, generator=generator).to(leaf)
         return leaf.reshape(-1)[torch.randperm(leaf.numel(), generator=generator)].reshape(leaf.shape)
-
-    def _real(self, leaf: Tensor, generator: torch.Generator) -> Tensor:
-        """Random numbers of float64; infinite entries, as of masks, stay."""
-        x = leaf.detach().cpu().double()
-        if not x.dim():
-            return x
-        if self.style == STYLES[2]:
-            new = torch.rand(x.shape, generator=generator, dtype=torch.float64)
-        else:
-            new = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        if self.style in (STYLES[0], STYLES[3]):
-            known = x[torch.isfinite(x)]
-            mean = float(known.mean()) if len(known) else 0.0
-            spread = float(known.std()) if len(known) > 1 else 0.0
-            new = mean + (spread if spread > 0 else max(abs(mean), 1.0)) * new
-        return torch.where(torch.isinf(x), x, new)
 
 
 def drawing(captured: Captured) -> Drawing:
