@@ -119,7 +119,7 @@ class Two(nn.Module):
 
 @pytest.mark.parametrize("export", [export_onnx, export_program])
 def test_a_batch_that_cannot_be_free_is_fixed_and_the_summary_says_why(export, tmp_path):
-    done = export(Two(), torch.randn(2, 3), tmp_path / "two.pt2")
+    done = export(Two(), torch.randn(2, 3), tmp_path / "two.pt2", batch_axis=0)
     assert done.batch == 2
     assert done.note.startswith("The batch axis is fixed")
     assert "batch size 2 alone" in str(done)
@@ -131,8 +131,8 @@ def test_a_free_batch_axis_is_tried_at_other_sizes_than_it_was_traced_with(tmp_p
     model, example = pruned("mlp")
     real = exports._write_program
 
-    def write(program, place):
-        run = real(program, place)
+    def write(*given):
+        run = real(*given)
         return lambda inputs: [x if len(x) <= 2 else x + 1 for x in run(inputs)]
 
     monkeypatch.setattr(exports, "_write_program", write)
@@ -195,8 +195,8 @@ def test_outputs_that_differ_are_an_error_and_leave_the_old_file(tmp_path, monke
     path.write_bytes(b"old")
     write = exports._write_program
 
-    def wrong(program, place):
-        run = write(program, place)
+    def wrong(*given):
+        run = write(*given)
         return lambda inputs: [x + 0.01 * x.abs().max() for x in run(inputs)]
 
     monkeypatch.setattr(exports, "_write_program", wrong)
