@@ -171,7 +171,7 @@ def test_an_interruption_at_any_moment_leaves_everything_as_it_was() -> None:
 def test_nothing_is_changed_in_any_architecture(name: str) -> None:
     entry = ZOO[name]
     with torch.random.fork_rng(devices=[]):
-        model = entry.build().train()
+        model = entry.build().double().train()
     inputs = entry.inputs(1)
     before = whole_state(model, *inputs.values())
     list_groups(model, example(inputs))

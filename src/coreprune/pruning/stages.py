@@ -88,8 +88,8 @@ def trace(
     suspects = [n for n in traced.captured.unread if widths & set(traced.tensors[n].shape)]
     if suspects:
         log.warning(
-            "nothing reads %s when the model runs on the example. Inputs that use it, such as larger ones, may fail in the "
-            "pruned model. Pass examples of them: also=[...].",
+            "nothing reads %s when the model runs on the example. Inputs that use it, such as larger ones, may fail "
+            "in the pruned model. Pass examples of them: also=[...].",
             shortened(suspects),
         )
     tell("capture", 1, 1)

@@ -242,7 +242,8 @@ def _cached(target: Target) -> Any:
     past: list[Any] = [None]
 
     def step(ids: Tensor, t: int) -> Tensor:
-        out = target.model(input_ids=ids[:, t - 1 : t], past_key_values=past[0], use_cache=True)
+        # Not through the twin's hooks, which turn the cache into a dict.
+        out = target.model.forward(input_ids=ids[:, t - 1 : t], past_key_values=past[0], use_cache=True)
         past[0] = out.past_key_values
         return out.logits[:, -1]
 
