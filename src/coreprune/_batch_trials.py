@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from coreprune._alive import enlivened
 from coreprune._batch import BatchAxes, Inputs, said_axes, usual
 from coreprune._example import random_like, reals
-from coreprune._twin import enlivened, quiet
+from coreprune._twin import quiet
 from coreprune.errors import first_line
 
 log = logging.getLogger(__name__)

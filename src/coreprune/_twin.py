@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 _MOST_SHARED = 100  # objects in a model that cannot be copied
 _DEEPEST = 4  # objects within objects that a forward returns
 _CALLERS: ContextVar[torch.device | None] = ContextVar("default device of the caller", default=None)
-_NOISE = 0.1  # deviation of the weights that replace equal ones
 _ONE = threading.RLock()  # torch.export and the global random state are not made for several threads
 
 
@@ -89,23 +88,6 @@ def twin(model: nn.Module) -> nn.Module:
             vars(shared).update(vars(p))
             memo[id(p)] = shared
     return duplicate(model, memo)
-
-
-def enlivened(model: nn.Module) -> dict[str, Tensor]:
-    """New values, by name, for real parameters of several entries that are all equal: they hide what is behind them.
-
-    The same in every call.
-    """
-    generator, out = torch.Generator().manual_seed(0), {}
-    for name, p in model.named_parameters():
-        if not p.is_floating_point() or p.numel() < 2:
-            continue
-        flat = p.detach().reshape(-1)
-        first = flat[0]
-        if bool(torch.isfinite(first)) and bool((flat[:64] == first).all()) and bool((flat == first).all()):
-            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            out[name] = (float(first) + _NOISE * noise).to(p)
-    return out
 
 
 def duplicate(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -276,6 +258,8 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 def _identical(a: Any, b: Any) -> bool:
     if len(a) != len(b):
         return False
+    if isinstance(a, set):  # in which a copy has another order
+        return {id(x) for x in a} == {id(x) for x in b}
     if isinstance(a, dict) and any(k != n for k, n in zip(a, b, strict=True)):
         return False
     values = zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else zip(a, b, strict=True)

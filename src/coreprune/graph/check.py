@@ -2,7 +2,8 @@
 
 The inputs are drawn for the check (`check_inputs.py`): some like the example, and some with several samples and with
 every axis longer than 1 that may be. Weights that hide what is behind them, because they are all equal, such as a scale
-of zero, are replaced by random ones in both models. Cheap models are compared in float64.
+of zero, are replaced by random ones in both models; where still nothing reaches the outputs, weights are amplified.
+Cheap models are compared in float64.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._twin import enlivened, quiet
+from coreprune._alive import amplified, enlivened
+from coreprune._twin import quiet
 from coreprune.errors import ModelError, first_line
 from coreprune.graph.caches import drop
 from coreprune.graph.captured import Captured, capture
@@ -49,6 +51,7 @@ class Check:
 
     def __init__(self, model: nn.Module, captured: Captured) -> None:
         self.model, self.captured = model, captured
+        self._alive: dict[str, Tensor] = {}  # what takes the place of weights, by name, once `_inputs` is known
         self._graphs: dict[int, Captured | None] = {}
 
     def difference(self, small: nn.Module, chosen: Sequence[tuple[Group, Tensor]], masks: Masks) -> str | None:
@@ -156,18 +159,34 @@ class Check:
         )
 
     @cached_property
-    def _alive(self) -> dict[str, Tensor]:
-        return enlivened(self.model)
-
-    @cached_property
     def _inputs(self) -> tuple[Drawing, ...]:
         """The inputs to compare on: like each of the examples, and with longer axes if the model takes them.
 
         Empty if for the first example no inputs are found on which the outputs are finite and depend on the inputs.
         """
         examples = [self.captured, *(c for c in self.captured.more if not c.training)]
-        first, *others = (self._drawn_like(drawing(example)) for example in examples)
-        return (*(x for found in others for x in found), *first) if first else ()
+        for weights in (enlivened(self.model), None):
+            self._alive = self._amplified() if weights is None else weights
+            if first := self._drawn_like(drawing(examples[0])):
+                others = [x for example in examples[1:] for x in self._drawn_like(drawing(example))]
+                return (*others, *first)
+        return ()
+
+    def _amplified(self) -> dict[str, Tensor]:
+        """Weights that let more through than `_alive`."""
+        base = drawing(self.captured)
+        several = replace(base, lengths={at: BATCH for at in base.single() if at[1] == 0})
+        for inputs in (several, base):
+            args, kwargs = inputs.inputs(_SEED, self.dtype)
+            try:
+                with self._ready(self.model, self._alive) as still:
+                    new = amplified(still, lambda model, a=args, k=kwargs: model(*a, **k))
+            except Exception as error:
+                log.debug("the model does not run when its weights are amplified: %s", first_line(error))
+            else:
+                named = dict(self.model.named_parameters())
+                return {**self._alive, **{name: value.to(named[name].dtype) for name, value in new.items()}}
+        return self._alive
 
     def _drawn_like(self, example: Drawing) -> tuple[Drawing, ...]:
         for style in STYLES:
@@ -181,8 +200,9 @@ class Check:
         return ()
 
     def _reacts(self, inputs: Drawing) -> bool:
-        """Whether other inputs give other outputs."""
-        return differ(*(self._run(self.model, inputs, self._alive, seed=seed) for seed in (_SEED, _SEED + 1)))
+        """Whether other inputs give other outputs, as far as `compare` sees it."""
+        one, other = (self._run(self.model, inputs, self._alive, seed=seed) for seed in (_SEED, _SEED + 1))
+        return compare(one, other, rounded=self._rounded) is not None
 
     @cached_property
     def _shapes(self) -> list[torch.Size] | None:

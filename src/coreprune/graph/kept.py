@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -22,25 +22,36 @@ def positions(
 
     masks: (parameter, axis) -> which positions stay (`Removed.masks`).
 
-    The result is None for a node if its value is not one tensor, or if the positions that stay are no box.
+    The result is None for a node if its value is not one tensor, or if the positions that stay are no box, or differ
+    from expert to expert.
     """
     tracer, values = values_of(captured, nodes)
-    stays = staying(tracer, masks)
-    return {node: _box(value, stays) for node, value in values.items()}
+    stays, all_stay = staying(tracer, masks), staying(tracer, masks, torch.all)
+    return {node: _box(value, stays) if _alike(value, stays, all_stay) else None for node, value in values.items()}
 
 
-def staying(tracer: Tracer, masks: Mapping[tuple[str, int], Tensor]) -> Tensor:
-    """Which ids stay, bool [count + 1]; the last entry is for -1, a position that always stays."""
+def staying(
+    tracer: Tracer, masks: Mapping[tuple[str, int], Tensor], experts: Callable[[Tensor, int], Tensor] = torch.any
+) -> Tensor:
+    """Which ids stay, bool [count + 1]; the last entry is for -1, a position that always stays.
+
+    experts: for positions that experts share, and of which each expert keeps others, (mask [e, n], 0) -> mask [n].
+    """
     stays = torch.ones(tracer.count + 1, dtype=torch.bool)
     slots = {(s.param, s.dim): s for s in [*tracer.slots.values(), *tracer.sectioned]}
     for name, slot in slots.items():
         if name in masks:
-            stays[slot.ids] = masks[name].expand_as(slot.ids)
+            mask = masks[name]
+            stays[slot.ids] = (experts(mask, 0) if mask.dim() > slot.ids.dim() else mask).expand_as(slot.ids)
     channel = tracer.same.labels(tracer.count)  # ids of no parameter follow those that they met
     gone = torch.zeros_like(stays[:-1])
     gone[channel[~stays[:-1]]] = True
     stays[:-1] = ~gone[channel]
     return stays
+
+
+def _alike(value: object, stays: Tensor, all_stay: Tensor) -> bool:
+    return not isinstance(value, Value) or all(torch.equal(stays[ids], all_stay[ids]) for ids in value.maps)
 
 
 def _box(value: object, stays: Tensor) -> Positions | None:
