@@ -93,7 +93,7 @@ def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     before = state(model)
     for broken in ("surgery._follow_weights", "surgery.cut", "check.compare"):
 
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise ModelError("broken on purpose")
 
         with monkeypatch.context() as patch:

@@ -393,6 +393,8 @@ def _replaced(x: Any, number: Callable[[Any], int], tensor: Callable[[Tensor], T
         return slice(*(_replaced(n, number, tensor) for n in (x.start, x.stop, x.step)))
     if isinstance(x, dict):
         return {k: _replaced(v, number, tensor) for k, v in x.items()}
+    if isinstance(x, torch.Size):
+        return tuple(_replaced(v, number, tensor) for v in x)
     if isinstance(x, list) or type(x) in (tuple, _Shape):
         return type(x)(_replaced(v, number, tensor) for v in x)
     return x
