@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -142,6 +143,35 @@ class Behind(nn.Module):
 
 def test_a_scale_of_zeros_hides_nothing() -> None:
     assert {name for name, *_ in free(Behind("zero scale"), torch.randn(2, 4))} == {"a", "b"}
+
+
+class Deep(nn.Module):
+    """Many layers with small weights and norms without statistics, as before training: little is left of a signal."""
+
+    def __init__(self, gate: bool) -> None:
+        super().__init__()
+        widths = [4] + [8] * 24
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b)) for a, b in pairwise(widths))
+        self.head, self.gate = nn.Linear(8, 3), gate
+        for p in (p for m in self.modules() if isinstance(m, nn.Linear) for p in m.parameters()):
+            nn.init.normal_(p, std=0.02 if p.dim() > 1 else 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = torch.relu(layer(x))
+            if self.gate and i == 11:
+                x = x * x.softmax(-1)  # mixes channels: half of them cannot leave
+        return self.head(x)
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_layers_that_let_nothing_through_hide_nothing(gate: bool, samples: int) -> None:
+    torch.manual_seed(0)
+    model, x = Deep(gate).eval(), torch.randn(samples, 4)
+    assert float((model(x) - model(x + 1)).detach().abs().max()) < 1e-6
+    expected = {f"layers.{i}.0" for i in range(24) if not (gate and i == 11)}
+    assert set(probe(traced(model, x)).free) == expected
 
 
 @pytest.mark.parametrize("hide", ["constant", "nan"])
