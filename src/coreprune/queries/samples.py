@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
 
 from coreprune._batch import BatchAxes
 from coreprune.errors import InputError
 from coreprune.queries.check import as_tensor, fitting
+from coreprune.queries.datasets import items
 from coreprune.queries.leaves import batched, by_keyword, shared, with_leaves
 from coreprune.queries.queries import Queries
 
@@ -59,22 +61,23 @@ def is_samples(spec: Any) -> bool:
     """Whether a spec holds samples or is a file of them. Otherwise it says how to make inputs."""
     if isinstance(spec, str):
         return spec.endswith(".npz")
-    return isinstance(spec, (Path, Tensor, np.ndarray, Mapping)) or (
+    return isinstance(spec, (Path, Tensor, np.ndarray, Mapping, Dataset)) or (
         isinstance(spec, Iterable) and not isinstance(spec, type)
     )
 
 
 def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Generator) -> Queries:
-    """Queries from a tensor, a tuple or dict of tensors, an iterable of batches, or an .npz file.
+    """Queries from a tensor, a tuple or dict of tensors, an iterable of batches, a Dataset, or an .npz file.
 
     A tuple holds the model's inputs in their order. Labels may follow them and are left out. The same holds for each
-    batch. A list of tensors that all have the shape of the only input is a list of batches.
+    batch. A list of tensors that all have the shape of the only input is a list of batches. Each item of a Dataset is
+    one sample.
 
     If the model has no batch, a sample is a whole example: a list holds them, or tensors in which they are stacked.
 
     example: Inputs that the samples do not name stay as in it.
-    n: how many. From tensors and files they are drawn at random; from an iterable the first ones are taken. When None,
-        all tensors or the whole file are taken, and 512 inputs of an iterable.
+    n: how many. From tensors, files and datasets they are drawn at random; from an iterable the first ones are taken.
+        When None, all tensors or the whole file are taken, and 512 inputs of a dataset or an iterable.
 
     Raises InputError if the samples do not fit the example, are empty, or are not finite.
     """
@@ -97,7 +100,10 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
     if isinstance(spec, (Tensor, Mapping)) or (isinstance(spec, (tuple, list)) and _all_tensors(spec)):
         whole = _fitted(spec, example, where)
         return _counted(whole if n is None else whole.sample(n, generator))
-    return _counted(_from_batches(spec, example, _FIRST if n is None else n))
+    most = _FIRST if n is None else n
+    if isinstance(spec, Dataset):
+        spec = items(spec, (example.args, example.kwargs), example.axes, example.batched, most, generator)
+    return _counted(_from_batches(spec, example, most))
 
 
 def _one_input(example: Example) -> Tensor | None:
