@@ -103,8 +103,8 @@ def prune(
         takes functional if the result is repaired, and folding if it is not.
     queries: the inputs on which selection, allocation and repair compare the two models. "auto" makes inputs without
         data. Or give a source or its name (`coreprune.queries`); unlabelled samples (a tensor, a Dataset, a DataLoader,
-        the path of an .npz file); or `Queries`. None means no queries, and then nothing is repaired. Queries are made only if
-        something needs them.
+        the path of an .npz file); or `Queries`. None means no queries, and then nothing is repaired. Queries are made
+        only if something needs them.
     n_queries: how many queries to make, or how many of the samples to take, from the first on. By default all samples,
         or 4,096 vectors, or 256 of anything else that is made; fewer if one costs much (see `make_queries`).
     exclude: what stays whole: names of groups, patterns of names, or modules of the model, e.g.

@@ -55,9 +55,9 @@ def make_queries(
     spec: one of the following. "auto". The name of a source (`QUERIES`), or a source such as Strokes(low=0.0,
         high=1.0). A function (n, generator) that returns n inputs, or "module:function". Samples: a tensor, a tuple or
         dict of tensors shaped like the example inputs, a loader of batches or a Dataset of single samples (labels are
-        dropped), or the path of an .npz file. `Queries` made before, or the path of their .safetensors file. Samples lie along the same axis as in the
-        example. For a model without a batch they are whole examples: a list or loader of them, or tensors in which they
-        are stacked.
+        dropped), or the path of an .npz file. `Queries` made before, or the path of their .safetensors file. Samples
+        lie along the same axis as in the example. For a model without a batch they are whole examples: a list or loader
+        of them, or tensors in which they are stacked.
     n: how many inputs. By default all samples, 4,096 vectors, or 256 inputs of any other kind; 256 vectors if the
         model takes one at a time, or needs over 5·10⁷ operations for one; 128 images if it is on the CPU and as costly
         as a ResNet-50 at 224×224.
