@@ -234,7 +234,7 @@ def _follow_norms(small: nn.Module, captured: Captured, masks: Mapping[tuple[str
 
 
 def adopt(model: nn.Module, small: nn.Module) -> None:
-    """Move the smaller tensors and the numbers into the original, and keep its modules, parameters and hooks.
+    """Move the tensors that have changed and the numbers into the original, and keep its modules, parameters and hooks.
 
     If a step fails, for example on a parameter that cannot be resized, everything is restored.
     """
@@ -248,7 +248,7 @@ def adopt(model: nn.Module, small: nn.Module) -> None:
             for store in ("_parameters", "_buffers"):
                 for key, old in getattr(module, store).items():
                     new = getattr(other, store)[key]
-                    if old is None or old.shape == new.shape or id(old) in done:
+                    if old is None or id(old) in done or _same(old, new):
                         continue
                     done.add(id(old))
                     undo.append((old, old.data, old.grad))
@@ -274,9 +274,12 @@ def _cached(model: nn.Module, small: nn.Module) -> list[Place]:
     return [
         (path, keys, keys[0] not in vars(theirs[path]))
         for path, keys, old in kept_tensors(model)
-        if (new := fresh.get((path, keys))) is None
-        or not (old.is_meta or (old.shape == new.shape and torch.equal(old, new)))
+        if (new := fresh.get((path, keys))) is None or not (old.is_meta or _same(old, new))
     ]
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    return old is new or (old.shape == new.shape and (old.is_meta or torch.equal(old, new)))
 
 
 def _resize(old: Tensor, new: Tensor) -> None:
