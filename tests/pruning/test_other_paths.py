@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreprune import Budget, BudgetError, InputError, apply_plan, list_groups, make_plan, prune
+from coreprune import Budget, BudgetError, InputError, apply_plan, list_groups, load, make_plan, prune, save
+from coreprune.artifact import read_plan
 from small_networks import bits
 
 SMALL, LARGE = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 64, 64)
@@ -112,6 +114,17 @@ def test_the_other_path_is_exact() -> None:
     for size in (32, 64):
         x = torch.randn(2, 3, size, size)
         assert torch.allclose(result.model(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_a_saved_result_runs_every_path(size: int, tmp_path: Path) -> None:
+    result = prune(made(AuxNet), SMALL, Budget(keep=0.5), also=[LARGE], n_queries=32)
+    again = load(save(result, tmp_path / "small"), lambda: made(AuxNet))
+    x = torch.randn(2, 3, size, size)
+    assert torch.equal(again.eval()(x), result.model.eval()(x))
+    assert torch.equal(again.train()(x)[1], result.model.train()(x)[1])
+    plan = read_plan(tmp_path / "small")
+    assert apply_plan(made(AuxNet), plan, also=[LARGE])(x).shape == (2, 5)
 
 
 def test_heads_of_other_tasks() -> None:
