@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 from coreprune._batch import BatchAxes
 from coreprune._batch_trials import batch_axes
 from coreprune._example import ANY_BATCH, normalise_example
+from coreprune._single import stored_dtype
 from coreprune._twin import quiet
 from coreprune.errors import ModelError, first_line
 from coreprune.graph.caches import Place, caches, drop
@@ -124,7 +125,7 @@ def capture(
     names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     canonical: dict[int, str] = {}
     aliases = {name: canonical.setdefault(id(t), name) for name, t in names}
-    tensors = {n: (tuple(t.shape), t.dtype) for n, t in names if aliases[n] == n}
+    tensors = {n: (tuple(t.shape), stored_dtype(t)) for n, t in names if aliases[n] == n}
     parameters = frozenset(n for n, _ in model.named_parameters(remove_duplicate=False) if aliases[n] == n)
     sources: dict[str, tuple[str, str]] = {}
     constants: dict[str, Any] = {}

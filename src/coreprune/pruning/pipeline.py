@@ -21,6 +21,7 @@ from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.distill.distill import Distill, distill_
+from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.reporting.report import Compared, Report
@@ -71,6 +72,7 @@ class Result:
         return self.report._repr_html_()
 
 
+@in_single_precision
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -205,6 +207,7 @@ def prune(
     return Result(small, pruned.plan, report, rankings, recipe, calibration.given if calibration else None)
 
 
+@in_single_precision
 def make_plan(
     model: nn.Module,
     example_inputs: Any,
@@ -240,6 +243,7 @@ def make_plan(
         return prune_to(traced, settings, calibration, clock).plan
 
 
+@in_single_precision
 def apply_plan(
     model: nn.Module,
     plan: Plan,

@@ -15,10 +15,12 @@ from coreprune._batch_trials import batch_axes
 from coreprune._example import check_runs, normalise_example
 from coreprune._progress import Progress, silent
 from coreprune._seed import as_generator
+from coreprune._single import single
 from coreprune._twin import guarded
 from coreprune.errors import InputError
 from coreprune.queries.auto import choose
 from coreprune.queries.cache import Cache, fingerprint
+from coreprune.queries.check import number_kind
 from coreprune.queries.describe import shown
 from coreprune.queries.leaves import drawn, shared, with_leaves
 from coreprune.queries.queries import Queries
@@ -76,7 +78,12 @@ def make_queries(
     inputs = _checked_example(model, example_inputs)
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise InputError(f"n={n!r}: a whole number of queries, at least one, is needed.")
-    generator, spec = as_generator(seed), resolve(spec)
+    generator, asked, spec = as_generator(seed), spec, resolve(spec)
+    with guarded(model):
+        found = single(model, inputs)
+    if found is not None:
+        more = {"n": n, "seed": generator, "progress": progress, "cache": cache, "batch_axis": batch_axis}
+        return make_queries(found.model, found.up(example_inputs), asked, **more).changed(found.as_given)
     with guarded(model), untouched(model) as still:
         axes = batch_axes(model, inputs, batch_axis)
         args, kwargs = axes.cut(inputs)
@@ -212,7 +219,8 @@ def _reused(queries: Queries, args: tuple[Any, ...], kwargs: dict[str, Any], axe
             "model, or pass the example that they were made for."
         )
     device = next(x.device for x in mine[0] if isinstance(x, Tensor))
-    return replace(queries if n is None else queries.take(n), axes=axes).to(device)
+    taken = (queries if n is None else queries.take(n)).to(device)
+    return replace(taken.changed(lambda i, x: x.to(mine[0][i].dtype) if isinstance(x, Tensor) else x), axes=axes)
 
 
 def _varies(i: int, leaf: Any, queries: Queries) -> bool:
@@ -223,4 +231,4 @@ def _unlike(a: Any, b: Any, shared: bool) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return isinstance(a, Tensor) or isinstance(b, Tensor)
     axis = 0 if shared or a.dim() == 0 else 1
-    return a.dtype != b.dtype or a.shape[axis:] != b.shape[axis:] or a.dim() != b.dim()
+    return number_kind(a.dtype) != number_kind(b.dtype) or a.shape[axis:] != b.shape[axis:] or a.dim() != b.dim()

@@ -97,7 +97,7 @@ class Queries:
                 f"queries from {self.source} and from {other.source} are not inputs of the same form. "
                 "Make both for one example."
             )
-        both = self._map(lambda i, x: torch.cat([x, theirs[i].to(x.device)]) if self._batched(i, x) else x)
+        both = self.changed(lambda i, x: torch.cat([x, theirs[i].to(x.device)]) if self._batched(i, x) else x)
         return replace(both, source=f"{self.source} + {other.source}", note=f"{self.note}, and {other.note}")
 
     def _alike(self, i: int, x: Any, y: Any) -> bool:
@@ -152,7 +152,7 @@ class Queries:
 
     def to(self, device: torch.device | str) -> Queries:
         """The same inputs on a device."""
-        return self._map(lambda i, x: x.to(device) if isinstance(x, Tensor) else x)  # noqa: ARG005
+        return self.changed(lambda i, x: x.to(device) if isinstance(x, Tensor) else x)  # noqa: ARG005
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, completely or not at all. The structure is JSON in its metadata.
@@ -185,10 +185,10 @@ class Queries:
             raise InputError(f"{path} cannot be read as queries ({first_line(error)}). Make them anew.") from error
 
     def _chosen(self, rows: Tensor) -> Queries:
-        return self._map(lambda i, x: x[rows.to(x.device)] if self._batched(i, x) else x)
+        return self.changed(lambda i, x: x[rows.to(x.device)] if self._batched(i, x) else x)
 
     def _rows(self, start: int, stop: int) -> Queries:
-        return self._map(lambda i, x: x[start:stop] if self._batched(i, x) else x)
+        return self.changed(lambda i, x: x[start:stop] if self._batched(i, x) else x)
 
     def _given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs as the model takes them."""
@@ -199,7 +199,8 @@ class Queries:
         given = [axes.given(i, x) if self._batched(i, x) else x for i, x in enumerate(leaves)]
         return pytree.tree_unflatten(given, tree)
 
-    def _map(self, change: Callable[[int, Any], Any]) -> Queries:
+    def changed(self, change: Callable[[int, Any], Any]) -> Queries:
+        """Other inputs. change: from (position among the leaves of (args, kwargs), leaf) to the new leaf."""
         leaves, tree = pytree.tree_flatten((self.args, self.kwargs))
         args, kwargs = pytree.tree_unflatten([change(i, x) for i, x in enumerate(leaves)], tree)
         return replace(self, args=args, kwargs=kwargs)

@@ -138,7 +138,7 @@ def _from_batches(batches: Iterable[Any], example: Example, n: int) -> Queries:
         raise InputError("the samples are empty: the loader yields no batch. Check its dataset and drop_last.")
     first = parts[0]
     leaves = [pytree.tree_leaves((p.args, p.kwargs)) for p in parts]
-    return first._map(lambda i, x: torch.cat([row[i] for row in leaves])[:n] if first._batched(i, x) else x)
+    return first.changed(lambda i, x: torch.cat([row[i] for row in leaves])[:n] if first._batched(i, x) else x)
 
 
 def _from_file(path: Path, example: Example) -> dict[str, Any] | Tensor:

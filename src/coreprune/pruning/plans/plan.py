@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from coreprune._single import stored_dtype
 from coreprune.errors import InputError, first_line
 
 SCHEMA = 1
@@ -167,5 +168,5 @@ def fingerprint(model: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None =
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, torch.Tensor):
             shape = (shapes or {}).get(name, tuple(tensor.shape))
-            digest.update(f"{name}:{shape}:{tensor.dtype};".encode())
+            digest.update(f"{name}:{shape}:{stored_dtype(tensor)};".encode())
     return digest.hexdigest()[:16]

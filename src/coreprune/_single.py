@@ -1,0 +1,101 @@
+"""Half precision on the CPU: such models are computed in float32, which is many times faster there, and rounds less."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+
+from coreprune._twin import quiet, twin
+from coreprune.errors import ModelError, first_line
+
+log = logging.getLogger(__name__)
+
+HALF = (torch.float16, torch.bfloat16)
+_MOST = 500_000_000  # parameters that are copied: 2 GB
+_STORED = "_coreprune_stored_dtype"
+
+
+@dataclass(frozen=True, eq=False)
+class Single:
+    """A model in float32 that stands for one in half precision.
+
+    own: the user's model. model: the same in float32. example: (args, kwargs) of the user; real tensors have one dtype.
+    """
+
+    own: nn.Module
+    model: nn.Module
+    example: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def up(self, x: Any) -> Any:
+        """The same inputs in float32."""
+        return pytree.tree_map(lambda leaf: leaf.float() if _is_half(leaf) else leaf, x)
+
+    def as_given(self, i: int, leaf: Any) -> Any:
+        """An input in the dtype of the example's leaf at position i."""
+        like = pytree.tree_leaves(self.example)[i]
+        return leaf.to(like.dtype) if isinstance(leaf, Tensor) and isinstance(like, Tensor) else leaf
+
+    def down_(self, small: nn.Module) -> nn.Module:
+        """Give a model that was cut from `model` the dtypes of `own`, in place.
+
+        Raises ModelError if an entry becomes infinite.
+        """
+        mine = {name: t.dtype for name, t in [*self.own.named_parameters(), *self.own.named_buffers()]}
+        for name, t in [*small.named_parameters(), *small.named_buffers()]:
+            vars(t).pop(_STORED, None)
+            if mine[name] == t.dtype:
+                continue
+            stored = t.detach().to(mine[name])
+            if bool((torch.isfinite(t) & ~torch.isfinite(stored)).any()):
+                raise ModelError(
+                    f"{name} has entries that are too large for {mine[name]}. Leave the repair out, or in Python use a "
+                    "larger ridge: Repair(ridge=0.01)."
+                )
+            t.data = stored
+        return small
+
+
+def stored_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of a tensor, or of the one that it stands for."""
+    return getattr(tensor, _STORED, tensor.dtype)
+
+
+def single(model: Any, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Single | None:
+    """A model in half precision on the CPU, and its example, in float32. None for others, and where it does not run."""
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        return None
+    named = [*model.named_parameters(), *model.named_buffers()]
+    if any(is_lazy(t) or t.device.type != "cpu" for _, t in named) or not any(_is_half(t) for _, t in named):
+        return None
+    given = [x for x in pytree.tree_leaves(example) if isinstance(x, Tensor)]
+    real = {x.dtype for x in given if x.is_floating_point()}
+    if any(x.device.type != "cpu" for x in given) or len(real) > 1 or not real <= set(HALF):
+        return None
+    if sum(t.numel() for _, t in named) > _MOST:
+        return None
+    new = twin(model)
+    before = {name: t.dtype for name, t in named}
+    new._apply(lambda t: t.float() if _is_half(t) else t)
+    for name, t in [*new.named_parameters(), *new.named_buffers()]:
+        if before[name] != t.dtype:
+            vars(t)[_STORED] = before[name]
+    found = Single(model, new, example)
+    args, kwargs = found.up(example)
+    try:
+        with quiet(new) as still:
+            still(*args, **kwargs)
+    except Exception as error:
+        log.info("the model does not run in float32, and stays in half precision: %s", first_line(error))
+        return None
+    log.info("the model is computed in float32, because half precision is slow on the CPU")
+    return found
+
+
+def _is_half(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dtype in HALF
