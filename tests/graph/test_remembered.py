@@ -98,6 +98,20 @@ class Annotated(nn.Module):
         return self.linears[3](y.transpose(1, 2).contiguous().view(len(x), -1, self.h * self.d_k))
 
 
+class ZeroBias(nn.Module):
+    """The cross attention of T5: a new tensor of zeros for every head is added to the scores."""
+
+    def __init__(self, new: Callable[[Tensor, tuple[int, ...]], Tensor], d: int = 32, n: int = 4) -> None:
+        super().__init__()
+        self.n, self.each, self.new = n, d // n, new
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:2], -1, self.each).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scores = q @ k.transpose(-1, -2) + self.new(x, (1, self.n, x.shape[1], x.shape[1]))
+        return self.o((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
 @dataclass(frozen=True)
 class Frozen:
     how_many: int = 4
@@ -304,6 +318,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], set[st
     "sizes": (lambda: image_net(Sizes()), images, {"1.m.0"}),
     "PConv": (lambda: image_net(PConv()), images, {"1.mlp.0.0"}),
     "Annotated": (lambda: token_net(Annotated()), tokens, {"0", "1.linears.0", "1.linears.3"}),
+    "zeros": (lambda: token_net(ZeroBias(lambda x, size: torch.zeros(size, dtype=x.dtype))), tokens, {"1.q"}),
+    "new zeros": (lambda: token_net(ZeroBias(lambda x, size: x.new_zeros(size))), tokens, {"1.q"}),
     "layers": (lambda: nn.Sequential(Mix(8, 64), nn.ReLU(), Mix(64, 64), nn.ReLU(), Mix(64, 4)), tokens, {"0", "2"}),
     "loop": (lambda: token_net(Loop()), tokens, {"1.q"}),
     "two of one width": (lambda: token_net(TwoOfOneWidth()), tokens, {"1.left", "1.right"}),

@@ -106,7 +106,11 @@ class _Shape(tuple):  # torch.Size keeps no numbers of ours
 
 
 def numbers_read(run: Run) -> frozenset[Slot]:
-    """The numbers that modules remember and that reach a function of torch when the original runs."""
+    """The numbers that modules remember and that reach a function of tensors when the original runs.
+
+    A number that only gives new tensors their shape, such as a bias of zeros for every head, is none of them: nothing
+    shows what it has to become.
+    """
     try:
         with run(()) as (still, args, kwargs):
             values = _follow(still)
@@ -276,8 +280,9 @@ class _Watch(TorchFunctionMode):
         slots = sorted({s for n in _leaves((args, kwargs), _Number) for s in n.slots}, key=str)
         if not slots:
             return _called(func, args, kwargs)
-        self.read.update(slots)
         inputs = [x for x in _leaves((args, kwargs), Tensor)]
+        if inputs and not getattr(func, "__name__", "").startswith("new_"):  # of new tensors nothing is seen
+            self.read.update(slots)
         seen_inputs = [_prints(x) for x in inputs]
         given = [x.clone() if func is Tensor.__setitem__ else x for x in inputs]
         result = _called(func, _plain(args), _plain(kwargs))
