@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 
-def every_second(values: Iterable[Any], start: int = 0) -> list[Any]:
-    """All values, of which every second one is marked long."""
-    return [pytest.param(v, marks=() if (i - start) % 2 == 0 else pytest.mark.long) for i, v in enumerate(values)]
+def thinned(values: Iterable[Any], step: int = 2) -> list[Any]:
+    """All values, of which all but one of `step` are marked long."""
+    return [pytest.param(v, marks=pytest.mark.long if i % step else ()) for i, v in enumerate(values)]
 
 
 def in_turn(first: Iterable[Any], *others: Sequence[Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from coreprune.artifact import exports
 from coreprune.artifact.exports import export_onnx, export_program
 from coreprune.errors import ArtifactError, InputError, ModelError
 from graph.zoo import ZOO, randomise
-from sweeps import every_second
+from sweeps import thinned
 
 # The architectures that people export most: an MLP, a ResNet, depthwise convolutions, text and images with attention.
 NAMES = ("mlp", "hf-resnet", "mobilenet-v2", "bert", "vit")
@@ -62,7 +62,7 @@ def agree(found: list[Tensor], wanted: list[Tensor]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", every_second(NAMES))
+@pytest.mark.parametrize("name", thinned(NAMES, 3))
 def test_onnx_gives_the_same_outputs_at_every_batch_size(name, tmp_path):
     import onnxruntime
 
@@ -95,7 +95,7 @@ def test_a_program_gives_the_same_outputs_at_every_batch_size(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [NAMES[0], *every_second(NAMES[1:])])
+@pytest.mark.parametrize("name", [NAMES[0], *thinned(NAMES[1:], 3)])
 def test_compiled_models_give_the_same_outputs(name):
     """Down to machine code where there is a compiler and it does not take long, else to the graph."""
     model, example = pruned(name)

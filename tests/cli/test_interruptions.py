@@ -27,7 +27,7 @@ def environment() -> dict[str, str]:
 # --- kill -9 -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[18, pytest.param(60, marks=pytest.mark.long)], ids="{} kills".format)
+@pytest.fixture(scope="module", params=[10, pytest.param(60, marks=pytest.mark.long)], ids="{} kills".format)
 def killed(request, tmp_path_factory):
     """What killed_runs.py found, the user's files before, and its folder."""
     folder = tmp_path_factory.mktemp("killed")

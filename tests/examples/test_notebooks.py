@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sweeps import thinned
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 RUNNER = runpy.run_path(str(ROOT / "examples" / "run.py"))
@@ -21,7 +23,7 @@ def shape_of(text: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", thinned(NOTEBOOKS, len(NOTEBOOKS)), ids=lambda path: path.stem)
 def test_a_notebook_prints_and_draws_what_is_stored_and_comes_out_as_its_text_says(path):
     """In one test, because each run takes most of a minute, and two tests may fall to two processes."""
     stored = json.loads(path.read_text(encoding="utf-8"))

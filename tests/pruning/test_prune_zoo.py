@@ -12,7 +12,7 @@ from coreprune.graph import capture, find_groups, normalise_example
 from coreprune.selectors import Folding
 from graph.zoo import ZOO, randomise
 from small_networks import bits
-from sweeps import every_second, in_turn
+from sweeps import in_turn, thinned
 from zoo_examples import call, example
 
 # Architectures whose consumers are dense, grouped or flattened, of several kinds; sampling re-weights all of them.
@@ -36,7 +36,7 @@ REWEIGHTED = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", every_second(ZOO))
+@pytest.mark.parametrize("name", thinned(ZOO, 3))
 def test_half_of_every_free_group_leaves(name):
     entry = ZOO[name]
     model = entry.build().double().eval()
