@@ -82,8 +82,18 @@ bench: $(VENV)/.bench  ## the ellipsoid benchmark (LeNet needs --data, see bench
 examples: $(VENV)/.test  ## run the notebooks of examples/ again, and store what they print
 	$(PY) examples/run.py
 
-zoo: $(VENV)/.test  ## the zoo with torchvision's and timm's models, where these are installed in .venv
-	$(PY) benchmarks/zoo.py --torchvision --out zoo-torchvision.json
+# These packages need another torch than the tests: several GB.
+ZOO := build/zoo-env
+$(ZOO)/.done: pyproject.toml
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 \
+		timm ultralytics segmentation-models-pytorch torch-pruning==1.6.1 transformers
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+zoo: $(ZOO)/.done  ## prune some 180 architectures of five packages, and look whether the results are right (hours)
+	$(ZOO)/bin/python benchmarks/zoo.py
+	$(ZOO)/bin/python benchmarks/page.py
 
 release-check: $(VENV)/.release  ## build wheel and source distribution, and try the wheel in an empty environment
 	rm -rf build/dist

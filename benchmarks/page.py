@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from the JSONs in benchmarks/results: python benchmarks/page.py"""
+"""docs/benchmarks.md and docs/architectures.md from the JSONs in benchmarks/results: python benchmarks/page.py"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from page_parts import MISSING, missing, phases, ran_on, spread, table
 from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
+from page_zoo import architectures
 
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
@@ -180,6 +181,7 @@ def main() -> None:
         if source.with_suffix(".png").exists():
             shutil.copy(source.with_suffix(".png"), DOCS / f"{name}.png")
     (DOCS / "benchmarks.md").write_text("\n".join(parts))
+    (DOCS / "architectures.md").write_text(architectures(json.loads((RESULTS / "zoo.json").read_text())))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""docs/architectures.md from results/zoo.json."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from page_parts import MISSING, ran_on, table
+
+NAMES = {
+    "coreprune": "Small networks of our tests, built from configurations",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "ultralytics": "ultralytics",
+    "segmentation_models_pytorch": "segmentation-models-pytorch",
+}
+
+
+def architectures(record: dict[str, Any]) -> str:
+    rows = sorted(record["rows"], key=lambda r: (list(NAMES).index(r["package"]), r["architecture"].lower()))
+    by_package = {name: found for name in NAMES if (found := [r for r in rows if r["package"] == name])}
+    fine, wrong, refused, whole = (sum(_state(r) == state for r in rows) for state in ("yes", "no", "refused", "whole"))
+    peer = [r["torch_pruning"]["status"] for r in rows if "torch_pruning" in r]
+    summary = [_summary(NAMES[name], found) for name, found in by_package.items()]
+    sections = [f"## {NAMES[name]}\n\n{_models(found)}" for name, found in by_package.items()]
+    version = record["environment"]["versions"].get("torch-pruning", "")
+    return f"""# Architectures
+
+coreprune works on any architecture that torch.export can trace: convolutions, residual and dense connections, attention heads, gated units, experts, detectors.
+
+This page tests on {len(rows)} architectures whether coreprune cuts them correctly. The weights are random. Half of the units of every group that can shrink are removed, at random. The result must equal, in float64,
+at other batch sizes and, where the model takes them, other image sizes, the original in which the weights that read a removed channel are zero. If the original runs in training mode, so must the result.
+
+With coreprune, {fine} are equal, {wrong} are not, {whole} have no group that can shrink and be compared, and {refused} are refused with an error, for example because torch.export cannot trace them.
+With Torch-Pruning {version}, called as its README does, {peer.count("ok")} of {len(peer)} are equal to the original with zeros in float32, {peer.count("wrong values")} run and give other values, {peer.count("wrong output") + peer.count("broken model")} are broken or
+return other shapes, and {peer.count("error")} end in an error. Torch-Pruning also narrows channels inside of norms over channels, where no cut can be equal. coreprune leaves those whole unless it is asked.
+
+{table(["package", "models", "equal", "not equal", "whole", "refused", "free MACs (median)", "trace, group and probe, seconds (median, largest)", "Torch-Pruning equal"], summary)}
+
+*Free MACs*: the share of multiply-accumulates that disappears when every free group shrinks to one unit. A group is *locked* when its channels cannot be removed, or when removing
+them breaks the model's own forward. *Trace, group, probe*: seconds to trace the model, to find its groups, and to try half of every group.
+
+{(chr(10) * 2).join(sections)}
+
+Measured on {ran_on(record["environment"])} One thread. The page is made by `python benchmarks/page.py` from `benchmarks/results/zoo.json`.
+"""
+
+
+def _state(row: dict[str, Any]) -> str:
+    found = row.get("coreprune", {"error": row.get("error", "")})
+    if "error" in found:
+        return "refused"
+    return {True: "yes", False: "no", None: "whole"}[found["equal"]]
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    found = row["coreprune"]
+    return found["trace_s"] + found["groups_s"] + found["probe_s"]
+
+
+def _summary(name: str, rows: list[dict[str, Any]]) -> list[str]:
+    states = [_state(r) for r in rows]
+    known = [r for r in rows if _state(r) != "refused"]
+    counts = [str(states.count(s)) for s in ("yes", "no", "whole", "refused")]
+    free = f"{median(r['coreprune']['free_share_macs'] for r in known):.0%}" if known else MISSING
+    spent = [_seconds(r) for r in known]
+    equal = sum(r.get("torch_pruning", {}).get("status") == "ok" for r in rows)
+    times = f"{median(spent):.1f}, {max(spent):.1f}" if spent else MISSING
+    return [name, str(len(rows)), *counts, free, times, str(equal)]
+
+
+def _models(rows: list[dict[str, Any]]) -> str:
+    header = ["architecture", "free of groups", "free MACs", "trace, group, probe (s)", "equal", "locked because"]
+    lines = []
+    for row in rows:
+        other = row.get("torch_pruning", {"status": MISSING})
+        peer = other["status"] + (f": `{other['detail']}`" if other.get("detail") else "")
+        state = _state(row)
+        if state == "refused":
+            error = row.get("coreprune", row).get("error", "")
+            lines.append([row["architecture"], *[MISSING] * 4, _plain(error), _plain(peer)])
+            continue
+        found = row["coreprune"]
+        why = "; ".join(f"{reason} ({n})" for reason, n in sorted(found["locked"].items()))
+        if state == "no":
+            why = f"{found['why']}; {why}"
+        lines.append(
+            [
+                row["architecture"],
+                f"{found['free']} of {found['groups']}",
+                f"{found['free_share_macs']:.0%}",
+                ", ".join(f"{found[part]:.1f}" for part in ("trace_s", "groups_s", "probe_s")),
+                "**no**" if state == "no" else state if state == "whole" else "yes",
+                _plain(why),
+                _plain(peer),
+            ]
+        )
+    return table([*header, "Torch-Pruning"], lines)
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
