@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -113,7 +114,9 @@ def capture(
     with quiet(model, own_inputs=False) as still:
         drop(still, stale)
         try:
-            program = torch.export.export(still.train(training), args, kwargs, strict=False)
+            with warnings.catch_warnings():  # the twin may keep what it likes
+                warnings.filterwarnings("ignore", "The tensor attribute")
+                program = torch.export.export(still.train(training), args, kwargs, strict=False)
         except Exception as error:
             raise ModelError(_explain(model, error)) from error
     from coreprune.graph.decompose import decompose  # these import this module
