@@ -20,6 +20,7 @@ from coreprune.graph.groups import Group, check_keep
 from coreprune.graph.kept import staying
 from coreprune.graph.recipe import number_changes, set_numbers
 from coreprune.graph.remembered import Slot, numbers_demanded, put_numbers
+from coreprune.graph.search import kind_of, working
 from coreprune.graph.slicing import cut, kept_positions
 from coreprune.graph.traced import Traced
 from coreprune.graph.unread import numbers_unread
@@ -116,36 +117,35 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
         failed[0] = _Failed(names, demanded, [*(tried.values if tried else []), values], problem)
         return None, problem
 
-    def grow(good: list[str], names: list[str], first: bool = True) -> list[str]:
-        """Extend `good` by those of `names` that work. This takes O(log n) attempts per group that does not."""
-        small, problem = attempt(good + names)
-        if first or len(names) == 1:
-            for unread in (Unread.GUESS, Unread.STAY):
-                if small is None:
-                    small, _ = attempt(good + names, unread)
-        if small is not None:
-            best[0] = small
-            return good + names
-        if len(names) == 1:
-            locked[names[0]] = problem
-            log.info("group %s is put back: %s", names[0], problem)
-            return good
-        half = len(names) // 2
-        good = grow(good, names[:half], first=False)
-        return grow(good, names[half:], first=False)
+    def works(names: list[str], hard: bool) -> str:
+        """What is wrong with the model without the channels of some groups. Empty if it is the best one so far."""
+        small, problem = attempt(names)
+        for unread in (Unread.GUESS, Unread.STAY):
+            if small is None and hard:
+                small, _ = attempt(names, unread)
+        if small is None:
+            return problem
+        best[0] = small
+        return ""
 
     failed: list[_Failed | None] = [None]
     best: list[nn.Module | None] = [None]
+    kinds = {name: kind_of(g) for name, (g, _) in cuts.items()}
+    good: list[str] = []
     # Groups that change a norm's statistics can only be run, not compared. So the others are tried first, without them.
     exact = [n for n, (g, _) in cuts.items() if "norm-statistics" not in g.flags]
-    good = grow([], exact) if exact else []
-    rest = [n for n in cuts if n not in exact]
-    good = grow(good, rest) if rest else good
+    for part in (exact, [n for n in cuts if n not in exact]):
+        if part:
+            locked.update(working(part, kinds, good, works))
+    for name, problem in locked.items():
+        log.info("group %s is put back: %s", name, problem)
     small = best[0] if best[0] is not None else _smaller(model, captured, [])
     if inplace:
         adopt(model, small)
         small = model
-    return Removed(small, {n: cuts[n][1] for n in good}, kept_positions([cuts[n] for n in good]), locked, runs)
+    return Removed(
+        small, {n: cuts[n][1] for n in cuts if n in good}, kept_positions([cuts[n] for n in good]), locked, runs
+    )
 
 
 def probe(traced: Traced) -> Traced:

@@ -1,0 +1,86 @@
+"""Which of many cuts work together, in few attempts.
+
+An attempt runs a pruned model, so attempts are what costs. Cuts that do not work are found by bisection. Networks
+repeat their blocks, and what does not work in one block mostly does not work in any. So cuts of one kind are kept
+together, and judged by the first and the last of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coreprune.graph.groups import Group
+
+Attempt = Callable[[list[str], bool], str]  # (cuts, whether to try hard) -> what is wrong, empty if they work together
+
+
+def kind_of(group: Group) -> Hashable:
+    """The same for groups at the same place of repeated blocks."""
+    slices = frozenset((_numberless(s.param), s.dim) for s in group.slices)
+    return _numberless(group.name), group.size, group.unit, group.flags, slices
+
+
+def working(names: Sequence[str], kinds: Mapping[str, Hashable], good: list[str], attempt: Attempt) -> dict[str, str]:
+    """Extend `good`, in place, by those of `names` that work with it and with each other. Returns why others do not.
+
+    kinds: cuts of one kind are expected to work or not to work together.
+    """
+    sorts: dict[Hashable, list[str]] = {}
+    for name in names:
+        sorts.setdefault(kinds[name], []).append(name)
+    search = _Search(good, attempt)
+    if not search.add(list(names), hard=True):
+        search.split(list(sorts.values()))
+    return search.bad
+
+
+@dataclass
+class _Search:
+    """good: cuts that work together. bad: the others that were judged, with the reasons."""
+
+    good: list[str]
+    attempt: Attempt
+    bad: dict[str, str] = field(default_factory=dict)
+    problem: str = ""
+
+    def add(self, names: list[str], hard: bool = False) -> bool:
+        """Whether some cuts work with the good ones. Then they are good as well."""
+        self.problem = self.attempt(self.good + names, hard)
+        if not self.problem:
+            self.good += names
+        return not self.problem
+
+    def grow(self, sorts: list[list[str]]) -> None:
+        """Add what works of several kinds of cuts."""
+        alone = len(sorts) == 1 and len(sorts[0]) == 1
+        if sorts and not self.add([name for names in sorts for name in names], hard=alone):
+            self.split(sorts)
+
+    def split(self, sorts: list[list[str]]) -> None:
+        """Add what works of several kinds of cuts, which do not all work together."""
+        if len(sorts) > 1:
+            half = len(sorts) // 2
+            self.grow(sorts[:half])
+            self.grow(sorts[half:])
+        elif len(sorts[0]) == 1:
+            self.bad[sorts[0][0]] = self.problem
+        else:
+            self._one_kind(sorts[0])
+
+    def _one_kind(self, names: list[str]) -> None:
+        first, *middle, last = names
+        self.grow([[first]])
+        self.grow([[last]])
+        if not middle:
+            return
+        if first in self.bad and last in self.bad:
+            if not self.add(middle):
+                self.bad.update(dict.fromkeys(middle, self.bad[first]))
+        else:
+            self.grow([[name] for name in middle])
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
