@@ -137,7 +137,7 @@ def test_activations_that_are_not_finite_are_an_error_that_names_the_layer(bad):
         ("missing.npz", "no file"),
         (7, "unknown queries"),
         (Queries((torch.zeros(4, 3, 5, 5).double(),), {}, "mine"), "structure, shapes and dtypes"),
-        (Queries((torch.zeros(4, 3, 6, 6),), {}, "mine"), "structure, shapes and dtypes"),
+        (Queries((torch.zeros(4, 3, 6, 6, dtype=torch.int64),), {}, "mine"), "structure, shapes and dtypes"),
     ],
 )
 def test_queries_that_do_not_fit_are_refused(queries, match):

@@ -204,4 +204,5 @@ def test_queries_of_before(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="structure, shapes and dtypes"):
         take(queries, {"x": EXAMPLE})
     with pytest.raises(InputError, match="structure, shapes and dtypes"):
-        take(queries, EXAMPLE.double())
+        take(queries, EXAMPLE.long())
+    assert torch.equal(take(queries, EXAMPLE.double()).args[0], X.double())  # another precision is none the worse
