@@ -179,8 +179,9 @@ def _explain(model: nn.Module, error: Exception) -> str:
     text = str(error).lower()
     if "data-dependent" in text or "guardondatadependent" in type(error).__name__.lower():
         advice = (
-            "the forward branches on values; make that branch a configuration choice, wrap it in torch.cond, or ask "
-            "for an implementation without it (experts_implementation='grouped_mm' for transformers' experts)"
+            "the forward branches on values; make that branch a configuration choice, wrap it in torch.cond, ask "
+            "for an implementation without it (experts_implementation='grouped_mm' for transformers' experts), or "
+            "prune the part of the model that comes before, such as the backbone of a detector"
         )
     elif "guard failed" in text or "expected input at" in text:  # as newer and older releases of torch say it
         advice = f"if the model is a program that was exported for another size of its inputs, {ANY_BATCH}"
