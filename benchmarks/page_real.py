@@ -49,12 +49,11 @@ def efficientnet(record: dict[str, Any]) -> str:
     ]
     each = ", ".join(f"{value:.1f} ({seed})" for seed, value in sorted(dense.items()))
     failed = sum("error" in row for row in record["rows"])
-    earlier = " Our rows of seed 0 are from before the exchange of units." if _earlier(record) else ""
     return f"""## EfficientNet-Lite0 on ImageNet sample images
 
 The trained weights come in a package, and nothing is trained here. 500 sample images fall into two halves by a seed: {record["test_images"]} are the test, and the others the pool of unlabelled
 images. The accuracy is in %, its standard error about 2 points. Dense: {each}. Settings were chosen on the pool of seed 0. Everything is the default of
-`prune`, the safety net included. Cells are the mean over the seeds, with the least, the most and the number of seeds.{earlier}{missing(failed, "rows")}
+`prune`, the safety net included. Cells are the mean over the seeds, with the least, the most and the number of seeds.{missing(failed, "rows")}
 
 {table(["", *(f"{k} % of the MACs" for k in shares)], accuracy)}
 
@@ -132,10 +131,6 @@ Measured on {ran_on(record["environment"])}
 """
 
 
-def _earlier(record: dict[str, Any]) -> bool:
-    return any(row.get("before_exchange") for row in record["rows"])
-
-
 def _spread(rows: list[dict[str, Any]], field: str) -> str:
     values = [row[field] for row in rows]
     if not values:
@@ -153,9 +148,13 @@ def _cost(row: dict[str, Any]) -> list[str]:
     agreed = row["agreement_held_back"]
     return [
         MISSING if agreed is None else f"{agreed:.2f}",
-        f"{phases(row['seconds'])}; in all {row['wall_s']:.0f}",
+        f"{phases(row['seconds'])}; in all {row['wall_s']:.0f}{_alone(row)}",
         f"{row['peak_memory_mib'] / 1024:.1f}",
     ]
+
+
+def _alone(row: dict[str, Any]) -> str:
+    return " on one thread, beside other work" if row.get("threads", 2) == 1 else ""
 
 
 def _longest(cells: dict[tuple[str, str, float], list[dict[str, Any]]], model: str, method: str) -> str:

@@ -56,7 +56,12 @@ def run(
         if "error" in done and re.search(options.only, key):
             asked = {**job, "data": str(options.data), "threads": options.threads}
             with console.status(key):
-                row = {"key": key, **job, **in_child(script, asked, options.limit, options.threads)}
+                row = {
+                    "key": key,
+                    "threads": options.threads,
+                    **job,
+                    **in_child(script, asked, options.limit, options.threads),
+                }
             journal.add(row)
             console.print(json.dumps({k: v for k, v in row.items() if k not in ("compared", "seconds")}))
     record: dict[str, Any] = {
