@@ -181,7 +181,8 @@ def main() -> None:
         if source.with_suffix(".png").exists():
             shutil.copy(source.with_suffix(".png"), DOCS / f"{name}.png")
     (DOCS / "benchmarks.md").write_text("\n".join(parts))
-    (DOCS / "architectures.md").write_text(architectures(json.loads((RESULTS / "zoo.json").read_text())))
+    zoo = json.loads((RESULTS / "zoo.json").read_text())
+    (DOCS / "architectures.md").write_text(architectures(zoo))
 
 
 if __name__ == "__main__":
