@@ -32,7 +32,7 @@ This page tests on {len(rows)} architectures whether coreprune cuts them correct
 at other batch sizes and, where the model takes them, other image sizes, the original in which the weights that read a removed channel are zero. If the original runs in training mode, so must the result.
 
 With coreprune, {fine} are equal, {wrong} are not, {whole} have no group that can shrink and be compared, and {refused} are refused with an error, for example because torch.export cannot trace them.
-With Torch-Pruning {version}, called as its README does, {peer.count("ok")} of {len(peer)} are equal to the original with zeros in float32, {peer.count("wrong values")} run and give other values, {peer.count("wrong output") + peer.count("broken model")} are broken or
+With Torch-Pruning {version}, called as its README does, {peer.count("ok")} of {len(peer)} are equal to the original with zeros in float32, {peer.count("other values")} run and give other values, {peer.count("not comparable")} run and could not be compared, {peer.count("wrong output") + peer.count("broken model")} are broken or
 return other shapes, and {peer.count("error")} end in an error. Torch-Pruning also narrows channels inside of norms over channels, where no cut can be equal. coreprune leaves those whole unless it is asked.
 
 {table(["package", "models", "equal", "not equal", "whole", "refused", "free MACs (median)", "trace, group and probe, seconds (median, largest)", "Torch-Pruning equal"], summary)}

@@ -20,7 +20,10 @@ from coreprune.graph import capture, find_groups
 from zoo_models import Inputs
 
 _SECONDS = 60
-_READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # their inputs lie along axis 1 of the weight
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # along axis 0
+_NORMS = (nn.LayerNorm, nn.GroupNorm)
+_CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.PReLU)
 _TOLERANCE = 1e-3  # of float32, relative to the largest output
 
 
@@ -54,7 +57,11 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def peer(build: Callable[[], nn.Module], inputs: list[Inputs]) -> dict[str, Any]:
-    """Its status: ok, wrong values, wrong output, broken model, error, nothing removed or not installed."""
+    """Its status: ok, other values, not comparable, wrong output, broken model, error, nothing removed, not installed.
+
+    Other values: it narrowed norms over channels. Not comparable: the values differ without that, but it may have cut
+    what no weight reads, such as the queries and keys of attention, for which we cannot say what the right ones are.
+    """
     try:
         import torch_pruning as tp
     except ImportError:
@@ -72,7 +79,7 @@ def peer(build: Callable[[], nn.Module], inputs: list[Inputs]) -> dict[str, Any]
                 pruning_ratio=0.5,
                 ignored_layers=_output_layers(model, inputs[0]),
             )
-            unclear = _prune(pruner, model, zeros)
+            unknown, narrowed = _prune(pruner, model, zeros)
     except Exception as error:
         return {"status": "error", "detail": first_line(error)}
     after = sum(p.numel() for p in model.parameters())
@@ -91,7 +98,9 @@ def peer(build: Callable[[], nn.Module], inputs: list[Inputs]) -> dict[str, Any]
             (float((a - b).abs().max()) / max(1e-3, float(b.abs().max())) for a, b in zip(got, want, strict=True))
         )
         if not off <= _TOLERANCE:
-            return {**found, "status": "wrong values", "detail": f"off by {off:.0%} of the largest{unclear}"}
+            why = f"; it cuts {', '.join(sorted(unknown))}" if unknown else narrowed
+            status = "other values" if narrowed and not unknown else "not comparable"
+            return {**found, "status": status, "detail": f"off by {off:.0%} of the largest{why}"}
     return {**found, "status": "ok"}
 
 
@@ -108,23 +117,36 @@ def _output_layers(model: nn.Module, example: Inputs) -> list[nn.Module]:
     return [modules[alias.rpartition(".")[0]] for alias, name in captured.aliases.items() if name in made]
 
 
-def _prune(pruner: Any, model: nn.Module, zeros: nn.Module) -> str:
-    """Prune, and put zeros where the original reads what is removed. Returns what may make the two differ."""
+def _prune(pruner: Any, model: nn.Module, zeros: nn.Module) -> tuple[set[str], str]:
+    """Prune, and put zeros where the original reads what is removed.
+
+    Returns the kinds of cut layers for which that is not known, and words if norms over channels are narrowed.
+    """
     names = {id(m): name for name, m in model.named_modules()}
     left: dict[str, list[int]] = {}
+    unknown: set[str] = set()
     norms = False
     for group in pruner.step(interactive=True):
+        if not any(dep.handler.__name__ == "prune_in_channels" for dep, _ in group):
+            unknown.add("channels that no weight reads")
         for dep, indices in group:
             layer = dep.target.module
-            norms |= isinstance(layer, (nn.LayerNorm, nn.GroupNorm))
-            if not isinstance(layer, _READERS) or dep.handler.__name__ != "prune_in_channels":
+            norms |= isinstance(layer, _NORMS)
+            reads = isinstance(layer, (*_READERS, *_TRANSPOSED)) and dep.handler.__name__ == "prune_in_channels"
+            if not reads:
+                made = isinstance(layer, (*_READERS, *_TRANSPOSED, *_NORMS, *_CHANNELWISE))
+                if not made and (isinstance(layer, nn.Parameter) or any(True for _ in layer.parameters())):
+                    unknown.add(type(layer).__name__)
                 continue
-            name = names[id(layer)]
+            if getattr(layer, "groups", 1) > 1 or id(layer) not in names:
+                unknown.add(f"grouped {type(layer).__name__}")
+                continue
+            name, axis = names[id(layer)], 0 if isinstance(layer, _TRANSPOSED) else 1
             weight = zeros.get_submodule(name).get_parameter("weight")
-            here = left.setdefault(name, list(range(weight.shape[1])))
-            gone = sorted({here[i] for i in indices if i < len(here)})
+            here = left.setdefault(name, list(range(weight.shape[axis])))
+            gone = sorted({here[i] for i in indices})
             with torch.no_grad():
-                weight[:, gone] = 0
+                weight.index_fill_(axis, torch.tensor(gone), 0.0)
             left[name] = [i for i in here if i not in set(gone)]
         group.prune()
-    return "; it narrows norms over channels" if norms else ""
+    return unknown, "; it narrows norms over channels" if norms else ""
