@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "amplified-weights-are-not-used",
         "graph/check.py",
-        "            self._alive = self._amplified() if weights is None else weights\n",
-        "            self._alive = weights or {}\n",
+        "        for weights in (enlivened, self._amplified):\n",
+        "        for weights in (enlivened,):\n",
         ("graph/test_check.py",),
         "a network that lets nothing through is refused",
     ),

@@ -165,26 +165,26 @@ class Check:
         Empty if for the first example no inputs are found on which the outputs are finite and depend on the inputs.
         """
         examples = [self.captured, *(c for c in self.captured.more if not c.training)]
-        for weights in (enlivened(self.model), None):
-            self._alive = self._amplified() if weights is None else weights
+        for weights in (enlivened, self._amplified):
+            self._alive = weights(self.model)
             if first := self._drawn_like(drawing(examples[0])):
                 others = [x for example in examples[1:] for x in self._drawn_like(drawing(example))]
                 return (*others, *first)
         return ()
 
-    def _amplified(self) -> dict[str, Tensor]:
+    def _amplified(self, model: nn.Module) -> dict[str, Tensor]:
         """Weights that let more through than `_alive`."""
         base = drawing(self.captured)
         several = replace(base, lengths={at: BATCH for at in base.single() if at[1] == 0})
         for inputs in (several, base):
             args, kwargs = inputs.inputs(_SEED, self.dtype)
             try:
-                with self._ready(self.model, self._alive) as still:
-                    new = amplified(still, lambda model, a=args, k=kwargs: model(*a, **k))
+                with self._ready(model, self._alive) as still:
+                    new = amplified(still, lambda twin, a=args, k=kwargs: twin(*a, **k))
             except Exception as error:
                 log.debug("the model does not run when its weights are amplified: %s", first_line(error))
             else:
-                named = dict(self.model.named_parameters())
+                named = dict(model.named_parameters())
                 return {**self._alive, **{name: value.to(named[name].dtype) for name, value in new.items()}}
         return self._alive
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,6 +19,7 @@ from coreprune._twin import guarded
 from coreprune.errors import InputError
 from coreprune.graph import adopt
 from coreprune.pruning.plans.plan import Plan
+from coreprune.pruning.validate import check_exclude, counterparts
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,7 +42,11 @@ def in_single_precision(function: Callable[P, R]) -> Callable[P, R]:
             found = _single(given)
         if found is None:
             return function(*args, **kwargs)
-        changes = {"exclude": lambda x: _counterparts(x, found), "also": found.up, "example_inputs": found.up}
+        changes = {
+            "exclude": lambda x: counterparts(check_exclude(x), found.own, found.model),
+            "also": found.up,
+            "example_inputs": found.up,
+        }
         given.update({name: change(given[name]) for name, change in changes.items() if name in given})
         inplace = given.pop("inplace", False)
         made: Any = function(**{**given, "model": found.model})  # type: ignore[call-arg]
@@ -64,29 +69,19 @@ def _single(given: dict[str, Any]) -> Single | None:
     return found
 
 
-def _counterparts(exclude: Any, found: Single) -> Any:
-    """The same, with the modules of the model in float32."""
-    paths = {id(m): path for path, m in found.own.named_modules()}
-    if isinstance(exclude, nn.Module):
-        exclude = (exclude,)
-    if isinstance(exclude, str) or not isinstance(exclude, Collection):
-        return exclude
-    return tuple(found.model.get_submodule(paths[id(x)]) if id(x) in paths else x for x in exclude)
-
-
 def _returned(made: Any, found: Single, inplace: bool) -> Any:
     if isinstance(made, Plan):
         return _plan(made, found)
     if isinstance(made, nn.Module):
         return _model(made, found, inplace)
     note = "The model was computed in float32, in which the report's numbers hold. Its weights were rounded after that."
-    return replace(
+    changed = replace(
         made,
-        model=_model(made.model, found, inplace),
         plan=_plan(made.plan, found),
         report=replace(made.report, notes=(*made.report.notes, note)),
         queries=None if made.queries is None else made.queries.changed(found.as_given),
     )
+    return replace(changed, model=_model(made.model, found, inplace))  # last: it may change the user's model
 
 
 def _model(small: nn.Module, found: Single, inplace: bool) -> nn.Module:
