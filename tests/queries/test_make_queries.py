@@ -59,7 +59,7 @@ class Tokens(nn.Module):
         (nn.Conv1d(2, 2, 3), torch.zeros(1, 2, 20), "pink-noise", "convolutions"),
         (Alone(convnet()), IMAGE[:1], "mixture", "cannot be inverted one input at a time, and the inputs are images"),
         (nn.LayerNorm(12), EXAMPLE, "white-noise", "but their shape"),
-        (Tokens(), torch.zeros(1, 5, dtype=torch.int64), "random-tokens", "cannot write"),
+        (Tokens(), torch.zeros(1, 5, dtype=torch.int64), "token-mixture", "no tokenizer is known"),
     ],
 )
 def test_auto(model: nn.Module, example: Tensor, source: str, why: str) -> None:

@@ -94,6 +94,7 @@ def prune(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     batch_axis: Any = "auto",
+    tokenizer: Any = None,
 ) -> Result:
     """Make a model physically smaller without data.
 
@@ -134,6 +135,9 @@ def prune(
         or None for each input by its position or keyword, e.g. {"x": 1, "mask": 0}, or None for a model without a
         batch, such as one that takes a graph, a list of images or a single image. Its queries are whole examples of the
         same shapes, which run one at a time, and its MACs are those of one example.
+    tokenizer: of a model that reads text, if none lies in the folder that the model was loaded from: a
+        `tokenizers.Tokenizer`, a fast tokenizer of transformers, or a folder with a tokenizer.json. With it, queries
+        that are made without data contain text of this machine; queries="made-tokens" leaves the text out.
 
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
@@ -167,6 +171,7 @@ def prune(
             delta=delta,
             cost=cost,
             batch_axis=batch_axis,
+            tokenizer=tokenizer,
         )
         calibration = None
         by_queries = queries is not None and _by_queries(selector, budget)
@@ -174,7 +179,9 @@ def prune(
             if options is None and training is None:
                 _say_what_queries_are_for(selector, queries)
             with clock("queries"):
-                calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
+                calibration = gather(
+                    traced, Asked(example_inputs, queries, n_queries, cache, tokenizer), seed, clock.tell
+                )
         pruned = prune_to(traced, settings, calibration, clock)
         if calibration is not None and options is not None and calibration.useful:
             with clock("repair"):
@@ -223,6 +230,7 @@ def make_plan(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     batch_axis: Any = "auto",
+    tokenizer: Any = None,
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
@@ -236,10 +244,10 @@ def make_plan(
         _check_affordable(budget, traced, cost)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
-        settings = replace(settings, batch_axis=batch_axis)
+        settings = replace(settings, batch_axis=batch_axis, tokenizer=tokenizer)
         calibration = None
         if queries is not None and _by_queries(selector, budget):
-            calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
+            calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache, tokenizer), seed, clock.tell)
         return prune_to(traced, settings, calibration, clock).plan
 
 
@@ -256,6 +264,7 @@ def apply_plan(
     inplace: bool = False,
     progress: Progress | None = None,
     batch_axis: Any = "auto",
+    tokenizer: Any = None,
 ) -> nn.Module:
     """Carry out a plan on a checkpoint of the architecture that the plan was made for.
 
@@ -293,7 +302,9 @@ def apply_plan(
             name, reason = next(iter(pruned.removed.locked.items()))
             raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
         if queries is not None and options is not None:
-            calibration = gather(traced, Asked(example_inputs, queries, n_queries), plan.seed, tell)
+            calibration = gather(
+                traced, Asked(example_inputs, queries, n_queries, tokenizer=tokenizer), plan.seed, tell
+            )
             if calibration.useful and repair_(pruned, calibration, options, tell):
                 descend_(pruned, calibration, options, plan.seed, tell)
     if inplace:

@@ -26,7 +26,7 @@ class Settings:
 
     method: the selector itself. exclude: names or patterns of groups. queries: a name, a path, a source, or "samples"
     for the user's own tensors; None for no queries. repair, distill: their options, or None if they are off. cost: the
-    user's own, or None. also: "examples" if there were further examples.
+    user's own, or None. also: "examples" if there were further examples. tokenizer: the user's, or None.
     """
 
     budget: Budget
@@ -42,6 +42,7 @@ class Settings:
     compare: bool = True
     also: str = ""
     batch_axis: Any = "auto"
+    tokenizer: Any = None
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
@@ -54,6 +55,7 @@ class Settings:
         "cost": None,
         "also": "",
         "batch_axis": "auto",
+        "tokenizer": None,
     }
 
     def as_dict(self) -> dict[str, Any]:

@@ -18,8 +18,11 @@ from coreprune.queries.sources.dead_leaves import Leaves
 from coreprune.queries.sources.mixture import Mixture
 from coreprune.queries.sources.noise import Blobs, PinkNoise, WhiteNoise
 from coreprune.queries.sources.propagated_moments import PropagatedMoments
+from coreprune.queries.sources.self_generated import SelfGenerated
 from coreprune.queries.sources.strokes import Strokes
-from coreprune.queries.sources.tokens import RandomTokens, SelfGenerated, ZipfTokens
+from coreprune.queries.sources.text import MachineText
+from coreprune.queries.sources.token_mixture import MadeTokens, TokenMixture
+from coreprune.queries.sources.tokens import RandomTokens, ZipfTokens
 from coreprune.queries.spec import QUERIES
 
 __all__ = [
@@ -28,6 +31,8 @@ __all__ = [
     "Blobs",
     "ClassImpressions",
     "Leaves",
+    "MachineText",
+    "MadeTokens",
     "Mixture",
     "PinkNoise",
     "PropagatedMoments",
@@ -37,6 +42,7 @@ __all__ = [
     "Source",
     "Strokes",
     "Target",
+    "TokenMixture",
     "WhiteNoise",
     "ZipfTokens",
     "invert",

@@ -9,15 +9,17 @@ from coreprune.queries.sources.mixture import Mixture
 from coreprune.queries.sources.noise_like import noise_like
 from coreprune.queries.sources.norm_statistics import reached
 from coreprune.queries.sources.strokes import Strokes
-from coreprune.queries.sources.tokens import RandomTokens, SelfGenerated, is_causal
+from coreprune.queries.sources.token_mixture import TokenMixture
+from coreprune.queries.sources.tokens import RandomTokens, columns, known
 
 
 def choose(target: Target) -> tuple[Source, str]:
     """The source, and the reason in words."""
     if not target.example.is_floating_point():
-        if is_causal(target):
-            return SelfGenerated(), "the model is a causal language model, so it writes its own text"
-        return RandomTokens(), "the inputs are tokens, and the model cannot write text"
+        if len(target.shape) != 1 or columns(target) is not None:
+            return RandomTokens(), "the inputs are whole numbers"
+        found = "no tokenizer is known" if known(target) is None else "a tokenizer is known"
+        return TokenMixture(), f"the inputs are tokens, and {found}"
     normed = reached(target)
     if normed and target.together:
         return BatchNormInversion(), "the model holds batch norms with running statistics"

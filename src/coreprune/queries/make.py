@@ -45,6 +45,7 @@ def make_queries(
     progress: Progress | None = None,
     cache: str | Path | None = None,
     batch_axis: Any = "auto",
+    tokenizer: Any = None,
 ) -> Queries:
     """Make inputs that stand in for missing data, or take samples.
 
@@ -71,6 +72,7 @@ def make_queries(
         the values that they close over. A source that cannot be recognised is not cached, and a warning is logged.
         Samples are not cached.
     batch_axis: which axis of the inputs holds the samples, as for `prune`.
+    tokenizer: of a model that reads text, as for `prune`.
 
     Raises InputError for bad arguments, for samples that do not fit the example, and for a source that returns inputs
     that do not fit. Raises ModelError if the model does not run on the example.
@@ -82,7 +84,8 @@ def make_queries(
     with guarded(model):
         found = single(model, inputs)
     if found is not None:
-        more = {"n": n, "seed": generator, "progress": progress, "cache": cache, "batch_axis": batch_axis}
+        more = {"n": n, "seed": generator, "progress": progress, "cache": cache}
+        more |= {"batch_axis": batch_axis, "tokenizer": tokenizer}
         return make_queries(found.model, found.up(example_inputs), asked, **more).changed(found.as_given)
     with guarded(model), untouched(model) as still:
         axes = batch_axes(model, inputs, batch_axis)
@@ -91,7 +94,7 @@ def make_queries(
             return _reused(spec, args, kwargs, axes, n)
         if is_samples(spec):
             return from_samples(spec, Example(args, kwargs, axes), n, generator)
-        targets = tuple(Target(still, args, kwargs, leaf, axes) for leaf in drawn(args, kwargs, axes))
+        targets = tuple(Target(still, args, kwargs, leaf, axes, tokenizer) for leaf in drawn(args, kwargs, axes))
         check_runs(still, args, kwargs)
         first = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         run = _Run(targets, n or _enough(targets[0]), first, progress or silent, Path(cache) if cache else None)
@@ -118,7 +121,10 @@ class _Run:
         chosen = [(source, "") if source is not None and t in own else choose(t) for t in self.targets]
         cache = self._cache([s for s, _ in chosen])
         new = {t.leaf: self._draw(k, s, cache) for k, (t, (s, _)) in enumerate(zip(self.targets, chosen, strict=True))}
-        remarks = [_remark(s, t, new[t.leaf]) for t, (s, _) in zip(self.targets, chosen, strict=True)]
+        pairs = [(s, t, new[t.leaf]) for t, (s, _) in zip(self.targets, chosen, strict=True)]
+        for pair in pairs:
+            new |= _also(*pair)
+        remarks = [_remark(*pair) for pair in pairs]
         return self._queries(new, chosen, remarks, "inputs without data")
 
     def by_function(self, function: FromFunction) -> Queries:
@@ -131,6 +137,7 @@ class _Run:
             if target.leaf not in new:
                 chosen.append(choose(target))
                 new[target.leaf] = self._draw(k, chosen[-1][0], cache)
+                new = {**_also(chosen[-1][0], target, new[target.leaf]), **new}
                 remarks.append(_remark(chosen[-1][0], target, new[target.leaf]))
         self.progress("queries", 1, 1)
         return self._queries(new, chosen, remarks, "inputs")
@@ -167,6 +174,8 @@ class _Run:
         example = (first.args, first.kwargs)
         if not first.axes.first:
             example = (*example, first.axes.inputs)
+        if first.kind == "tokens" and first.tokens is not None:
+            example = (*example, first.tokens.key)
         key = fingerprint(first.model, example, sources, self.n, self.seed)
         return None if key is None else Cache(self.path, key)
 
@@ -193,6 +202,12 @@ def _remark(source: Source, target: Target, x: Tensor) -> str:
     """What the source has to say about the inputs that it made, for the report. Most say nothing."""
     remark = getattr(source, "remark", None)
     return str(remark(target, x)) if callable(remark) else ""
+
+
+def _also(source: Source, target: Target, x: Tensor) -> dict[int, Tensor]:
+    """Further inputs that go with those that the source made, by their positions. Most have none."""
+    also = getattr(source, "also", None)
+    return dict(also(target, x)) if callable(also) else {}
 
 
 def _checked_example(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

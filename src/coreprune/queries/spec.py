@@ -17,8 +17,11 @@ from coreprune.queries.sources.dead_leaves import Leaves
 from coreprune.queries.sources.function import as_source
 from coreprune.queries.sources.noise import Blobs, PinkNoise, WhiteNoise
 from coreprune.queries.sources.propagated_moments import PropagatedMoments
+from coreprune.queries.sources.self_generated import SelfGenerated
 from coreprune.queries.sources.strokes import Strokes
-from coreprune.queries.sources.tokens import RandomTokens, SelfGenerated, ZipfTokens
+from coreprune.queries.sources.text import MachineText
+from coreprune.queries.sources.token_mixture import MadeTokens, TokenMixture
+from coreprune.queries.sources.tokens import RandomTokens, ZipfTokens
 
 _OURS = (
     BatchNormInversion,
@@ -32,6 +35,9 @@ _OURS = (
     RandomTokens,
     ZipfTokens,
     SelfGenerated,
+    MachineText,
+    MadeTokens,
+    TokenMixture,
 )
 # Registered ones are a function (n, generator), a Source, or a class of sources.
 QUERIES: Registry[Source] = Registry(

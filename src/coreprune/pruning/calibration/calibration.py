@@ -30,13 +30,14 @@ class Asked:
     """What the caller said about the queries, from the arguments of `prune`.
 
     example: `example_inputs`. spec: `queries`, which makes or holds them. n: `n_queries`, or None. cache: a file, or
-    None.
+    None. tokenizer: the caller's, or None.
     """
 
     example: Any
     spec: Any
     n: int | None = None
     cache: str | Path | None = None
+    tokenizer: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +64,8 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     model, spec, cache = traced.model, asked.spec, asked.cache
     generator = torch.Generator().manual_seed(seed)
     axes = traced.captured.axes
-    given = make_queries(
-        model, asked.example, spec, n=asked.n, seed=generator, progress=tell, cache=cache, batch_axis=axes
-    )
+    same: dict[str, Any] = {"seed": generator, "progress": tell, "batch_axis": axes, "tokenizer": asked.tokenizer}
+    given = make_queries(model, asked.example, spec, n=asked.n, cache=cache, **same)
     useful = True
     if given.source == "samples":
         given, useful = familiar(model, given)
@@ -76,9 +76,7 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     if is_source(spec):
         count = max(_FRESH, len(queries) // 4)
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
-        fresh = make_queries(
-            model, asked.example, spec, n=count, seed=generator, progress=tell, cache=again, batch_axis=axes
-        )
+        fresh = make_queries(model, asked.example, spec, n=count, cache=again, **same)
     elif len(queries) > 1:
         # In random order, because files and loaders are often sorted. T11 assumes samples of one distribution, and so
         # does the comparison of one half of the batches with the other.

@@ -32,6 +32,7 @@ from coreprune.pruning.layer.linear_maps import Operator
 from coreprune.pruning.layer.read import plain_linear, read_layer, tensors_of
 from coreprune.pruning.layer.weights import LayerWeights
 from coreprune.pruning.plans.decide import Decision
+from coreprune.pruning.reporting.answers import scores
 from coreprune.pruning.reporting.report import GroupReport
 from coreprune.pruning.selectors import Ranking
 from coreprune.queries import Queries, make_queries
@@ -138,25 +139,27 @@ def certify(
     delta: float = 0.01,
     seed: int = 0,
     batch_axis: Any = "auto",
+    tokenizer: Any = None,
 ) -> Certificate:
     """T11: a lower bound on how often two models give the same answer, for the distribution of the samples.
 
     samples: unlabelled samples that neither selection nor repair has seen (a tensor, a DataLoader, the path of an .npz
         file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source. It makes
-        other inputs here than in `prune`, whichever seed `prune` got. batch_axis: as for `prune`.
+        other inputs here than in `prune`, whichever seed `prune` got. batch_axis, tokenizer: as for `prune`.
 
-    Raises InputError if the samples do not fit, or if the models do not return scores of classes, (N, classes).
+    The answer is the class with the highest score (N, classes), or the next token of a causal language model. Raises
+    InputError if the samples do not fit, or if the models return no such scores.
     """
     # prune() seeds its generator with the seed itself. If this did too, a source would make the same inputs that
     # pruning used, but T11 needs inputs that nothing has seen. So the seed is hashed here. The hash equals a given seed
     # of prune() with probability 2⁻³² (torch's generator takes 32 bits). The key may be any number; 11 is for T11.
     (other,) = np.random.SeedSequence(check_seed(seed), spawn_key=(11,)).generate_state(1).tolist()
-    fresh = make_queries(model, example_inputs, samples, n=n, seed=other, batch_axis=batch_axis)
+    fresh = make_queries(model, example_inputs, samples, n=n, seed=other, batch_axis=batch_axis, tokenizer=tokenizer)
     found = agreement(model, pruned, fresh, delta)
     if found is None:
         raise InputError(
-            "agreement is about the class with the highest score, but the models do not return scores of shape "
-            "(samples, classes). Compare their outputs in a way that fits the task."
+            "agreement is about the class with the highest score, or about the next token, but the models return "
+            "neither scores of shape (samples, classes) nor those of a causal language model. Compare their outputs in a way that fits the task."
         )
     return found
 
@@ -165,19 +168,23 @@ def certify(
 def agreement(
     model: nn.Module, small: nn.Module, fresh: Queries, delta: float, candidates: int = 1
 ) -> Certificate | None:
-    """T11 on queries that nothing else has used; None unless the models return scores of classes, (N, classes).
+    """T11 on queries that nothing else has used, about the class, or about the next token of a causal language model.
+
+    None if the models return no such scores.
 
     candidates: among how many models the small one was chosen with the same queries.
     """
     same = total = 0
     answers: list[Tensor] = []
+    read = scores(model, fresh)
     with quiet(model) as full, quiet(small) as left:
         batch = largest_batch(next(fresh.batches(2)), _BATCH, full, left)
         for args, kwargs in fresh.batches(batch):
             axes = fresh.axes or usual((args, kwargs))
             size = axes.size((args, kwargs))
-            before, after = (_scores(m(*args, **kwargs), axes, size) for m in (full, left))
-            if before is None or after is None or before.dim() != 2 or before.shape[1] < 2:
+            outputs = (_outcome(m(*args, **kwargs), axes, size) for m in (full, left))
+            before, after = (None if x is None else read((args, kwargs), x) for x in outputs)
+            if before is None or after is None:
                 return None
             chosen = before.argmax(dim=1)
             answers.append(chosen)
@@ -190,7 +197,7 @@ def agreement(
     )
 
 
-def _scores(output: Any, axes: BatchAxes, size: int) -> Tensor | None:
+def _outcome(output: Any, axes: BatchAxes, size: int) -> Tensor | None:
     """The first real tensor of an output, with the samples along axis 0."""
     return first_tensor(output) if axes.first else next(iter(axes.rows(reals(output), size)), None)
 

@@ -12,6 +12,7 @@ from coreprune._batch import usual
 from coreprune._example import largest_batch, reals
 from coreprune._shapes import Float
 from coreprune._twin import quiet
+from coreprune.pruning.reporting.answers import scores
 from coreprune.queries import Queries
 
 _BATCH = 32  # samples that are run together
@@ -22,8 +23,8 @@ class Apart:
     """The differences between two models.
 
     errors: (n,) float64, for every query the squared error of the outputs, relative to their variance over all queries;
-    infinite where an output is not finite. same: how many queries get the same class, or None if the models do not
-    return scores of classes, (N, classes).
+    infinite where an output is not finite. same: how many queries get the same class, or the same next token of a
+    causal language model; None if the models return no such scores.
     """
 
     errors: Float[Tensor, " n"]
@@ -51,9 +52,10 @@ class Apart:
 @torch.no_grad()
 def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
     """Run both models on the queries, a few at a time. None if they have no outputs that can be compared."""
-    errors: list[Tensor] = []  # (queries, outputs)
+    errors: list[Tensor] = []  # of every query: (outputs,)
     sums: list[Tensor] = []  # (outputs, 3): sum, sum of squares, count
     classes: list[bool] = []
+    read = scores(model, queries)
     with quiet(model) as full, quiet(small) as left:
         size = largest_batch(next(queries.batches(2)), _BATCH, full, left)
         for args, kwargs in queries.batches(size):
@@ -65,16 +67,17 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
             ]
             if not pairs:
                 return None
-            flat = [(x.reshape(rows, -1).double(), y.reshape(rows, -1).double()) for x, y in pairs]
-            errors.append(torch.stack([(x - y).square().mean(dim=1) for x, y in flat], dim=1).cpu())
-            sums.append(
-                torch.stack([torch.stack([x.sum(), x.square().sum(), 0 * x.sum() + x.numel()]) for x, _ in flat])
-            )
-            first = pairs[0][0]
-            if first.dim() == 2 and first.shape[1] > 1:
-                classes += (first.argmax(dim=1) == pairs[0][1].argmax(dim=1)).tolist()
+            for i in range(rows):  # one at a time: in float64 the logits of a batch of texts are gigabytes
+                one = [(x[i].double(), y[i].double()) for x, y in pairs]
+                errors.append(torch.stack([(x - y).square().mean() for x, y in one]).cpu())
+                sums.append(
+                    torch.stack([torch.stack([x.sum(), x.square().sum(), 0 * x.sum() + x.numel()]) for x, _ in one])
+                )
+            chosen = [read((args, kwargs), output) for output in pairs[0]]
+            if chosen[0] is not None and chosen[1] is not None:
+                classes += (chosen[0].argmax(dim=1) == chosen[1].argmax(dim=1)).tolist()
     total, square, count = torch.stack(sums).sum(dim=0).cpu().unbind(dim=1)
     variance = square / count - (total / count).square()
-    relative = torch.cat(errors) / torch.where(variance > 0, variance, 1.0)
+    relative = torch.stack(errors) / torch.where(variance > 0, variance, 1.0)
     same = sum(classes) if len(classes) == len(relative) else None
     return Apart(torch.nan_to_num(relative.mean(dim=1), nan=math.inf, posinf=math.inf), same)

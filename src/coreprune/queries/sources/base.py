@@ -22,7 +22,8 @@ from coreprune._example import first_tensor, largest_batch
 from coreprune._twin import quiet
 from coreprune.errors import InputError
 from coreprune.queries.check import fitting
-from coreprune.queries.leaves import shared, title, with_leaves
+from coreprune.queries.leaves import by_keyword, shared, title, with_leaves
+from coreprune.queries.tokenizer import Tokens, beside, tokens_of
 
 KINDS = ("tokens", "pixels", "vectors", "reals")
 Tell = Callable[[int, int], None]  # steps done, steps in all
@@ -36,6 +37,7 @@ class Target:
     args, kwargs: the example inputs: one sample, as the model takes it.
     leaf: position of the tensor among the leaves of (args, kwargs).
     said: which axes hold the samples; None for the first.
+    tokenizer: what the caller passed, or None. See `tokens`.
     """
 
     model: nn.Module
@@ -43,6 +45,22 @@ class Target:
     kwargs: dict[str, Any]
     leaf: int
     said: BatchAxes | None = None
+    tokenizer: Any = None
+
+    @cached_property
+    def tokens(self) -> Tokens | None:
+        """What the caller's tokenizer says of the tokens, or the one in the folder that the model was loaded from."""
+        place = beside(self.model) if self.tokenizer is None else self.tokenizer
+        return None if place is None else tokens_of(place)
+
+    @cached_property
+    def mask(self) -> int | None:
+        """Position of the mask that says which of these tokens are padding, as transformers has it; None without."""
+        places = by_keyword(self.args, self.kwargs)
+        own = next((name for name, i in places.items() if i == self.leaf), "")
+        found = places.get(f"{own.removesuffix('input_ids')}attention_mask") if own.endswith("input_ids") else None
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return found if found is not None and leaves[found].shape == self.given.shape else None
 
     @cached_property
     def axes(self) -> BatchAxes:
@@ -139,7 +157,8 @@ class Source(Protocol):
         shape). If a model takes several inputs, the source fills those of its kind. The others are left to "auto".
 
     A source may also have a method remark(target, inputs) that returns a sentence about the inputs that it made, for
-    the report.
+    the report, and a method also(target, inputs) that returns further inputs that go with them, such as a mask of
+    padding: a dict from positions among the leaves of (args, kwargs) to tensors (n, ...).
     """
 
     @property

@@ -42,7 +42,7 @@ class Mixture:
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
         """Make n inputs for the target."""
         parts, done = [], 0
-        for source, share in zip(self.sources, self._shares(n), strict=True):
+        for source, share in zip(self.sources, self.shares(n), strict=True):
             if share == 0:
                 continue
 
@@ -53,7 +53,7 @@ class Mixture:
             done += share
         return torch.cat(parts)[torch.randperm(n, generator=generator).to(target.example.device)]
 
-    def _shares(self, n: int) -> list[int]:
+    def shares(self, n: int) -> list[int]:
         """How many inputs come from each source. The largest remainders are rounded up."""
         weights = torch.tensor(self.weights or [1.0] * len(self.sources), dtype=torch.float64)
         if (

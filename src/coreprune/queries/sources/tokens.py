@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from coreprune.errors import InputError
 from coreprune.queries.sources.base import Target, Tell
+from coreprune.queries.tokenizer import Tokens
+
+_log = logging.getLogger(__name__)
 
 _MOST_COLUMNS = 512
 
@@ -77,6 +81,24 @@ def _looked_up(target: Target, x: Tensor) -> list[tuple[Tensor, int]]:
     return found
 
 
+def is_causal(target: Target) -> bool:
+    """Whether tokens (1, T) give logits (1, T, vocabulary), and the last token changes no logits before it."""
+    if target.example.is_floating_point() or len(target.shape) != 1 or target.shape[0] < 2:
+        return False
+    try:
+        size = vocabulary(target)
+        here = target.logits(target.example)
+    except InputError:
+        return False
+    if here.dim() != 3 or here.shape[1] != target.shape[0] or here.shape[2] != size or size < 2:
+        return False
+    other = target.example.clone()
+    other[:, -1] = (other[:, -1] + 1) % size
+    there = target.logits(other)
+    same = torch.allclose(here[:, :-1], there[:, :-1], rtol=1e-3, atol=1e-4 * float(here.detach().abs().max()) + 1e-8)
+    return same and not torch.allclose(here[:, -1], there[:, -1])
+
+
 def _config(target: Target, name: str) -> int | None:
     value = getattr(getattr(target.model, "config", None), name, None)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -87,20 +109,85 @@ def _drawn(
 ) -> Tensor:
     """Tokens (n, *shape). law: the weights of so many values. asked: how many there are; None to find out."""
     sizes = columns(target) if asked is None else None
+    tokens = known(target) if asked is None and sizes is None else None
+    if tokens is not None:
+        words = torch.tensor(tokens.words)
+        count = n * target.shape[0]
+        places = torch.multinomial(law(len(words)), count, replacement=True, generator=generator)
+        return framed(target, tokens, words[places].reshape(n, -1).tolist(), is_causal(target))
     if sizes is None:
         return _draw(target, law(_size(asked, target)), n, generator)
     drawn = [torch.multinomial(law(k), n, replacement=True, generator=generator) for k in sizes.tolist()]
     return target.cast(torch.stack(drawn, dim=1))
 
 
+def known(target: Target) -> Tokens | None:
+    """What is known of the model's tokens; None without a tokenizer, or if the one that was found has other tokens.
+
+    Raises InputError if the caller's tokenizer is not that of the model.
+    """
+    try:
+        tokens = target.tokens
+    except InputError as error:
+        if target.tokenizer is not None:
+            raise
+        _log.warning("the tokenizer beside the model is not used: %s", error)
+        return None
+    if tokens is None or len(target.shape) != 1:
+        return None
+    rows, most = vocabulary(target), max((*tokens.words, *tokens.before, *tokens.after))
+    if most < rows:
+        return tokens
+    text = f"the tokenizer has ids up to {most}, but the model has {rows} tokens"
+    if target.tokenizer is not None:
+        raise InputError(f"{text}. Pass the tokenizer that belongs to this model.")
+    _log.warning("%s. It is not used.", text)
+    return None
+
+
+def framed(target: Target, tokens: Tokens, rows: Sequence[Sequence[int]], causal: bool) -> Tensor:
+    """Texts without special tokens as inputs (n, T), as the tokenizer would make them: framed, cut, and padded.
+
+    A causal model gets no token behind the text, since a text goes on after what is cut. Too short rows are padded.
+    """
+    length = target.shape[0]
+    before, after = list(tokens.before), [] if causal else list(tokens.after)
+    if len(before) + len(after) >= length:
+        before, after = [], []
+    room, pad = length - len(before) - len(after), _padding(target, tokens)
+    whole = [[*before, *row[:room], *after] for row in rows]
+    return target.cast(torch.tensor([[*row, *[0 if pad is None else pad] * (length - len(row))] for row in whole]))
+
+
+def padding_mask(target: Target, ids: Tensor) -> dict[int, Tensor]:
+    """The mask of padding for tokens (n, T), by its position; empty if the model is called without one."""
+    tokens = known(target)
+    pad = None if tokens is None else _padding(target, tokens)
+    if target.mask is None or pad is None:
+        return {}
+    read = (ids != pad).long().flip(1).cummax(1).values.flip(1)  # only at the end is it padding
+    return {target.mask: read.to(pytree.tree_leaves((target.args, target.kwargs))[target.mask])}
+
+
+def start_token(target: Target) -> int | None:
+    """The start token that the model's configuration names."""
+    start = _config(target, "bos_token_id")
+    return start if start is not None and start >= 0 else None
+
+
+def _padding(target: Target, tokens: Tokens) -> int | None:
+    pad = _config(target, "pad_token_id")
+    return tokens.pad if pad is None else pad
+
+
 def _draw(target: Target, weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Tokens (n, *shape) without padding. The start token comes first if the configuration names one."""
-    pad, start = _config(target, "pad_token_id"), _config(target, "bos_token_id")
+    pad, start = _config(target, "pad_token_id"), start_token(target)
     if pad is not None and 0 <= pad < len(weights) > 1:
         weights[pad] = 0
     count = n * max(1, target.example[0].numel())
     ids = torch.multinomial(weights, count, replacement=True, generator=generator).reshape(n, *target.shape)
-    if start is not None and 0 <= start < len(weights) and ids.dim() > 1:
+    if start is not None and start < len(weights) and ids.dim() > 1:
         ids[:, 0] = start
     return target.cast(ids)
 
@@ -166,85 +253,3 @@ def _size(asked: int | None, target: Target) -> int:
             f"vocabulary={asked} for inputs of {target.example.dtype}: tokens are integers below a size ≥ 1."
         )
     return size
-
-
-@dataclass(frozen=True)
-class SelfGenerated:
-    """Text that a causal language model writes itself, token by token.
-
-    It begins with the start token if the configuration names one, otherwise with a random token.
-
-    temperature: divides the logits. Below 1 the text is more likely and less varied.
-    batch: number of sequences that are made together.
-    """
-
-    temperature: float = 1.0
-    batch: int = 64
-    name = "self-generated"
-    kind = "tokens"
-
-    def at_once(self, target: Target) -> int | None:  # noqa: ARG002
-        """A batch at once."""
-        return self.batch
-
-    def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
-        """Make n inputs for the target."""
-        if not self.temperature > 0:
-            raise InputError(f"temperature={self.temperature} has to be positive.")
-        if len(target.shape) != 1 or not is_causal(target):
-            raise InputError(
-                "only a causal language model, from tokens (N, T) to logits (N, T, vocabulary), can write its own "
-                "queries. Choose random-tokens or zipf-tokens, or pass samples."
-            )
-        ids = RandomTokens()(target, n, generator, lambda done, total: None)  # noqa: ARG005
-        length = target.shape[0]
-        step = _cached(target) or _plain(target)
-        with torch.no_grad():
-            for t in range(1, length):
-                odds = torch.softmax(step(ids, t).to("cpu", torch.float64) / self.temperature, dim=-1)
-                ids[:, t] = torch.multinomial(odds, 1, generator=generator)[:, 0].to(ids)
-                tell(t, length - 1)
-        return ids
-
-
-def is_causal(target: Target) -> bool:
-    """Whether tokens (1, T) give logits (1, T, vocabulary), and the last token changes no logits before it."""
-    if target.example.is_floating_point() or len(target.shape) != 1 or target.shape[0] < 2:
-        return False
-    try:
-        size = vocabulary(target)
-        here = target.logits(target.example)
-    except InputError:
-        return False
-    if here.dim() != 3 or here.shape[1] != target.shape[0] or here.shape[2] != size or size < 2:
-        return False
-    other = target.example.clone()
-    other[:, -1] = (other[:, -1] + 1) % size
-    there = target.logits(other)
-    same = torch.allclose(here[:, :-1], there[:, :-1], rtol=1e-3, atol=1e-4 * float(here.detach().abs().max()) + 1e-8)
-    return same and not torch.allclose(here[:, -1], there[:, -1])
-
-
-def _plain(target: Target) -> Any:
-    """Logits of token t from the whole sequence. A causal model ignores what comes after token t - 1."""
-    return lambda ids, t: target.logits(ids)[:, t - 1]
-
-
-def _cached(target: Target) -> Any:
-    """The same with the key/value cache of a transformers model. None for any other model."""
-    parameters = inspect.signature(target.model.forward).parameters
-    config = getattr(target.model, "config", None)
-    only = target.axes.first and target.kwargs.get("input_ids", target.args[0] if target.args else None) is target.given
-    if not only or getattr(config, "is_encoder_decoder", config is None):
-        return None
-    if not {"input_ids", "past_key_values", "use_cache"} <= set(parameters) or not target.together:
-        return None
-    past: list[Any] = [None]
-
-    def step(ids: Tensor, t: int) -> Tensor:
-        # Not through the twin's hooks, which turn the cache into a dict.
-        out = target.model.forward(input_ids=ids[:, t - 1 : t], past_key_values=past[0], use_cache=True)
-        past[0] = out.past_key_values
-        return out.logits[:, -1]
-
-    return step
