@@ -154,7 +154,7 @@ def test_how_many() -> None:
 def test_a_source_is_for_the_inputs_of_its_kind() -> None:
     """An image and tokens: naming a source for one leaves the other to auto."""
     example = {"image": IMAGE, "input_ids": torch.zeros(2, 5, dtype=torch.int64)}
-    assert make_queries(PixelsAndTokens(), example, "leaves", n=2, seed=0).source == "leaves + random-tokens"
+    assert make_queries(PixelsAndTokens(), example, "leaves", n=2, seed=0).source == "leaves + token-mixture"
     assert make_queries(PixelsAndTokens(), example, "zipf-tokens", n=2, seed=0).source == "mixture + zipf-tokens"
 
 

@@ -54,6 +54,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         raise InputError(problem)
     config: Any = model.config
     values = json.loads(config.to_json_string(use_diff=False))
+    values.pop("quantization_config", None)  # of weights that are plain by now, see `_foreign`
     values["dtype"] = str(model.dtype).removeprefix("torch.")
     return {**values, **_implementations(config)}
 
@@ -132,13 +133,18 @@ def read_stock(class_name: str, directory: Path) -> nn.Module:
 
 def _save(small: Any, config: Any, inside: Path) -> None:
     """Call save_pretrained with another configuration. The model has it only during the call."""
-    was = small.config
+    was, quantizer = small.config, getattr(small, "hf_quantizer", None)
     small.config = copy.deepcopy(config)  # save_pretrained writes the dtype and the class into it
+    if quantizer is not None:
+        small.hf_quantizer = None
+        vars(small.config).pop("quantization_config", None)
     try:
         with _silent():
             small.save_pretrained(inside, max_shard_size=_ONE_FILE)
     finally:
         small.config = was
+        if quantizer is not None:
+            small.hf_quantizer = quantizer
 
 
 def _differs(small: Any, inside: Path, example_inputs: Any) -> str:
@@ -223,7 +229,8 @@ def _foreign(model: Any) -> str:
             f"{cls.__name__} from {cls.__module__} is not a class of transformers; the folder needs its code: pass a "
             "factory when loading."
         )
-    if getattr(model, "hf_quantizer", None) is not None:
+    plain = all(str(t.dtype).removeprefix("torch.") in _DTYPES for t in model.parameters())
+    if getattr(model, "hf_quantizer", None) is not None and not plain:  # GGUF files are made plain on loading
         return f"this {cls.__name__} is quantised, and its weights cannot be saved as they are."
     if getattr(model, "_hf_peft_config_loaded", False):
         return f"this {cls.__name__} has adapters. Merge them into the model first."

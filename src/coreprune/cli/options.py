@@ -13,7 +13,7 @@ from coreprune.errors import InputError
 
 SOURCE_HELP = (
     "package.module:factory (a function that returns a model or (model, example)), the folder of a Hugging Face model, "
-    "or a .pt2 file."
+    "a .gguf file, or a .pt2 file."
 )
 
 LARGEST_SEED = (1 << 32) - 1  # numpy accepts no larger one
@@ -44,6 +44,12 @@ BatchAxis = Annotated[
         "--batch-axis",
         help="Which axis of the inputs holds the samples: a number for all inputs, none for a model without a batch, "
         "or name=axis for one input (a keyword, or its position); repeat for more inputs. By default it is found out.",
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder with a tokenizer.json, for a model that reads text; by default the model's own folder."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

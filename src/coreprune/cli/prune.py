@@ -20,12 +20,14 @@ from coreprune.cli.commands import app, console, errors
 from coreprune.errors import ArtifactError, CoreprunError, InputError
 
 if TYPE_CHECKING:
+    from coreprune.perplexity import Windows
     from coreprune.queries import Queries
 
 EPILOG = (
     "Examples:\n\n"
     "coreprune prune models:resnet --shape 1,3,224,224 --macs 0.5 --out small\n\n"
     "coreprune prune ./my-bert --params 0.7 --uniform --exclude '*attention*' --out small-bert\n\n"
+    "coreprune prune ./my-llama --params 0.8 --uniform --text my.txt --out small-llama\n\n"
     "coreprune prune models:net --queries images.npz --labelled test.npz --out small --resume"
 )
 
@@ -146,6 +148,11 @@ def prune(
         Path | None,
         typer.Option(help="Test samples (.npz with inputs and labels), to measure the accuracy."),
     ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="A text file, to measure the perplexity of a language model. By default a text is made."),
+    ] = None,
+    tokenizer: options.Tokenizer = None,
     latency: Annotated[bool, typer.Option(help="Measure seconds per batch before and after, on this machine.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Annotated[
@@ -170,21 +177,24 @@ def prune(
     # What the user's code prints goes to standard error, so that standard output stays clean for --json.
     with unfinished.explained(out), redirect_stdout(sys.stderr), show.progress(errors) as tell:
         model, given = source.load(source_, weights, shape or [], example)
+        words = source.tokenizer(tokenizer, source_)
+        read = reading(model, given, text, words, seed, axis)
         exam = None if labelled is None else Exam.of(model, given, labelled, tell, axis)
-        spec = source.queries(specs, model, given, seed, unfinished.queries, tell, axis)
+        spec = source.queries(specs, model, given, seed, unfinished.queries, tell, axis, words)
         result = run(
             model, given, budget, chosen, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
-            also=source.further(also),
+            also=source.further(also), tokenizer=words,
         )  # fmt: skip
-        extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis)
+        extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis, read)
         found_by = {
             "source": source_,
             "weights": weights and str(weights),
             "shape": shape,
             "example": example and str(example),
             "batch_axis": batch_axis,
+            "tokenizer": tokenizer and str(tokenizer),
         }
         save(result, out, overwrite=overwrite, extra=extra, source={k: v for k, v in found_by.items() if v})
     unfinished.done()
@@ -223,6 +233,20 @@ class Exam:
         return cls(samples, labels, before)
 
 
+def reading(
+    model: nn.Module, given: Any, text: Path | None, tokenizer: Any, seed: int, batch_axis: Any
+) -> Windows | None:
+    """The text that a language model is measured on; None for any other model. Raises InputError for a text for it."""
+    from coreprune.perplexity import windows
+
+    try:
+        return windows(model, given, text, tokenizer=tokenizer, seed=seed, batch_axis=batch_axis)
+    except CoreprunError as error:
+        if text is None:
+            return None
+        raise InputError(f"--text {text}: {error}") from error
+
+
 def measured(
     model: nn.Module,
     small: nn.Module,
@@ -232,15 +256,21 @@ def measured(
     macs: tuple[int, int],
     tell: show.Tell,
     batch_axis: Any = "auto",
+    read: Windows | None = None,
 ) -> dict[str, Any]:
-    """The measured entries of the report: accuracy on labelled samples, and seconds per batch."""
+    """The measured entries of the report: accuracy on labelled samples, perplexity, and seconds per batch."""
     from coreprune.latency import compare_latency
+    from coreprune.perplexity import compare_perplexity
 
     found: dict[str, Any] = {}
     if exam is not None:
         after = accuracy(small, exam.samples, exam.labels)
         tell("accuracy", 2, 2)
         found["accuracy"] = {"before": exam.before, "after": after, "samples": len(exam.labels)}
+    if read is not None:
+        tell("perplexity", 0, 1)
+        found["perplexity"] = compare_perplexity(model, small, given, read).as_dict()
+        tell("perplexity", 1, 1)
     if latency:
         tell("latency", 0, 1)
         found["latency"] = compare_latency(model, small, given, macs=macs, batch_axis=batch_axis).as_dict()

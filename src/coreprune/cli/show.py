@@ -114,6 +114,11 @@ def result_table(data: Mapping[str, Any]) -> Table:
         table.add_row(
             f"accuracy on {n:,} samples", f"{before:.2%}", f"{after:.2%}", f"{100 * (after - before):+.2f} points"
         )
+    if read := data.get("perplexity"):
+        before, after = (math.inf if read[when] is None else read[when] for when in ("before", "after"))
+        name = f"perplexity on {read['tokens']:,} tokens of {read['text']}"
+        table.add_row(name, f"{before:.4g}", f"{after:.4g}", f"{after / before:.2f} times")
+        table.add_row("the same next token", "", f"{read['same']:.1%}", "")
     for key, name in (("macs", "MACs a sample"), ("parameters", "parameters"), ("bytes", "bytes")):
         before, after = data[key]["before"], data[key]["after"]
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.1%}")

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from coreprune._example import example_like
 from coreprune._plugins import imported
 from coreprune.errors import InputError
+from coreprune.queries.tokenizer import LONGEST, beside
 
 _MOST_ENTRIES = 1 << 28
+_READ, _UNREAD = 64, 16  # tokens of an example, of a model with a tokenizer and without
 DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 
@@ -26,7 +28,8 @@ def load(
 ) -> tuple[nn.Module, Any]:
     """Return (model, example inputs).
 
-    source: `package.module:factory`, the folder of a Hugging Face model, or a .pt2 file that torch.export.save wrote.
+    source: `package.module:factory`, the folder of a Hugging Face model, a .gguf file or a folder with one, or a .pt2
+        file that torch.export.save wrote.
         The factory is called without arguments and returns a model or (model, example).
     weights: a .safetensors file to load into the factory's model.
     shapes: see `example`. example_file: an .npz file. Without both, the example is the factory's own, or it is made
@@ -38,8 +41,11 @@ def load(
     path = Path(source)
     if source.endswith(".pt2"):
         model, given = _exported(path)
+    elif source.endswith(".gguf"):
+        model, given = _gguf(path)
     elif path.is_dir() or (path / "config.json").exists():
-        model, given = _pretrained(path)
+        files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+        model, given = _gguf(files[0]) if len(files) == 1 else _pretrained(path)
     else:
         model, given = _made(source)
     if weights is not None:
@@ -107,16 +113,10 @@ def _pretrained(folder: Path) -> tuple[nn.Module, Any]:
         raise InputError(
             f"{folder} is not a Hugging Face model: it needs a config.json that names its architectures ({error})."
         ) from error
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError(
-            f"{folder} is a Hugging Face model. Install transformers: pip install transformers."
-        ) from error
+    transformers = _transformers(folder)
     cls = getattr(transformers, str(architecture), None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise InputError(f"{folder} names the architecture {architecture!r}, which transformers does not have.")
-    transformers.utils.logging.disable_progress_bar()
     try:
         model = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -124,8 +124,56 @@ def _pretrained(folder: Path) -> tuple[nn.Module, Any]:
     return model, _from_config(model)
 
 
+def _gguf(file: Path) -> tuple[nn.Module, Any]:
+    """A language model from a .gguf file, whose weights transformers makes plain, and an example that fits it."""
+    if not file.is_file():
+        raise InputError(f"there is no file {file}.")
+    transformers = _transformers(file)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise InputError(f"transformers cannot load {file}: {str(error).splitlines()[0]}") from error
+    return model, _from_config(model)
+
+
+def tokenizer(asked: Path | None, source: str) -> Any:
+    """What `prune` takes as tokenizer: what was asked for, or the one in a .gguf file; None to look beside the model.
+
+    Raises InputError for a folder without a tokenizer.
+    """
+    from coreprune.queries.tokenizer import tokens_of
+
+    if asked is not None:
+        tokens_of(asked)
+        return str(asked)
+    path = Path(source)
+    files = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if len(files) != 1 or (path / "config.json").exists():
+        return None
+    try:
+        with redirect_stdout(sys.stderr):
+            return _transformers(path).AutoTokenizer.from_pretrained(files[0].parent, gguf_file=files[0].name)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError):
+        return None
+
+
+def _transformers(place: Path) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(f"{place} is a Hugging Face model. Install transformers: pip install transformers.") from error
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
 def _from_config(model: Any) -> dict[str, Tensor] | None:
-    """Example keyword arguments: sixteen random tokens, or an image of the configured size. Else None."""
+    """Example keyword arguments: random tokens, or an image of the configured size. Else None.
+
+    With a tokenizer beside the model there are 64 tokens, with a mask for encoders, whose texts are padded; without
+    one there are 16.
+    """
     config, generator = model.config, torch.Generator().manual_seed(0)
     if model.main_input_name == "pixel_values":
         size = getattr(config, "image_size", 224)
@@ -135,7 +183,12 @@ def _from_config(model: Any) -> dict[str, Tensor] | None:
     vocabulary = getattr(config, "vocab_size", None)
     if model.main_input_name != "input_ids" or not isinstance(vocabulary, int):
         return None
-    found = {"input_ids": torch.randint(0, vocabulary, (1, 16), generator=generator)}
+    reads = beside(model) is not None or getattr(model, "hf_quantizer", None) is not None
+    longest = [n for n in (getattr(config, name, None) for name in LONGEST) if type(n) is int and n > 0]
+    length = min([_READ if reads else _UNREAD, *longest])
+    found = {"input_ids": torch.randint(0, vocabulary, (1, length), generator=generator)}
+    if reads and not model.can_generate():
+        found["attention_mask"] = torch.ones(1, length, dtype=torch.int64)
     if getattr(config, "is_encoder_decoder", False):
         found["decoder_input_ids"] = torch.randint(0, vocabulary, (1, 8), generator=generator)
     return found
@@ -191,7 +244,14 @@ def arrays(path: Path) -> Any:
 
 
 def queries(
-    specs: list[str], model: nn.Module, given: Any, seed: int, cache: Path, tell: Any, batch_axis: Any = "auto"
+    specs: list[str],
+    model: nn.Module,
+    given: Any,
+    seed: int,
+    cache: Path,
+    tell: Any,
+    batch_axis: Any = "auto",
+    tokenizer: Any = None,
 ) -> Any:
     """What `prune` takes as queries: a single spec unchanged, or the combined inputs of several specs."""
     from coreprune.queries import make_queries
@@ -205,7 +265,9 @@ def queries(
     parts = {}
     for i in sorted(range(len(specs)), key=lambda i: "." not in specs[i]):  # files first: errors come early
         place = cache.with_name(f"queries-{i}.safetensors")
-        parts[i] = make_queries(model, given, specs[i], seed=seed, cache=place, progress=tell, batch_axis=batch_axis)
+        parts[i] = make_queries(
+            model, given, specs[i], seed=seed, cache=place, progress=tell, batch_axis=batch_axis, tokenizer=tokenizer
+        )
     return sum((parts[i] for i in range(1, len(specs))), start=parts[0])
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from coreprune.errors import InputError, first_line
 
 FILE = "tokenizer.json"
+LONGEST = ("max_position_embeddings", "n_positions", "n_ctx")  # what configurations call the longest input
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SET_ASIDE = re.compile(r"\[\w+\]|<[^<>]+>")  # [unused7], <0x0A>: tokens that text hardly ever has
 

@@ -30,7 +30,8 @@ def render(data: Mapping[str, Any], *, images: Tensor | None = None, title: str 
 
     data: `Report.as_dict()`, or the content of report.json. Further entries are optional: "latency" {"device",
         "threads", "note", "rows": [{"batch", "before": {"median", "low", "high"}, "after": {…}, "speedup"}]} in
-        seconds; "accuracy" {"before", "after", "samples"} as shares; "artifact" {"loads_with", "why"}.
+        seconds; "accuracy" {"before", "after", "samples"} as shares; "perplexity" {"before",
+        "after", "same", "tokens", "text"}; "artifact" {"loads_with", "why"}.
     images: queries to show, (N, C, H, W) with C in {1, 3} or (N, d) with d a square. Other tensors are not shown.
 
     Raises InputError if `data` is not such a dict, or if a package is missing: pip install 'coreprune[report]'.

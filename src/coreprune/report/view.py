@@ -38,6 +38,7 @@ def view(data: Mapping[str, Any]) -> dict[str, Any]:
         "sizes": _sizes(data),
         "latency": _latency(data),
         "accuracy": _accuracy(data),
+        "perplexity": _perplexity(data),
         "groups": groups,
         "refits": [_refit(f, i) for i, f in enumerate(_rows(data, "refits"))],
         "agreement": agreement,
@@ -95,6 +96,12 @@ def _accuracy(data: Mapping[str, Any]) -> Row | None:
     raw = _mapping(data.get("accuracy") or {}, "accuracy")
     found = {k: _number(raw.get(k)) for k in ("before", "after", "samples")}
     return found if found["before"] is not None and found["after"] is not None else None
+
+
+def _perplexity(data: Mapping[str, Any]) -> Row | None:
+    raw = _mapping(data.get("perplexity") or {}, "perplexity")
+    found = {k: _number(raw.get(k)) for k in ("before", "after", "same", "tokens")}
+    return {**found, "text": str(raw.get("text") or "")} if None not in found.values() else None
 
 
 def _group(raw: Mapping[str, Any], i: int) -> Row:

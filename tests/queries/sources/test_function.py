@@ -80,7 +80,7 @@ def test_what_it_returns_decides_which_input_it_fills() -> None:
     assert not torch.equal(queries.kwargs["image"], queries.kwargs["image"].round())
     assert queries.source == "ids + mixture"
     assert float(make(pixels, BOTH, Both()).kwargs["image"].mean()) == pytest.approx(7, abs=0.1)
-    assert make(pixels, BOTH, Both()).source == "pixels + random-tokens"
+    assert make(pixels, BOTH, Both()).source == "pixels + token-mixture"
     assert make(lambda n, g: ids(n, g).numpy(), BOTH, Both()).source == "<lambda> + mixture"
 
 

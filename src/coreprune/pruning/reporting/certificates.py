@@ -159,7 +159,8 @@ def certify(
     if found is None:
         raise InputError(
             "agreement is about the class with the highest score, or about the next token, but the models return "
-            "neither scores of shape (samples, classes) nor those of a causal language model. Compare their outputs in a way that fits the task."
+            "neither scores of shape (samples, classes) nor those of a causal language model. Compare their outputs in "
+            "a way that fits the task."
         )
     return found
 

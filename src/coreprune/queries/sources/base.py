@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -61,6 +61,14 @@ class Target:
         found = places.get(f"{own.removesuffix('input_ids')}attention_mask") if own.endswith("input_ids") else None
         leaves = pytree.tree_leaves((self.args, self.kwargs))
         return found if found is not None and leaves[found].shape == self.given.shape else None
+
+    @property
+    def unmasked(self) -> Target:
+        """The same with a mask that leaves every token."""
+        if self.mask is None:
+            return self
+        name = next(name for name, i in by_keyword(self.args, self.kwargs).items() if i == self.mask)
+        return replace(self, kwargs={**self.kwargs, name: torch.ones_like(self.kwargs[name])})
 
     @cached_property
     def axes(self) -> BatchAxes:

@@ -49,7 +49,7 @@ class MadeTokens:
 
     def _mixture(self, target: Target) -> Mixture:
         made = (SelfGenerated(temperature=_TEMPERATURES),) if is_causal(target) else ()
-        return Mixture((ZipfTokens(), RandomTokens(), *made), (1.0, 1.0, *(2.0 for _ in made)))
+        return Mixture((ZipfTokens(), RandomTokens(), *made), (2.0, 1.0, *(3.0 for _ in made)))
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ class TokenMixture(MadeTokens):
         made = super()._mixture(target)
         if known(target) is None or not has_text():
             return made
-        return Mixture((MachineText(), *made.sources), (8.0, *(made.weights or ())))
+        return Mixture((MachineText(), *made.sources), (4.0, *(made.weights or ())))

@@ -85,6 +85,7 @@ def is_causal(target: Target) -> bool:
     """Whether tokens (1, T) give logits (1, T, vocabulary), and the last token changes no logits before it."""
     if target.example.is_floating_point() or len(target.shape) != 1 or target.shape[0] < 2:
         return False
+    target = target.unmasked  # of an example that is padded, the last token changes nothing
     try:
         size = vocabulary(target)
         here = target.logits(target.example)
