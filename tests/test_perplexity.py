@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_perplexity_is_that_of_the_definition() -> None:
     assert read.ids.shape == (len(TEXT) // 10, 10)
     assert "".join(LETTERS[i] for i in read.ids.flatten()) == TEXT[: read.ids.numel()]
     found = compare_perplexity(model, small, EXAMPLE, read)
-    pairs = [(a, b) for row in read.ids.tolist() for a, b in zip(row, row[1:], strict=False)]
+    pairs = [(a, b) for row in read.ids.tolist() for a, b in pairwise(row)]
     for p, value in ((first, found.before), (second, found.after)):
         likelihood = math.prod(float(p[a, b]) ** (1 / len(pairs)) for a, b in pairs)
         assert value == pytest.approx(1 / likelihood, rel=1e-5)
@@ -70,7 +71,9 @@ def test_long_texts_are_read_evenly_and_short_ones_whole(tmp_path: Path) -> None
     some = windows(model, EXAMPLE, file, tokenizer=tokenizer(), context=4, most=3)
     assert some.text == "words.txt"
     everything = windows(model, EXAMPLE, file, tokenizer=tokenizer(), context=4).ids
-    assert torch.equal(some.ids, everything[[0, 16, 32]][:3]) or torch.equal(some.ids[[0, -1]], everything[[0, -1]])
+    assert len(everything) == len(TEXT) // 4
+    assert len(some.ids) == 3
+    assert torch.equal(some.ids[[0, 2]], everything[[0, -1]])
     assert windows(model, EXAMPLE, "abc", tokenizer=tokenizer()).ids.shape == (1, 3)
 
 

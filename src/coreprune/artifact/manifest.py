@@ -26,6 +26,8 @@ WEIGHTS, PLAN, REPORT, PAGE, QUERIES = (
     "queries.safetensors",
 )
 FILES = (WEIGHTS, PLAN, REPORT, PAGE, QUERIES)
+# Files for stock transformers, beside its config.json.
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -191,7 +193,7 @@ def _hash(x: Any) -> str:
 
 
 def _file_name(x: Any) -> str:
-    if x not in FILES and x not in ("config.json", "generation_config.json"):
+    if x not in FILES and x not in ("config.json", "generation_config.json", *TOKENIZER):
         raise ValueError(f"{reprlib.repr(x)} has no place in an artifact")
     return x
 

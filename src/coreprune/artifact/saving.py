@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from coreprune.artifact.manifest import (
     PLAN,
     QUERIES,
     REPORT,
+    TOKENIZER,
     WEIGHTS,
     FileEntry,
     Manifest,
@@ -36,6 +38,7 @@ from coreprune.graph import Recipe, all_names
 from coreprune.pruning import Result
 from coreprune.pruning.plans.plan import fingerprint
 from coreprune.pruning.reporting.report import versions
+from coreprune.queries.tokenizer import beside
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +58,8 @@ def save(
 
     The folder appears complete and flushed to the disk, or not at all. Nothing in it is pickled. `load` reads it back.
     If stock transformers can express the widths of a pruned Hugging Face model, config.json is written too, so that
-    `from_pretrained` can read the folder. This is tried before the folder appears, and the manifest and the report say
-    whether it works.
+    `from_pretrained` can read the folder, and the tokenizer of the folder that the model came from is copied. This is
+    tried before the folder appears, and the manifest and the report say whether it works.
 
     result: from `prune`. folder: must be absent or empty, unless `overwrite`.
     extra: further entries of report.json, e.g. {"latency": ..., "accuracy": ...}.
@@ -74,6 +77,8 @@ def save(
     with whole_folder(place, overwrite) as temporary:
         (temporary / PLAN).write_text(result.plan.to_json(), encoding="utf-8")
         config, why = _stock(result, temporary)
+        if (temporary / "config.json").exists():
+            _copy_tokenizer(model, temporary)
         written = temporary / WEIGHTS
         tensors, aliases = _tensors(model, _names_in(written) if written.exists() else frozenset())
         if not written.exists():
@@ -151,6 +156,14 @@ def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
         return dense, "the example input cannot be written down, so the folder could not be tried."
     example = example_like(result.plan.example, device_of(model))
     return dense, huggingface.write_stock(model, config, folder, example)
+
+
+def _copy_tokenizer(model: nn.Module, folder: Path) -> None:
+    """Copy the tokenizer beside the model, so that stock transformers finds it in the new folder, too."""
+    found = beside(model)
+    for name in TOKENIZER if found is not None else ():
+        if (found.parent / name).is_file():
+            shutil.copyfile(found.parent / name, folder / name)
 
 
 def _tensors(model: nn.Module, preferred: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
