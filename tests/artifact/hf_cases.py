@@ -48,6 +48,9 @@ CLIP = (
     {"input_ids": IDS, "pixel_values": IMAGE},
 )
 PHI3 = ("Phi3ForCausalLM", hf.Phi3Config(**LLAMA), {"input_ids": IDS})  # one matrix for q, k and v
+GEMMA2 = ("Gemma2ForCausalLM", hf.Gemma2Config(**LLAMA, head_dim=4, query_pre_attn_scalar=4), {"input_ids": IDS})
+PHI = ("PhiForCausalLM", hf.PhiConfig(**LM), {"input_ids": IDS})
+ROBERTA = ("RobertaModel", hf.RobertaConfig(**LM, max_position_embeddings=32), {"input_ids": IDS})
 Case = tuple[str, Any, dict[str, Tensor]]
 
 

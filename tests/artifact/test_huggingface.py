@@ -8,7 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from hf_cases import BERT, BERT_EAGER, CLIP, GPT2, GQA, LM, QWEN2, T5, TIED, VIT, Case, equal, hf, made, pruned
+from hf_cases import (
+    BERT,
+    BERT_EAGER,
+    CLIP,
+    GEMMA2,
+    GPT2,
+    GQA,
+    LM,
+    PHI,
+    QWEN2,
+    ROBERTA,
+    T5,
+    TIED,
+    VIT,
+    Case,
+    equal,
+    hf,
+    made,
+    pruned,
+)
 from torch import nn
 
 from coreprune import Budget, InputError, prune
@@ -59,6 +78,30 @@ from graph.zoo import ZOO
         ),
         pytest.param(GPT2, "AutoModelForCausalLM", ("*attn*",), {"n_inner": 32}, id="gpt2"),
         pytest.param(
+            GEMMA2,
+            "AutoModelForCausalLM",
+            (),
+            {"intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1},
+            id="gemma2",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            PHI,
+            "AutoModelForCausalLM",
+            (),
+            {"intermediate_size": 12, "num_attention_heads": 2},
+            id="phi",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ROBERTA,
+            "AutoModel",
+            ("*attention*",),
+            {"intermediate_size": 12},
+            id="roberta",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             T5, "AutoModelForSeq2SeqLM", (), {"d_ff": 12, "num_heads": 2, "d_kv": 4}, id="t5", marks=pytest.mark.slow
         ),
         pytest.param(
@@ -93,6 +136,22 @@ def test_stock_transformers_gives_the_same_outputs(
     equal(small, stock, case[2])
     if how == "sdpa":
         equal(small, read_stock(case[0], tmp_path), case[2])
+
+
+def test_weights_that_were_made_plain_on_loading_are_saved(tmp_path: Path) -> None:
+    """Regression: a model that transformers read from a GGUF file was refused as quantised."""
+    small = pruned(GQA).model
+    small.hf_quantizer, small.config.quantization_config = object(), {"quant_method": "gguf"}
+    assert "quantization_config" not in config_of(small)
+    config, why = stock_config(small)
+    assert why == ""
+    assert write_stock(small, config, tmp_path, GQA[2]) == ""
+    assert small.hf_quantizer is not None
+    assert small.config.quantization_config == {"quant_method": "gguf"}
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    small.register_parameter("packed", nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False))
+    with pytest.raises(InputError, match="quantised"):
+        config_of(small)
 
 
 def test_a_model_that_lost_nothing(tmp_path: Path) -> None:

@@ -48,21 +48,35 @@ class MadeTokens:
         return "; ".join((", ".join(told), *texts))
 
     def _mixture(self, target: Target) -> Mixture:
-        made = (SelfGenerated(temperature=_TEMPERATURES),) if is_causal(target) else ()
-        return Mixture((ZipfTokens(), RandomTokens(), *made), (2.0, 1.0, *(3.0 for _ in made)))
+        return _of(target, writes=3.0)
 
 
 @dataclass(frozen=True)
 class TokenMixture(MadeTokens):
-    """`MachineText` and `MadeTokens`, as far as the model allows: text needs a tokenizer.
+    """Half of it `MachineText`, the rest of the kinds of `MadeTokens`. Without a tokenizer, `MadeTokens` alone.
 
-    The shares were chosen by what pruned models do on kinds of text that are not among the queries.
+    The shares go by what narrowed models do on kinds of text that are not among the queries: MiniLM with three quarters
+    of its hidden units, refitted on 256 texts of 64 tokens, mean cosine with the original's embeddings. On an
+    encyclopedia it is 0.93 with random tokens, 0.95 with Zipf's, 0.90 with text, and 0.95 with a mixture of half
+    text; on documentation 0.85, 0.82, 0.96 and 0.95. In SmolLM2, text in place of what the model writes itself is
+    better on all kinds.
     """
 
     name = "token-mixture"
 
     def _mixture(self, target: Target) -> Mixture:
-        made = super()._mixture(target)
         if known(target) is None or not has_text():
-            return made
-        return Mixture((MachineText(), *made.sources), (4.0, *(made.weights or ())))
+            return super()._mixture(target)
+        return _of(target, writes=1.0, reads=4.0)
+
+
+def _of(target: Target, writes: float, reads: float = 0.0) -> Mixture:
+    """Zipf and random tokens 2 : 1, and shares of what the model writes, if it can, and of the machine's text."""
+    parts = {
+        MachineText(): reads,
+        ZipfTokens(): 2.0,
+        RandomTokens(): 1.0,
+        SelfGenerated(temperature=_TEMPERATURES): writes if is_causal(target) else 0.0,
+    }
+    taken = {source: share for source, share in parts.items() if share}
+    return Mixture(tuple(taken), tuple(taken.values()))
