@@ -28,7 +28,7 @@ MUTANTS = (
     Mutant(
         "any-file-name",
         "artifact/manifest.py",
-        '    if x not in FILES and x not in ("config.json", "generation_config.json"):\n',
+        '    if x not in FILES and x not in ("config.json", "generation_config.json", *TOKENIZER):\n',
         "    if False:\n",
         SAVE_LOAD,
         "the manifest may name files outside the folder",

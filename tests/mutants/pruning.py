@@ -405,4 +405,12 @@ MUTANTS = (
         ("pruning/repair/test_wide.py",),
         "a ridge means something else where features are many",
     ),
+    Mutant(
+        "next-token-of-the-first",
+        "pruning/reporting/answers.py",
+        "(mask * places).argmax(dim=1)",
+        "(mask * places).argmin(dim=1)",
+        ("test_perplexity.py",),
+        "the agreement is about another token than the one that follows",
+    ),
 )

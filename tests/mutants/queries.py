@@ -158,10 +158,18 @@ MUTANTS = (
     ),
     Mutant(
         "temperature-upside-down",
-        "queries/sources/tokens.py",
-        'step(ids, t).to("cpu", torch.float64) / self.temperature',
-        'step(ids, t).to("cpu", torch.float64) * self.temperature',
+        "queries/sources/self_generated.py",
+        'step(ids, t).to("cpu", torch.float64) / divisors',
+        'step(ids, t).to("cpu", torch.float64) * divisors',
         TOKENS,
         "a low temperature gives more varied text",
+    ),
+    Mutant(
+        "padding-is-read",
+        "queries/sources/tokens.py",
+        "read = (ids != pad).long()",
+        "read = (ids == ids).long()",
+        ("queries/sources/test_text.py",),
+        "the mask leaves the padding",
     ),
 )

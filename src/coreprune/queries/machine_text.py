@@ -11,6 +11,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,7 +83,7 @@ def _descriptions(generator: torch.Generator) -> Iterator[str]:
             found.setdefault(str(name).lower(), package)
     packages = [package for _, package in sorted(found.items())]
     for i in torch.randperm(len(packages), generator=generator):
-        about = packages[i].metadata
+        about: Any = packages[i].metadata  # an email.message.Message
         text = about.get_payload() or about["Description"]  # a header in old packages
         if isinstance(text, str):
             yield _MARKUP.sub("", text.replace("\r", ""))

@@ -206,8 +206,8 @@ def _remark(source: Source, target: Target, x: Tensor) -> str:
 
 def _also(source: Source, target: Target, x: Tensor) -> dict[int, Tensor]:
     """Further inputs that go with those that the source made, by their positions. Most have none."""
-    also = getattr(source, "also", None)
-    return dict(also(target, x)) if callable(also) else {}
+    also: Any = getattr(source, "also", None)
+    return {} if also is None else dict(also(target, x))
 
 
 def _checked_example(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

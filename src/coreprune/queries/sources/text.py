@@ -68,7 +68,7 @@ class MachineText:
 
 
 def texts(
-    found: Sequence[str], tokens: Tokens, lengths: Sequence[int], between: str, generator: torch.Generator
+    found: list[str], tokens: Tokens, lengths: Sequence[int], between: str, generator: torch.Generator
 ) -> list[list[int]]:
     """One text of each length in tokens, from paragraphs that follow each other.
 
