@@ -100,6 +100,7 @@ def inspect(
     example: options.Example = None,
     weights: options.Weights = None,
     batch_axis: options.BatchAxis = None,
+    part: options.Part = None,
     json: options.Json = False,
 ) -> None:
     """List the groups of channels that can be removed, what they cost, and which are locked and why."""
@@ -109,7 +110,8 @@ def inspect(
     axis = options.batch_axis(batch_axis)
     model, example = sources.load(source, weights, shape or [], example)
     with show.progress(errors) as tell:
-        found = list_groups(model, example, also=sources.further(also), progress=tell, batch_axis=axis)
+        more = sources.further(also)
+        found = list_groups(model, example, also=more, progress=tell, batch_axis=axis, part=part)
     if json:
         sys.stdout.write(found.to_json() + "\n")
         return

@@ -46,6 +46,13 @@ BatchAxis = Annotated[
         "or name=axis for one input (a keyword, or its position); repeat for more inputs. By default it is found out.",
     ),
 ]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        help="Only this module of the model, e.g. backbone. The inputs are still those of the model.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dense = Annotated[
     str | None,

@@ -142,6 +142,7 @@ def prune(
     example: options.Example = None,
     weights: options.Weights = None,
     batch_axis: options.BatchAxis = None,
+    part: options.Part = None,
     labelled: Annotated[
         Path | None,
         typer.Option(help="Test samples (.npz with inputs and labels), to measure the accuracy."),
@@ -176,7 +177,7 @@ def prune(
             model, given, budget, chosen, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
-            also=source.further(also),
+            also=source.further(also), part=part,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis)
         found_by = {

@@ -22,7 +22,8 @@ from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
-from coreprune.pruning.plans.plan import Plan, fingerprint
+from coreprune.pruning.part import of_a_part
+from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.reporting.report import Compared, Report
 from coreprune.pruning.safety_net import best_of, trained
@@ -31,6 +32,7 @@ from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
 from coreprune.pruning.stages import carry_out, descend_, exclude_names, make_report, prune_to, repair_, trace
 from coreprune.pruning.validate import (
     check_also,
+    check_architecture,
     check_cost,
     check_count,
     check_exclude,
@@ -72,6 +74,7 @@ class Result:
         return self.report._repr_html_()
 
 
+@of_a_part
 @in_single_precision
 def prune(
     model: nn.Module,
@@ -94,6 +97,7 @@ def prune(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     batch_axis: Any = "auto",
+    part: str | nn.Module | None = None,
 ) -> Result:
     """Make a model physically smaller without data.
 
@@ -134,10 +138,14 @@ def prune(
         or None for each input by its position or keyword, e.g. {"x": 1, "mask": 0}, or None for a model without a
         batch, such as one that takes a graph, a list of images or a single image. Its queries are whole examples of the
         same shapes, which run one at a time, and its MACs are those of one example.
+    part: a module of the model, or its name, to prune alone, e.g. "backbone" of a detector whose other parts cannot be
+        traced. The example and samples are still those of the model, and show what enters the part. The budget, names
+        in `exclude`, plan and report are of the part; the result's model is the whole one, with the smaller part in it.
 
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
     """
+    del part  # `of_a_part` has done what it asks for
     asked = _repair_options(repair)
     options = asked if queries is not None else None
     budget = check_settings(budget, seed, delta)
@@ -207,6 +215,7 @@ def prune(
     return Result(small, pruned.plan, report, rankings, recipe, calibration.given if calibration else None)
 
 
+@of_a_part
 @in_single_precision
 def make_plan(
     model: nn.Module,
@@ -223,8 +232,10 @@ def make_plan(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     batch_axis: Any = "auto",
+    part: str | nn.Module | None = None,
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
+    del part  # `of_a_part` has done what it asks for
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
@@ -243,6 +254,7 @@ def make_plan(
         return prune_to(traced, settings, calibration, clock).plan
 
 
+@of_a_part
 @in_single_precision
 def apply_plan(
     model: nn.Module,
@@ -275,11 +287,11 @@ def apply_plan(
         example_inputs = example_like(plan.example, device_of(model))
     check_model(model, example_inputs)
     if not computed(model):
-        _check_architecture(model, plan)
+        check_architecture(model, plan)
     with guarded(model):
         tell = progress or silent
         traced = trace(model, example_inputs, tell, also=others, batch_axis=batch_axis)
-        _check_architecture(traced.model, plan)
+        check_architecture(traced.model, plan)
         refuse_plain(inplace, traced.plain)
         sizes = {g.name: g.size for g in traced.groups}
         for name, entry in plan.groups.items():
@@ -300,15 +312,6 @@ def apply_plan(
         adopt(model, pruned.removed.model)
         return model
     return pruned.removed.model
-
-
-def _check_architecture(model: nn.Module, plan: Plan) -> None:
-    found = fingerprint(model)
-    if found != plan.fingerprint:
-        raise InputError(
-            f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
-            "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
-        )
 
 
 def _say_what_queries_are_for(selector: Selector, queries: Any) -> None:

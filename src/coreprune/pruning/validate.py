@@ -13,6 +13,7 @@ from coreprune._example import normalise_example
 from coreprune._seed import check_seed
 from coreprune.errors import InputError
 from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.plans.plan import Plan, fingerprint
 
 Exclude = tuple[str | nn.Module, ...]
 REAL = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -110,6 +111,16 @@ def check_also(also: object) -> tuple[Any, ...]:
     for example in also:
         normalise_example(example)
     return tuple(also)
+
+
+def check_architecture(model: nn.Module, plan: Plan) -> None:
+    """Raise InputError if a plan was made for another architecture."""
+    found = fingerprint(model)
+    if found != plan.fingerprint:
+        raise InputError(
+            f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
+            "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
+        )
 
 
 def counterparts(exclude: Exclude, model: nn.Module, plain: nn.Module) -> Exclude:
