@@ -12,8 +12,8 @@ import typer
 from coreprune.errors import InputError
 
 SOURCE_HELP = (
-    "package.module:factory (a function that returns a model or (model, example)), the folder of a Hugging Face model, "
-    "or a .pt2 file."
+    "package.module:factory (a function that returns a model or (model, example)), timm:NAME, torchvision:NAME, the "
+    "folder of a Hugging Face model, or a .pt2 file."
 )
 
 LARGEST_SEED = (1 << 32) - 1  # numpy accepts no larger one
@@ -37,7 +37,13 @@ Also = Annotated[
 Example = Annotated[
     Path | None, typer.Option("--example", help="Example input as an .npz file: one array, or one per argument name.")
 ]
-Weights = Annotated[Path | None, typer.Option(help="A .safetensors file to load into the factory's model.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="The weights of the model: a .safetensors file, or a state dict or checkpoint (.pt, .pth, .ckpt). "
+        "FILE::KEY takes one of several state dicts in a checkpoint."
+    ),
+]
 BatchAxis = Annotated[
     list[str] | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -15,12 +16,15 @@ import typer
 from torch import Tensor, nn
 
 from coreprune._files import check_place, refuse_taken, tidy
+from coreprune._untrained import untrained
 from coreprune.cli import options, show, source
 from coreprune.cli.commands import app, console, errors
 from coreprune.errors import ArtifactError, CoreprunError, InputError
 
 if TYPE_CHECKING:
     from coreprune.queries import Queries
+
+log = logging.getLogger(__name__)
 
 EPILOG = (
     "Examples:\n\n"
@@ -171,6 +175,11 @@ def prune(
     # What the user's code prints goes to standard error, so that standard output stays clean for --json.
     with unfinished.explained(out), redirect_stdout(sys.stderr), show.progress(errors) as tell:
         model, given = source.load(source_, weights, shape or [], example)
+        if untrained(model):
+            log.warning(
+                "the weights look as initialisation draws them: no training shows in any of them. What is pruned from "
+                "random weights is worth nothing. Load the trained ones: --weights FILE, or inside of the factory."
+            )
         exam = None if labelled is None else Exam.of(model, given, labelled, tell, axis)
         spec = source.queries(specs, model, given, seed, unfinished.queries, tell, axis)
         result = run(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from coreprune._example import example_like
 from coreprune._plugins import imported
-from coreprune.errors import InputError
+from coreprune.cli.checkpoints import load_weights
+from coreprune.errors import CoreprunError, InputError, first_line
 
 _MOST_ENTRIES = 1 << 28
+_LAST = 3  # frames of a factory that raises
 DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 
@@ -26,9 +29,10 @@ def load(
 ) -> tuple[nn.Module, Any]:
     """Return (model, example inputs).
 
-    source: `package.module:factory`, the folder of a Hugging Face model, or a .pt2 file that torch.export.save wrote.
-        The factory is called without arguments and returns a model or (model, example).
-    weights: a .safetensors file to load into the factory's model.
+    source: `package.module:factory`, `timm:NAME`, `torchvision:NAME`, the folder of a Hugging Face model, or a .pt2
+        file that torch.export.save wrote. The factory is called without arguments and returns a model or (model,
+        example). Models of timm and torchvision come without weights.
+    weights: a file to load into the model (`load_weights`).
     shapes: see `example`. example_file: an .npz file. Without both, the example is the factory's own, or it is made
         from the Hugging Face configuration.
     otherwise: a plan's description of an example, used if there is no other.
@@ -43,7 +47,7 @@ def load(
     else:
         model, given = _made(source)
     if weights is not None:
-        _load_weights(model, weights)
+        load_weights(model, weights)
     if shapes and example_file is not None:
         raise InputError("--shape and --example both say what the example input is. Give one of them.")
     found = example(shapes) if shapes else given if example_file is None else arrays(example_file)
@@ -62,18 +66,72 @@ def _made(source: str) -> tuple[nn.Module, Any]:
     module_name, colon, name = source.partition(":")
     if not colon or not module_name or not name:
         raise InputError(
-            f"SOURCE must read package.module:factory, e.g. mypackage.models:resnet, or be a folder that "
-            f"save_pretrained wrote, or a .pt2 file. {source!r} is none of these."
+            f"SOURCE must read package.module:factory, e.g. mypackage.models:resnet, or timm:NAME or torchvision:NAME, "
+            f"or be a folder that save_pretrained wrote, or a .pt2 file. {source!r} is none of these."
         )
+    if module_name in LIBRARIES:
+        return LIBRARIES[module_name](name)
     factory = users_own(source)
     if not callable(factory):  # a model is callable too
         raise InputError(f"{source} is a {type(factory).__name__}, neither a model nor a function that makes one.")
-    with redirect_stdout(sys.stderr):
-        made = factory if isinstance(factory, nn.Module) else factory()
+    made = factory if isinstance(factory, nn.Module) else _called(factory, source)
     model, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} gave a {type(model).__name__}, not a torch.nn.Module.")
     return model, given
+
+
+def _called(factory: Callable[[], Any], source: str) -> Any:
+    """What the user's factory returns. If it raises, its own last lines are shown, and none of ours."""
+    try:
+        with redirect_stdout(sys.stderr):
+            return factory()
+    except CoreprunError:
+        raise
+    except Exception as error:
+        own = traceback.extract_tb(error.__traceback__)[1:]
+        lines = "".join(traceback.format_list(own[-_LAST:])).rstrip()
+        where = f" Its last lines:\n{lines}" if own else " It is called without arguments."
+        raise InputError(f"{source} raised {type(error).__name__}: {error}.{where}") from error
+
+
+def _timm(name: str, **settings: Any) -> tuple[nn.Module, Any]:
+    """A model of timm without weights, and an image of the size that it is made for."""
+    try:
+        import timm  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError("timm:NAME needs timm: pip install timm.") from error
+    try:
+        model = timm.create_model(name, pretrained=False, **settings)
+    except Exception as error:
+        raise InputError(f"timm cannot make {name!r}: {first_line(error)}. timm.list_models() lists them.") from error
+    size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+    return model, _image(*size)
+
+
+def _torchvision(name: str) -> tuple[nn.Module, Any]:
+    """A model of torchvision without weights, and an image of the size that it is made for, if it takes one image."""
+    try:
+        from torchvision import models  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError("torchvision:NAME needs torchvision: pip install torchvision.") from error
+    settings = {"weights_backbone": None} if name in models.list_models(models.detection) else {}
+    try:
+        model = models.get_model(name, weights=None, **settings)
+        preparing = next(iter(models.get_model_weights(name))).transforms()
+    except Exception as error:
+        raise InputError(
+            f"torchvision cannot make {name!r}: {first_line(error)}. torchvision.models.list_models() lists them."
+        ) from error
+    size = getattr(preparing, "crop_size", None)
+    return model, _image(3, size[0], size[0]) if isinstance(size, (list, tuple)) and len(size) == 1 else None
+
+
+LIBRARIES = {"timm": _timm, "torchvision": _torchvision}
+
+
+def _image(*shape: int) -> Tensor:
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def users_own(reference: str) -> Any:
@@ -102,7 +160,10 @@ def _exported(path: Path) -> tuple[nn.Module, Any]:
 def _pretrained(folder: Path) -> tuple[nn.Module, Any]:
     """The model from a folder that save_pretrained wrote, and an example that fits it. Nothing is downloaded."""
     try:
-        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if "architectures" not in config and isinstance(config.get("architecture"), str):
+            return _timm_folder(folder, config)
+        architecture = config["architectures"][0]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(
             f"{folder} is not a Hugging Face model: it needs a config.json that names its architectures ({error})."
@@ -122,6 +183,19 @@ def _pretrained(folder: Path) -> tuple[nn.Module, Any]:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"transformers cannot load {folder}: {str(error).splitlines()[0]}") from error
     return model, _from_config(model)
+
+
+def _timm_folder(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, Any]:
+    """The model from a folder of the hub that timm wrote."""
+    settings = {k: config[k] for k in ("num_classes", "global_pool") if k in config} | dict(
+        config.get("model_args") or {}
+    )
+    model, given = _timm(config["architecture"], **settings)
+    found = [p for name in ("model.safetensors", "pytorch_model.bin") if (p := folder / name).is_file()]
+    if not found:
+        raise InputError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
+    load_weights(model, found[0])
+    return model, given
 
 
 def _from_config(model: Any) -> dict[str, Tensor] | None:
@@ -229,23 +303,3 @@ def labelled(path: Path, model: nn.Module, given: Any, batch_axis: Any = "auto")
         return make_queries(model, given, inputs, batch_axis=batch_axis), labels.long()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {path} as safetensors: {error}") from error
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{path} does not fit {type(model).__name__}: {reason}") from error
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # counters that nothing reads
-    if missing or unexpected:
-        raise InputError(
-            f"{path} does not fit {type(model).__name__}: it lacks {missing[:3]} and has {unexpected[:3]} too many."
-        )
