@@ -101,6 +101,7 @@ def inspect(
     weights: options.Weights = None,
     batch_axis: options.BatchAxis = None,
     part: options.Part = None,
+    norm_statistics: options.NormStatistics = False,
     json: options.Json = False,
 ) -> None:
     """List the groups of channels that can be removed, what they cost, and which are locked and why."""
@@ -111,7 +112,9 @@ def inspect(
     model, example = sources.load(source, weights, shape or [], example)
     with show.progress(errors) as tell:
         more = sources.further(also)
-        found = list_groups(model, example, also=more, progress=tell, batch_axis=axis, part=part)
+        found = list_groups(
+            model, example, also=more, progress=tell, batch_axis=axis, part=part, norm_statistics=norm_statistics
+        )
     if json:
         sys.stdout.write(found.to_json() + "\n")
         return

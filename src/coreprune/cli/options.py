@@ -59,6 +59,14 @@ Part = Annotated[
         show_default=False,
     ),
 ]
+NormStatistics = Annotated[
+    bool,
+    typer.Option(
+        "--norm-statistics",
+        help="Let channels leave that a LayerNorm, RMSNorm or GroupNorm with one group takes its statistics over, such "
+        "as a residual stream. This is not exact; the repair does the rest.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dense = Annotated[
     str | None,

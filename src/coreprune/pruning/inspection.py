@@ -88,6 +88,7 @@ def list_groups(
     progress: Progress = silent,
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
+    norm_statistics: bool = False,
 ) -> Inspection:
     """List every group of channels of a model. The model is not changed.
 
@@ -95,12 +96,16 @@ def list_groups(
     also: further examples, as in `prune`.
     batch_axis: which axis of the inputs holds the samples, as for `prune`.
     part: list the groups of this module alone, as in `prune`.
+    norm_statistics: whether channels may leave that enter the statistics of a norm, as for `prune`.
 
     Raises InputError for wrong arguments, and ModelError for a model that cannot be traced.
     """
     del part  # `of_a_part` has done what it asks for
     with guarded(model):
-        traced = trace(model, example_inputs, progress, also=check_also(also), batch_axis=batch_axis)
+        others = check_also(also)
+        traced = trace(
+            model, example_inputs, progress, also=others, batch_axis=batch_axis, norm_statistics=norm_statistics
+        )
     model_cost = traced.cost_model
     shares, total = model_cost.shares(), model_cost()
     rows = tuple(

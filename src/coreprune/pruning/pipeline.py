@@ -98,6 +98,7 @@ def prune(
     progress: Progress | None = None,
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
+    norm_statistics: bool = False,
 ) -> Result:
     """Make a model physically smaller without data.
 
@@ -141,6 +142,10 @@ def prune(
     part: a module of the model, or its name, to prune alone, e.g. "backbone" of a detector whose other parts cannot be
         traced. The example and samples are still those of the model, and show what enters the part. The budget, names
         in `exclude`, plan and report are of the part; the result's model is the whole one, with the smaller part in it.
+    norm_statistics: let channels leave that a LayerNorm, an RMSNorm or a GroupNorm with one group takes its statistics
+        over, such as the residual stream of a transformer. Its mean and variance are then taken over fewer channels,
+        so the result is not the original without these channels, and is run but not compared; the repair does the
+        rest.
 
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
@@ -157,7 +162,7 @@ def prune(
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
         with clock("capture"):
-            traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis)
+            traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
         refuse_plain(inplace, traced.plain)
         excluded = counterparts(excluded, model, traced.model)
         _check_affordable(budget, traced, cost)
@@ -175,6 +180,7 @@ def prune(
             delta=delta,
             cost=cost,
             batch_axis=batch_axis,
+            norm_statistics=norm_statistics,
         )
         calibration = None
         by_queries = queries is not None and _by_queries(selector, budget)
@@ -233,6 +239,7 @@ def make_plan(
     progress: Progress | None = None,
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
+    norm_statistics: bool = False,
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     del part  # `of_a_part` has done what it asks for
@@ -242,12 +249,12 @@ def make_plan(
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
-        traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis)
+        traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
         excluded = counterparts(excluded, model, traced.model)
         _check_affordable(budget, traced, cost)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
-        settings = replace(settings, batch_axis=batch_axis)
+        settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics)
         calibration = None
         if queries is not None and _by_queries(selector, budget):
             calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
@@ -268,6 +275,7 @@ def apply_plan(
     inplace: bool = False,
     progress: Progress | None = None,
     batch_axis: Any = "auto",
+    norm_statistics: bool = False,
 ) -> nn.Module:
     """Carry out a plan on a checkpoint of the architecture that the plan was made for.
 
@@ -290,7 +298,7 @@ def apply_plan(
         check_architecture(model, plan)
     with guarded(model):
         tell = progress or silent
-        traced = trace(model, example_inputs, tell, also=others, batch_axis=batch_axis)
+        traced = trace(model, example_inputs, tell, also=others, batch_axis=batch_axis, norm_statistics=norm_statistics)
         check_architecture(traced.model, plan)
         refuse_plain(inplace, traced.plain)
         sizes = {g.name: g.size for g in traced.groups}

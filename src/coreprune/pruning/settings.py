@@ -44,6 +44,7 @@ class Settings:
     also: str = ""
     batch_axis: Any = "auto"
     part: str = ""
+    norm_statistics: bool = False
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
@@ -57,6 +58,7 @@ class Settings:
         "also": "",
         "batch_axis": "auto",
         "part": "",
+        "norm_statistics": False,
     }
 
     def as_dict(self) -> dict[str, Any]:
