@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from coreprune._protect import as_in
 from coreprune._twin import duplicate
 from coreprune.errors import ModelError
 from coreprune.graph.attributes import follow_depthwise, follow_sections, follow_weights
@@ -30,6 +31,8 @@ def smaller(model: nn.Module, captured: Captured, chosen: list[tuple[Group, Tens
         new = cut(old, {dim: m for (n, dim), m in masks.items() if n == name})
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     small = duplicate(model.get_submodule(inside), memo)
+    if not inside:
+        as_in(small, model)
     if chosen:
         drop(small, _within(captured.caches, inside))
     modules = dict(small.named_modules(prefix=inside))
