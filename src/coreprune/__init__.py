@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds the names
@@ -52,6 +53,9 @@ if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds th
     )
 
 # A new public name needs a line here and one above.
+if TYPE_CHECKING:
+    __version__: str
+
 __all__ = [
     "L1",
     "L2",
@@ -113,6 +117,8 @@ if not TYPE_CHECKING:
         if name in _RENAMED:
             old, name = name, _RENAMED[name]
             warnings.warn(f"coreprune.{old} is now coreprune.{name}.", DeprecationWarning, stacklevel=2)
+        if name == "__version__":
+            return version("coreprune")
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
         if name not in __all__:
