@@ -13,6 +13,7 @@ from coreprune._progress import Progress
 from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
 from coreprune.pruning.calibration.familiar import familiar
+from coreprune.pruning.calibration.wider import widened
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.queries import Queries, make_queries
 from coreprune.queries.spec import is_source
@@ -83,6 +84,7 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
         # In random order, because files and loaders are often sorted. T11 assumes samples of one distribution, and so
         # does the comparison of one half of the batches with the other.
         queries, fresh = queries.shuffled(generator).split(len(queries) - _held_back(len(queries)))
+        queries = widened(traced.captured, queries, generator)
     if len(queries) < 2:
         log.warning(
             "with a single query nothing can be checked on another one, so no layer is refitted. Pass more queries."

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from coreprune.coreset import FunctionalCoreset, held_out_curve, in_order, map_errors
 from coreprune.coreset._readers import features
+from coreprune.coreset.held_out import RIDGES
 from coreprune.graph import Group
 from coreprune.pruning.allocation.curves import balanced
 from coreprune.pruning.layer.weights import LayerWeights, Reader
@@ -21,6 +22,7 @@ from coreprune.pruning.selectors import Ranking, Selector, ranking_of
 from coreprune.pruning.selectors.functional import moments_of
 
 CURVE_RIDGE = 1e-3
+_ALL_RIDGES = 1152  # features; with more, every second ridge is tried, because each takes seconds
 _WIDEST_FLOOR = 1200  # features; up to this many, T10′ takes about a second at most
 _WIDTHS = (0.0, 0.25, 0.5, 0.75, 0.9)  # of all units, at which whole patches are looked at
 
@@ -59,7 +61,8 @@ def held_out(
     units, total = group.size // group.unit, 0.0
     for reader in layer.readers:
         ways = zip(reader.folds, orders, strict=True)
-        curves = torch.stack([held_out_curve(fold, units, balanced(order, group)) for fold, order in ways])
+        ridges = RIDGES if reader.mean.numel() <= _ALL_RIDGES else RIDGES[1::2]
+        curves = torch.stack([held_out_curve(fold, units, balanced(order, group), ridges) for fold, order in ways])
         scale = over_patches(reader, units, balanced(ranking.order, group))
         total = total + scale * curves.mean(dim=0).amin(dim=0)
     assert isinstance(total, Tensor)

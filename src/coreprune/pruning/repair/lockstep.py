@@ -15,7 +15,7 @@ Later layers read the outputs of the repaired layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
@@ -26,6 +26,7 @@ from coreprune.graph.execution import Execution, last_uses, overwritten
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.repair.fit import Fit, fitted
+from coreprune.pruning.repair.products import Mix
 from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
 from coreprune.pruning.repair.twins import Descent
 from coreprune.pruning.repair.wide import WIDEST, channels, mixed, positions_of
@@ -76,12 +77,14 @@ class Cut:
     """The original and the pruned model, both in the original's shapes.
 
     original: the original's tensors by name. start: those of the pruned model, from `weights_after`.
-    masks: (name, axis) -> which positions stay.
+    masks: (name, axis) -> which positions stay. mixes: by name of the weight, for layers that are to compute something
+    else than the original's layer; `start` has their new weights.
     """
 
     original: Mapping[str, Tensor]
     start: Mapping[str, Tensor]
     masks: Mapping[tuple[str, int], Tensor]
+    mixes: Mapping[str, Mix] = field(default_factory=dict)
 
 
 def repaired(
@@ -109,7 +112,7 @@ class _Walk:
     def __init__(self, both: Cut, calibration: Calibration, options: Repair) -> None:
         captured, batches, found = calibration.captured, calibration.batches, calibration.operators
         original, masks = both.original, both.masks
-        self.captured, self.masks, self.options = captured, masks, options
+        self.captured, self.masks, self.options, self.mixes = captured, masks, options, both.mixes
         self.samples = sum(map(captured.axes.size, batches))
         self.full = Execution(captured, original, batches)
         # Equal tensors become the same object, so that only what changed is run again.
@@ -304,6 +307,8 @@ class _Problem:
         rows = even_rows(operator.count(full), most // walk.small.batches + 1, full.device)
         x = operator.features(walk.small.batch(operator.source, b), rows, alive)
         y = operator.outputs(full, rows).double()
+        if (mix := walk.mixes.get(operator.weight)) is not None:
+            y = y @ mix.map.mT.to(y.device)
         size = self.scale.abs()
         if path.join is not None and path.other is not None:
             behind = operator.outputs(walk.small.batch(path.other, b), rows).double() + self.shift
