@@ -13,6 +13,7 @@ from coreprune._progress import Progress
 from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
 from coreprune.pruning.calibration.familiar import familiar
+from coreprune.pruning.calibration.padding import Padding, padding
 from coreprune.pruning.calibration.wider import widened
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.queries import Queries, make_queries
@@ -48,6 +49,7 @@ class Calibration:
     comparison at the end uses; None if there is but one. captured: the model, traced at the size of the batches.
     operators: its linear maps, by the name of their weight. batches: the queries in batches, (args, kwargs) each.
     given: all that were made for these steps, or given by the caller. useful: whether weights may be fitted on them.
+    padding: which tokens of every batch are padding; empty if that was not looked for.
     """
 
     queries: Queries
@@ -57,6 +59,11 @@ class Calibration:
     batches: list[tuple[tuple[Any, ...], dict[str, Any]]]
     given: Queries | None = None
     useful: bool = True
+    padding: tuple[Padding, ...] = ()
+
+    def padding_of(self, b: int) -> Padding:
+        """Which tokens of a batch are padding."""
+        return self.padding[b] if self.padding else Padding()
 
 
 def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibration:
@@ -89,7 +96,8 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
         log.warning(
             "with a single query nothing can be checked on another one, so no layer is refitted. Pass more queries."
         )
-    return replace(_in_batches(traced, queries, fresh, given), useful=useful)
+    found = _in_batches(traced, queries, fresh, given)
+    return replace(found, useful=useful, padding=padding(found.captured, traced.tensors, found.batches))
 
 
 def _held_back(n: int) -> int:

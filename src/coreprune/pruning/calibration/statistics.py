@@ -18,7 +18,8 @@ from coreprune.errors import InputError
 from coreprune.graph import Group, ParamSlice, Traced
 from coreprune.graph.execution import Execution, last_uses
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.layer.linear_maps import Operator, even_rows
+from coreprune.pruning.calibration.padding import Padding
+from coreprune.pruning.layer.linear_maps import Operator
 from coreprune.pruning.layer.products import Product, products_of
 from coreprune.pruning.layer.weights import Reader
 
@@ -129,7 +130,7 @@ def _one_batch(walk: _Walk, b: int) -> bool:
                     x = run.batch(operator.source, 0).detach()
                     sites = [site for site in by_node[node] if site.operator is operator]
                     most = max(options.rows, 16 * max(site.features(options) for site in sites))
-                    rows = even_rows(operator.count(value), most // walk.batches + 1, value.device)
+                    rows = walk.calibration.padding_of(b).rows(operator, value, most // walk.batches + 1)
                     features = operator.features(x, rows).transpose(0, 1).flatten(1)
                     for site in sites:
                         _add(site, features, options, walk.batches, b)
@@ -143,10 +144,10 @@ def _one_batch(walk: _Walk, b: int) -> bool:
                 result = value
             for gone in uses[node]:
                 run.values.pop(gone, None)
-        return options.worth and _weigh(walk, result, taped)
+        return options.worth and _weigh(walk, result, taped, walk.calibration.padding_of(b))
 
 
-def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
+def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor], padding: Padding) -> bool:
     """Add the second moments of the gradient of a random projection of the outputs, at every reader's output.
 
     Returns whether such a gradient exists.
@@ -159,7 +160,8 @@ def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
         return False
     axes = walk.calibration.captured.axes
     samples = None if axes.first else axes.size(walk.calibration.batches[0])
-    total = sum((x * torch.randn(x.shape, generator=walk.generator).to(x)).sum() / _scale(x, samples) for x in outputs)
+    noise = [padding.silent(torch.randn(x.shape, generator=walk.generator).to(x)) for x in outputs]
+    total = sum((x * each).sum() / _scale(x, samples) for x, each in zip(outputs, noise, strict=True))
     try:
         gradients = torch.autograd.grad(total, list(taped.values()), allow_unused=True)  # type: ignore[arg-type]
     except torch.OutOfMemoryError:

@@ -2,8 +2,8 @@
 
 A few hundred texts of one kind use a small part of a vocabulary. Weights that are fitted to them alone get better on
 that kind and worse on every other one. So the moments are those of a mixture: the user's texts, and as many that keep
-their form (lengths, padding, special tokens, masks), but whose words are drawn from the vocabulary. In a mixture with
-the share α of a kind, the error on that kind is at most 1/α of the mixture's, which the refit makes least.
+their form (lengths, padding, special tokens, masks), but whose words are drawn from the vocabulary. What a refit on
+both loses on the one is at most what it gains on the other (T17).
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def _form(ids: Tensor) -> Tensor:
     texts = torch.zeros(len(values), len(ids), dtype=torch.bool, device=ids.device)
     texts[places.flatten(), torch.arange(len(ids), device=ids.device).repeat_interleave(ids.shape[1])] = True
     common = (texts.sum(dim=1) >= _OFTEN * len(ids))[places]
-    return common | _run(ids) | _run(ids.flip(1)).flip(1)
+    return common | run_at_start(ids) | run_at_start(ids.flip(1)).flip(1)
 
 
-def _run(ids: Tensor) -> Tensor:
+def run_at_start(ids: Tensor) -> Tensor:
     """Which tokens belong to a run of one token, at least two long, at the beginning."""
     same = (ids == ids[:, :1]).to(torch.int8).cummin(dim=1).values.bool()
     return same & (same.sum(dim=1, keepdim=True) > 1)

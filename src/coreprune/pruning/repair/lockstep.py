@@ -24,7 +24,7 @@ from coreprune._progress import Progress
 from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.layer.linear_maps import Operator, even_rows
+from coreprune.pruning.layer.linear_maps import Operator
 from coreprune.pruning.repair.fit import Fit, fitted
 from coreprune.pruning.repair.products import Mix
 from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
@@ -94,15 +94,15 @@ def repaired(
     walk = _Walk(cut, calibration, options)
     done: list[Refit] = []
     nodes, uses = walk.order, last_uses(walk.order)
+    # Nothing needs to run after the last layer: the logits of a language model are larger than all before them.
+    end = 1 + max((i for i, node in enumerate(nodes) if node in walk.operators), default=-1)
     with torch.no_grad():
-        for i, node in enumerate(nodes):
-            if node.op == "output":
-                break
+        for i, node in enumerate(nodes[:end]):
             fit = walk.step(node)
             if fit is not None:
                 done.append(fit)
             walk.forget(uses[node])
-            tell("repair", i + 1, len(nodes))
+            tell("repair", i + 1, end)
     return walk.small.tensors, done  # type: ignore[return-value]
 
 
@@ -130,6 +130,7 @@ class _Walk:
         self.order, self.paths = schedule(nodes, {n: paths.get(n) or rest[n] for n in nodes if n in first})
         self.operators = {o.node: o for o in found.values()}
         self.cut = cut
+        self.padding = calibration.padding_of
         self.tainted = overwritten(nodes)  # for these nodes, both models need their own memory
 
     def step(self, node: fx.Node) -> Refit | None:
@@ -304,7 +305,7 @@ class _Problem:
         full = walk.full.batch(path.join or operator.node, b)
         features = operator.matrix(walk.full.tensors[operator.weight]).shape[2]
         most = max(min(self.rows, max(self.rows // 2, 64 * walk.samples)), 16 * features)
-        rows = even_rows(operator.count(full), most // walk.small.batches + 1, full.device)
+        rows = walk.padding(b).rows(operator, full, most // walk.small.batches + 1)
         x = operator.features(walk.small.batch(operator.source, b), rows, alive)
         y = operator.outputs(full, rows).double()
         if (mix := walk.mixes.get(operator.weight)) is not None:
