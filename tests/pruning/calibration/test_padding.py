@@ -1,4 +1,4 @@
-"""Which tokens are padding is found by what the model does, not by names; what is there is neither fitted nor counted."""
+"""Padding is found by what the model does, not by names; what is there is neither fitted nor counted."""
 
 from __future__ import annotations
 

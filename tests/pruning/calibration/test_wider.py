@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from coreprune import Budget, Repair, prune
-from coreprune.graph import capture
-from coreprune.pruning.calibration.wider import redrawn, token_leaves, widened
+from coreprune._progress import silent
+from coreprune.graph import Traced, capture, find_groups
+from coreprune.pruning.calibration.calibration import Asked, gather
+from coreprune.pruning.calibration.wider import other_words, redrawn, token_leaves
 from coreprune.queries import Queries
 
 START, END, PAD = 1, 2, 0
@@ -70,19 +72,17 @@ def test_only_looked_up_tokens_change_and_all_else_is_repeated():
     captured = capture(Reader().eval(), (ids[:1], mask[:1]))
     assert token_leaves(captured) == {0}
     queries = Queries((ids, mask), {}, "samples", "20 samples")
-    both = widened(captured, queries, torch.Generator().manual_seed(0))
-    assert len(both) == 40
-    assert "random tokens" in both.note
-    rows = {tuple(torch.cat(pair).tolist()) for pair in zip(*both.args, strict=True)}
-    assert {tuple(torch.cat(pair).tolist()) for pair in zip(ids, mask, strict=True)} <= rows
-    assert sorted(map(tuple, both.args[1].tolist())) == sorted(map(tuple, mask.repeat(2, 1).tolist()))
+    other = other_words(captured, queries, torch.Generator().manual_seed(0))
+    assert torch.equal(other.args[1], mask)
+    assert not torch.equal(other.args[0], ids)
+    assert torch.equal(queries.args[0], texts(20, 10, 50)[0])
 
 
 @pytest.mark.parametrize("x", [torch.randn(20, 16), torch.rand(20, 3, 8, 8)])
 def test_other_inputs_stay_as_they_are(x):
     model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 4))
     queries = Queries((x,), {}, "samples")
-    assert widened(capture(model, x[:1]), queries, torch.Generator()) is queries
+    assert other_words(capture(model, x[:1]), queries, torch.Generator()) is None
 
 
 def test_columns_of_categories_stay_as_they_are():
@@ -96,7 +96,7 @@ def test_columns_of_categories_stay_as_they_are():
 
     x = torch.stack([torch.randint(5, (20,)), torch.randint(90, (20,))], dim=1)
     queries = Queries((x,), {}, "samples")
-    assert widened(capture(Columns(), x[:1]), queries, torch.Generator()) is queries
+    assert other_words(capture(Columns(), x[:1]), queries, torch.Generator()) is None
 
 
 def test_one_kind_of_text_does_not_spoil_another(monkeypatch):
@@ -114,5 +114,19 @@ def test_one_kind_of_text_does_not_spoil_another(monkeypatch):
             return float((result.model(*other) - model(*other)).square().mean() / model(*other).var())
 
     wide = error()
-    monkeypatch.setattr("coreprune.pruning.calibration.calibration.widened", lambda captured, queries, g: queries)
+    monkeypatch.setattr("coreprune.pruning.calibration.calibration.other_words", lambda *_: None)
     assert wide < 0.7 * error()
+
+
+def test_kinds_take_turns_and_both_halves_have_each():
+    model, (ids, mask) = Reader().eval(), texts(90, 10, 50)
+    traced = Traced(model, captured := capture(model, (ids[:1], mask[:1])), find_groups(captured))
+    asked = Asked((ids[:1], mask[:1]), (ids, mask))
+    found = gather(traced, asked, 0, silent)
+    assert set(found.kinds[::2]) == set(found.kinds[1::2]) == {0, 1}
+    assert len(found.kinds) == len(found.batches)
+    mine = {tuple(row) for row in ids.tolist()}
+    for ((words, _), _), kind in zip(found.batches, found.kinds, strict=True):
+        assert all((tuple(row) in mine) == (kind == 0) for row in words.tolist())
+    assert all(tuple(row) in mine for row in found.fresh.args[0].tolist())
+    assert found.given.args[0].shape == ids.shape

@@ -22,24 +22,23 @@ _OFTEN = 0.9  # of the texts: what so many have in common belongs to their form
 _SHIFT = 2.7  # Mandelbrot's, in the frequency of a word by its rank: 1/(rank + shift)
 
 
-def widened(captured: Captured, queries: Queries, generator: torch.Generator) -> Queries:
-    """The queries, and as many with other tokens, in random order; the same queries if the model looks no tokens up.
+def other_words(captured: Captured, queries: Queries, generator: torch.Generator) -> Queries | None:
+    """As many queries with other tokens; None if the model looks no tokens up, or the texts have nothing but form.
 
     Every second one has tokens that are all equally likely; in the others, token i is as likely as the i-th most
     frequent word (Zipf), because most vocabularies are sorted by frequency.
     """
     leaves = token_leaves(captured)
     if not leaves or queries.whole or (queries.axes is not None and not queries.axes.first):
-        return queries
+        return None
     given = pytree.tree_leaves((queries.args, queries.kwargs))
     if any(not isinstance(given[i], Tensor) or given[i].dim() != 2 or i in queries.shared for i in leaves):
-        return queries
+        return None
     other = queries.changed(lambda i, x: redrawn(x, generator) if i in leaves else x)
-    if all(torch.equal(a, b) for a, b in zip(given, _leaves(other), strict=True) if isinstance(a, Tensor)):
-        return queries
-    both = queries.changed(lambda i, x: torch.cat([x, _leaves(other)[i]]) if queries._batched(i, x) else x)
-    note = f"{queries.note}, and as many of the same form with random tokens".removeprefix(", and ")
-    return replace(both, note=note).shuffled(generator)
+    made = pytree.tree_leaves((other.args, other.kwargs))
+    if all(torch.equal(a, b) for a, b in zip(given, made, strict=True) if isinstance(a, Tensor)):
+        return None
+    return replace(other, source="other words", note="as many of the same form with random tokens")
 
 
 def token_leaves(captured: Captured) -> frozenset[int]:
@@ -93,7 +92,3 @@ def run_at_start(ids: Tensor) -> Tensor:
 def _same_numbers(node: fx.Node) -> bool:
     known = operation(node)
     return known.bijective or known.identity or op_name(node) == "to"
-
-
-def _leaves(queries: Queries) -> list[object]:
-    return pytree.tree_leaves((queries.args, queries.kwargs))

@@ -130,7 +130,7 @@ class _Walk:
         self.order, self.paths = schedule(nodes, {n: paths.get(n) or rest[n] for n in nodes if n in first})
         self.operators = {o.node: o for o in found.values()}
         self.cut = cut
-        self.padding = calibration.padding_of
+        self.padding, self.kinds = calibration.padding_of, calibration.kinds
         self.tainted = overwritten(nodes)  # for these nodes, both models need their own memory
 
     def step(self, node: fx.Node) -> Refit | None:
@@ -189,6 +189,7 @@ class _Walk:
                 intercept=_has_intercept(operator, path),
                 ridge=self.options.ridge,
                 rounds=self.options.one_sided if path.gated else None,
+                kinds=self.kinds,
             )
         if fit is None:
             return None
