@@ -41,7 +41,6 @@ def checked(
     bias: Float[Tensor, "g o"],
     worth: Float[Tensor, "g o"],
     ridges: Sequence[float] = RIDGES,
-    *,
     others: Sequence[tuple[LeastSquares, LeastSquares]] = (),
 ) -> Checked:
     """T13: choose the ridge of a refit by two-fold cross-validation.

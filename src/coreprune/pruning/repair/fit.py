@@ -79,7 +79,7 @@ def fitted(
         return None
     else:
         ridges = [unit * each for each in RIDGES]
-        found = checked(by_kind[0], start, bias, worth, ridges, others=by_kind[1:])
+        found = checked(by_kind[0], start, bias, worth, ridges, by_kind[1:])
         ridge, better = found.ridge, found.better
         if not bool(better.any()):
             return None
