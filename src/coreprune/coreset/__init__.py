@@ -27,6 +27,7 @@ from coreprune.coreset.held_out import Fold, held_out_curve
 from coreprune.coreset.linf import LinfCoreset, linf_coreset
 from coreprune.coreset.merging import Merge
 from coreprune.coreset.patches import Patches, map_errors
+from coreprune.coreset.products import bilinear_map
 from coreprune.coreset.sampling import Coreset, DrawStream, draw_stream, from_stream, sample
 from coreprune.coreset.sensitivity import Sensitivities, peel, sensitivities, spectral_ridge
 
@@ -43,6 +44,7 @@ __all__ = [
     "RelativeLimit",
     "Sensitivities",
     "agreement_bound",
+    "bilinear_map",
     "d_optimal",
     "draw_stream",
     "exchanged",
