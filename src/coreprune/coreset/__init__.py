@@ -11,6 +11,7 @@ from coreprune.coreset.bounds import (
     relative_limit,
     sampling_bound,
 )
+from coreprune.coreset.cone import cone_sensitivities
 from coreprune.coreset.exchange import exchanged, swap_changes
 from coreprune.coreset.functional import (
     FunctionalCoreset,
@@ -43,6 +44,7 @@ __all__ = [
     "RelativeLimit",
     "Sensitivities",
     "agreement_bound",
+    "cone_sensitivities",
     "d_optimal",
     "draw_stream",
     "exchanged",

@@ -1,4 +1,4 @@
-"""Selectors that sample channels and re-weight those drawn: Löwner (the paper), Lewis, norms, Mussay et al., uniform.
+"""Selectors that sample channels and re-weight those drawn: Löwner (the paper), cone, Lewis, norms, Mussay, uniform.
 
 They see the weights with a batch norm directly behind them folded in (`LayerWeights.effective`).
 """
@@ -95,6 +95,41 @@ class Lewis:
         """Rank the units of one layer."""
         found = sensitivities(layer.effective, layer.outgoing_sizes, "lewis")
         note = "every weight is 1, so this is uniform sampling (T7)" if found.vacuous else f"rank {found.rank}"
+        return sampled(self.name, found.bounds, generator, note)
+
+
+_MOST_WORK = 1e11  # n³(n + d) of the programs of `Cone`: some three minutes on one core
+
+
+@dataclass(frozen=True)
+class Cone:
+    """Sample by the sensitivities over the inputs that the layer can see (T4″), by n linear programs without data.
+
+    Behind a ReLU no input is negative, and the 1 that the bias is read with is not. Over these inputs a layer may have
+    small sensitivities where the paper's bound, which is over all inputs, is 1 for every channel (T7). The activation
+    is taken for a ReLU where it is not known; where it is another one, |⟨a, x⟩| takes the place of relu⟨a, x⟩.
+
+    Layers with n channels and d inputs, n³(n + d) > 10¹¹, are sampled by norm, and the ranking's note says so.
+    """
+
+    reads = False
+    name = "cone"
+
+    def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
+        """Rank the units of one layer."""
+        n, d = layer.effective.shape
+        if n**3 * (n + d) > _MOST_WORK:
+            note = f"too large for {n} linear programs, so sampled as by norm"
+            return sampled(self.name, layer.outgoing_sizes * layer.effective.norm(dim=1), generator, note)
+        one_sided = layer.activation.function is torch.relu
+        never = layer.nonnegative
+        if never is None:
+            never = torch.arange(d) >= d - layer.bias_columns
+        found = sensitivities(layer.effective, layer.outgoing_sizes, "cone", one_sided=one_sided, nonnegative=never)
+        inputs = "none of which is negative" if bool(never.all()) else f"{int(never.sum())} of which are never negative"
+        note = f"{'one' if one_sided else 'two'}-sided over {d} inputs, {inputs}; sum {found.total:.3g} of {n}"
+        if found.vacuous:
+            note += "; every sensitivity is 1, so this is uniform sampling (T7)"
         return sampled(self.name, found.bounds, generator, note)
 
 
