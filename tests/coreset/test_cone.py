@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,7 +68,7 @@ def ratio(a: torch.Tensor, x: torch.Tensor, one_sided: bool) -> torch.Tensor:
 @pytest.mark.parametrize("one_sided", [True, False])
 @pytest.mark.parametrize("seed", range(6))
 def test_in_the_plane_it_is_the_largest_ratio_at_a_breakpoint(seed, one_sided):
-    """Between two directions where a channel starts or stops, the ratio is monotone: the breakpoints and axes decide."""
+    """Between directions where a channel starts or stops the ratio is monotone: breakpoints and axes decide."""
     a = layer(6, 2, seed, "normal")
     turned = torch.stack([-a[:, 1], a[:, 0]], dim=1)
     x = torch.cat([turned, -turned, torch.eye(2, dtype=torch.float64)])
@@ -126,7 +128,7 @@ def test_a_smaller_cone_never_has_larger_sensitivities():
     a = layer(12, 6, 5, "mostly positive")
     masks = [torch.arange(6) < k for k in range(7)]
     found = [cone_sensitivities(a, mask) for mask in masks]
-    assert all(bool((b <= a * 1.002).all()) for a, b in zip(found, found[1:], strict=False))
+    assert all(bool((b <= a * 1.002).all()) for a, b in itertools.pairwise(found))
 
 
 def test_equal_channels_share_and_lengths_of_inputs_do_not_count():
@@ -152,7 +154,7 @@ def test_a_program_that_is_stopped_early_still_bounds(monkeypatch):
 
 
 def test_what_breaks_a_constraint_proves_nothing():
-    """v = 0.4 e_1 + 0.4 e_2 is enough for the mean of both, 0.8 times that of a third; for twice it, only v = e_i is."""
+    """v = 0.4 e_1 + 0.4 e_2 reaches the third row, and not twice that row, of which only v = e_3 is known to do so."""
     a = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.4, 0.4]], dtype=torch.float64)
     for length, proved in ((1.0, 0.4), (2.0, 1.0)):
         rows = torch.cat([a[:2], length * a[2:]])

@@ -17,19 +17,19 @@ _SAME = 1e13  # directions that agree to this many parts are the same
 def cone_sensitivities(
     points: Float[Tensor, "n d"], nonnegative: Bool[Tensor, " d"], *, one_sided: bool = True
 ) -> Float[Tensor, " n"]:
-    """T4″: bound s_i = sup f⟨a_i, x⟩ / Σ_k f⟨a_k, x⟩ over all x with x_c ≥ 0 where `nonnegative` is true; (n,) float64.
+    """T4″: bound s_i = sup f⟨a_i, x⟩ / Σ_k f⟨a_k, x⟩ over the x with x_c ≥ 0 where `nonnegative` is true; (n,) float64.
 
     One-sided (f = relu), s_i = min{s : 0 ≤ v ≤ s, (Aᵀv)_c ≥ a_ic where x_c ≥ 0, (Aᵀv)_c = a_ic elsewhere}. Two-sided
     (f = |·|), −s ≤ v ≤ s, and the larger of the values for a_i and for −a_i counts.
-    Proof: this is the dual of max{⟨a_i, x⟩ : Σ_k t_k ≤ 1, t_k ≥ f⟨a_k, x⟩, x in the cone}. Weak duality alone: for such a
-    v and such an x, ⟨a_i, x⟩ ≤ ⟨Aᵀv, x⟩ = Σ_k v_k⟨a_k, x⟩ ≤ s Σ_k f⟨a_k, x⟩.
+    Proof: this is the dual of max{⟨a_i, x⟩ : Σ_k t_k ≤ 1, t_k ≥ f⟨a_k, x⟩, x in the cone}. Weak duality alone: for such
+    a v and such an x, ⟨a_i, x⟩ ≤ ⟨Aᵀv, x⟩ = Σ_k v_k⟨a_k, x⟩ ≤ s Σ_k f⟨a_k, x⟩.
 
     So every feasible v proves a bound, and the programs need not be solved to the end: a bound is what a v proves that
     satisfies the constraints to 10⁻¹² of the length of a_i. It is within 0.1 % of s_i where the method finds such a v,
     and otherwise 1 (v = e_i). The sensitivities are at most those over all x (T4, T5, T7).
 
-    points: (n, d) a_i = c_i p_i, with the bias as the last column if there is one. nonnegative: (d,) bool. Behind a ReLU
-    it is true everywhere. It is true for the bias of any layer, because x ends in 1 there.
+    points: (n, d) a_i = c_i p_i, with the bias as the last column if there is one. nonnegative: (d,) bool. It is true
+    everywhere behind a ReLU, and true for the bias of any layer, because x ends in 1 there.
 
     Takes about 20·n³(n + d) operations, on the points' device. Raises InputError for points that are not finite, and
     for a mask of another shape.

@@ -37,7 +37,7 @@ class Sensitivities:
     total: the sum of the bounds. The theory asks for about total²/ε² (absolute) or total/ε² (relative) draws.
     method: the method that ran.
     kind: "relative" (at most 1 each) or "absolute" (in units of the response).
-    vacuous: (T7) whether the bound of every non-zero channel is 1, so that the bounds do not tell channels apart.
+    vacuous: (as in T7) whether the bound of every non-zero channel is 1, so that the bounds do not tell channels apart.
         Absolute values are never vacuous in this sense.
     rank: r, the dimension of the span of the weighted points.
     rounds: the number of peeling rounds; 0 for other methods.

@@ -389,7 +389,9 @@ TABLE: tuple[Operation, ...] = (
     Operation("cat", "cat", aliases="concat concatenate", homogeneous=True, keeps_sign=True),
     Operation("stack", "stack", homogeneous=True, keeps_sign=True),
     Operation("expand_as", "expand as"),
-    Operation("channel_shuffle native_channel_shuffle", "channel shuffle", bijective=True, homogeneous=True, keeps_sign=True),
+    Operation(
+        "channel_shuffle native_channel_shuffle", "channel shuffle", bijective=True, homogeneous=True, keeps_sign=True
+    ),
     Operation("pixel_shuffle", "pixel shuffle", bijective=True, homogeneous=True, keeps_sign=True),
     Operation("im2col", "patches"),
     Operation("col2im", "folding"),

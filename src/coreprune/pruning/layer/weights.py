@@ -84,8 +84,8 @@ class LayerWeights:
     no_mean: why two units cannot be replaced by their mean (heads, sections, …), in words; empty if they can.
     no_scale: why a unit cannot stand for a multiple of another (a gate, a GELU, …), in words; empty if it can.
     name: of the group, as in `list_groups`.
-    nonnegative: (d,) bool: the columns of `incoming` whose inputs are never negative. They are those of a layer behind a
-        ReLU or the like, and the biases, whose input is 1. None: nothing is known of the inputs.
+    nonnegative: (d,) bool: the columns of `incoming` whose inputs are never negative. They are those of layers behind
+        a ReLU or the like, and the biases, whose input is 1. None: nothing is known of the inputs.
     """
 
     incoming: Float[Tensor, "n d"]
