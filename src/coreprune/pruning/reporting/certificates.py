@@ -100,8 +100,8 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
         held_out = None if unseen is None else tuple(widths_curve(unseen, group).tolist())
         if at is not None and memorised(float(curve.errors[units]), at, float(curve.errors[0])):
             log.warning(
-                "%s: refitted on %d of %d units, the error is %.2g of the variance on the queries, but %.2g on queries "
-                "that the refit has not seen. More queries would help here.",
+                "%s: refitted on %d of %d units, the weighed error is %.2g of that of constant outputs on the queries, "
+                "but %.2g on queries that the refit has not seen. More queries would help here.",
                 *(group.name, units, group.size // group.unit),
                 *(float(x / curve.errors[0]) for x in (curve.errors[units], unseen[units])),  # type: ignore[index]
             )
@@ -118,9 +118,9 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
     )
 
 
-def memorised(seen: float, unseen: float, variance: float) -> bool:
-    """Whether a refit is far better on the queries than on others: by a factor of 3, and by 5 % of the variance."""
-    return unseen > 3 * seen and unseen - seen > 0.05 * variance
+def memorised(seen: float, unseen: float, constant: float) -> bool:
+    """Whether a refit is far better on the queries than on others: by a factor of 3, and by 5 % of a constant's error."""
+    return unseen > 3 * seen and unseen - seen > 0.05 * constant
 
 
 def _first(order: Tensor, coreset: Coreset, units: int) -> bool:
