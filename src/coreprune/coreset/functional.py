@@ -6,8 +6,8 @@ a set S of units (S also denotes their features), let
 
     R_S = K − K_:S K_SS⁻¹ K_S:,    e(S) = Σ_readers tr(G R_S).
 
-e(S) is the weighed error of the best refit of the readers' weights on S, with intercept: E‖W^{1/2}(their outputs' error)‖²
-(T10). It is their mean squared error only where W is the identity.
+e(S) is the weighed error E‖W^{1/2}(…)‖² of the readers' outputs after the best refit of their weights on S, with
+intercept (T10). It is their mean squared error only where W is the identity.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def functional_coreset(
 ) -> FunctionalCoreset:
     """T10: order the units so that, for every k, the first k stand in for all of them on the queries.
 
-    The weighed error E‖W^{1/2}(…)‖² of the best refit on S is e(S) = Σ_readers tr(G R_S), G = VᵀWV. No choice of k units,
-    and no map of the features of rank k·p, has an error below Σ_readers (the sum of the eigenvalues of G^{1/2}KG^{1/2} beyond the
+    The weighed error of the best refit on S is e(S) = Σ_readers tr(G R_S), G = VᵀWV. No choice of k units, and no map of
+    the features of rank k·p, has an error below Σ_readers (the sum of the eigenvalues of G^{1/2}KG^{1/2} beyond the
     (k·p)-th). The proof is in docs/theory.md.
 
     search:

@@ -19,7 +19,8 @@ THEOREMS = {
     "T8": "How far the next layer's outputs can move at most when this group alone is pruned, per unit of the input's "
     "norm ‖x‖.",
     "T10": "Error of the linear layers that read the group when they are refitted on the channels that stay, on the "
-    "queries, with everything else unpruned. Each error counts by what it does to the network's outputs, to first order.",
+    "queries, with everything else unpruned. Each error counts by what it does to the network's outputs, to first "
+    "order.",
     "T11": "How often the pruned network's answer differs from the original's, on further queries of the same source.",
 }
 

@@ -119,7 +119,7 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
 
 
 def memorised(seen: float, unseen: float, constant: float) -> bool:
-    """Whether a refit is far better on the queries than on others: by a factor of 3, and by 5 % of a constant's error."""
+    """Whether a refit is far better on the queries than on others: by a factor of 3, and 5 % of a constant's."""
     return unseen > 3 * seen and unseen - seen > 0.05 * constant
 
 
