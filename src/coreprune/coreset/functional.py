@@ -66,8 +66,8 @@ def functional_coreset(
 ) -> FunctionalCoreset:
     """T10: order the units so that, for every k, the first k stand in for all of them on the queries.
 
-    The weighed error of the best refit on S is e(S) = Σ_readers tr(G R_S), G = VᵀWV. No choice of k units, and no map of
-    the features of rank k·p, has an error below Σ_readers (the sum of the eigenvalues of G^{1/2}KG^{1/2} beyond the
+    The weighed error of the best refit on S is e(S) = Σ_readers tr(G R_S). No choice of k units, and no map of the
+    features of rank k·p, has an error below Σ_readers (the sum of the eigenvalues of G^{1/2}KG^{1/2} beyond the
     (k·p)-th). The proof is in docs/theory.md.
 
     search:

@@ -145,13 +145,16 @@ def certify(
         file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source. It makes
         other inputs here than in `prune`, whichever seed `prune` got. batch_axis: as for `prune`.
 
-    Raises InputError if the samples do not fit, or if the models do not return scores of classes, (N, classes).
+    Raises InputError if the samples do not fit, if they are no independent draws (`batch-norm-inversion`), or if the
+    models do not return scores of classes, (N, classes).
     """
     # prune() seeds its generator with the seed itself. If this did too, a source would make the same inputs that
     # pruning used, but T11 needs inputs that nothing has seen. So the seed is hashed here. The hash equals a given seed
     # of prune() with probability 2⁻³² (torch's generator takes 32 bits). The key may be any number; 11 is for T11.
     (other,) = np.random.SeedSequence(check_seed(seed), spawn_key=(11,)).generate_state(1).tolist()
     fresh = make_queries(model, example_inputs, samples, n=n, seed=other, batch_axis=batch_axis)
+    if reason := no_draws(fresh):
+        raise InputError(f"{reason} Pass samples, or a source that draws each input alone, such as leaves.")
     found = agreement(model, pruned, fresh, delta)
     if found is None:
         raise InputError(
@@ -161,14 +164,28 @@ def certify(
     return found
 
 
+def no_draws(fresh: Queries) -> str:
+    """Why T11 cannot be stated on some queries, in a sentence; empty if it can."""
+    if not fresh.jointly:
+        return ""
+    return (
+        f"The agreement is not certified (T11): queries from {fresh.source} are optimised together, so they are no "
+        "independent draws."
+    )
+
+
 @torch.no_grad()
 def agreement(
     model: nn.Module, small: nn.Module, fresh: Queries, delta: float, candidates: int = 1
 ) -> Certificate | None:
-    """T11 on queries that nothing else has used; None unless the models return scores of classes, (N, classes).
+    """T11 on queries that nothing else has used.
+
+    None unless the models return scores of classes, (N, classes), and the queries are independent draws.
 
     candidates: among how many models the small one was chosen with the same queries.
     """
+    if fresh.jointly:
+        return None
     same = total = 0
     answers: list[Tensor] = []
     with quiet(model) as full, quiet(small) as left:
