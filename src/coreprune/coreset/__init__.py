@@ -1,6 +1,7 @@
 """Coresets of a layer's channels, and their certificates. Functions take tensors and return tensors."""
 
 from coreprune.coreset.agreement import agreement_bound
+from coreprune.coreset.authors import authors_importance
 from coreprune.coreset.bounds import (
     Certificate,
     RelativeLimit,
@@ -44,6 +45,7 @@ __all__ = [
     "RelativeLimit",
     "Sensitivities",
     "agreement_bound",
+    "authors_importance",
     "cone_sensitivities",
     "d_optimal",
     "draw_stream",

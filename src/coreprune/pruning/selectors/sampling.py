@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 
 from coreprune._shapes import Tensor
-from coreprune.coreset import draw_stream, peel, sensitivities, spectral_ridge
+from coreprune.coreset import authors_importance, draw_stream, peel, sensitivities, spectral_ridge
 from coreprune.coreset.linf import Variant
+from coreprune.errors import InputError
 from coreprune.pruning.layer.weights import LayerWeights
 from coreprune.pruning.selectors.base import Ranking, ranked
 
@@ -54,17 +55,36 @@ class Loewner:
     variant: "axes" is the paper's construction. "contact" makes smaller sets with a smaller factor (T1). "auto" is the
         paper's up to 320 dimensions, where recombining all the axes takes seconds, and contact points above.
     tight: True sharpens the bound with a factor for each point (T4′); False is the paper's α/l.
+    preset: "authors" samples as public code of the first author does that has this construction as a part
+        (`authors_importance`): general ellipsoid, α = 4·r^1.5, peeling down to 2(r + 1) points. The other options do
+        not go with it. Layers with at most 2(r + 1) channels are then sampled uniformly.
+
+    "The paper's" is our reading of what is public: the abstract and that code. It was not checked against the full
+    text.
     """
 
     ridge: float | Literal["auto"] | None = "auto"
     variant: Variant | Literal["auto"] = "auto"
     tight: bool = True
+    preset: Literal["authors"] | None = None
     reads = False
     name = "loewner"
+
+    def __post_init__(self) -> None:
+        if self.preset not in (None, "authors"):
+            raise InputError(f"unknown preset {self.preset!r}; known: authors.")
+        if self.preset is not None and (self.ridge, self.variant, self.tight) != ("auto", "auto", True):
+            raise InputError("preset='authors' fixes ridge, variant and tight; leave them out.")
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
         """Rank the units of one layer."""
         weighted = layer.outgoing_sizes[:, None] * layer.effective
+        if self.preset == "authors":
+            found, rounds = authors_importance(weighted)
+            note = f"as in the first author's public code, {rounds} rounds"
+            if rounds == 0:
+                note += "; too few channels for their inputs, so this is uniform sampling"
+            return sampled(self.name, found, generator, note)
         if self.ridge == "auto":
             ranking, rounds = self._peeled(weighted, 0.0, generator)
             return ranking if rounds > 1 else self._peeled(weighted, 1.0, generator)[0]
