@@ -19,9 +19,10 @@ def authors_importance(weighted: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " 
     After github.com/muradtuk/ProjectiveClusteringCoresets (Tukan, Wu, Zhou, Braverman & Feldman 2022), which has an
     L-infinity coreset of this kind as a part: the *general* Löwner ellipsoid (of the points lifted by a 1), scaled by
     1/r about its centre c so that it lies in the hull; the ends c ± e of all its axes; their Carathéodory sets, whose
-    union leaves. α is a constant of r, the rank of the points, whatever the ellipsoid was (there, for the z-th power, it
-    is 2^{z+1}·r^{1.5z}). Peeling ends when at most 2(r + 1) points are left; they get the value of the last round. So
-    2(r + 1) points or fewer all get α, and sampling by it is uniform. Of the pruning paper's own code this says nothing.
+    union leaves. α is a constant of r, the rank of the points, whatever the ellipsoid was (there, for the z-th power,
+    it is 2^{z+1}·r^{1.5z}). Peeling ends when at most 2(r + 1) points are left; they get the value of the last round.
+    So 2(r + 1) points or fewer all get α, and sampling by it is uniform. Of the pruning paper's own code this says
+    nothing.
 
     weighted: (n, d) a_i = c_i p_i. Zero rows get 0. Differences: the hull's combinations start from the ellipsoid's
     weights and not from a linear program, and the ellipsoid is ours.
