@@ -105,7 +105,7 @@ __all__ = [
 
 # The modules of the public names. Each comes after the modules that it imports anyway.
 _HOMES = ("errors", "queries", "selectors", "pruning", "latency", "artifact")
-_MODULES = (*_HOMES, "coreset", "geometry", "graph", "report")
+_MODULES = (*_HOMES, "coreset", "geometry", "graph", "report", "risk")
 _RENAMED = {"inspect": "list_groups", "plan": "make_plan", "apply": "apply_plan"}  # until the release after 0.1
 
 if not TYPE_CHECKING:
