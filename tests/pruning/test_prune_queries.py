@@ -24,6 +24,7 @@ from coreprune.queries import (
     WhiteNoise,
     make_queries,
 )
+from coreprune.risk import upper_bound
 from coreprune.selectors import SELECTORS
 from graph.zoo import randomise
 from oracles import worst_ratio
@@ -352,3 +353,42 @@ def test_queries_know_whether_they_are_draws(source, jointly, tmp_path):
     assert all(part.jointly is jointly for part in (*queries.split(2), queries.shuffled(), queries.distinct()))
     queries.save(tmp_path / "q.safetensors")
     assert make_queries(model, x, tmp_path / "q.safetensors").jointly is jointly
+
+
+def other_answer(dense, pruned):
+    return dense.argmax(1) != pruned.argmax(1)
+
+
+def distance(dense, pruned):
+    return (1 - torch.cosine_similarity(dense, pruned)) / 2
+
+
+def test_any_bounded_loss_is_certified_with_an_interval():
+    """T16: for other answers it is T11's bound; for a distance it is that of `coreprune.risk` on the same numbers."""
+    model, x = convnet(), images(300)
+    small = prune(model, images(1), Budget(keep=0.75), queries="white-noise", n_queries=64).model
+    counted = certify(model, small, x[:1], x, loss=other_answer, delta=0.05)
+    assert counted.bound == pytest.approx(certify(model, small, x[:1], x, delta=0.05).bound)
+    found = certify(model, small, x[:1], x, loss=distance, delta=0.05)
+    with torch.no_grad():
+        losses = distance(model(x), small(x))
+    assert found.bound == pytest.approx(upper_bound(losses, 0.05), rel=1e-4)
+    low, high = found.interval
+    assert low <= float(losses.mean()) <= found.bound <= high
+    assert (found.theorem, found.kind, found.delta) == ("T16", "sampled", 0.05)
+    assert "the user's data" in found.statement
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda a, b: (a - b).abs(), "one number per sample"),
+        (lambda a, b: 0.5, "one number per sample"),
+        (lambda a, b: a.argmax(1), "bool or real numbers"),
+        (lambda a, b: a.sum(1) * 0 + 2, "in \\[0, 1\\]"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_explained(loss, message):
+    model, x = convnet(), images(40)
+    with pytest.raises(InputError, match=message):
+        certify(model, model, x[:1], x, loss=loss)

@@ -29,7 +29,8 @@ class Certificate:
     theorem: its number in docs/theory.md. kind: "proved" (holds always), "sampled" (holds with probability 1−δ over the
     sampling) or "measured" (holds on the given queries). bound: the number. trivial: the bound that a constant answer
     (F' = b) achieves, in the same units. vacuous: bound ≥ trivial, so the certificate says nothing.
-    statement, assumptions: in words. delta: δ, or None.
+    statement, assumptions: in words. delta: δ, or None. interval: the ends of a two-sided statement at the same δ, if
+    there is one (T16).
     """
 
     theorem: str
@@ -39,6 +40,7 @@ class Certificate:
     statement: str
     assumptions: tuple[str, ...]
     delta: float | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def vacuous(self) -> bool:
