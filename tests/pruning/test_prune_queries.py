@@ -364,7 +364,7 @@ def distance(dense, pruned):
 
 
 def test_any_bounded_loss_is_certified_with_an_interval():
-    """T16: for other answers it is T11's bound; for a distance it is that of `coreprune.risk` on the same numbers."""
+    """T18: for other answers it is T11's bound; for a distance it is that of `coreprune.risk` on the same numbers."""
     model, x = convnet(), images(300)
     small = prune(model, images(1), Budget(keep=0.75), queries="white-noise", n_queries=64).model
     counted = certify(model, small, x[:1], x, loss=other_answer, delta=0.05)
@@ -375,7 +375,7 @@ def test_any_bounded_loss_is_certified_with_an_interval():
     assert found.bound == pytest.approx(upper_bound(losses, 0.05), rel=1e-4)
     low, high = found.interval
     assert low <= float(losses.mean()) <= found.bound <= high
-    assert (found.theorem, found.kind, found.delta) == ("T16", "sampled", 0.05)
+    assert (found.theorem, found.kind, found.delta) == ("T18", "sampled", 0.05)
     assert "the user's data" in found.statement
 
 

@@ -1,4 +1,4 @@
-"""T16 against exact binomial tails, against the definition in plain numpy, and by coverage."""
+"""T18 against exact binomial tails, against the definition in plain numpy, and by coverage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""T17: the whole procedure, repeated; and what it looks at."""
+"""T19: the whole procedure, repeated; and what it looks at."""
 
 from __future__ import annotations
 

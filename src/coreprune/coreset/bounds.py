@@ -30,7 +30,7 @@ class Certificate:
     sampling) or "measured" (holds on the given queries). bound: the number. trivial: the bound that a constant answer
     (F' = b) achieves, in the same units. vacuous: bound ≥ trivial, so the certificate says nothing.
     statement, assumptions: in words. delta: δ, or None. interval: the ends of a two-sided statement at the same δ, if
-    there is one (T16).
+    there is one (T18).
     """
 
     theorem: str

@@ -21,7 +21,7 @@ THEOREMS = {
     "T10": "Error of the linear layers that read the group when they are refitted on the channels that stay, on the "
     "queries, with everything else unpruned. Each error counts by what it does to the network's outputs, to first "
     "order.",
-    "T16": "The expected loss of the pruned network on further queries of the same source.",
+    "T18": "The expected loss of the pruned network on further queries of the same source.",
     "T11": "How often the pruned network's answer differs from the original's, on further queries of the same source.",
 }
 

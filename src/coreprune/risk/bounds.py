@@ -1,4 +1,4 @@
-"""Confidence bounds on a mean loss (T16): exact for losses of 0 and 1, by betting for losses between them."""
+"""Confidence bounds on a mean loss (T18): exact for losses of 0 and 1, by betting for losses between them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Interval:
 
 
 def upper_bound(losses: Num[Tensor, " n"], delta: float = 0.01) -> float:
-    """T16: an upper bound on the expected loss, true with probability at least 1 − δ over n independent samples.
+    """T18: an upper bound on the expected loss, true with probability at least 1 − δ over n independent samples.
 
     Losses of 0 and 1 (a bool tensor): the exact bound of Clopper & Pearson 1934, the p with P(Bin(n, p) ≤ k) = δ.
 
@@ -57,7 +57,7 @@ def upper_bound(losses: Num[Tensor, " n"], delta: float = 0.01) -> float:
 
 
 def lower_bound(losses: Num[Tensor, " n"], delta: float = 0.01) -> float:
-    """T16 for 1 − X: a lower bound on the expected loss."""
+    """T18 for 1 − X: a lower bound on the expected loss."""
     return 1.0 - upper_bound(~losses if losses.dtype is torch.bool else 1 - losses, delta)
 
 

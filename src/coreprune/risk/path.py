@@ -1,4 +1,4 @@
-"""The smallest model on a path whose expected loss is shown to be small enough: tests in a fixed order (T17)."""
+"""The smallest model on a path whose expected loss is shown to be small enough: tests in a fixed order (T19)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coreprune.risk.bounds import upper_bound
 
 @dataclass(frozen=True)
 class Step:
-    """One tested model. number: its place on the path, from 0. risk: its mean loss. bound: T16's bound on the expected
+    """One tested model. number: its place on the path, from 0. risk: its mean loss. bound: T18's bound on the expected
     loss at level δ. passed: whether the bound is at most the level.
     """
 
@@ -41,12 +41,12 @@ class Path:
 
 
 def fixed_sequence(models: Iterable[Callable[[], Num[Tensor, " n"]]], level: float, delta: float = 0.01) -> Path:
-    """T17: test models from the safest to the smallest, each at δ, and stop at the first that fails.
+    """T19: test models from the safest to the smallest, each at δ, and stop at the first that fails.
 
     Every model is tested on the same n held-out samples, and the order and all models are fixed before any of these is
     seen. With probability at least 1 − δ, no model that passes has an expected loss above the level, however long the
     path is: for that, the first one whose expected loss is above the level must pass, which has at most probability δ
-    (T16). Learn-then-Test, Angelopoulos et al. 2021; testing in a fixed sequence is older (Maurer et al. 1995). A
+    (T18). Learn-then-Test, Angelopoulos et al. 2021; testing in a fixed sequence is older (Maurer et al. 1995). A
     bisection would look at other models, depending on the samples, and has no such guarantee.
 
     models: for each model a function that returns its losses, (n,), bool or in [0, 1], called only when it is its turn.

@@ -1,4 +1,4 @@
-"""Certificates of a pruned model: for its layers (T6, T7, T8, T10), and for its answers (T11, T16)."""
+"""Certificates of a pruned model: for its layers (T6, T7, T8, T10), and for its answers (T11, T18)."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def certify(
 ) -> Certificate:
     """T11: a lower bound on how often two models give the same answer, for the distribution of the samples.
 
-    With `loss`, T16 instead: an upper bound on the expected loss, and an interval for it.
+    With `loss`, T18 instead: an upper bound on the expected loss, and an interval for it.
 
     samples: unlabelled samples that neither selection nor repair has seen (a tensor, a DataLoader, the path of an .npz
         file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source. It makes
@@ -220,7 +220,7 @@ def agreement(
 def expected_loss(
     model: nn.Module, small: nn.Module, fresh: Queries, loss: Callable[[Any, Any], Tensor], delta: float
 ) -> Certificate:
-    """T16 on queries that nothing else has used. loss: as for `certify`."""
+    """T18 on queries that nothing else has used. loss: as for `certify`."""
     parts: list[Tensor] = []
     with quiet(model) as full, quiet(small) as left:
         batch = largest_batch(next(fresh.batches(2)), _BATCH, full, left)
@@ -238,7 +238,7 @@ def expected_loss(
     source = "the user's data" if fresh.source == "samples" else fresh.source
     safe = math.ceil(bound * 1e6) / 1e6
     return Certificate(
-        theorem="T16",
+        theorem="T18",
         kind="sampled",
         bound=bound,
         trivial=1.0,
