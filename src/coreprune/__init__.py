@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds th
         L1,
         L2,
         BnScale,
+        Cone,
         DOptimal,
         Folding,
         Fpgm,
@@ -63,6 +64,7 @@ __all__ = [
     "BnScale",
     "Budget",
     "BudgetError",
+    "Cone",
     "CoreprunError",
     "DOptimal",
     "Descent",
@@ -107,7 +109,7 @@ __all__ = [
 
 # The modules of the public names. Each comes after the modules that it imports anyway.
 _HOMES = ("errors", "queries", "selectors", "pruning", "latency", "artifact")
-_MODULES = (*_HOMES, "coreset", "geometry", "graph", "report")
+_MODULES = (*_HOMES, "coreset", "geometry", "graph", "report", "risk")
 _RENAMED = {"inspect": "list_groups", "plan": "make_plan", "apply": "apply_plan"}  # until the release after 0.1
 
 if not TYPE_CHECKING:

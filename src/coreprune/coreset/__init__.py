@@ -1,6 +1,7 @@
 """Coresets of a layer's channels, and their certificates. Functions take tensors and return tensors."""
 
 from coreprune.coreset.agreement import agreement_bound
+from coreprune.coreset.authors import authors_importance
 from coreprune.coreset.bounds import (
     Certificate,
     RelativeLimit,
@@ -11,6 +12,7 @@ from coreprune.coreset.bounds import (
     relative_limit,
     sampling_bound,
 )
+from coreprune.coreset.cone import cone_sensitivities
 from coreprune.coreset.exchange import exchanged, swap_changes
 from coreprune.coreset.functional import (
     FunctionalCoreset,
@@ -44,7 +46,9 @@ __all__ = [
     "RelativeLimit",
     "Sensitivities",
     "agreement_bound",
+    "authors_importance",
     "bilinear_map",
+    "cone_sensitivities",
     "d_optimal",
     "draw_stream",
     "exchanged",

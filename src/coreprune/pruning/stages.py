@@ -27,7 +27,7 @@ from coreprune.pruning.repair.descent import Descended, descend
 from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
 from coreprune.pruning.repair.products import Mix, mix_of, mixed_start
 from coreprune.pruning.repair.twins import Descent, affordable, twins
-from coreprune.pruning.reporting.certificates import agreement, embedded, group_report
+from coreprune.pruning.reporting.certificates import agreement, embedded, group_report, no_draws
 from coreprune.pruning.reporting.little import little
 from coreprune.pruning.reporting.report import Compared, GroupReport, Report, versions
 from coreprune.pruning.settings import Settings
@@ -321,6 +321,8 @@ def make_report(
             f"parameters in the pruned model, which training changes directly: {shortened(traced.plain)}."
         )
     fresh = calibration.fresh if calibration else None
+    if fresh is not None and (reason := no_draws(fresh)):
+        notes.append(reason)
     return Report(
         groups=rows,
         parameters=(before.params, after.params),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coreprune._shapes import Float, Tensor
+from coreprune._shapes import Bool, Float, Tensor
 from coreprune.coreset import Fold, Patches
 from coreprune.pruning.layer.activations import Activation
 
@@ -87,6 +87,8 @@ class LayerWeights:
     no_mean: why two units cannot be replaced by their mean (heads, sections, …), in words; empty if they can.
     no_scale: why a unit cannot stand for a multiple of another (a gate, a GELU, …), in words; empty if it can.
     name: of the group, as in `list_groups`.
+    nonnegative: (d,) bool: the columns of `incoming` whose inputs are never negative. They are those of layers behind
+        a ReLU or the like, and the biases, whose input is 1. None: nothing is known of the inputs.
     """
 
     incoming: Float[Tensor, "n d"]
@@ -99,6 +101,7 @@ class LayerWeights:
     no_mean: str = ""
     no_scale: str = ""
     name: str = ""
+    nonnegative: Bool[Tensor, " d"] | None = None
 
     @property
     def weights(self) -> Float[Tensor, "n w"]:
