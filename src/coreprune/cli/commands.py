@@ -15,12 +15,19 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+import coreprune
 from coreprune.cli import options, show
 from coreprune.errors import CoreprunError
+
+_ORDER = ("prune", "inspect", "report", "certify", "bench", "export", "demo")
 
 
 class Commands(TyperGroup):
     """A group of commands that report a CoreprunError as a message and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of use."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
 
     def invoke(self, ctx: Any) -> object:
         """Run a command."""
@@ -69,6 +76,21 @@ app = typer.Typer(
 )
 console = Console()
 errors = Console(stderr=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"coreprune {coreprune.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """The options of all commands."""
 
 
 @app.command(epilog="Example: coreprune demo --out my-report")

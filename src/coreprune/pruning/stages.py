@@ -25,8 +25,9 @@ from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
 from coreprune.pruning.repair.descent import Descended, descend
 from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
+from coreprune.pruning.repair.products import Mix, mix_of, mixed_start
 from coreprune.pruning.repair.twins import Descent, affordable, twins
-from coreprune.pruning.reporting.certificates import agreement, embedded, group_report
+from coreprune.pruning.reporting.certificates import agreement, embedded, group_report, no_draws
 from coreprune.pruning.reporting.little import little
 from coreprune.pruning.reporting.report import Compared, GroupReport, Report, versions
 from coreprune.pruning.settings import Settings
@@ -232,8 +233,10 @@ def carry_out(traced: Traced, plan: Plan) -> Pruned:
 
 def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Progress) -> tuple[Refit, ...]:
     """Refit the pruned model in place."""
-    masks = pruned.removed.masks
-    after, fits = repaired(Cut(pruned.traced.tensors, pruned.start, masks), calibration, options, tell)
+    masks, mixes = pruned.removed.masks, _mixes(pruned, calibration)
+    start = mixed_start(pruned.start, mixes, calibration.operators)
+    after, fits = repaired(Cut(pruned.traced.tensors, start, masks, mixes), calibration, options, tell)
+    fits = [*(Refit(name, mix.before, mix.after, joined=False) for name, mix in mixes.items()), *fits]
     for name, tensor in after.items():
         if tensor.is_floating_point() and bool((torch.isfinite(pruned.start[name]) & ~torch.isfinite(tensor)).any()):
             raise ModelError(
@@ -241,6 +244,16 @@ def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Pro
             )
     pour_(pruned.removed.model, after, masks)
     return tuple(fits)
+
+
+def _mixes(pruned: Pruned, calibration: Calibration) -> dict[str, Mix]:
+    """What the layers in front of products (q·k) are to compute. A plan that was made earlier has no statistics."""
+    found: dict[str, Mix] = {}
+    for decision in pruned.decisions.values():
+        if decision.coreset is not None and decision.coreset.merge is None:
+            kept = decision.coreset.indices.cpu()
+            found |= mix_of(decision.group, decision.layer.readers, kept, calibration.operators)
+    return found
 
 
 def descend_(
@@ -318,6 +331,8 @@ def make_report(
             f"channels; the check after surgery ran the model and could not compare it: {shortened(entered)}."
         )
     fresh = calibration.fresh if calibration else None
+    if fresh is not None and (reason := no_draws(fresh)):
+        notes.append(reason)
     return Report(
         groups=rows,
         parameters=(before.params, after.params),
