@@ -162,7 +162,10 @@ def environment() -> dict[str, str]:
         (("--distill", "5", "--queries", "none"), "distill needs queries"),
         (("--exclude", "layer1.*"), ["exclude='layer1.*' matches no group", "0, 2, 4"]),
         (("--exclude", "*"), ["no group of channels is free to leave", "excluded by the caller (pattern '*')"]),
-        (("--method", "functionl"), ["there is no such selector. Did you mean functional?", "bn-scale, cone, d-optimal"]),
+        (
+            ("--method", "functionl"),
+            ["there is no such selector. Did you mean functional?", "bn-scale, cone, d-optimal"],
+        ),
         (("--method", "xyz"), "There are auto, bn-scale"),
         (("--no-such-option",), "No such option: --no-such-option"),
     ],
