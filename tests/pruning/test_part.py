@@ -103,6 +103,29 @@ def test_samples_are_those_of_the_model_and_the_repair_sees_what_enters_the_part
     assert result.report.refits
 
 
+class TimeFirst(nn.Module):
+    """Tokens lie along the first axis of what the part gets, and samples along the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), MixedTokens(), nn.Linear(16, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(x.transpose(0, 1)).mean(0)
+
+
+class MixedTokens(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.softmax(0)
+
+
+def test_samples_lie_where_the_part_has_them():
+    samples = normal(40, 6, 8)
+    result = prune(TimeFirst(), samples[:1], Budget(keep=0.5), queries=samples, part="part")
+    assert len(result.queries) == 40
+    assert torch.equal(next(result.queries.batches(40))[0][0], samples.transpose(0, 1))
+
+
 def test_a_part_called_with_both_kinds_of_arguments():
     class Both(Stacked):
         def forward(self, x):

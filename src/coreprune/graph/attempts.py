@@ -13,7 +13,7 @@ from coreprune.graph.blame import blamed
 from coreprune.graph.groups import Group
 from coreprune.graph.remembered import numbers_demanded, put_numbers
 from coreprune.graph.slicing import kept_positions
-from coreprune.graph.smaller import smaller
+from coreprune.graph.smaller import relative, smaller
 from coreprune.graph.traced import Traced
 from coreprune.graph.tracked import Slot
 from coreprune.graph.unread import numbers_unread
@@ -80,7 +80,10 @@ class Attempts:
         put_numbers(small, ways[0])
 
         def part(path: str, left: Chosen) -> Iterator[nn.Module]:
-            inside = [{slot: n for slot, n in way.items() if _within(slot[0], path)} for way in ways]
+            inside = [
+                {(at, keys): n for (whole, keys), n in way.items() if (at := relative(whole, path)) is not None}
+                for way in ways
+            ]
             for i, way in enumerate(inside):
                 if way in inside[:i] or (i == 0 and len(left) == len(chosen)):  # as it was, it fails
                     continue
@@ -88,7 +91,7 @@ class Attempts:
                     module = smaller(traced.model, traced.captured, list(left), path)
                 except Exception:
                     return
-                put_numbers(module, {(at[len(path) :].lstrip("."), keys): n for (at, keys), n in way.items()})
+                put_numbers(module, way)
                 yield module
 
         return blamed(traced.check, small, chosen, part)
@@ -128,7 +131,3 @@ class Attempts:
             return {}
         traced = self._traced
         return numbers_unread(traced.model, small, chosen, traced.numbers_read, guess=unread is Unread.GUESS)
-
-
-def _within(path: str, inside: str) -> bool:
-    return path == inside or path.startswith(f"{inside}.")

@@ -25,7 +25,7 @@ def smaller(model: nn.Module, captured: Captured, chosen: list[tuple[Group, Tens
     masks = kept_positions(chosen)
     named = dict([*model.named_parameters(), *model.named_buffers()])
     memo: dict[int, object] = {}
-    touched = {name for name, _ in masks if name.startswith(f"{inside}." if inside else "")}
+    touched = {name for name, _ in masks if relative(name, inside) is not None}
     for name in touched:
         old = named[name]
         new = cut(old, {dim: m for (n, dim), m in masks.items() if n == name})
@@ -41,11 +41,18 @@ def smaller(model: nn.Module, captured: Captured, chosen: list[tuple[Group, Tens
     return small
 
 
+def relative(path: str, inside: str) -> str | None:
+    """A dotted path as it reads inside of a module, or None if it lies elsewhere. inside: "" for the whole model."""
+    if not inside or path == inside:
+        return "" if path == inside else path
+    return path.removeprefix(f"{inside}.") if path.startswith(f"{inside}.") else None
+
+
 def _within(places: tuple[Place, ...], inside: str) -> Iterator[Place]:
     """The places inside a module, under the names that they have there."""
     for path, keys, absent in places:
-        if not inside or path == inside or path.startswith(f"{inside}."):
-            yield path[len(inside) :].lstrip("."), keys, absent
+        if (at := relative(path, inside)) is not None:
+            yield at, keys, absent
 
 
 def check_shapes(model: nn.Module, captured: Captured) -> None:

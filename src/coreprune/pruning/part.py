@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -25,6 +25,7 @@ from coreprune.queries.spec import is_source
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_ALL = sys.maxsize  # inputs of a list of batches
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -120,7 +121,7 @@ def _inputs(model: nn.Module, name: str, given: Mapping[str, Any]) -> dict[str, 
                 "Give samples of one size, that of the example."
             )
         calls.append(_as_example(found, module))
-    return {**out, "queries": _joined(calls), "n_queries": None}
+    return {**out, "queries": calls, "n_queries": _ALL}
 
 
 def _reaching(model: nn.Module, name: str, call: Call) -> list[Call]:
@@ -157,16 +158,6 @@ def _as_example(call: Call, module: nn.Module) -> Any:
 
 def _shapes(call: Call) -> list[Any]:
     return [tuple(x.shape) if isinstance(x, Tensor) else x for x in pytree.tree_leaves(call)]
-
-
-def _joined(calls: list[Any]) -> Any:
-    """The inputs of several calls, along the first axis of every tensor."""
-    flat = [pytree.tree_flatten(call) for call in calls]
-    columns = zip(*(leaves for leaves, _ in flat), strict=True)
-    leaves = [
-        torch.cat(column) if isinstance(column[0], Tensor) and column[0].dim() else column[0] for column in columns
-    ]
-    return pytree.tree_unflatten(leaves, flat[0][1])
 
 
 def _put_back(model: nn.Module, name: str, small: nn.Module, example: Any) -> nn.Module:
