@@ -97,3 +97,5 @@ def test_a_plan_for_the_stream_needs_the_same_request() -> None:
     plan = coreprune.make_plan(model(), x, budget, "magnitude", queries=None, norm_statistics=True)
     assert len(plan.groups["stem"].kept) == 16
     assert coreprune.apply_plan(model(), plan, x, norm_statistics=True)(x).shape == (2, 5)
+    with pytest.raises(coreprune.InputError, match=r"channels of stem leave.*norm_statistics=True"):
+        coreprune.apply_plan(model(), plan, x)

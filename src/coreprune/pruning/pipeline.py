@@ -15,7 +15,7 @@ from coreprune._plain import computed
 from coreprune._progress import Clock, Progress, silent
 from coreprune._twin import guarded
 from coreprune.errors import BudgetError, InputError
-from coreprune.graph import Recipe, Traced, adopt, recipe_of
+from coreprune.graph import Recipe, Traced, adopt, find_groups, recipe_of
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
@@ -308,6 +308,11 @@ def apply_plan(
                     f"the plan prunes {name!r} with {entry.size} channels, but this model has "
                     f"{sizes.get(name, 'no such group')}. Make a plan for this model."
                 )
+        if entered := _needs_norm_statistics(traced, plan):
+            raise InputError(
+                f"the plan lets channels of {entered} leave, which enter the statistics of a norm. If it was made with "
+                "norm_statistics=True, apply it with that, too."
+            )
         pruned = carry_out(traced, plan)
         if pruned.removed.locked:
             name, reason = next(iter(pruned.removed.locked.items()))
@@ -320,6 +325,14 @@ def apply_plan(
         adopt(model, pruned.removed.model)
         return model
     return pruned.removed.model
+
+
+def _needs_norm_statistics(traced: Traced, plan: Plan) -> str:
+    """The first group that a plan cuts and that only `norm_statistics` would free, or ""."""
+    cut = [g.name for g in traced.groups if g.name in plan.groups and len(plan.groups[g.name].kept) < g.size]
+    locked = [name for name in cut if name not in traced.free]
+    freed = {g.name for g in find_groups(traced.captured, True) if g.locked_because is None} if locked else set()
+    return next((name for name in locked if name in freed), "")
 
 
 def _say_what_queries_are_for(selector: Selector, queries: Any) -> None:
