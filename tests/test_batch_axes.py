@@ -273,3 +273,22 @@ def test_distillation_takes_whole_examples():
     layout = LAYOUTS["point cloud"]
     result = prune(layout.build().eval(), layout.example(), Budget(keep=0.5), n_queries=20, distill=4)
     assert all(bool(torch.isfinite(p).all()) for p in result.model.parameters())
+
+
+class Normalised(nn.Module):
+    """Every input is compared with all others, so no axis looks like one of samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        return y / y.abs().sum()
+
+
+def test_samples_along_an_axis_that_was_not_found_are_told_how_to_say_it() -> None:
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=r"No axis of the inputs was found.*batch_axis=0"):
+        make_queries(Normalised(), x[:1], x)
+    assert len(make_queries(Normalised(), x[:1], x, batch_axis=0)) == 40

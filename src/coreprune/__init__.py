@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds the names
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds th
         L1,
         L2,
         BnScale,
+        Cone,
         DOptimal,
         Folding,
         Fpgm,
@@ -52,6 +54,9 @@ if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds th
     )
 
 # A new public name needs a line here and one above.
+if TYPE_CHECKING:
+    __version__: str
+
 __all__ = [
     "L1",
     "L2",
@@ -59,6 +64,7 @@ __all__ = [
     "BnScale",
     "Budget",
     "BudgetError",
+    "Cone",
     "CoreprunError",
     "DOptimal",
     "Descent",
@@ -103,7 +109,7 @@ __all__ = [
 
 # The modules of the public names. Each comes after the modules that it imports anyway.
 _HOMES = ("errors", "queries", "selectors", "pruning", "latency", "artifact")
-_MODULES = (*_HOMES, "coreset", "geometry", "graph", "report")
+_MODULES = (*_HOMES, "coreset", "geometry", "graph", "report", "risk")
 _RENAMED = {"inspect": "list_groups", "plan": "make_plan", "apply": "apply_plan"}  # until the release after 0.1
 
 if not TYPE_CHECKING:
@@ -113,6 +119,8 @@ if not TYPE_CHECKING:
         if name in _RENAMED:
             old, name = name, _RENAMED[name]
             warnings.warn(f"coreprune.{old} is now coreprune.{name}.", DeprecationWarning, stacklevel=2)
+        if name == "__version__":
+            return version("coreprune")
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
         if name not in __all__:

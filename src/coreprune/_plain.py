@@ -175,6 +175,9 @@ def _standardised(layer: nn.Module) -> bool:
     base: Any = _base(layer)
     kind, parameters, buffers, training = type(layer), dict(layer._parameters), dict(layer._buffers), layer.training
     layer.training = done = False
+    shared = [(p, p.data) for p in parameters.values() if p is not None]
+    for p, data in shared:
+        p.data = data.clone()  # the forward may write into it
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             used, inputs = _used(layer), _inputs(layer)
@@ -185,6 +188,8 @@ def _standardised(layer: nn.Module) -> bool:
     except Exception as error:  # a layer that cannot be tried is left alone
         log.debug("%s is not tried: %s", type(layer).__name__, first_line(error))
     layer.training = training
+    for p, data in shared:
+        p.data = data
     if not done:
         layer.__class__ = kind
         layer._parameters, layer._buffers = parameters, buffers

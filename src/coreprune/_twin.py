@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from coreprune._protect import protect, separate
 from coreprune.errors import ModelError, first_line
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,9 @@ def quiet(model: nn.Module, own_inputs: bool = True) -> Iterator[nn.Module]:
         _run_on(still, device)
     if own_inputs:
         still.register_forward_pre_hook(_copy_inputs, with_kwargs=True)
+        protect(still, model)
+    else:
+        separate(still, model)
     with _unchanged(model), _own_random_state(model), torch.inference_mode(False), torch.no_grad():
         yield still
 

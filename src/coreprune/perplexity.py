@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune._batch import BatchAxes
 from coreprune._batch_trials import batch_axes
-from coreprune._example import normalise_example
+from coreprune._example import check_runs, normalise_example
 from coreprune._seed import check_seed
 from coreprune._shapes import Int
 from coreprune._twin import guarded, quiet
@@ -91,9 +91,11 @@ def windows(
     most: of more windows, so many are taken, evenly from the whole text.
     seed: for a text that is made. Queries of the same seed are others.
 
-    Raises InputError if the model is no causal language model, or if there is no tokenizer or no text.
+    Raises InputError if the model is no causal language model, or if there is no tokenizer or no text; ModelError if it
+    does not run on the example.
     """
     args, kwargs = normalise_example(example_inputs)
+    check_runs(model, args, kwargs)
     with guarded(model), quiet(model) as still:
         axes = batch_axes(still, (args, kwargs), batch_axis)
         targets = [Target(still, args, kwargs, i, axes, tokenizer) for i in drawn(args, kwargs, axes)]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.metadata import version
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import coreprune
 from coreprune.cli import options
 from coreprune.cli.commands import app
 
-COMMANDS = ("demo", "inspect", "prune", "certify", "report", "export", "bench")
+COMMANDS = ("prune", "inspect", "report", "certify", "bench", "export", "demo")  # in the order of use
 
 
 def helped(*arguments: str) -> str:
@@ -27,6 +29,13 @@ def test_the_list_of_commands_is_the_one_tested_here():
     shown = helped()
     for name in COMMANDS:
         assert re.search(rf"│ {name} +\w", shown), "every command says what it does"
+    assert re.findall(rf"│ ({'|'.join(COMMANDS)}) +\w", shown) == list(COMMANDS)
+
+
+def test_the_version_is_that_of_the_package():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.stdout.split() == ["coreprune", coreprune.__version__]
+    assert coreprune.__version__ == version("coreprune")
 
 
 def test_the_exit_codes_are_said():

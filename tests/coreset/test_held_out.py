@@ -158,6 +158,40 @@ def test_outputs_that_a_refit_makes_worse_are_named():
     assert found.better.tolist() == [[False, True]]
 
 
+def test_every_kind_of_rows_must_gain():
+    """T13 with two kinds: each error is that by hand, and an output that only one kind profits from is not better."""
+    kinds = [problem(60, 0.5, seed=s)[:2] for s in (0, 1)]
+    true = problem(1, 0.0)[2]
+    x, y = kinds[1]
+    kinds[1] = (x, torch.cat([y[:, :, :1], 2 * x @ true[:, 1:2].mT, y[:, :, 2:]], dim=2))  # its own law for one output
+    start = torch.cat([torch.zeros_like(true[:, :1]), true[:, 1:2], torch.zeros_like(true[:, 2:])], dim=1)
+    bias, worth = torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
+    first = halves_of(*kinds[0])
+    second = (first[0].sibling(), first[0].sibling())
+    for half, rows in zip(second, (slice(0, None, 2), slice(1, None, 2)), strict=True):
+        half.add(kinds[1][0][:, rows], kinds[1][1][:, rows])
+    found = checked(first, start, bias, worth, (1e-2,), others=[second])
+    after, before = [], []
+    for x, y in kinds:
+        ways = []
+        for one in (0, 1):
+            a, b = (torch.cat([z[:, one::2] for z in pair], dim=1)[0] for pair in zip(*kinds, strict=True))
+            mx, my = a.mean(0), b.mean(0)
+            lam = (1e-2 * (a - mx).square().mean() * len(a)).sqrt()
+            left = torch.cat([a - mx, lam * torch.eye(12, dtype=a.dtype)])
+            weight = torch.linalg.lstsq(left, torch.cat([b - my, lam * start[0].T])).solution.T
+            ways.append((y[0, 1 - one :: 2] - my - (x[0, 1 - one :: 2] - mx) @ weight.T).square().mean(0))
+        after.append(torch.stack(ways).mean(0))
+        apart = (y[0] - 1 - x[0] @ start[0].T).square()
+        before.append((apart[::2].mean(0) + apart[1::2].mean(0)) / 2)
+    gained = torch.stack(after) - torch.stack(before)
+    worst = gained.argmax(dim=0)[None]
+    assert torch.allclose(found.after[0], torch.stack(after).gather(0, worst)[0])
+    assert torch.allclose(found.before[0], torch.stack(before).gather(0, worst)[0])
+    assert found.better.tolist() == [[True, False, True]]
+    assert float(gained[1, 1]) < 0  # the other kind alone would have taken it
+
+
 def test_siblings_add_up_to_all_rows():
     x, y, _ = problem(30, 1.0)
     first, second = halves_of(x, y)

@@ -156,6 +156,33 @@ def test_new_targets_give_what_a_new_problem_gives(intercept):
         assert torch.equal(a, b)  # the first problem is as it was
 
 
+@pytest.mark.parametrize("ridge", [0.0, 1e-2, 1.0])
+@pytest.mark.parametrize("share", [1, 3])
+def test_what_a_mixture_loses_on_one_kind_it_gains_on_the_other(ridge, share):
+    """T17, with kinds that excite different directions: α is share/(share + 1)."""
+    scale = torch.tensor([3.0, 3.0, 1e-2, 1e-2, 1.0], dtype=torch.float64)
+    kinds = []
+    for seed, size in ((1, scale), (2, scale.flip(0))):
+        x = normal(1, 50, 5, seed=seed) * size
+        kinds.append((x, x @ normal(1, 5, 3, seed=seed + 2) + normal(1, 50, 3, seed=seed + 4)))
+    one, other = (made(x, y) for x, y in kinds)
+    both = made(*(torch.cat([a] * share + [b], dim=1) for a, b in zip(*kinds, strict=True)))
+    start, alpha = normal(1, 3, 5, seed=9), share / (share + 1)
+    best = both.solve(start, ridge)
+    lam = ridge * float(both.moments()[2].diagonal(dim1=1, dim2=2).mean())
+
+    def size(problem: LeastSquares, found: tuple[Tensor, Tensor]) -> float:
+        return float(problem.error(*found).sum())
+
+    for found in (other.solve(start, 1e-3), one.solve(start, 1e-3), (start, torch.zeros(1, 3, dtype=torch.float64))):
+        moved = float((found[0] - start).square().sum() - (best[0] - start).square().sum())
+        lost = (1 - alpha) * (size(other, best) - size(other, found))
+        gained = alpha * (size(one, found) - size(one, best))
+        assert lost <= gained + lam * moved + 1e-9 * size(both, found)
+    alone = one.solve(start, 1e-3)
+    assert size(other, best) < 0.7 * size(other, alone)
+
+
 def test_half_precision_rows_are_summed_in_double():
     x, y, start = problem(rows=4000)
     fits = made(x.bfloat16(), y.bfloat16(), blocks=9)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreprune.coreset import linf_coreset, peel, relative_limit, sensitivities, spectral_ridge
+from coreprune.coreset import linf_coreset, peel, relative_limit, sampling_bound, sensitivities, spectral_ridge
 from coreprune.errors import InputError
 from oracles import sensitivity_lp
 
@@ -168,3 +168,19 @@ def test_scaling_all_weights_changes_no_relative_bound():
 def test_wrong_input_is_explained(unchecked, kwargs, message):
     with pytest.raises(InputError, match=message):
         sensitivities(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), **kwargs)
+
+
+def test_a_sensitivity_is_no_share_of_a_single_output():
+    """Two equal channels with V_1 = (1, 0.01) and V_2 = (0.01, 1): s = ½ each, and 99 % of output 1 is the first's."""
+    points = torch.tensor([[0.6, 0.8], [0.6, 0.8]], dtype=torch.float64)
+    outgoing = torch.tensor([[1.0, 0.01], [0.01, 1.0]], dtype=torch.float64)
+    c = outgoing.abs().amax(dim=0)
+    for method, more in (("exact", {}), ("lewis", {}), ("cone", {"nonnegative": torch.ones(2, dtype=torch.bool)})):
+        assert sensitivities(points, c, method, **more).bounds.tolist() == pytest.approx([0.5, 0.5], rel=1e-3)
+    x = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    shares = outgoing * torch.relu(points @ x) / (outgoing @ torch.relu(points @ x))[:, None]
+    assert shares[0].tolist() == pytest.approx([1 / 1.01, 0.01 / 1.01])
+    # T6 is one number for all outputs: it says something, and yet exceeds all that a small output can be.
+    certificate = sampling_bound(points, torch.cat([outgoing, outgoing / 100]), 10**6)
+    most = float((outgoing.abs() / 100 @ points.norm(dim=1)).max())
+    assert most < certificate.bound < certificate.trivial

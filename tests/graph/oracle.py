@@ -12,9 +12,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
-from coreprune.graph import Group
+from coreprune._twin import quiet
+from coreprune.graph import Captured, Group
 
 
 def random_halves(groups: list[Group], g: torch.Generator) -> dict[str, Tensor]:
@@ -98,3 +101,15 @@ def assert_same(got: list[Tensor], want: list[Tensor], tolerance: float = 1e-8) 
         assert a.shape == b.shape
         scale = max(1e-3, float(b.detach().abs().max()))
         assert float((a - b).detach().abs().max()) <= tolerance * scale
+
+
+def measured_macs(model: nn.Module, captured: Captured) -> int:
+    """What torch counts. The math kernel is asked for because the fused one on CPU is not counted."""
+    with (
+        FlopCounterMode(display=False) as counter,
+        quiet(model) as m,
+        sdpa_kernel(SDPBackend.MATH),
+        torch.enable_grad(),
+    ):
+        m(*captured.args, **captured.kwargs)
+    return counter.get_total_flops() // 2

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from coreprune.graph import CostModel, capture, cost, describe, find_groups
+from coreprune.graph import CostModel, Traced, capture, cost, describe, find_groups, remove
+from coreprune.graph.values import axes
+from graph.oracle import measured_macs, random_halves
 from graph.zoo import ZOO, gen
 
 
@@ -107,3 +109,42 @@ def test_a_vector_of_widths_is_as_good_as_a_mapping() -> None:
     vector = costs.widths({"0": 3})
     assert costs(vector) == costs({"0": 3})
     assert costs.names[0] == "0"
+
+
+class Windows(nn.Module):
+    """Attention in windows of 3 × 3 out of 6 × 6 places, the second time shifted and with a mask for every window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = (nn.ModuleList(nn.Linear(8, n) for _ in range(2)) for n in (24, 8))
+        self.biases = nn.ParameterList(torch.zeros(2, 9, 9) for _ in range(2))
+        self.register_buffer("mask", torch.zeros(4, 9, 9))
+        self.last, self.head = nn.Linear(8, 8), nn.Linear(8, 6)
+
+    def attend(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv[i](x).reshape(-1, 9, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) + self.biases[i]
+        if i:
+            scores = (scores.view(-1, 4, 2, 9, 9) + self.mask[:, None]).view(-1, 2, 9, 9)
+        return x + self.proj[i]((scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 9, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i in range(2):
+            x = x.roll((-i, -i), (1, 2)).view(-1, 2, 3, 2, 3, 8).permute(0, 1, 3, 2, 4, 5)
+            x = self.attend(i, x.reshape(-1, 9, 8)).view(-1, 2, 2, 3, 3, 8).permute(0, 1, 3, 2, 4, 5)
+            x = x.reshape(-1, 6, 6, 8)
+        return self.head(self.last(x).mean((1, 2)))
+
+
+def test_positions_that_several_tables_have_entries_for_count_once() -> None:
+    model = Windows()
+    captured = capture(model, torch.randn(2, 6, 6, 8, generator=gen(0)))
+    groups = find_groups(captured)
+    overlaps = [w for w in captured.channel_ids.work if sum(len(axes(x)) for x in w.maps) > len(w.maps[0].shape)]
+    costs = CostModel(captured, groups)
+    assert overlaps
+    assert costs().macs == measured_macs(model, captured)
+    keep = random_halves(groups, gen(1))
+    result = remove(Traced(model, captured, groups), keep)
+    assert result.kept
+    assert costs({n: len(k) for n, k in result.kept.items()}).macs == measured_macs(result.model, captured)

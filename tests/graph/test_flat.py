@@ -83,3 +83,21 @@ def test_selection_and_repair_see_the_layers_inside(region: str) -> None:
     assert len(inside.report.refits) == len(plain.report.refits) > 0
     if region == "gradients":
         assert bits(inside.model) == bits(plain.model)
+
+
+def test_a_write_in_front_of_a_region_is_followed() -> None:
+    """torch.export forgets that the view which is written reads its tensor; capturing then crashed."""
+
+    class Written(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).clone()
+            h[:, :4] = torch.relu(x[:, :4])
+            with torch.autocast("cpu", enabled=False):
+                return self.c(torch.relu(self.b(h)))
+
+    captured = capture(Written(), torch.randn(2, 6))
+    nodes = list(captured.graph.graph.nodes)
+    assert all(node in read.users for node in nodes for read in node.all_input_nodes)
+    assert not any("copy_" in node.name for node in nodes)
+    traced = probe(Traced(model := Written(), capture(model, torch.randn(2, 6)), find_groups(captured)))
+    assert "b" in traced.free

@@ -161,6 +161,19 @@ def one_sided(name: str, row: Operation) -> None:
     assert torch.equal(run(name, GRID)[0], torch.where(GRID > 0, GRID, 0))
 
 
+def keeps_sign(name: str, row: Operation) -> None:
+    assert all(float(y.min()) >= 0 for y in run(name, sample(name).clamp(min=0)))
+
+
+def nonnegative(name: str, row: Operation) -> None:
+    """On what else the operation is called with, where the claim holds for that."""
+    x = sample(name)
+    if name in ("clamp", "hardtanh"):
+        assert all(float(getattr(torch, name, getattr(F, name, None))(x, 0.0, top).min()) >= 0 for top in (0.0, 2.0))
+        return
+    assert all(float(y.min()) >= 0 for y in run(name, x))
+
+
 def function(name: str, row: Operation) -> None:
     torch.testing.assert_close(row.function(GRID), run(name, GRID)[0])
 
@@ -177,7 +190,7 @@ def alone(name: str, row: Operation) -> None:
         assert set(changed) <= {at}
 
 
-CLAIMS = (homogeneous, bijective, identity, lipschitz, zero, one_sided, function, alone)
+CLAIMS = (homogeneous, bijective, identity, lipschitz, zero, one_sided, keeps_sign, nonnegative, function, alone)
 
 
 def made(claim: Callable, row: Operation) -> bool:
@@ -225,6 +238,10 @@ def test_torch_confirms_every_claim(claim, name):
         (zero, "softplus", {}),
         (one_sided, "leaky_relu", {}),
         (one_sided, "relu6", {}),
+        (keeps_sign, "upsample_bicubic2d", {}),
+        (keeps_sign, "sub", {}),
+        (nonnegative, "tanh", {}),
+        (nonnegative, "leaky_relu", {}),
         (function, "gelu", {"function": lambda x: F.gelu(x, approximate="tanh")}),
         (alone, "softmax", {}),
         (alone, "roll", {}),
@@ -278,6 +295,36 @@ def test_with_which_arguments_the_claims_hold(call, holds):
     graph = capture(Calls(), torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0))).graph.graph
     last = [node for node in graph.nodes if node.op == "call_function"][-1]
     assert operation(last).holds_for(last) is holds
+
+
+@pytest.mark.parametrize(
+    ("call", "never"),
+    [
+        (F.relu, True),
+        (F.relu_, True),
+        (nn.ReLU6(), True),
+        (lambda x: F.hardtanh(x, 0.0, 6.0), True),
+        (F.hardtanh, False),
+        (lambda x: x.clamp(0.0), True),
+        (lambda x: x.clamp(min=0.0), True),
+        (lambda x: x.clamp(0.0, -1.0), False),
+        (lambda x: x.clamp(-0.1, 1.0), False),
+        (torch.sigmoid, True),
+        (F.softplus, True),
+        (lambda x: F.softplus(x, -1.0), False),
+        (lambda x: F.softmax(x, 1), True),
+        (F.gelu, False),
+        (F.leaky_relu, False),
+    ],
+)
+def test_which_calls_never_return_a_negative_number(call, never):
+    class Calls(nn.Module):
+        def forward(self, x):
+            return call(x + 0.0)
+
+    graph = capture(Calls(), torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0))).graph.graph
+    last = [node for node in graph.nodes if node.op == "call_function"][-1]
+    assert operation(last).nonnegative_for(last) is never
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

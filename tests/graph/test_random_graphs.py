@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coreprune.graph import CostModel, Traced, capture, find_groups, remove
-from graph.oracle import assert_same, random_halves, zeroed_original
+from graph.oracle import assert_same, measured_macs, random_halves, zeroed_original
 from graph.random_networks import KINDS, LOCKING, RandomNet
 from graph.zoo import gen, randomise
 
@@ -31,8 +31,10 @@ def check(kinds: list[tuple[str, int]], flatten: bool, seed: int, free: bool = F
         if not result.locked and keep:
             trusting = remove(Traced(model, captured, groups), keep, check=False)
             assert_same([trusting.model(*x)], [want])
-    costs = CostModel(captured, groups)({n: len(k) for n, k in result.kept.items()})
-    assert costs.params == sum(p.numel() for p in result.model.parameters())
+    costs = CostModel(captured, groups)
+    left = costs({n: len(k) for n, k in result.kept.items()})
+    assert left.params == sum(p.numel() for p in result.model.parameters())
+    assert [costs().macs, left.macs] == [measured_macs(m, captured) for m in (model, result.model)]
     if free:
         assert not result.locked
 

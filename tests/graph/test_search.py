@@ -23,6 +23,10 @@ class Attempts:
         return f"{wrong[0]} is wrong" if wrong else ""
 
 
+def nothing(names: list[str]) -> dict[str, str]:
+    return {}
+
+
 def blocks(n: int, *layers: str) -> list[str]:
     return [f"{i}.{layer}" for i in range(n) for layer in layers]
 
@@ -33,7 +37,7 @@ def kinds(names: list[str]) -> dict[str, str]:
 
 def test_one_attempt_if_all_work() -> None:
     names, attempts, good = blocks(20, "a", "b"), Attempts(set()), []
-    assert working(names, kinds(names), good, attempts) == {}
+    assert working(names, kinds(names), good, attempts, nothing) == {}
     assert good == names
     assert attempts.count == 1
 
@@ -42,7 +46,7 @@ def test_one_attempt_if_all_work() -> None:
 def test_a_kind_that_never_works_costs_a_few_attempts_however_many_there_are(n: int) -> None:
     names, good = blocks(n, "a", "b", "c", "d"), []
     attempts = Attempts({name for name in names if name.endswith("c")})
-    reasons = working(names, kinds(names), good, attempts)
+    reasons = working(names, kinds(names), good, attempts, nothing)
     assert set(reasons) == attempts.bad
     assert set(good) == set(names) - attempts.bad
     assert attempts.count <= 9
@@ -53,21 +57,21 @@ def test_a_kind_that_never_works_costs_a_few_attempts_however_many_there_are(n: 
 def test_a_single_one_of_a_kind_is_found(odd: str) -> None:
     names, good = blocks(16, "a", "b"), []
     attempts = Attempts({odd})
-    assert set(working(names, kinds(names), good, attempts)) == {odd}
+    assert set(working(names, kinds(names), good, attempts, nothing)) == {odd}
     assert set(good) == set(names) - {odd}
     assert attempts.count <= 14
 
 
 def test_one_that_works_between_two_that_do_not_is_kept_if_the_middle_works() -> None:
     names, good = blocks(5, "a"), []
-    assert set(working(names, kinds(names), good, Attempts({"0.a", "4.a"}))) == {"0.a", "4.a"}
+    assert set(working(names, kinds(names), good, Attempts({"0.a", "4.a"}), nothing)) == {"0.a", "4.a"}
     assert good == ["1.a", "2.a", "3.a"]
 
 
 def test_what_works_only_if_one_tries_hard_is_tried_alone() -> None:
     names, good = blocks(2, "a", "b"), []
     attempts = Attempts({"0.b"}, hard={"1.b"})
-    assert set(working(names, kinds(names), good, attempts)) == {"0.b"}
+    assert set(working(names, kinds(names), good, attempts, nothing)) == {"0.b"}
     assert "1.b" in good
 
 
@@ -76,7 +80,7 @@ def test_nothing_that_does_not_work_is_ever_kept(bad: set[int], sorts: list[str]
     names = [f"{i}.{kind}" for i, kind in enumerate(sorts)]
     pairs = {frozenset((names[other], names[(other + 5) % 12]))}
     attempts, good = Attempts({names[i] for i in bad}, pairs), ["before"]
-    reasons = working(names, kinds(names), good, attempts)
+    reasons = working(names, kinds(names), good, attempts, nothing)
     assert good[0] == "before"
     assert sorted([*good[1:], *reasons]) == sorted(names)
     assert not attempts(good, True)
@@ -86,5 +90,32 @@ def test_nothing_that_does_not_work_is_ever_kept(bad: set[int], sorts: list[str]
 def test_of_kinds_of_their_own_everything_that_works_is_kept(bad: set[int]) -> None:
     names, good = [f"{i}.x" for i in range(12)], []
     attempts = Attempts({names[i] for i in bad})
-    assert set(working(names, {n: n for n in names}, good, attempts)) == attempts.bad
+    assert set(working(names, {n: n for n in names}, good, attempts, nothing)) == attempts.bad
     assert set(good) == set(names) - attempts.bad
+
+
+@given(st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)), st.integers(0, 11))
+def test_those_that_are_to_blame_are_left_out_at_once(bad: set[int], unseen: set[int], odd: int) -> None:
+    names, good = [f"{i}.x" for i in range(12)], []
+    attempts = Attempts({names[i] for i in bad | unseen}, {frozenset((names[odd], names[(odd + 5) % 12]))})
+
+    def blame(tried: list[str]) -> dict[str, str]:
+        return {names[i]: "fails" for i in bad if names[i] in tried}
+
+    reasons = working(names, {n: n for n in names}, good, attempts, blame)
+    assert sorted([*good, *reasons]) == sorted(names)
+    assert {names[i] for i in bad} <= set(reasons)
+    assert not attempts(good, True)
+    if not unseen - bad and len(attempts.pairs) == 1 and any(p & {names[i] for i in bad} for p in attempts.pairs):
+        assert attempts.count <= 3
+
+
+def test_what_is_to_blame_only_beside_others_is_kept() -> None:
+    names, good = ["a", "b", "c"], []
+
+    def blame(tried: list[str]) -> dict[str, str]:
+        return {"b": "fails"} if {"a", "b"} <= set(tried) else {}
+
+    attempts = Attempts({"a"})
+    assert working(names, {n: n for n in names}, good, attempts, blame) == {"a": "a is wrong"}
+    assert set(good) == {"b", "c"}

@@ -91,7 +91,7 @@ def test_in_place_keeps_modules_parameters_and_drops_gradients() -> None:
 def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     model, captured, groups, keep, _ = prepared("resnet-bottleneck")
     before = state(model)
-    for broken in ("surgery._follow_weights", "surgery.cut", "check.compare"):
+    for broken in ("smaller._follow_weights", "smaller.cut", "check.compare"):
 
         def fail(*_: object, **__: object) -> None:
             raise ModelError("broken on purpose")

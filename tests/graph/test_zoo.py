@@ -7,12 +7,9 @@ import io
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from coreprune._twin import quiet
 from coreprune.graph import CostModel, Traced, capture, find_groups, remove
-from graph.oracle import assert_same, masked_activations, outputs, random_halves, zeroed_original
+from graph.oracle import assert_same, masked_activations, measured_macs, outputs, random_halves, zeroed_original
 from graph.zoo import ZOO, Entry, gen, randomise
 
 
@@ -21,18 +18,6 @@ def traced(entry: Entry):
     inputs = entry.inputs(2)
     captured = capture(model, inputs["x"]) if set(inputs) == {"x"} else capture(model, kwargs=inputs)
     return model, captured, find_groups(captured)
-
-
-def measured_macs(model, captured) -> int:
-    """What torch counts. The math kernel is asked for because the fused one on CPU is not counted."""
-    with (
-        FlopCounterMode(display=False) as counter,
-        quiet(model) as m,
-        sdpa_kernel(SDPBackend.MATH),
-        torch.enable_grad(),
-    ):
-        m(*captured.args, **captured.kwargs)
-    return counter.get_total_flops() // 2
 
 
 # More than about two seconds each.

@@ -166,7 +166,7 @@ MUTANTS = (
     ),
     Mutant(
         "requires-grad-is-lost",
-        "graph/surgery.py",
+        "graph/smaller.py",
         "nn.Parameter(new, old.requires_grad)",
         "nn.Parameter(new)",
         SURGERY,
@@ -191,8 +191,8 @@ MUTANTS = (
     ),
     Mutant(
         "caches-stay-warm",
-        "graph/surgery.py",
-        "        drop(small, captured.caches)\n",
+        "graph/smaller.py",
+        "        drop(small, _within(captured.caches, inside))\n",
         "        pass\n",
         ("graph/test_caches.py",),
         "the smaller copy keeps tables of the original",

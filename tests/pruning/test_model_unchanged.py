@@ -111,7 +111,7 @@ class Stop(Exception):
 PLACES = (
     "graph.captured.flatten",
     "graph.grouping.settle",
-    "graph.surgery.cut",
+    "graph.smaller.cut",
     "graph.check.compare",
     "graph.check.zeroed",
     "pruning.calibration.calibration.capture",

@@ -121,7 +121,7 @@ def test_wide_layers_use_contact_points_and_say_so(monkeypatch):
 @pytest.mark.parametrize(
     "method",
     [
-        *("loewner", "lewis", "norm", "uniform", "magnitude", "merging", "folding", "random"),
+        *("loewner", "cone", "lewis", "norm", "uniform", "magnitude", "merging", "folding", "random"),
         *(Norm(sign_split=True), Loewner(tight=False)),
     ],
     ids=str,

@@ -15,7 +15,16 @@ from coreprune._progress import silent
 from coreprune.errors import CoreprunError, InputError
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.stages import trace
-from coreprune.queries import Queries
+from coreprune.queries import (
+    BatchNormInversion,
+    ClassImpressions,
+    Mixture,
+    PinkNoise,
+    Queries,
+    WhiteNoise,
+    make_queries,
+)
+from coreprune.risk import upper_bound
 from coreprune.selectors import SELECTORS
 from graph.zoo import randomise
 from oracles import worst_ratio
@@ -302,3 +311,84 @@ def test_auto_without_queries_keeps_more_of_the_answers_than_norms_do():
     x = torch.randn(50, 8)
     folded, cut = (prune(model, x[:1], Budget(keep=0.5), m, queries=None).model for m in ("auto", "magnitude"))
     assert (folded(x) - model(x)).norm() < 1e-4 * model(x).norm() < (cut(x) - model(x)).norm()
+
+
+def normed():
+    return randomise(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                      nn.Linear(32, 4))
+    ).eval()  # fmt: skip
+
+
+def test_inputs_that_are_optimised_together_are_no_draws():
+    """One batch of inverted batch norms is one draw: 64 answers on it are no 64 independent ones (T11)."""
+    model, x = normed(), images(1)
+    result = prune(model, x, Budget(keep=0.5), queries=BatchNormInversion(steps=4), n_queries=16)
+    assert result.report.agreement is None
+    assert any(one.agreement is not None for one in result.report.compared)  # it is measured, and not certified
+    assert "optimised together" in str(result.report)
+    with pytest.raises(InputError, match="no independent draws"):
+        certify(model, result.model, x, BatchNormInversion(steps=4), n=8)
+    assert certify(model, result.model, x, "pink-noise", n=8).theorem == "T11"
+    assert "optimised together" not in str(prune(model, x, Budget(keep=0.5), queries="pink-noise", n_queries=16).report)
+
+
+@pytest.mark.parametrize(
+    ("source", "jointly"),
+    [
+        (BatchNormInversion(steps=1), True),
+        (Mixture((BatchNormInversion(steps=1), PinkNoise())), True),
+        (ClassImpressions(BatchNormInversion(steps=1)), True),
+        (Mixture((WhiteNoise(), PinkNoise())), False),
+        (ClassImpressions(), False),
+    ],
+    ids=["inversion", "mixture", "impressions of inversions", "noise", "impressions"],
+)
+def test_queries_know_whether_they_are_draws(source, jointly, tmp_path):
+    model, x = normed(), images(1)
+    queries = make_queries(model, x, source, n=4)
+    noise = make_queries(model, x, "white-noise", n=4)
+    assert queries.jointly is jointly
+    assert (noise + queries).jointly is (queries + noise).jointly is jointly
+    assert all(part.jointly is jointly for part in (*queries.split(2), queries.shuffled(), queries.distinct()))
+    queries.save(tmp_path / "q.safetensors")
+    assert make_queries(model, x, tmp_path / "q.safetensors").jointly is jointly
+
+
+def other_answer(dense, pruned):
+    return dense.argmax(1) != pruned.argmax(1)
+
+
+def distance(dense, pruned):
+    return (1 - torch.cosine_similarity(dense, pruned)) / 2
+
+
+def test_any_bounded_loss_is_certified_with_an_interval():
+    """T18: for other answers it is T11's bound; for a distance it is that of `coreprune.risk` on the same numbers."""
+    model, x = convnet(), images(300)
+    small = prune(model, images(1), Budget(keep=0.75), queries="white-noise", n_queries=64).model
+    counted = certify(model, small, x[:1], x, loss=other_answer, delta=0.05)
+    assert counted.bound == pytest.approx(certify(model, small, x[:1], x, delta=0.05).bound)
+    found = certify(model, small, x[:1], x, loss=distance, delta=0.05)
+    with torch.no_grad():
+        losses = distance(model(x), small(x))
+    assert found.bound == pytest.approx(upper_bound(losses, 0.05), rel=1e-4)
+    low, high = found.interval
+    assert low <= float(losses.mean()) <= found.bound <= high
+    assert (found.theorem, found.kind, found.delta) == ("T18", "sampled", 0.05)
+    assert "the user's data" in found.statement
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda a, b: (a - b).abs(), "one number per sample"),
+        (lambda a, b: 0.5, "one number per sample"),
+        (lambda a, b: a.argmax(1), "bool or real numbers"),
+        (lambda a, b: a.sum(1) * 0 + 2, "in \\[0, 1\\]"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_explained(loss, message):
+    model, x = convnet(), images(40)
+    with pytest.raises(InputError, match=message):
+        certify(model, model, x[:1], x, loss=loss)

@@ -71,6 +71,8 @@ def test_every_field_is_in_the_report_and_in_a_call_that_differs_from_the_defaul
         compare=False,
         also=EXAMPLES,
         batch_axis=1,
+        part="backbone",
+        norm_statistics=True,
         tokenizer="folder",
     )
     names = {f.name for f in fields(Settings)}

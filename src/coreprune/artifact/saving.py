@@ -149,6 +149,8 @@ def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
         return None, "the configuration does not describe the dense model: pass a factory when loading."
     if computed:
         return dense, f"stock transformers computes weights that are plain parameters here, such as {computed[0]}."
+    if result.plan.part:
+        return dense, f"only {result.plan.part} was pruned, and configurations are written for whole models."
     config, why = huggingface.stock_config(model, result.plan.groups)
     if config is None:
         return dense, why

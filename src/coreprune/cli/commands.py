@@ -15,12 +15,19 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+import coreprune
 from coreprune.cli import options, show
 from coreprune.errors import CoreprunError
+
+_ORDER = ("prune", "inspect", "report", "certify", "bench", "export", "demo")
 
 
 class Commands(TyperGroup):
     """A group of commands that report a CoreprunError as a message and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of use."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
 
     def invoke(self, ctx: Any) -> object:
         """Run a command."""
@@ -71,6 +78,21 @@ console = Console()
 errors = Console(stderr=True)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"coreprune {coreprune.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """The options of all commands."""
+
+
 @app.command(epilog="Example: coreprune demo --out my-report")
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for report.json and accuracy.png.")] = Path("demo-report"),
@@ -100,6 +122,8 @@ def inspect(
     example: options.Example = None,
     weights: options.Weights = None,
     batch_axis: options.BatchAxis = None,
+    part: options.Part = None,
+    norm_statistics: options.NormStatistics = False,
     json: options.Json = False,
 ) -> None:
     """List the groups of channels that can be removed, what they cost, and which are locked and why."""
@@ -109,7 +133,10 @@ def inspect(
     axis = options.batch_axis(batch_axis)
     model, example = sources.load(source, weights, shape or [], example)
     with show.progress(errors) as tell:
-        found = list_groups(model, example, also=sources.further(also), progress=tell, batch_axis=axis)
+        more = sources.further(also)
+        found = list_groups(
+            model, example, also=more, progress=tell, batch_axis=axis, part=part, norm_statistics=norm_statistics
+        )
     if json:
         sys.stdout.write(found.to_json() + "\n")
         return

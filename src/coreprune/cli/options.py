@@ -12,8 +12,8 @@ import typer
 from coreprune.errors import InputError
 
 SOURCE_HELP = (
-    "package.module:factory (a function that returns a model or (model, example)), the folder of a Hugging Face model, "
-    "a .gguf file, or a .pt2 file."
+    "package.module:factory (a function that returns a model or (model, example)), timm:NAME, torchvision:NAME, the "
+    "folder of a Hugging Face model, a .gguf file, or a .pt2 file."
 )
 
 LARGEST_SEED = (1 << 32) - 1  # numpy accepts no larger one
@@ -37,13 +37,34 @@ Also = Annotated[
 Example = Annotated[
     Path | None, typer.Option("--example", help="Example input as an .npz file: one array, or one per argument name.")
 ]
-Weights = Annotated[Path | None, typer.Option(help="A .safetensors file to load into the factory's model.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="The weights of the model: a .safetensors file, or a state dict or checkpoint (.pt, .pth, .ckpt). "
+        "FILE::KEY takes one of several state dicts in a checkpoint."
+    ),
+]
 BatchAxis = Annotated[
     list[str] | None,
     typer.Option(
         "--batch-axis",
         help="Which axis of the inputs holds the samples: a number for all inputs, none for a model without a batch, "
         "or name=axis for one input (a keyword, or its position); repeat for more inputs. By default it is found out.",
+    ),
+]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        help="Only this module of the model, e.g. backbone. The inputs are still those of the model.",
+        show_default=False,
+    ),
+]
+NormStatistics = Annotated[
+    bool,
+    typer.Option(
+        "--norm-statistics",
+        help="Let channels leave that a LayerNorm, RMSNorm or GroupNorm with one group takes its statistics over, such "
+        "as a residual stream. This is not exact; the repair does the rest.",
     ),
 ]
 Tokenizer = Annotated[

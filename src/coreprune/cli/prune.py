@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -15,13 +16,16 @@ import typer
 from torch import Tensor, nn
 
 from coreprune._files import check_place, refuse_taken, tidy
-from coreprune.cli import options, show, source
+from coreprune._untrained import untrained
+from coreprune.cli import libraries, options, show, source
 from coreprune.cli.commands import app, console, errors
 from coreprune.errors import ArtifactError, CoreprunError, InputError
 
 if TYPE_CHECKING:
     from coreprune.perplexity import Windows
     from coreprune.queries import Queries
+
+log = logging.getLogger(__name__)
 
 EPILOG = (
     "Examples:\n\n"
@@ -144,6 +148,8 @@ def prune(
     example: options.Example = None,
     weights: options.Weights = None,
     batch_axis: options.BatchAxis = None,
+    part: options.Part = None,
+    norm_statistics: options.NormStatistics = False,
     labelled: Annotated[
         Path | None,
         typer.Option(help="Test samples (.npz with inputs and labels), to measure the accuracy."),
@@ -177,7 +183,12 @@ def prune(
     # What the user's code prints goes to standard error, so that standard output stays clean for --json.
     with unfinished.explained(out), redirect_stdout(sys.stderr), show.progress(errors) as tell:
         model, given = source.load(source_, weights, shape or [], example)
-        words = source.tokenizer(tokenizer, source_)
+        if untrained(model):
+            log.warning(
+                "the weights look as initialisation draws them: no training shows in any of them. What is pruned from "
+                "random weights is worth nothing. Load the trained ones: --weights FILE, or inside of the factory."
+            )
+        words = libraries.tokenizer(tokenizer, source_)
         read = reading(model, given, text, words, seed, axis)
         exam = None if labelled is None else Exam.of(model, given, labelled, tell, axis)
         spec = source.queries(specs, model, given, seed, unfinished.queries, tell, axis, words)
@@ -185,7 +196,7 @@ def prune(
             model, given, budget, chosen, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
-            also=source.further(also), tokenizer=words,
+            also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis, read)
         found_by = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from coreprune._example import example_like
 from coreprune._plugins import imported
-from coreprune.errors import InputError
-from coreprune.queries.tokenizer import LONGEST, beside
+from coreprune.cli.checkpoints import load_weights
+from coreprune.cli.libraries import LIBRARIES, gguf, pretrained
+from coreprune.errors import CoreprunError, InputError
 
 _MOST_ENTRIES = 1 << 28
-_READ, _UNREAD = 64, 16  # tokens of an example, of a model with a tokenizer and without
+_LAST = 3  # frames of a factory that raises
 DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 
@@ -28,10 +29,10 @@ def load(
 ) -> tuple[nn.Module, Any]:
     """Return (model, example inputs).
 
-    source: `package.module:factory`, the folder of a Hugging Face model, a .gguf file or a folder with one, or a .pt2
-        file that torch.export.save wrote.
-        The factory is called without arguments and returns a model or (model, example).
-    weights: a .safetensors file to load into the factory's model.
+    source: `package.module:factory`, `timm:NAME`, `torchvision:NAME`, the folder of a Hugging Face model, a .gguf file
+        or a folder with one, or a .pt2 file that torch.export.save wrote. The factory is called without arguments and
+        returns a model or (model, example). Models of timm and torchvision come without weights.
+    weights: a file to load into the model (`load_weights`).
     shapes: see `example`. example_file: an .npz file. Without both, the example is the factory's own, or it is made
         from the Hugging Face configuration.
     otherwise: a plan's description of an example, used if there is no other.
@@ -42,14 +43,14 @@ def load(
     if source.endswith(".pt2"):
         model, given = _exported(path)
     elif source.endswith(".gguf"):
-        model, given = _gguf(path)
+        model, given = gguf(path)
     elif path.is_dir() or (path / "config.json").exists():
         files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
-        model, given = _gguf(files[0]) if len(files) == 1 else _pretrained(path)
+        model, given = gguf(files[0]) if len(files) == 1 else pretrained(path)
     else:
         model, given = _made(source)
     if weights is not None:
-        _load_weights(model, weights)
+        load_weights(model, weights)
     if shapes and example_file is not None:
         raise InputError("--shape and --example both say what the example input is. Give one of them.")
     found = example(shapes) if shapes else given if example_file is None else arrays(example_file)
@@ -68,18 +69,33 @@ def _made(source: str) -> tuple[nn.Module, Any]:
     module_name, colon, name = source.partition(":")
     if not colon or not module_name or not name:
         raise InputError(
-            f"SOURCE must read package.module:factory, e.g. mypackage.models:resnet, or be a folder that "
-            f"save_pretrained wrote, or a .pt2 file. {source!r} is none of these."
+            f"SOURCE must read package.module:factory, e.g. mypackage.models:resnet, or timm:NAME or torchvision:NAME, "
+            f"or be a folder that save_pretrained wrote, or a .pt2 file. {source!r} is none of these."
         )
+    if module_name in LIBRARIES:
+        return LIBRARIES[module_name](name)
     factory = users_own(source)
     if not callable(factory):  # a model is callable too
         raise InputError(f"{source} is a {type(factory).__name__}, neither a model nor a function that makes one.")
-    with redirect_stdout(sys.stderr):
-        made = factory if isinstance(factory, nn.Module) else factory()
+    made = factory if isinstance(factory, nn.Module) else _called(factory, source)
     model, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} gave a {type(model).__name__}, not a torch.nn.Module.")
     return model, given
+
+
+def _called(factory: Callable[[], Any], source: str) -> Any:
+    """What the user's factory returns. If it raises, its own last lines are shown, and none of ours."""
+    try:
+        with redirect_stdout(sys.stderr):
+            return factory()
+    except CoreprunError:
+        raise
+    except Exception as error:
+        own = traceback.extract_tb(error.__traceback__)[1:]
+        lines = "".join(traceback.format_list(own[-_LAST:])).rstrip()
+        where = f" Its last lines:\n{lines}" if own else " It is called without arguments."
+        raise InputError(f"{source} raised {type(error).__name__}: {error}.{where}") from error
 
 
 def users_own(reference: str) -> Any:
@@ -103,95 +119,6 @@ def _exported(path: Path) -> tuple[nn.Module, Any]:
     for name in ("train", "eval"):  # an exported program refuses both, and nothing reads its mode
         vars(module).pop(name, None)
     return module, (kwargs or args) or None
-
-
-def _pretrained(folder: Path) -> tuple[nn.Module, Any]:
-    """The model from a folder that save_pretrained wrote, and an example that fits it. Nothing is downloaded."""
-    try:
-        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(
-            f"{folder} is not a Hugging Face model: it needs a config.json that names its architectures ({error})."
-        ) from error
-    transformers = _transformers(folder)
-    cls = getattr(transformers, str(architecture), None)
-    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-        raise InputError(f"{folder} names the architecture {architecture!r}, which transformers does not have.")
-    try:
-        model = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"transformers cannot load {folder}: {str(error).splitlines()[0]}") from error
-    return model, _from_config(model)
-
-
-def _gguf(file: Path) -> tuple[nn.Module, Any]:
-    """A language model from a .gguf file, whose weights transformers makes plain, and an example that fits it."""
-    if not file.is_file():
-        raise InputError(f"there is no file {file}.")
-    transformers = _transformers(file)
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise InputError(f"transformers cannot load {file}: {str(error).splitlines()[0]}") from error
-    return model, _from_config(model)
-
-
-def tokenizer(asked: Path | None, source: str) -> Any:
-    """What `prune` takes as tokenizer: what was asked for, or the one in a .gguf file; None to look beside the model.
-
-    Raises InputError for a folder without a tokenizer.
-    """
-    from coreprune.queries.tokenizer import tokens_of
-
-    if asked is not None:
-        tokens_of(asked)
-        return str(asked)
-    path = Path(source)
-    files = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if len(files) != 1 or (path / "config.json").exists():
-        return None
-    try:
-        with redirect_stdout(sys.stderr):
-            return _transformers(path).AutoTokenizer.from_pretrained(files[0].parent, gguf_file=files[0].name)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError):
-        return None
-
-
-def _transformers(place: Path) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError(f"{place} is a Hugging Face model. Install transformers: pip install transformers.") from error
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-def _from_config(model: Any) -> dict[str, Tensor] | None:
-    """Example keyword arguments: random tokens, or an image of the configured size. Else None.
-
-    With a tokenizer beside the model there are 64 tokens, with a mask for encoders, whose texts are padded; without
-    one there are 16.
-    """
-    config, generator = model.config, torch.Generator().manual_seed(0)
-    if model.main_input_name == "pixel_values":
-        size = getattr(config, "image_size", 224)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        shape = (1, getattr(config, "num_channels", 3), height, width)
-        return {"pixel_values": torch.randn(shape, generator=generator)}
-    vocabulary = getattr(config, "vocab_size", None)
-    if model.main_input_name != "input_ids" or not isinstance(vocabulary, int):
-        return None
-    reads = beside(model) is not None or getattr(model, "hf_quantizer", None) is not None
-    longest = [n for n in (getattr(config, name, None) for name in LONGEST) if type(n) is int and n > 0]
-    length = min([_READ if reads else _UNREAD, *longest])
-    found = {"input_ids": torch.randint(0, vocabulary, (1, length), generator=generator)}
-    if reads and not model.can_generate():
-        found["attention_mask"] = torch.ones(1, length, dtype=torch.int64)
-    if getattr(config, "is_encoder_decoder", False):
-        found["decoder_input_ids"] = torch.randint(0, vocabulary, (1, 8), generator=generator)
-    return found
 
 
 def further(texts: Sequence[str] | None) -> list[Any]:
@@ -291,23 +218,3 @@ def labelled(path: Path, model: nn.Module, given: Any, batch_axis: Any = "auto")
         return make_queries(model, given, inputs, batch_axis=batch_axis), labels.long()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {path} as safetensors: {error}") from error
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{path} does not fit {type(model).__name__}: {reason}") from error
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # counters that nothing reads
-    if missing or unexpected:
-        raise InputError(
-            f"{path} does not fit {type(model).__name__}: it lacks {missing[:3]} and has {unexpected[:3]} too many."
-        )

@@ -1,6 +1,7 @@
 """Coresets of a layer's channels, and their certificates. Functions take tensors and return tensors."""
 
 from coreprune.coreset.agreement import agreement_bound
+from coreprune.coreset.authors import authors_importance
 from coreprune.coreset.bounds import (
     Certificate,
     RelativeLimit,
@@ -11,6 +12,7 @@ from coreprune.coreset.bounds import (
     relative_limit,
     sampling_bound,
 )
+from coreprune.coreset.cone import cone_sensitivities
 from coreprune.coreset.exchange import exchanged, swap_changes
 from coreprune.coreset.functional import (
     FunctionalCoreset,
@@ -27,6 +29,7 @@ from coreprune.coreset.held_out import Fold, held_out_curve
 from coreprune.coreset.linf import LinfCoreset, linf_coreset
 from coreprune.coreset.merging import Merge
 from coreprune.coreset.patches import Patches, map_errors
+from coreprune.coreset.products import bilinear_map
 from coreprune.coreset.sampling import Coreset, DrawStream, draw_stream, from_stream, sample
 from coreprune.coreset.sensitivity import Sensitivities, peel, sensitivities, spectral_ridge
 
@@ -43,6 +46,9 @@ __all__ = [
     "RelativeLimit",
     "Sensitivities",
     "agreement_bound",
+    "authors_importance",
+    "bilinear_map",
+    "cone_sensitivities",
     "d_optimal",
     "draw_stream",
     "exchanged",

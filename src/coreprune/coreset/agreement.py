@@ -6,6 +6,7 @@ import math
 
 from coreprune.coreset.bounds import Certificate
 from coreprune.errors import InputError
+from coreprune.risk import upper_quantile as _quantile
 
 
 def agreement_bound(
@@ -70,10 +71,3 @@ def agreement_bound(
         ),
         delta=delta,
     )
-
-
-def _quantile(a: int, b: int, delta: float) -> float:
-    """The upper δ-quantile of Beta(a, b)."""
-    from scipy.stats import beta  # imported only here, because it takes a second
-
-    return float(beta.isf(delta, a, b))

@@ -29,7 +29,8 @@ class Certificate:
     theorem: its number in docs/theory.md. kind: "proved" (holds always), "sampled" (holds with probability 1−δ over the
     sampling) or "measured" (holds on the given queries). bound: the number. trivial: the bound that a constant answer
     (F' = b) achieves, in the same units. vacuous: bound ≥ trivial, so the certificate says nothing.
-    statement, assumptions: in words. delta: δ, or None.
+    statement, assumptions: in words. delta: δ, or None. interval: the ends of a two-sided statement at the same δ, if
+    there is one (T18).
     """
 
     theorem: str
@@ -39,6 +40,7 @@ class Certificate:
     statement: str
     assumptions: tuple[str, ...]
     delta: float | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def vacuous(self) -> bool:
@@ -73,6 +75,9 @@ def sampling_bound(
     V_jk/(m q_k) to V'_jk for every draw k. With probability ≥ 1−δ, for all x and all j:
 
         |F'_j(x) − F_j(x)| ≤ ‖x‖ · L · T · (4 + √(2 ln(J/δ))) / √m.
+
+    T is made of c_i = max_j |V_ji|, so this is one number for all outputs. It is not relative to an output: one with
+    small weights may have less than the bound in all.
 
     "For all x" needs a positively homogeneous φ (ReLU, leaky ReLU, identity). For other φ (tanh, hardtanh, GELU …) the
     same holds for all ‖x‖ ≤ ρ with ρ in place of ‖x‖, for any ρ fixed beforehand (docs/theory.md, T6).
@@ -261,11 +266,12 @@ def _assigned(
 
 @dataclass(frozen=True)
 class RelativeLimit:
-    """T7 for one layer: whether any relative-error coreset smaller than n can exist.
+    """T7 for one layer: whether a coreset smaller than n can have a relative error below 1 for all inputs x in R^d.
 
     n, rank: the number of non-zero channels, and the dimension r of their span. independent: n ≤ r. Then every relative
-    worst-case sensitivity is 1, and no method can find a relative-error coreset smaller than n. ratio: n/r. For random
-    weights and one-sided sensitivities, the threshold is about 2.
+    sensitivity over all x is 1, and no method can find such a coreset. Over fewer inputs (x ≥ 0 behind a ReLU, or those
+    that end in 1) the one-sided sensitivities may be smaller: see `cone_sensitivities` (T4″). ratio: n/r. For random
+    weights and one-sided sensitivities over all x, the threshold is about 2.
     """
 
     n: int
@@ -283,9 +289,10 @@ class RelativeLimit:
 
 
 def relative_limit(points: Float[Tensor, "n d"]) -> RelativeLimit:
-    """T7 (limits): if the p_i are linearly independent, all relative sensitivities are 1.
+    """T7 (limits): if the p_i are linearly independent, all relative sensitivities over all x in R^d are 1.
 
-    Proof: there is an x with ⟨p_i, x⟩ = 1 and ⟨p_k, x⟩ = 0 for all other k. Every coreset without i answers 0 there.
+    Proof: there is an x in R^d with ⟨p_i, x⟩ = 1 and ⟨p_k, x⟩ = 0 for all other k. Every coreset without i answers 0
+    there.
     """
     points = as_points(points)
     nonzero = points[points.abs().amax(dim=1) > 0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 
@@ -19,7 +21,8 @@ class Checked:
 
     ridge: the λ that is best on them, for a refit on all rows. after: (g, o) the error of every output with that λ on
     rows that the refit has not seen. before: (g, o) the error of the start there. better: (g, o) whether the refit of
-    the output is better than its start.
+    the output is better than its start. With several kinds of rows, these are the errors on the kind on which the refit
+    of the output does worst, compared with its start.
     """
 
     ridge: float
@@ -38,6 +41,7 @@ def checked(
     bias: Float[Tensor, "g o"],
     worth: Float[Tensor, "g o"],
     ridges: Sequence[float] = RIDGES,
+    others: Sequence[tuple[LeastSquares, LeastSquares]] = (),
 ) -> Checked:
     """T13: choose the ridge of a refit by two-fold cross-validation.
 
@@ -49,15 +53,21 @@ def checked(
 
     halves: siblings, each with the rows of other queries. start, bias: the weights and the biases before the refit.
     worth: of a squared error of each output. ridges: ascending. They are tried from the largest on, until the error
-    has risen twice.
+    has risen twice. others: the same for other kinds of queries, siblings too. A refit sees one half of every kind, and
+    every kind has the same say in the choice of the ridge.
     """
-    first, second = halves
-    ways = ((first, second), (second, first))
+    kinds = (halves, *others)
+    seen = [reduce(add, half) for half in zip(*kinds, strict=True)]
+
+    def errors_of(fits: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """(kinds, g, o), of two fits on the halves that they have not seen."""
+        ways = [[kind[1].error(*fits[0]), kind[0].error(*fits[1])] for kind in kinds]
+        return torch.stack([torch.stack(both).mean(dim=0) for both in ways])
 
     def unseen(ridge: float) -> Tensor:
-        return torch.stack([other.error(*one.solve(start, ridge)) for one, other in ways]).mean(dim=0)
+        return errors_of([half.solve(start, ridge) for half in seen])
 
-    before = torch.stack([other.error(start.double(), bias) for _, other in ways]).mean(dim=0)
+    before = errors_of([(start.double(), bias)] * 2)
     best, after, least, risen = math.inf, before, math.inf, 0
     for ridge in sorted(ridges, reverse=True):
         errors = unseen(ridge)
@@ -68,4 +78,5 @@ def checked(
             risen += 1
             if risen == 2:
                 break
-    return Checked(best / 2, before, after)
+    worst = (after - before).argmax(dim=0, keepdim=True)
+    return Checked(best / 2, *(errors.gather(0, worst)[0] for errors in (before, after)))

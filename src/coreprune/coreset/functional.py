@@ -6,7 +6,8 @@ a set S of units (S also denotes their features), let
 
     R_S = K − K_:S K_SS⁻¹ K_S:,    e(S) = Σ_readers tr(G R_S).
 
-e(S) is the mean squared error of the best refit of the readers' weights on S, with intercept (T10).
+e(S) is the weighed error E‖W^{1/2}(…)‖² of the readers' outputs after the best refit of their weights on S, with
+intercept (T10). It is their mean squared error only where W is the identity.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def functional_coreset(
 ) -> FunctionalCoreset:
     """T10: order the units so that, for every k, the first k stand in for all of them on the queries.
 
-    The mean squared error of the best refit on S is e(S) = Σ_readers tr(G R_S). No choice of k units, and no map of the
+    The weighed error of the best refit on S is e(S) = Σ_readers tr(G R_S). No choice of k units, and no map of the
     features of rank k·p, has an error below Σ_readers (the sum of the eigenvalues of G^{1/2}KG^{1/2} beyond the
     (k·p)-th). The proof is in docs/theory.md.
 
@@ -177,22 +178,25 @@ def function_space_ratio(
     errors, optimum: (n+1,) each, as in `FunctionalCoreset`. The optimum may also be `unit_floor`, or the larger of the
     two.
 
+    The errors are those of the readers' outputs, weighed by W, what an error at each output is worth. They are the mean
+    squared error, and errors[0] the variance, only where W is the identity; so the statement claims neither.
+
     held_out: the error of k units on queries that the refit has not seen (T12), in the same units, for the statement.
     estimated: whether the errors are no bounds, because they are scaled by what a sample of patches shows (T14).
 
-    The bound is errors[k]. The trivial bound is errors[0], the variance of the outputs, which is the error of a
-    constant answer. Raises InputError for curves of different lengths and for k outside 0..n.
+    The bound is errors[k]; with `estimated` it is no bound, and the statement says so. The trivial bound is errors[0],
+    the error of constant outputs. Raises InputError for curves of different lengths and for k outside 0..n.
     """
     n = errors.numel() - 1
     if errors.shape != optimum.shape or n < 1:
         raise InputError(f"errors and optimum must both be (n+1,), not {tuple(errors.shape)}, {tuple(optimum.shape)}.")
     if not 0 <= k <= n:
         raise InputError(f"k must lie in 0..{n}, but it is {k}.")
-    error, floor, variance = float(errors[k]), float(optimum[k]), float(errors[0])
-    share = f"{100 * error / variance:.3g} % of their variance" if variance > 0 else "as they do not vary"
+    error, floor, constant = float(errors[k]), float(optimum[k]), float(errors[0])
+    share = f"{100 * error / constant:.3g} % of that of constant outputs" if constant > 0 else "as they do not vary"
     if error <= 0:
         compared = "nothing is lost"
-    elif floor > 1e-12 * variance:
+    elif floor > 1e-12 * constant:
         compared = f"that is at most {error / floor:.3g} times what the best choice of {k} units has"
     else:
         compared = f"the floor for {k} units is zero here, so the distance to the best choice is not known"
@@ -200,14 +204,15 @@ def function_space_ratio(
         theorem="T10",
         kind="measured",
         bound=error,
-        trivial=variance,
+        trivial=constant,
         statement=(
-            f"with the consumers refitted on {k} of {n} units, the mean squared error of their outputs is "
-            f"{'about this number' if estimated else 'at most the bound'}, {share}; {compared}"
-            + ("" if held_out is None or variance <= 0 else f"; on unseen queries {100 * held_out / variance:.3g} %")
+            f"with the linear layers that read them refitted on {k} of {n} units, the weighed error of these layers' "
+            f"outputs is {'about this number' if estimated else 'at most the bound'}, {share}; {compared}"
+            + ("" if held_out is None or constant <= 0 else f"; on unseen queries {100 * held_out / constant:.3g} %")
         ),
         assumptions=(
-            "the queries are those that the moments were measured on",
+            "an error at these outputs counts by its worth W, here what it does to the model's outputs to first order",
+            "the queries, and their positions in images and texts, are those that the moments were measured on",
             "the layer's inputs are those of the unpruned network",
             "the refit is by least squares with intercept, with no more ridge than the errors were computed with",
             *(

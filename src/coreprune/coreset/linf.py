@@ -153,10 +153,16 @@ def _one_sided(points: Tensor, variant: Variant, tol: float) -> tuple[Tensor, Te
     factors = (distances + tau) / (inner - tau)
     if variant == "contact":
         return support, factors
-    # c ± e = Σ u_i (1 ± (p_i−c)ᵀΣ⁻¹e) p_i; weights ≥ 0, because |(p_i−c)ᵀΣ⁻¹e| ≤ radius · ‖Σ^{-1/2}e‖ < 1.
-    half = (centred[support] @ whitening) * (_INSIDE / radius)
-    start = torch.cat([1.0 + half.mT, 1.0 - half.mT]) * u
-    return support[_used(points[support], start, symmetric=False)], factors
+    return support[_axes(points[support], u, centred[support] @ whitening / radius)], factors
+
+
+def _axes(points: Tensor, u: Tensor, ends: Tensor) -> Tensor:
+    """Rows of `points` in the Carathéodory sets of c ± e, for all axes e of an ellipsoid inside their hull.
+
+    u: weights with c = Σ u_i p_i. ends: (n, axes) (p_i − c)ᵀΣ⁻¹e, at most 1. Then c ± e = Σ u_i (1 ± (p_i−c)ᵀΣ⁻¹e) p_i.
+    """
+    half = ends * _INSIDE
+    return _used(points, torch.cat([1.0 + half.mT, 1.0 - half.mT]) * u, symmetric=False)
 
 
 def _used(points: Tensor, start: Tensor, symmetric: bool) -> Tensor:

@@ -16,14 +16,15 @@ from typing import Literal
 
 import torch
 
-from coreprune._shapes import Float, Tensor
+from coreprune._shapes import Bool, Float, Tensor
 from coreprune._validate import as_points
+from coreprune.coreset.cone import cone_sensitivities
 from coreprune.coreset.linf import Variant, linf_coreset
 from coreprune.errors import GeometryError, InputError
 from coreprune.geometry import lewis_weights, span
 
-Method = Literal["peeling", "lewis", "norm", "mussay", "exact"]
-METHODS: tuple[Method, ...] = ("peeling", "lewis", "norm", "mussay", "exact")
+Method = Literal["peeling", "lewis", "cone", "norm", "mussay", "exact"]
+METHODS: tuple[Method, ...] = ("peeling", "lewis", "cone", "norm", "mussay", "exact")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Sensitivities:
     total: the sum of the bounds. The theory asks for about total²/ε² (absolute) or total/ε² (relative) draws.
     method: the method that ran.
     kind: "relative" (at most 1 each) or "absolute" (in units of the response).
-    vacuous: (T7) whether the bound of every non-zero channel is 1, so that the bounds do not tell channels apart.
+    vacuous: (as in T7) whether the bound of every non-zero channel is 1, so that the bounds do not tell channels apart.
         Absolute values are never vacuous in this sense.
     rank: r, the dimension of the span of the weighted points.
     rounds: the number of peeling rounds; 0 for other methods.
@@ -65,19 +66,25 @@ def sensitivities(
     ridge: float = 0.0,
     activation: Callable[[Tensor], Tensor] = torch.relu,
     radius: float = 1.0,
+    nonnegative: Bool[Tensor, " d"] | None = None,
 ) -> Sensitivities:
     """Bound the sensitivity of every channel.
+
+    What is bounded is the share of c_i f⟨p_i, x⟩ in the sum over all channels, with c_i the *largest* outgoing weight.
+    It is no bound on the share of a single output: of two equal channels with V_1 = (1, 0.01) and V_2 = (0.01, 1), each
+    has s = ½, and the first makes 99 % of output 1.
 
     points: (n, d). Row i is p_i, the incoming weights with the bias appended.
     weights: (n,) c_i = max_j |V_ji| ≥ 0. By default they are ones.
     method:
         "peeling"  T4, relative: remove L-infinity coresets S_1, S_2, … with factors α_1, α_2, … in turn.
         "lewis"    T5, relative: ℓ1 Lewis weights τ_i, Σ τ_i = r. Two-sided only.
+        "cone"     T4″, relative: like "exact", over the inputs with x_c ≥ 0 where `nonnegative` is true.
         "norm"     absolute: ‖a_i‖, the supremum of |⟨a_i, x⟩| over ‖x‖ ≤ 1.
         "mussay"   absolute: c_i |φ(β‖p_i‖)| (Mussay et al. 2020), β = `radius`, φ = `activation`.
-        "exact"    relative, by n linear programs with n variables each. An oracle for small n.
+        "exact"    relative, over all x, by n linear programs with n variables each. An oracle for small n.
     one_sided: f = relu instead of |·|. For relative methods only.
-    variant, tight, ridge: for peeling, see `peel`.
+    variant, tight, ridge: for peeling, see `peel`. nonnegative: (d,) bool, for "cone".
 
     Raises InputError for an unknown method, bad points or weights, and for one_sided with "lewis" (T5 is two-sided).
     Raises GeometryError where a linear program of "exact" cannot be solved.
@@ -98,6 +105,10 @@ def sensitivities(
         if one_sided:
             raise InputError("Lewis weights bound two-sided sensitivities only (T5). Use method='peeling' or 'exact'.")
         return _relative(lewis_weights(weighted).clamp(0.0, 1.0), method, weighted)
+    if method == "cone":
+        if nonnegative is None:
+            raise InputError("method 'cone' needs nonnegative, (d,) bool: which inputs are never negative.")
+        return _relative(cone_sensitivities(weighted, nonnegative, one_sided=one_sided), method, weighted)
     if method == "exact":
         return _relative(_exact(weighted, one_sided), method, weighted)
     raise InputError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
@@ -114,6 +125,7 @@ def peel(
     """Bound relative sensitivities by peeling (T4; Tukan et al. 2022, after Varadarajan & Xiao 2012).
 
     T4: remove L-infinity coresets S_1, S_2, … with factor α in turn. A point removed in round l has s_i ≤ min(1, α/l).
+    (s_i is about the largest weight c_i, and not about each output: see `sensitivities`.)
     tight=True uses each point's own factor α_it of every round (T4′, docs/theory.md):
         s_i ≤ 1 / (1 + Σ_{t<l} 1/α_it),  because Σ_k f⟨a_k,x⟩ ≥ Σ_{t≤l} max_{S_t} f⟨·,x⟩ and the sets are disjoint.
     tight=False is the paper's α/l with the worst factor of the rounds so far.

@@ -181,7 +181,8 @@ def _explain(model: nn.Module, error: Exception) -> str:
         advice = (
             "the forward branches on values; make that branch a configuration choice, wrap it in torch.cond, ask "
             "for an implementation without it (experts_implementation='grouped_mm' for transformers' experts), or "
-            "prune the part of the model that comes before, such as the backbone of a detector"
+            "prune a part of the model that has no such branch, such as the backbone of a detector: "
+            "prune(model, example_inputs, part='backbone')"
         )
     elif "guard failed" in text or "expected input at" in text:  # as newer and older releases of torch say it
         advice = f"if the model is a program that was exported for another size of its inputs, {ANY_BATCH}"

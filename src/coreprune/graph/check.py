@@ -38,6 +38,7 @@ _CHEAP = 100_000_000  # multiply-accumulates of one sample up to which the check
 _FEW = 50_000_000  # parameters up to which it does
 _SEED = 0
 
+FAILS = "the pruned model does not run"
 IN_TRAINING = "in training mode"
 
 Masks = Mapping[tuple[str, int], Tensor]
@@ -65,13 +66,13 @@ class Check:
         if self.blind:
             return self.blind
         exact = not any("norm-statistics" in g.flags for g, _ in chosen)
-        own = {name: cut(t, {d: m for (n, d), m in masks.items() if n == name}) for name, t in self._alive.items()}
+        own = self._own(masks)
         reads, compared = zero_masks(self.captured, chosen), False
         for inputs in self._inputs:
             try:
                 got = self._run(small, inputs, own)
             except Exception as error:
-                return f"the pruned model does not run: {first_line(error)}"
+                return f"{FAILS}: {first_line(error)}"
             if reads:
                 graph = self._graph(inputs)
                 if graph is None:
@@ -95,7 +96,7 @@ class Check:
         try:
             shapes = [x.shape for x in tensors(self._run(small, self._inputs[-1], own, training=True))]
         except Exception as error:
-            return f"{IN_TRAINING}, the pruned model does not run: {first_line(error)}"
+            return f"{IN_TRAINING}, {FAILS}: {first_line(error)}"
         return None if shapes == self._shapes else f"{IN_TRAINING}, the output changes shape"
 
     def unseen(self, groups: Sequence[Group]) -> dict[str, str]:
@@ -117,9 +118,31 @@ class Check:
         self, chosen: Sequence[tuple[Group, Tensor]]
     ) -> Iterator[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
         """The original with the removed channels read as zeros, to run and to change, and (args, kwargs) for it."""
-        args, kwargs = self._inputs[-1].inputs(_SEED, self.dtype)
+        args, kwargs = self._light.inputs(_SEED, self.dtype)
         with self._ready(self.model, self._alive, chosen) as still:
             yield still, args, kwargs
+
+    def small_runs(self, small: nn.Module, masks: Masks) -> Iterator[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
+        """The pruned model as `difference` runs it, to run and to change, with (args, kwargs): once for all inputs."""
+        own = self._own(masks)
+        for inputs in self._inputs:
+            args, kwargs = inputs.inputs(_SEED, self.dtype)
+            with self._ready(small, own) as still:
+                yield still, args, kwargs
+
+    def dress(self, module: nn.Module, path: str, masks: Masks) -> None:
+        """Give a copy of the module at `path` the weights with which `difference` runs it."""
+        named = dict([*module.named_parameters(prefix=path), *module.named_buffers(prefix=path)])
+        for name, value in self._own(masks).items():
+            if name in named:
+                named[name].data = value
+        module.eval()
+        if self.dtype is not None:
+            _cast(module, self.dtype)
+
+    def _own(self, masks: Masks) -> dict[str, Tensor]:
+        """What is left of the weights that take the place of the model's."""
+        return {name: cut(t, {d: m for (n, d), m in masks.items() if n == name}) for name, t in self._alive.items()}
 
     # --- what is found out once ---------------------------------------------------------------------------------------
     @cached_property
@@ -203,6 +226,11 @@ class Check:
         """Whether other inputs give other outputs, as far as `compare` sees it."""
         one, other = (self._run(self.model, inputs, self._alive, seed=seed) for seed in (_SEED, _SEED + 1))
         return compare(one, other, rounded=self._rounded) is not None
+
+    @property
+    def _light(self) -> Drawing:
+        """The inputs to look at the original on: with one sample, unless the others have longer axes, too."""
+        return self._inputs[-1 if any(axis for _, axis in self._inputs[-1].lengths) else 0]
 
     @cached_property
     def _shapes(self) -> list[torch.Size] | None:
@@ -303,7 +331,7 @@ class Check:
 
             return hook
 
-        args, kwargs = self._inputs[-1].inputs(_SEED, self.dtype)
+        args, kwargs = self._light.inputs(_SEED, self.dtype)
         try:
             with self._ready(self.model, self._alive) as still, torch.enable_grad():
                 for name, p in still.named_parameters():

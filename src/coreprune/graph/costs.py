@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group
+from coreprune.graph.tracer import Work
 from coreprune.graph.unionfind import one_thread
+from coreprune.graph.values import axes
 
 Array = np.ndarray
 
@@ -52,11 +55,14 @@ class CostModel:
         for i, g in enumerate(groups):
             owner[g.ids] = i
         terms = {"macs": [], "params": [], "bytes": []}
+        free = torch.tensor([g.locked_because is None for g in groups] + [False])  # the last: of no group
         for w in tracer.work:
-            kept = [self._axis(ids, owner) for ids in w.maps]
+            factor, maps = _apart(w, [set(owner[ids[ids >= 0]][free[owner[ids[ids >= 0]]]].tolist()) for ids in w.maps])
+            kept = {i: self._axis(w.maps[i], owner) for i in maps}
             if w.made is not None:
-                self._making.append((len(terms["macs"]), kept[w.made]))
-            terms["macs"].append((w.factor / w.divisor, kept))
+                made = kept[w.made] if w.made in kept else self._axis(w.maps[w.made], owner)
+                self._making.append((len(terms["macs"]), made))
+            terms["macs"].append((factor, list(kept.values())))
         slots = {(s.param, s.dim): s for s in [*tracer.slots.values(), *tracer.sectioned]}
         for name, (shape, dtype) in captured.tensors.items():
             factor, kept = 1.0, []
@@ -137,6 +143,25 @@ class CostModel:
         least = {g.name: _least(g) for g in self.groups if g.locked_because is None}
         full = getattr(self(), kind)
         return 1 - getattr(self(least), kind) / full if full else 0.0
+
+
+def _apart(work: Work, free: Sequence[set[int]]) -> tuple[float, list[int]]:
+    """The factor of a product of maps, and which maps it is of: every position along an axis counts once.
+
+    Several maps may vary along one axis, such as the tokens of a window, which two tables of biases have entries for.
+    Exact as long as the groups that may be pruned meet on no axis.
+
+    free: for every map, the groups among its owners that may be pruned.
+    """
+    factor, used, seen, kept = work.factor / work.divisor, set[int](), set[int](), []
+    for i in sorted(range(len(work.maps)), key=lambda i: (not free[i], -work.maps[i].numel(), i)):
+        ids, where = work.maps[i], axes(work.maps[i])
+        if where <= used and free[i] <= seen and where:
+            continue  # its positions are counted, and nothing else makes them fewer
+        factor /= math.prod(ids.shape[a] for a in where & used)
+        used, seen = used | where, seen | free[i]
+        kept.append(i)
+    return factor, sorted(kept)
 
 
 def _least(g: Group) -> int:

@@ -85,6 +85,23 @@ class Execution:
         return out
 
 
+def varying(captured: Captured) -> set[fx.Node]:
+    """The nodes whose values depend on the inputs."""
+    found: set[fx.Node] = set()
+    for node in captured.graph.graph.nodes:
+        given = node.op == "placeholder" and captured.sources.get(node.name, ("input",))[0] == "input"
+        if given or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def largest(captured: Captured, nodes: Iterable[fx.Node]) -> int:
+    """The entries of the largest value, among those of `nodes` that depend on the inputs; at least 1."""
+    moving = varying(captured)
+    values = (n.meta.get("val") for n in nodes if n in moving)
+    return max((v.numel() for v in values if isinstance(v, Tensor)), default=1) or 1
+
+
 def mutates(node: fx.Node) -> bool:
     """Whether a node writes into its first argument."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

@@ -16,6 +16,7 @@ def flatten(module: fx.GraphModule) -> fx.GraphModule:
     the pruned model keeps its autocast.
     """
     graph = module.graph
+    _note_users(graph)
     for node in list(graph.nodes):
         kind = operation(node).kind if node.op == "call_function" else ""
         if kind == "region":
@@ -25,6 +26,15 @@ def flatten(module: fx.GraphModule) -> fx.GraphModule:
     graph.lint()
     module.recompile()
     return module
+
+
+def _note_users(graph: fx.Graph) -> None:
+    """Note again who reads each node: torch.export forgets some readers when it makes a region."""
+    for node in graph.nodes:
+        node.users.clear()
+    for node in graph.nodes:
+        for read in node.all_input_nodes:
+            read.users[node] = None
 
 
 def _write_out(module: fx.GraphModule, node: fx.Node) -> None:

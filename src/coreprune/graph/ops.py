@@ -99,6 +99,8 @@ class Operation:
         lipschitz: the smallest known L with |f(s) − f(t)| ≤ L |s − t|; infinite where none is claimed.
         zero: f(0) = 0.
         one_sided: f(s) = s for s ≥ 0 and 0 for s ≤ 0.
+        keeps_sign: no number of the output is negative where none of its tensors holds a negative one.
+        nonnegative: whether the output is never negative, whatever the tensors hold, for the arguments after the first.
         function: for activations, the function of one tensor that the theorems mean.
         holds: whether the claims hold for a call; it gets the arguments after the first. None: they always do.
     """
@@ -115,6 +117,8 @@ class Operation:
     lipschitz: float = math.inf
     zero: bool = False
     one_sided: bool = False
+    keeps_sign: bool = False
+    nonnegative: Callable[..., bool] | None = None
     function: Callable[[Tensor], Tensor] | None = None
     holds: Callable[..., bool] | None = None
 
@@ -125,12 +129,22 @@ class Operation:
 
     def holds_for(self, node: fx.Node) -> bool:
         """Whether the claims of this row hold for the arguments of a call."""
-        if self.holds is None:
-            return True
-        try:
-            return bool(self.holds(*node.args[1:], **node.kwargs))
-        except TypeError:  # arguments by other names: nothing is claimed
-            return False
+        return self.holds is None or _said(self.holds, node)
+
+    def nonnegative_for(self, node: fx.Node) -> bool:
+        """Whether no number that a call returns is negative, whatever its tensors hold."""
+        return self.nonnegative is not None and self.holds_for(node) and _said(self.nonnegative, node)
+
+
+def _said(claim: Callable[..., bool], node: fx.Node) -> bool:
+    try:
+        return bool(claim(*node.args[1:], **node.kwargs))
+    except TypeError:  # arguments by other names: nothing is claimed
+        return False
+
+
+def _always(*_: Any, **__: Any) -> bool:
+    return True
 
 
 def _number(value: Any) -> bool:
@@ -225,7 +239,16 @@ TABLE: tuple[Operation, ...] = (
     ),
     # --- activations: one number for one number, of which the theorems know something ---------------------------------
     # GELU, SiLU, Mish and Hardswish are steeper than 1; their largest slopes are rounded up.
-    Operation("relu", "elementwise", homogeneous=True, lipschitz=1.0, zero=True, one_sided=True, function=torch.relu),
+    Operation(
+        "relu",
+        "elementwise",
+        homogeneous=True,
+        lipschitz=1.0,
+        zero=True,
+        one_sided=True,
+        nonnegative=_always,
+        function=torch.relu,
+    ),
     Operation(
         "leaky_relu",
         "elementwise",
@@ -235,12 +258,13 @@ TABLE: tuple[Operation, ...] = (
         function=F.leaky_relu,
         holds=lambda slope=0.01: 0 <= slope <= 1,
     ),
-    Operation("relu6", "elementwise", lipschitz=1.0, zero=True, function=F.relu6),
+    Operation("relu6", "elementwise", lipschitz=1.0, zero=True, nonnegative=_always, function=F.relu6),
     Operation(
         "hardtanh",
         "elementwise",
         lipschitz=1.0,
         zero=True,
+        nonnegative=lambda low=-1.0, high=1.0: 0 <= low <= high,
         function=F.hardtanh,
         holds=lambda low=-1.0, high=1.0: low <= 0 <= high,
     ),
@@ -257,22 +281,37 @@ TABLE: tuple[Operation, ...] = (
     Operation("silu", "elementwise", lipschitz=1.0999, zero=True, function=F.silu),
     Operation("mish", "elementwise", lipschitz=1.0887, zero=True, function=F.mish),
     Operation("hardswish", "elementwise", lipschitz=1.5, zero=True, function=F.hardswish),
-    Operation("sigmoid", "elementwise", aliases="special_expit", lipschitz=0.25, function=torch.sigmoid),
+    Operation(
+        "sigmoid",
+        "elementwise",
+        aliases="special_expit",
+        lipschitz=0.25,
+        nonnegative=_always,
+        function=torch.sigmoid,
+    ),
     Operation(
         "softplus",
         "elementwise",
         lipschitz=1.0,
+        nonnegative=_always,
         function=F.softplus,
         holds=lambda beta=1.0, threshold=20.0: (beta, threshold) == (1.0, 20.0),
     ),
     # --- other element-wise operations; those that torch tags as such need no row -------------------------------------
-    Operation("abs", "elementwise", aliases="absolute", homogeneous=True, lipschitz=1.0, zero=True),
+    Operation(
+        "abs", "elementwise", aliases="absolute", homogeneous=True, lipschitz=1.0, zero=True, nonnegative=_always
+    ),
     Operation("neg", "elementwise", aliases="negative", homogeneous=True, lipschitz=1.0, zero=True),
     Operation("add", "elementwise", homogeneous=True, holds=_tensors_only),
     Operation("sub", "elementwise", aliases="subtract", homogeneous=True, holds=_tensors_only),
     Operation("mul", "elementwise", aliases="multiply", homogeneous=True, holds=_by_a_number),
     Operation("div", "elementwise", aliases="divide true_divide", homogeneous=True, holds=_by_a_number),
-    Operation("clamp", "elementwise", aliases="clip"),
+    Operation(
+        "clamp",
+        "elementwise",
+        aliases="clip",
+        nonnegative=lambda low=None, high=None: _number(low) and low >= 0 and (high is None or high >= low),
+    ),
     Operation("trunc", "elementwise", aliases="fix"),
     Operation("gt", "elementwise", aliases="greater"),
     Operation("ge", "elementwise", aliases="greater_equal"),
@@ -310,10 +349,11 @@ TABLE: tuple[Operation, ...] = (
         identity=True,
         bijective=True,
         homogeneous=True,
+        keeps_sign=True,
         holds=_at_rest,
     ),
-    Operation("to _to_copy type_as", "like", homogeneous=True, holds=_stays_real),
-    Operation("tril triu", "like", homogeneous=True),
+    Operation("to _to_copy type_as", "like", homogeneous=True, keeps_sign=True, holds=_stays_real),
+    Operation("tril triu", "like", homogeneous=True, keeps_sign=True),
     Operation("bernoulli nan_to_num", "like"),
     # --- movements ----------------------------------------------------------------------------------------------------
     Operation(
@@ -322,6 +362,7 @@ TABLE: tuple[Operation, ...] = (
         identity=True,
         bijective=True,
         homogeneous=True,
+        keeps_sign=True,
     ),
     Operation(
         """
@@ -331,9 +372,10 @@ TABLE: tuple[Operation, ...] = (
         "move",
         bijective=True,
         homogeneous=True,
+        keeps_sign=True,
     ),
-    Operation("transpose", "move", aliases="swapaxes swapdims", bijective=True, homogeneous=True),
-    Operation("movedim", "move", aliases="moveaxis", bijective=True, homogeneous=True),
+    Operation("transpose", "move", aliases="swapaxes swapdims", bijective=True, homogeneous=True, keeps_sign=True),
+    Operation("movedim", "move", aliases="moveaxis", bijective=True, homogeneous=True, keeps_sign=True),
     Operation(
         """
         slice select narrow expand unbind split split_with_sizes tensor_split chunk unsafe_split unsafe_chunk repeat
@@ -341,17 +383,20 @@ TABLE: tuple[Operation, ...] = (
         """,
         "move",
         homogeneous=True,
+        keeps_sign=True,
     ),
-    Operation("pad constant_pad_nd", "pad", homogeneous=True, holds=_with_zeros),
-    Operation("cat", "cat", aliases="concat concatenate", homogeneous=True),
-    Operation("stack", "stack", homogeneous=True),
+    Operation("pad constant_pad_nd", "pad", homogeneous=True, keeps_sign=True, holds=_with_zeros),
+    Operation("cat", "cat", aliases="concat concatenate", homogeneous=True, keeps_sign=True),
+    Operation("stack", "stack", homogeneous=True, keeps_sign=True),
     Operation("expand_as", "expand as"),
-    Operation("channel_shuffle native_channel_shuffle", "channel shuffle", bijective=True, homogeneous=True),
-    Operation("pixel_shuffle", "pixel shuffle", bijective=True, homogeneous=True),
+    Operation(
+        "channel_shuffle native_channel_shuffle", "channel shuffle", bijective=True, homogeneous=True, keeps_sign=True
+    ),
+    Operation("pixel_shuffle", "pixel shuffle", bijective=True, homogeneous=True, keeps_sign=True),
     Operation("im2col", "patches"),
     Operation("col2im", "folding"),
-    Operation("operator::getitem", "getitem", homogeneous=True),
-    Operation("index_select", "index", homogeneous=True),
+    Operation("operator::getitem", "getitem", homogeneous=True, keeps_sign=True),
+    Operation("index_select", "index", homogeneous=True, keeps_sign=True),
     Operation("index", "index"),
     Operation("one_hot", "one hot"),
     Operation("gather scatter scatter_add scatter_reduce index_add index_copy index_reduce index_fill", "scatter"),
@@ -360,14 +405,14 @@ TABLE: tuple[Operation, ...] = (
     Operation("batch_norm instance_norm _native_batch_norm_legit_no_training cudnn_batch_norm", "channel norm"),
     Operation("layer_norm rms_norm native_layer_norm", "layer norm"),
     Operation("group_norm", "group norm"),
-    Operation("sum nansum", "sum", homogeneous=True),
-    Operation("mean", "mean", homogeneous=True),
+    Operation("sum nansum", "sum", homogeneous=True, keeps_sign=True),
+    Operation("mean", "mean", homogeneous=True, keeps_sign=True),
     Operation("var std var_mean std_mean", "spread"),
     Operation("norm linalg_vector_norm", "vector norm", dim=2),
-    Operation("amax amin max min", "reduction", homogeneous=True),
+    Operation("amax amin max min", "reduction", homogeneous=True, keeps_sign=True),
     Operation("logsumexp", "reduction", aliases="special_logsumexp"),
     Operation("prod any all argmax argmin median nanmedian mode count_nonzero", "reduction"),
-    Operation("softmax", "mixing", aliases="special_softmax"),
+    Operation("softmax", "mixing", aliases="special_softmax", nonnegative=_always),
     Operation("log_softmax", "mixing", aliases="special_log_softmax"),
     Operation("_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort argsort", "mixing"),
     Operation("topk kthvalue", "ranking", dim=2),
@@ -384,17 +429,20 @@ TABLE: tuple[Operation, ...] = (
         "spatial",
         space=1,
         homogeneous=True,
+        keeps_sign=True,
     ),
     Operation(
         """
         max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool2d
-        upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d _upsample_bilinear2d_aa upsample_bicubic2d
-        _upsample_bicubic2d_aa reflection_pad2d replication_pad2d
+        upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d _upsample_bilinear2d_aa
+        reflection_pad2d replication_pad2d
         """,
         "spatial",
         space=2,
         homogeneous=True,
+        keeps_sign=True,
     ),
+    Operation("upsample_bicubic2d _upsample_bicubic2d_aa", "spatial", space=2, homogeneous=True),
     Operation(
         """
         max_pool3d avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d _adaptive_avg_pool3d upsample_nearest3d
@@ -403,6 +451,7 @@ TABLE: tuple[Operation, ...] = (
         "spatial",
         space=3,
         homogeneous=True,
+        keeps_sign=True,
     ),
     Operation("grid_sampler_2d affine_grid_generator", "spatial", space=2),
     Operation("grid_sampler", "spatial"),

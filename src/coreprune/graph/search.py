@@ -1,8 +1,8 @@
 """Which of many cuts work together, in few attempts.
 
-An attempt runs a pruned model, so attempts are what costs. Cuts that do not work are found by bisection. Networks
-repeat their blocks, and what does not work in one block mostly does not work in any. So cuts of one kind are kept
-together, and judged by the first and the last of them.
+An attempt runs a pruned model, so attempts are what costs. First the cuts go that make a module fail (`blame.py`). Any
+others that do not work are found by bisection. Networks repeat their blocks, and what does not work in one block mostly
+does not work in any. So cuts of one kind are kept together, and judged by the first and the last of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from coreprune.graph.groups import Group
 
 Attempt = Callable[[list[str], bool], str]  # (cuts, whether to try hard) -> what is wrong, empty if they work together
+Blame = Callable[[list[str]], dict[str, str]]  # cuts -> those of them without which modules no longer fail, and why
 
 
 def kind_of(group: Group) -> Hashable:
@@ -22,18 +23,34 @@ def kind_of(group: Group) -> Hashable:
     return _numberless(group.name), group.size, group.unit, group.flags, slices
 
 
-def working(names: Sequence[str], kinds: Mapping[str, Hashable], good: list[str], attempt: Attempt) -> dict[str, str]:
+def working(
+    names: Sequence[str], kinds: Mapping[str, Hashable], good: list[str], attempt: Attempt, blame: Blame
+) -> dict[str, str]:
     """Extend `good`, in place, by those of `names` that work with it and with each other. Returns why others do not.
 
     kinds: cuts of one kind are expected to work or not to work together.
     """
+    search = _Search(good, attempt)
+    if search.add(list(names), hard=True):
+        return {}
+    blamed = {name: why for name, why in blame([*good, *names]).items() if name in kinds and name not in good}
+    rest = _sorted([n for n in names if n not in blamed], kinds)
+    if not blamed:
+        search.split(rest)
+        return search.bad
+    search.grow(rest)
+    if search.bad:  # beside fewer others, those that were blamed may work
+        again = blame([*good, *blamed])
+        search.grow(_sorted([n for n in blamed if n not in again], kinds))
+        blamed = {n: why for n, why in again.items() if n in blamed}
+    return search.bad | blamed
+
+
+def _sorted(names: Sequence[str], kinds: Mapping[str, Hashable]) -> list[list[str]]:
     sorts: dict[Hashable, list[str]] = {}
     for name in names:
         sorts.setdefault(kinds[name], []).append(name)
-    search = _Search(good, attempt)
-    if not search.add(list(names), hard=True):
-        search.split(list(sorts.values()))
-    return search.bad
+    return list(sorts.values())
 
 
 @dataclass

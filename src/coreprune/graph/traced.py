@@ -12,7 +12,8 @@ from coreprune.graph.captured import Captured
 from coreprune.graph.check import Check
 from coreprune.graph.costs import CostModel
 from coreprune.graph.groups import Group, lock
-from coreprune.graph.remembered import Slot, numbers_read
+from coreprune.graph.remembered import numbers_read
+from coreprune.graph.tracked import Slot
 
 
 @dataclass(frozen=True, eq=False)

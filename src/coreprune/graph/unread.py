@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from coreprune.graph.groups import Group
 from coreprune.graph.numbers import Keys, numbers
-from coreprune.graph.remembered import Slot, remembers
+from coreprune.graph.remembered import remembers
+from coreprune.graph.tracked import Slot
 
 _LEVELS = 3  # how many modules around a cut parameter are looked at
 _DEEP = 2  # how deep inside a module sizes are looked for

@@ -11,6 +11,7 @@ from torch import nn
 
 from coreprune._progress import Progress, silent
 from coreprune._twin import guarded
+from coreprune.pruning.part import of_a_part
 from coreprune.pruning.stages import trace
 from coreprune.pruning.validate import check_also
 
@@ -78,6 +79,7 @@ class Inspection:
         return "\n".join(lines)
 
 
+@of_a_part
 def list_groups(
     model: nn.Module,
     example_inputs: Any,
@@ -85,17 +87,25 @@ def list_groups(
     also: Sequence[Any] = (),
     progress: Progress = silent,
     batch_axis: Any = "auto",
+    part: str | nn.Module | None = None,
+    norm_statistics: bool = False,
 ) -> Inspection:
     """List every group of channels of a model. The model is not changed.
 
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
     also: further examples, as in `prune`.
     batch_axis: which axis of the inputs holds the samples, as for `prune`.
+    part: list the groups of this module alone, as in `prune`.
+    norm_statistics: whether channels may leave that enter the statistics of a norm, as for `prune`.
 
     Raises InputError for wrong arguments, and ModelError for a model that cannot be traced.
     """
+    del part  # `of_a_part` has done what it asks for
     with guarded(model):
-        traced = trace(model, example_inputs, progress, also=check_also(also), batch_axis=batch_axis)
+        others = check_also(also)
+        traced = trace(
+            model, example_inputs, progress, also=others, batch_axis=batch_axis, norm_statistics=norm_statistics
+        )
     model_cost = traced.cost_model
     shares, total = model_cost.shares(), model_cost()
     rows = tuple(

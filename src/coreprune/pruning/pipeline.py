@@ -10,11 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from coreprune._example import device_of, example_like
-from coreprune._plain import computed
 from coreprune._progress import Clock, Progress, silent
 from coreprune._twin import guarded
-from coreprune.errors import BudgetError, InputError
+from coreprune.errors import InputError
 from coreprune.graph import Recipe, Traced, adopt, recipe_of
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
@@ -22,22 +20,23 @@ from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
-from coreprune.pruning.plans.plan import Plan, fingerprint
+from coreprune.pruning.part import of_a_part
+from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.reporting.report import Compared, Report
 from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
-from coreprune.pruning.stages import carry_out, descend_, exclude_names, make_report, prune_to, repair_, trace
+from coreprune.pruning.stages import exclude_names, make_report, prune_to, repair_, trace
 from coreprune.pruning.validate import (
     check_also,
     check_cost,
     check_count,
     check_exclude,
-    check_model,
     check_settings,
     counterparts,
     refuse_plain,
+    repair_options,
 )
 from coreprune.queries import Queries
 from coreprune.queries.spec import is_source
@@ -72,6 +71,7 @@ class Result:
         return self.report._repr_html_()
 
 
+@of_a_part
 @in_single_precision
 def prune(
     model: nn.Module,
@@ -94,6 +94,8 @@ def prune(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     batch_axis: Any = "auto",
+    part: str | nn.Module | None = None,
+    norm_statistics: bool = False,
     tokenizer: Any = None,
 ) -> Result:
     """Make a model physically smaller without data.
@@ -135,6 +137,13 @@ def prune(
         or None for each input by its position or keyword, e.g. {"x": 1, "mask": 0}, or None for a model without a
         batch, such as one that takes a graph, a list of images or a single image. Its queries are whole examples of the
         same shapes, which run one at a time, and its MACs are those of one example.
+    part: a module of the model, or its name, to prune alone, e.g. "backbone" of a detector whose other parts cannot be
+        traced. The example and samples are still those of the model, and show what enters the part. The budget, names
+        in `exclude`, plan and report are of the part; the result's model is the whole one, with the smaller part in it.
+    norm_statistics: let channels leave that a LayerNorm, an RMSNorm or a GroupNorm with one group takes its statistics
+        over, such as the residual stream of a transformer. Its mean and variance are then taken over fewer channels,
+        so the result is not the original without these channels, and is run but not compared; the repair does the
+        rest.
     tokenizer: of a model that reads text, if none lies in the folder that the model was loaded from: a
         `tokenizers.Tokenizer`, a fast tokenizer of transformers, or a folder with a tokenizer.json. With it, queries
         that are made without data contain text of this machine; queries="made-tokens" leaves the text out.
@@ -142,7 +151,8 @@ def prune(
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
     """
-    asked = _repair_options(repair)
+    del part  # `of_a_part` has done what it asks for
+    asked = repair_options(repair)
     options = asked if queries is not None else None
     budget = check_settings(budget, seed, delta)
     selector = resolve(method, options is not None, queries is not None)
@@ -153,7 +163,7 @@ def prune(
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
         with clock("capture"):
-            traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis)
+            traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
         refuse_plain(inplace, traced.plain)
         excluded = counterparts(excluded, model, traced.model)
         _check_affordable(budget, traced, cost)
@@ -171,6 +181,7 @@ def prune(
             delta=delta,
             cost=cost,
             batch_axis=batch_axis,
+            norm_statistics=norm_statistics,
             tokenizer=tokenizer,
         )
         calibration = None
@@ -214,6 +225,7 @@ def prune(
     return Result(small, pruned.plan, report, rankings, recipe, calibration.given if calibration else None)
 
 
+@of_a_part
 @in_single_precision
 def make_plan(
     model: nn.Module,
@@ -230,96 +242,28 @@ def make_plan(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     batch_axis: Any = "auto",
+    part: str | nn.Module | None = None,
+    norm_statistics: bool = False,
     tokenizer: Any = None,
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
+    del part  # `of_a_part` has done what it asks for
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
-        traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis)
+        traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
         excluded = counterparts(excluded, model, traced.model)
         _check_affordable(budget, traced, cost)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
-        settings = replace(settings, batch_axis=batch_axis, tokenizer=tokenizer)
+        settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics, tokenizer=tokenizer)
         calibration = None
         if queries is not None and _by_queries(selector, budget):
             calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache, tokenizer), seed, clock.tell)
         return prune_to(traced, settings, calibration, clock).plan
-
-
-@in_single_precision
-def apply_plan(
-    model: nn.Module,
-    plan: Plan,
-    example_inputs: Any = None,
-    *,
-    also: Sequence[Any] = (),
-    queries: Any = None,
-    n_queries: int | None = None,
-    repair: bool | Repair = True,
-    inplace: bool = False,
-    progress: Progress | None = None,
-    batch_axis: Any = "auto",
-    tokenizer: Any = None,
-) -> nn.Module:
-    """Carry out a plan on a checkpoint of the architecture that the plan was made for.
-
-    example_inputs: as in `prune`. By default one is made with the structure, shapes and dtypes that the plan recorded.
-    queries: as in `prune`. With queries the result is repaired. Without (None) it has the weights that the plan gives.
-
-    The other arguments are those of `prune`. Raises InputError if the model has another architecture, and whatever
-    `prune` raises.
-    """
-    if not isinstance(plan, Plan):
-        raise InputError(f"plan must be a Plan (from make_plan() or Plan.from_json), not {type(plan).__name__}.")
-    check_count(n_queries, "n_queries")
-    options, others = _repair_options(repair), check_also(also)
-    if example_inputs is None:
-        if plan.example is None:
-            raise InputError("the plan says nothing of its example input. Pass one: apply_plan(model, plan, example).")
-        example_inputs = example_like(plan.example, device_of(model))
-    check_model(model, example_inputs)
-    if not computed(model):
-        _check_architecture(model, plan)
-    with guarded(model):
-        tell = progress or silent
-        traced = trace(model, example_inputs, tell, also=others, batch_axis=batch_axis)
-        _check_architecture(traced.model, plan)
-        refuse_plain(inplace, traced.plain)
-        sizes = {g.name: g.size for g in traced.groups}
-        for name, entry in plan.groups.items():
-            if sizes.get(name) != entry.size:
-                raise InputError(
-                    f"the plan prunes {name!r} with {entry.size} channels, but this model has "
-                    f"{sizes.get(name, 'no such group')}. Make a plan for this model."
-                )
-        pruned = carry_out(traced, plan)
-        if pruned.removed.locked:
-            name, reason = next(iter(pruned.removed.locked.items()))
-            raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
-        if queries is not None and options is not None:
-            calibration = gather(
-                traced, Asked(example_inputs, queries, n_queries, tokenizer=tokenizer), plan.seed, tell
-            )
-            if calibration.useful and repair_(pruned, calibration, options, tell):
-                descend_(pruned, calibration, options, plan.seed, tell)
-    if inplace:
-        adopt(model, pruned.removed.model)
-        return model
-    return pruned.removed.model
-
-
-def _check_architecture(model: nn.Module, plan: Plan) -> None:
-    found = fingerprint(model)
-    if found != plan.fingerprint:
-        raise InputError(
-            f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
-            "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
-        )
 
 
 def _say_what_queries_are_for(selector: Selector, queries: Any) -> None:
@@ -362,10 +306,3 @@ def _distill_options(distill: int | Distill, queries: Any, checkpoint: str | Pat
     if queries is None:
         raise InputError("distill needs queries, and there are to be none. Have them made (auto), or pass samples.")
     return Distill(steps=distill) if isinstance(distill, int) else distill
-
-
-def _repair_options(repair: bool | Repair) -> Repair | None:
-    """The options of the repair, or None for no repair. Raises InputError."""
-    if not isinstance(repair, (bool, Repair)):
-        raise InputError(f"repair must be True, False or Repair(...), not {repair!r}.")
-    return repair if isinstance(repair, Repair) else Repair() if repair else None

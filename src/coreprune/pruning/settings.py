@@ -26,7 +26,8 @@ class Settings:
 
     method: the selector itself. exclude: names or patterns of groups. queries: a name, a path, a source, or "samples"
     for the user's own tensors; None for no queries. repair, distill: their options, or None if they are off. cost: the
-    user's own, or None. also: "examples" if there were further examples. tokenizer: the user's, or None.
+    user's own, or None. also: "examples" if there were further examples. part: the name of the module that was pruned
+    alone, or empty. tokenizer: the user's, or None.
     """
 
     budget: Budget
@@ -42,6 +43,8 @@ class Settings:
     compare: bool = True
     also: str = ""
     batch_axis: Any = "auto"
+    part: str = ""
+    norm_statistics: bool = False
     tokenizer: Any = None
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
@@ -55,6 +58,8 @@ class Settings:
         "cost": None,
         "also": "",
         "batch_axis": "auto",
+        "part": "",
+        "norm_statistics": False,
         "tokenizer": None,
     }
 

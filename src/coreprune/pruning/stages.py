@@ -25,8 +25,9 @@ from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
 from coreprune.pruning.repair.descent import Descended, descend
 from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
+from coreprune.pruning.repair.products import Mix, mix_of, mixed_start
 from coreprune.pruning.repair.twins import Descent, affordable, twins
-from coreprune.pruning.reporting.certificates import agreement, embedded, group_report
+from coreprune.pruning.reporting.certificates import agreement, embedded, group_report, no_draws
 from coreprune.pruning.reporting.little import little
 from coreprune.pruning.reporting.report import Compared, GroupReport, Report, versions
 from coreprune.pruning.settings import Settings
@@ -60,6 +61,7 @@ def trace(
     exclude: Exclude = (),
     also: Sequence[Any] = (),
     batch_axis: Any = "auto",
+    norm_statistics: bool = False,
 ) -> Traced:
     """Trace a model and find its groups.
 
@@ -68,7 +70,7 @@ def trace(
     mode, that mode is traced, too. A warning names parameters that nothing reads.
 
     exclude: names of groups, patterns of names, or modules of the model; these groups are locked too.
-    also: further examples, which make other parts of the model run. batch_axis: as for `prune`.
+    also: further examples, which make other parts of the model run. batch_axis, norm_statistics: as for `prune`.
 
     Raises InputError if no group belongs to an item of `exclude`.
     """
@@ -76,14 +78,14 @@ def trace(
     examples = (example_inputs, *also)
     for example in examples:
         check_model(model, example)
-    found = _found(model, examples, batch_axis)
+    found = _found(model, examples, batch_axis, norm_statistics)
     exclude = counterparts(exclude, model, found.model)
     traced = _probed(found, exclude)
     if any((group.locked_because or "").startswith(IN_TRAINING) for group in traced.groups):
         training = _in_training(found.model, found.captured)
         if training is not None:
             captured = replace(found.captured, more=(*found.captured.more, training))
-            traced = _probed(replace(found, captured=captured, groups=find_groups(captured)), exclude)
+            traced = _probed(replace(found, captured=captured, groups=find_groups(captured, norm_statistics)), exclude)
     widths = {group.size for group in traced.free.values()}
     suspects = [n for n in traced.captured.unread if widths & set(traced.tensors[n].shape)]
     if suspects:
@@ -96,22 +98,25 @@ def trace(
     return traced
 
 
-def _found(model: nn.Module, examples: Sequence[Any], batch_axis: Any) -> Traced:
+def _found(model: nn.Module, examples: Sequence[Any], batch_axis: Any, norm_statistics: bool) -> Traced:
     """The groups of a model, or of its copy with plain weights, before a cut was tried."""
     weights = computed(model)
-    found = _grouped(model, weights, examples, batch_axis)
+    found = _grouped(model, weights, examples, batch_axis, norm_statistics)
     if weights:
         free = {s.param for g in found.free.values() for s in g.slices}
         if any(name not in free for name in weights):  # these may stay as they are
-            found = _grouped(model, tuple(name for name in weights if name in free), examples, batch_axis)
+            left = tuple(name for name in weights if name in free)
+            found = _grouped(model, left, examples, batch_axis, norm_statistics)
     return found
 
 
-def _grouped(model: nn.Module, weights: tuple[str, ...], examples: Sequence[Any], batch_axis: Any) -> Traced:
+def _grouped(
+    model: nn.Module, weights: tuple[str, ...], examples: Sequence[Any], batch_axis: Any, norm_statistics: bool
+) -> Traced:
     model = plain(model, weights)
     first, *others = (_captured(model, example, batch_axis) for example in examples)
     captured = replace(first, more=tuple(others))
-    return Traced(model, captured, find_groups(captured), plain=weights)
+    return Traced(model, captured, find_groups(captured, norm_statistics), plain=weights)
 
 
 def _captured(model: nn.Module, example_inputs: Any, batch_axis: Any) -> Captured:
@@ -228,8 +233,10 @@ def carry_out(traced: Traced, plan: Plan) -> Pruned:
 
 def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Progress) -> tuple[Refit, ...]:
     """Refit the pruned model in place."""
-    masks = pruned.removed.masks
-    after, fits = repaired(Cut(pruned.traced.tensors, pruned.start, masks), calibration, options, tell)
+    masks, mixes = pruned.removed.masks, _mixes(pruned, calibration)
+    start = mixed_start(pruned.start, mixes, calibration.operators)
+    after, fits = repaired(Cut(pruned.traced.tensors, start, masks, mixes), calibration, options, tell)
+    fits = [*(Refit(name, mix.before, mix.after, joined=False) for name, mix in mixes.items()), *fits]
     for name, tensor in after.items():
         if tensor.is_floating_point() and bool((torch.isfinite(pruned.start[name]) & ~torch.isfinite(tensor)).any()):
             raise ModelError(
@@ -237,6 +244,16 @@ def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Pro
             )
     pour_(pruned.removed.model, after, masks)
     return tuple(fits)
+
+
+def _mixes(pruned: Pruned, calibration: Calibration) -> dict[str, Mix]:
+    """What the layers in front of products (q·k) are to compute. A plan that was made earlier has no statistics."""
+    found: dict[str, Mix] = {}
+    for decision in pruned.decisions.values():
+        if decision.coreset is not None and decision.coreset.merge is None:
+            kept = decision.coreset.indices.cpu()
+            found |= mix_of(decision.group, decision.layer.readers, kept, calibration.operators)
+    return found
 
 
 def descend_(
@@ -299,6 +316,7 @@ def make_report(
         for g in _by_depth(traced.captured, list(traced.groups))
     )
     notes = []
+    flags = {g.name: g.flags for g in traced.groups}
     if few := little(settings.budget, rows, (before.macs, after.macs), costs.free_share()):
         log.warning("almost nothing was removed: %s", few)
         notes.append(f"Almost nothing was removed: {few}")
@@ -307,7 +325,14 @@ def make_report(
             "Weights that the original computes (weight norm, weight standardisation, a parametrization) are plain "
             f"parameters in the pruned model, which training changes directly: {shortened(traced.plain)}."
         )
+    if entered := [g.name for g in rows if g.kept < g.channels and "norm-statistics" in flags[g.name]]:
+        notes.append(
+            "Channels left that enter the statistics of a norm, whose mean and variance are now taken over fewer "
+            f"channels; the check after surgery ran the model and could not compare it: {shortened(entered)}."
+        )
     fresh = calibration.fresh if calibration else None
+    if fresh is not None and (reason := no_draws(fresh)):
+        notes.append(reason)
     return Report(
         groups=rows,
         parameters=(before.params, after.params),

@@ -13,6 +13,8 @@ from coreprune._example import normalise_example
 from coreprune._seed import check_seed
 from coreprune.errors import InputError
 from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.plans.plan import Plan, fingerprint
+from coreprune.pruning.repair.lockstep import Repair
 
 Exclude = tuple[str | nn.Module, ...]
 REAL = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -112,6 +114,16 @@ def check_also(also: object) -> tuple[Any, ...]:
     return tuple(also)
 
 
+def check_architecture(model: nn.Module, plan: Plan) -> None:
+    """Raise InputError if a plan was made for another architecture."""
+    found = fingerprint(model)
+    if found != plan.fingerprint:
+        raise InputError(
+            f"this plan was made for another architecture (fingerprint {plan.fingerprint}, this model has {found}): "
+            "names, shapes and dtypes of all parameters must agree. Make a plan for this model."
+        )
+
+
 def counterparts(exclude: Exclude, model: nn.Module, plain: nn.Module) -> Exclude:
     """The same, with the modules of a copy in place of those of the model."""
     paths = {id(m): path for path, m in model.named_modules()}
@@ -132,3 +144,10 @@ def check_count(n: object, name: str) -> None:
     """Raise InputError unless n is None or a whole number of at least one."""
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise InputError(f"{name} must be a whole number of queries, at least one, not {n!r}.")
+
+
+def repair_options(repair: bool | Repair) -> Repair | None:
+    """The options of the repair, or None for no repair. Raises InputError."""
+    if not isinstance(repair, (bool, Repair)):
+        raise InputError(f"repair must be True, False or Repair(...), not {repair!r}.")
+    return repair if isinstance(repair, Repair) else Repair() if repair else None

@@ -187,7 +187,8 @@ class _Run:
         why = dict.fromkeys(f"{source.name}: {reason}" if reason else shown(source) for source, reason in chosen)
         note = f"{self.n} {what}; {'; '.join(filter(None, (*why, *remarks)))}"
         whole = with_leaves(args, kwargs, axes, new, self.n)
-        return Queries(*whole, " + ".join(names), note, shared(args, kwargs, axes, new), axes)
+        jointly = any(getattr(source, "jointly", False) for source, _ in chosen)
+        return Queries(*whole, " + ".join(names), note, shared(args, kwargs, axes, new), axes, jointly)
 
 
 def _enough(target: Target) -> int:

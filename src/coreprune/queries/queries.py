@@ -33,6 +33,7 @@ class Queries:
     shared: positions, among the leaves of (args, kwargs), of the tensors that have no batch axis. All inputs share
         them.
     axes: which axis of the model's inputs holds the samples; None for the first.
+    jointly: whether the inputs were optimised together, so that they are no independent draws from their source.
     """
 
     args: tuple[Any, ...]
@@ -41,6 +42,7 @@ class Queries:
     note: str = ""
     shared: frozenset[int] = frozenset()
     axes: BatchAxes | None = None
+    jointly: bool = False
 
     def __post_init__(self) -> None:
         lengths = {len(x) for i, x in enumerate(self._leaves()) if self._batched(i, x)}
@@ -98,7 +100,12 @@ class Queries:
                 "Make both for one example."
             )
         both = self.changed(lambda i, x: torch.cat([x, theirs[i].to(x.device)]) if self._batched(i, x) else x)
-        return replace(both, source=f"{self.source} + {other.source}", note=f"{self.note}, and {other.note}")
+        return replace(
+            both,
+            source=f"{self.source} + {other.source}",
+            note=f"{self.note}, and {other.note}",
+            jointly=self.jointly or other.jointly,
+        )
 
     def _alike(self, i: int, x: Any, y: Any) -> bool:
         """Whether two leaves can be joined: the same value, or rows of one shape and dtype."""
@@ -160,7 +167,7 @@ class Queries:
         Raises InputError if there are arguments other than tensors, numbers, strings, None, and tuples, lists and dicts
         of these.
         """
-        about = {"source": self.source, "note": self.note, "shared": sorted(self.shared)}
+        about = {"source": self.source, "note": self.note, "shared": sorted(self.shared), "jointly": self.jointly}
         if self.axes is not None and not self.axes.first:
             about["axes"] = [list(self.axes.inputs), list(self.axes.outputs)]
         storage.write(Path(path), (self.args, self.kwargs), about)
@@ -180,7 +187,8 @@ class Queries:
                 axes = BatchAxes(*(tuple(None if a is None else int(a) for a in part) for part in axes))
                 if len(axes.inputs) != len(pytree.tree_leaves((args, kwargs))):
                     raise ValueError("they do not have the inputs that it speaks of")
-            return cls(args, kwargs, str(about["source"]), str(about["note"]), shared, axes)
+            source, note, jointly = str(about["source"]), str(about["note"]), bool(about.get("jointly"))
+            return cls(args, kwargs, source, note, shared, axes, jointly)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"{path} cannot be read as queries ({first_line(error)}). Make them anew.") from error
 

@@ -190,7 +190,15 @@ def _fitted(samples: Any, example: Example, where: str) -> Queries:
             )
         given = dict(zip(places, listed, strict=False))
         left = "labels" if len(listed) > len(places) else ""
-    new = {i: fitting(example.rows(i, x, where), example.stored(i), where) for i, x in given.items()}
+    try:
+        new = {i: fitting(example.rows(i, x, where), example.stored(i), where) for i, x in given.items()}
+    except InputError as error:
+        if not axes.whole:
+            raise
+        raise InputError(
+            f"{error} No axis of the inputs was found to hold samples, so each is a whole example. If one does, say "
+            "which: batch_axis=0 (--batch-axis 0)."
+        ) from error
     lengths = {len(x) for x in new.values()}
     if len(lengths) != 1:
         raise InputError(f"{where}: the tensors have {sorted(lengths)} rows, but all need the same number.")

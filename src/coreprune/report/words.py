@@ -18,12 +18,14 @@ THEOREMS = {
     "input's norm ‖x‖. The bound holds for all inputs at once; the chance is in the sampling.",
     "T8": "How far the next layer's outputs can move at most when this group alone is pruned, per unit of the input's "
     "norm ‖x‖.",
-    "T10": "Error of the layers that read the group when they are refitted on the channels that stay, on the queries, "
-    "with everything else unpruned.",
+    "T10": "Error of the linear layers that read the group when they are refitted on the channels that stay, on the "
+    "queries, with everything else unpruned. Each error counts by what it does to the network's outputs, to first "
+    "order.",
+    "T18": "The expected loss of the pruned network on further queries of the same source.",
     "T11": "How often the pruned network's answer differs from the original's, on further queries of the same source.",
 }
 
-SCALES = {"T6": "times ‖x‖", "T8": "times ‖x‖", "T10": "share of the variance", "T11": "share of the queries"}
+SCALES = {"T6": "times ‖x‖", "T8": "times ‖x‖", "T10": "weighed", "T11": "share of the queries"}
 
 _GAP = "\u00a0"  # between a number and its unit, so that they stay on one line
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

@@ -105,3 +105,60 @@ def test_the_report_shows_both_errors(method):
     share = group.held_out[group.kept] / certificate.trivial
     assert f"{share:.2%}" in text
     assert f"on unseen queries {100 * share:.3g} %" in certificate.statement
+
+
+def least_squares(reader, kept: list[int], x: torch.Tensor) -> torch.Tensor:
+    """The errors of a reader's outputs, (m, J), after a least-squares refit on some features, with intercept."""
+    wanted = x @ reader.weight.T
+    a = torch.cat([x[:, kept], torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+    return wanted - a @ torch.linalg.lstsq(a, wanted, driver="gelsd").solution
+
+
+def test_t10_is_about_weighed_errors_and_no_mean_squared_error():
+    """Large outputs: the mean squared error of the refit is far above the bound, which is on the weighed one."""
+    model, x = mlp(), normal(64, 6)
+    with torch.no_grad():
+        model[2].weight *= torch.tensor([1.0, 5.0, 20.0, 50.0, 100.0])[:, None]
+    result = prune(model, x[:1], Budget(keep=0.5), "l2", queries=x)
+    (group,) = [g for g in result.report.groups if g.locked_because is None]
+    (certificate,) = [c for c in group.certificates if c.theorem == "T10"]
+    _traced, calibration, decisions = ranked(model, x, L2())
+    (reader,) = decisions["0"].layer.readers
+    rows = torch.cat([seen(model, args[0])["2"][0].double() for args, _ in calibration.batches])
+    kept = result.rankings["0"].order[:10].tolist()
+    off = least_squares(reader, kept, rows)
+    inverse = torch.linalg.pinv(reader.weight)
+    worth = inverse.T @ reader.gram @ inverse  # G = VᵀWV, and V has more columns than rows
+    weighed = float(((off @ worth) * off).sum()) / len(rows)
+    wanted = rows @ reader.weight.T
+    wanted = wanted - wanted.mean(dim=0)
+    assert weighed <= certificate.bound * (1 + 1e-6)
+    assert certificate.trivial == pytest.approx(float(((wanted @ worth) * wanted).sum()) / len(rows), rel=1e-3)
+    plain, variance = float(off.square().sum(dim=1).mean()), float(wanted.square().sum(dim=1).mean())
+    assert plain > 10 * certificate.bound
+    assert plain / variance != pytest.approx(certificate.bound / certificate.trivial, rel=0.02)
+    told = certificate.statement + " ".join(certificate.assumptions)
+    assert "weighed error" in told
+    assert "what it does to the model's outputs" in told
+    assert "mean squared" not in told
+    assert "variance" not in told
+    assert "weighed by their effect on the outputs" in str(result.report)
+
+
+def test_what_is_no_bound_is_not_called_one(monkeypatch):
+    """Above `Collect.features` the curve is that of channels, scaled by a sample of patches (T14)."""
+    from coreprune.pruning import stages
+
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 5)))
+    x = normal(32, 3, 8, 8)
+
+    def certificate():
+        result = prune(model, x[:1], Budget(keep=0.5), "l2", queries=x)
+        return next(c for g in result.report.groups if g.name == "0" for c in g.certificates if c.theorem == "T10")
+
+    assert "at most the bound" in certificate().statement
+    monkeypatch.setattr(stages, "Collect", lambda: Collect(features=16))
+    told = certificate()
+    assert "about this number" in told.statement
+    assert "at most" not in told.statement
+    assert "an estimate, not a bound" in " ".join(told.assumptions)

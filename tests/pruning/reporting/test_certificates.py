@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from coreprune import Budget, Distill, Loewner, Mussay, Norm, Repair, prune
-from coreprune.selectors import Folding, Lewis, Merging, Uniform
+from coreprune.selectors import Cone, Folding, Lewis, Merging, Uniform
 from oracles import lewis_by_iteration, t6, t8
 
 SIZES = (6, 14, 10, 4)
@@ -78,11 +78,12 @@ SAMPLED = {
     "uniform": (Uniform(), nn.ReLU(), 1.0),
     "loewner": (Loewner(), nn.ReLU(), 1.0),
     "lewis": (Lewis(), nn.ReLU(), 1.0),
+    "cone": (Cone(), nn.ReLU(), 1.0),
 }
 
 
 def probabilities(method, p: np.ndarray, v: np.ndarray, scores: torch.Tensor) -> np.ndarray:
-    """What the selector says that it samples by; for the peeling of `loewner` the scores that it reports."""
+    """What the selector says that it samples by; for `loewner` and `cone` the scores that it reports."""
     signs = getattr(method, "sign_split", False)
     size = (split(v) if signs else np.abs(v)).max(axis=0)
     norms = np.tile(np.linalg.norm(p, axis=1), 2 if signs else 1)

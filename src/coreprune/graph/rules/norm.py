@@ -24,7 +24,8 @@ def _channel_norm(call: Call) -> Any:
     shape[1] = x.shape[1]
     values = [x]
     if call.args[5] is True:  # statistics of the batch; weights are standardised like this
-        statistic(call, x, [a for a in range(len(shape)) if a != 1], "statistics over channels")
+        flag = NORM_FLAG if x.weight else None
+        statistic(call, x, [a for a in range(len(shape)) if a != 1], "statistics over channels", flag)
     for p in call.args[1:5]:
         if isinstance(p, Value):
             values.append(Value(tuple(shape), tuple(y.reshape(shape) for y in p.maps), weight=p.weight))
@@ -101,6 +102,8 @@ def _reduce(call: Call) -> Any:
     if kind == "spread" and not x.weight:
         flag = NORM_FLAG
     reason = "its channels enter the statistics of a norm" if flag else f"{call.name} over channels"
+    if x.weight and kind in ("mean", "spread"):  # by which layers standardise their weight
+        flag = NORM_FLAG
     maps = []
     for ids in x.maps:
         along = sorted(axes(ids) & set(over))

@@ -13,11 +13,15 @@ from coreprune._progress import Progress
 from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
 from coreprune.pruning.calibration.familiar import familiar
+from coreprune.pruning.calibration.padding import Padding, padding
+from coreprune.pruning.calibration.wider import other_words
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.queries import Queries, make_queries
 from coreprune.queries.spec import is_source
 
 log = logging.getLogger(__name__)
+
+Batch = tuple[tuple[Any, ...], dict[str, Any]]
 
 _BATCH = 32  # samples that are run together
 _FRESH = 64  # at least this many queries are made for the comparison at the end alone
@@ -48,15 +52,23 @@ class Calibration:
     comparison at the end uses; None if there is but one. captured: the model, traced at the size of the batches.
     operators: its linear maps, by the name of their weight. batches: the queries in batches, (args, kwargs) each.
     given: all that were made for these steps, or given by the caller. useful: whether weights may be fitted on them.
+    padding: which tokens of every batch are padding; empty if that was not looked for. kinds: which kind of queries is
+    in every batch, from 0 on; empty if there is one.
     """
 
     queries: Queries
     fresh: Queries | None
     captured: Captured
     operators: dict[str, Operator]
-    batches: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    batches: list[Batch]
     given: Queries | None = None
     useful: bool = True
+    padding: tuple[Padding, ...] = ()
+    kinds: tuple[int, ...] = ()
+
+    def padding_of(self, b: int) -> Padding:
+        """Which tokens of a batch are padding."""
+        return self.padding[b] if self.padding else Padding()
 
 
 def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibration:
@@ -69,7 +81,7 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     useful = True
     if given.source == "samples":
         given, useful = familiar(model, given)
-    queries, fresh = given.distinct(), None
+    queries, fresh, other = given.distinct(), None, None
     if len(queries) < len(given):  # a copy on the other side of a division would make what is seen look unseen
         level = logging.WARNING if given.source == "samples" else logging.INFO  # made ones are nobody's mistake
         log.log(level, "%d of %d queries are copies of others and are left out.", len(given) - len(queries), len(given))
@@ -81,11 +93,15 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
         # In random order, because files and loaders are often sorted. T11 assumes samples of one distribution, and so
         # does the comparison of one half of the batches with the other.
         queries, fresh = queries.shuffled(generator).split(len(queries) - _held_back(len(queries)))
+        other = other_words(traced.captured, queries, generator)
     if len(queries) < 2:
         log.warning(
             "with a single query nothing can be checked on another one, so no layer is refitted. Pass more queries."
         )
-    return replace(_in_batches(traced, queries, fresh, given), useful=useful)
+    found = _in_batches(traced, [queries] if other is None else [queries, other], fresh, given)
+    if other is not None:
+        found = replace(found, queries=(queries + other).shuffled(generator))
+    return replace(found, useful=useful, padding=padding(found.captured, traced.tensors, found.batches))
 
 
 def _held_back(n: int) -> int:
@@ -93,10 +109,11 @@ def _held_back(n: int) -> int:
     return min(n // 2, max(_LEAST, n // 4, min(_SPARE, n - _SPARE)))
 
 
-def _in_batches(traced: Traced, queries: Queries, fresh: Queries | None, given: Queries) -> Calibration:
-    found = operators(traced.captured)
+def _in_batches(traced: Traced, parts: list[Queries], fresh: Queries | None, given: Queries) -> Calibration:
+    """parts: as many queries of every kind. The kinds take turns, so that each is in both halves of the batches."""
+    found, queries = operators(traced.captured), parts[0]
     size = 1 if queries.whole else _batch_size(len(queries))
-    batches = [batch for batch in queries.batches(size)][: len(queries) // size]
+    batches, kinds = _in_turn(parts, size)
     if size > 1:
         try:
             larger = capture(traced.model, *batches[0], size, batch_axis=traced.captured.axes)
@@ -104,8 +121,24 @@ def _in_batches(traced: Traced, queries: Queries, fresh: Queries | None, given: 
             log.info("the model cannot be traced at batch size %d (%s); samples are run one at a time", size, error)
         else:
             if (at_size := operators(larger)).keys() == found.keys():
-                return Calibration(queries, fresh, larger, at_size, batches, given)
-    return Calibration(queries, fresh, traced.captured, found, list(queries.batches(1)), given)
+                return Calibration(queries, fresh, larger, at_size, batches, given, kinds=kinds)
+    batches, kinds = _in_turn(parts, 1)
+    return Calibration(queries, fresh, traced.captured, found, batches, given, kinds=kinds)
+
+
+def _in_turn(parts: list[Queries], size: int) -> tuple[list[Batch], tuple[int, ...]]:
+    """Batches of one kind each, and their kinds: two of the first kind, two of the second, …, and again.
+
+    What does not fill a batch is left out.
+    """
+    each = [list(part.batches(size))[: len(part) // size] for part in parts]
+    found = [
+        (batch, kind)
+        for start in range(0, len(each[0]), 2)
+        for kind, batches in enumerate(each)
+        for batch in batches[start : start + 2]
+    ]
+    return [batch for batch, _ in found], tuple(kind for _, kind in found)
 
 
 def _batch_size(n: int) -> int:

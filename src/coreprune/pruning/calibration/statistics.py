@@ -18,7 +18,9 @@ from coreprune.errors import InputError
 from coreprune.graph import Group, ParamSlice, Traced
 from coreprune.graph.execution import Execution, last_uses
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.layer.linear_maps import Operator, even_rows
+from coreprune.pruning.calibration.padding import Padding
+from coreprune.pruning.layer.linear_maps import Operator
+from coreprune.pruning.layer.products import Product, products_of
 from coreprune.pruning.layer.weights import Reader
 
 log = logging.getLogger(__name__)
@@ -47,10 +49,10 @@ class Collect:
 
 @dataclass
 class _Site:
-    """One parameter axis that reads a group. columns: its columns of the flattened features, ordered by unit."""
+    """One parameter axis, or product, that reads a group. columns: of the flattened features, ordered by unit."""
 
     group: str
-    operator: Operator
+    operator: Operator | Product
     columns: Tensor
     units: int
     channels: int  # of a unit
@@ -77,10 +79,10 @@ def collect_readers(
 ) -> dict[str, tuple[Reader, ...]]:
     """The readers of every free group, by the group's name.
 
-    A reader is a linear map. A group that is only read in other ways (such as q·k) has none. Only one batch is in
-    memory at a time.
+    A reader is a linear map, or a product of two activations (q·k). A group that is only read in other ways (by a sum)
+    has none. Only one batch is in memory at a time.
     """
-    sites = _sites(traced.free, calibration.operators)
+    sites = [*_sites(traced.free, calibration.operators), *_product_sites(traced.free, calibration)]
     by_node: dict[fx.Node, list[_Site]] = {}
     for site in sites:
         by_node.setdefault(site.operator.node, []).append(site)
@@ -93,7 +95,7 @@ def collect_readers(
         _check_finite(site)
     out: dict[str, tuple[Reader, ...]] = dict.fromkeys(traced.free, ())
     for site in sites:
-        out[site.group] += (_reader(site, traced.tensors[site.operator.weight]),)
+        out[site.group] += (_reader(site, traced.tensors),)
     return out
 
 
@@ -123,14 +125,14 @@ def _one_batch(walk: _Walk, b: int) -> bool:
     with torch.set_grad_enabled(options.worth):
         for node in nodes:
             value = run.run(node)[0]
-            if node in by_node:
+            for operator in dict.fromkeys(site.operator for site in by_node.get(node, ())):
                 with torch.no_grad():
-                    x = run.batch(by_node[node][0].operator.source, 0).detach()
-                    operator = by_node[node][0].operator
-                    most = max(options.rows, 16 * max(site.features(options) for site in by_node[node]))
-                    rows = even_rows(operator.count(value), most // walk.batches + 1, value.device)
+                    x = run.batch(operator.source, 0).detach()
+                    sites = [site for site in by_node[node] if site.operator is operator]
+                    most = max(options.rows, 16 * max(site.features(options) for site in sites))
+                    rows = walk.calibration.padding_of(b).rows(operator, value, most // walk.batches + 1)
                     features = operator.features(x, rows).transpose(0, 1).flatten(1)
-                    for site in by_node[node]:
+                    for site in sites:
                         _add(site, features, options, walk.batches, b)
             if options.worth and isinstance(value, Tensor) and node in by_node:
                 # A copy in place of a view: a later in-place operation then works on another copy, and the gradient is
@@ -142,10 +144,10 @@ def _one_batch(walk: _Walk, b: int) -> bool:
                 result = value
             for gone in uses[node]:
                 run.values.pop(gone, None)
-        return options.worth and _weigh(walk, result, taped)
+        return options.worth and _weigh(walk, result, taped, walk.calibration.padding_of(b))
 
 
-def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
+def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor], padding: Padding) -> bool:
     """Add the second moments of the gradient of a random projection of the outputs, at every reader's output.
 
     Returns whether such a gradient exists.
@@ -158,7 +160,8 @@ def _weigh(walk: _Walk, result: Any, taped: Mapping[fx.Node, Tensor]) -> bool:
         return False
     axes = walk.calibration.captured.axes
     samples = None if axes.first else axes.size(walk.calibration.batches[0])
-    total = sum((x * torch.randn(x.shape, generator=walk.generator).to(x)).sum() / _scale(x, samples) for x in outputs)
+    noise = [padding.silent(torch.randn(x.shape, generator=walk.generator).to(x)) for x in outputs]
+    total = sum((x * each).sum() / _scale(x, samples) for x, each in zip(outputs, noise, strict=True))
     try:
         gradients = torch.autograd.grad(total, list(taped.values()), allow_unused=True)  # type: ignore[arg-type]
     except torch.OutOfMemoryError:
@@ -230,11 +233,15 @@ def _check_finite(site: _Site) -> None:
         )
 
 
-def _reader(site: _Site, weight: Tensor) -> Reader:
-    parts = [_Part(half.rows, half.moments()[0][0], half.moments()[2][0]) for half in site.halves if half.rows]
+def _reader(site: _Site, tensors: Mapping[str, Tensor]) -> Reader:
+    parts = [_part(half) for half in site.halves if half.rows]
     mean, covariance = _pooled_moments(parts)
-    matrix = site.operator.matrix(weight.detach()).double()
-    full = torch.block_diag(*matrix) if matrix.shape[0] > 1 else matrix[0]
+    operator, partner = site.operator, ""
+    if isinstance(operator, Product):
+        full, partner = torch.eye(int(site.columns.max()) + 1).to(covariance), operator.partner
+    else:
+        matrix = operator.matrix(tensors[operator.weight].detach()).double()
+        full = torch.block_diag(*matrix) if matrix.shape[0] > 1 else matrix[0]
     v = full[:, site.columns]
     worth = torch.eye(v.shape[0], dtype=v.dtype, device=v.device) if site.worth is None else site.worth
     patches = None
@@ -250,12 +257,17 @@ def _reader(site: _Site, weight: Tensor) -> Reader:
         for seen, unseen in ((parts[0], parts[-1]), (parts[-1], parts[0]))
         if len(parts) > 1
     )
-    return Reader(v, mean, covariance, gram, torch.cat(site.kept or []), folds, patches)  # type: ignore[arg-type]
+    return Reader(v, mean, covariance, gram, torch.cat(site.kept or []), folds, patches, partner)  # type: ignore[arg-type]
+
+
+def _part(half: LeastSquares) -> _Part:
+    mean, _, moments, _ = half.moments()
+    return _Part(half.rows, mean[0] if half.intercept else torch.zeros_like(mean[0]), moments[0])
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Mean (f,) and covariance (f, f) of some of the rows."""
+    """Mean (f,) and covariance (f, f) of some of the rows; zeros and second moments where no constant is free."""
 
     rows: int
     mean: Tensor
@@ -287,12 +299,25 @@ def _sites(free: Mapping[str, Group], operators: Mapping[str, Operator]) -> list
     return sites
 
 
+def _product_sites(free: Mapping[str, Group], calibration: Calibration) -> list[_Site]:
+    sites = []
+    for group in free.values():
+        for product in products_of(group, calibration.captured, calibration.operators):
+            piece = ParamSlice(product.weight, product.axis, product.index)
+            columns, units = _columns(group, piece, product), group.size // group.unit
+            if columns is not None:
+                channels = int((_channel_counts(group, piece) > 0).sum()) // units
+                halves = (LeastSquares(product.centred), LeastSquares(product.centred))
+                sites.append(_Site(group.name, product, columns, units, channels, halves))
+    return sites
+
+
 def _channel_counts(group: Group, piece: ParamSlice) -> Tensor:
     index = piece.index.reshape(-1)
     return torch.bincount(index[index >= 0], minlength=group.size)
 
 
-def _columns(group: Group, piece: ParamSlice, operator: Operator) -> Tensor | None:
+def _columns(group: Group, piece: ParamSlice, operator: Operator | Product) -> Tensor | None:
     """The columns of the flattened features that belong to the group, ordered by unit, channel, position, kernel tap.
 
     None if there is no common layout.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from coreprune.graph import Captured, Group, ParamSlice
 from coreprune.graph.ops import op_name, operation
 from coreprune.pruning.layer.activations import activation
-from coreprune.pruning.layer.surroundings import no_mean, no_scale, norms_behind, other_rows
+from coreprune.pruning.layer.surroundings import never_negative, no_mean, no_scale, norms_behind, other_rows
 from coreprune.pruning.layer.weights import LayerWeights
 
 
@@ -30,18 +30,23 @@ def read_layer(tensors: Mapping[str, Tensor], captured: Captured, group: Group) 
     read = [_rows(tensors[s.param], s, group) for consumer in group.consumers for s in consumer.slices]
     weights = [rows for rows, is_bias in made if not is_bias]
     biases = [rows for rows, is_bias in made if is_bias]
-    norms = norms_behind(tensors, captured, group, _columns(group, made))
+    places = _columns(group, made)
+    norms = norms_behind(tensors, captured, group, places)
     bias = torch.stack([b.sum(dim=1) for b in biases]).sum(dim=0) if biases and group.unit == 1 else None
     if norms and bias is None:
         bias = torch.zeros_like(weights[0][:, 0])
     columns = [bias[:, None]] if bias is not None else biases
     incoming = torch.cat([*weights, *columns], dim=1) if weights or columns else torch.zeros(units, 1)
     outgoing = torch.cat(read, dim=1).T if read else torch.ones(1, units)
+    nonnegative = torch.ones(incoming.shape[1], dtype=torch.bool)  # also for the biases, which are read with a 1
+    for weight, (first, stop) in places.items():
+        nonnegative[first:stop] = never_negative(captured, weight)
     return LayerWeights(
         incoming=incoming.double(),
         outgoing=outgoing.double(),
         activation=activation(activation_name(captured, group)),
         bias_columns=sum(c.shape[1] for c in columns),
+        nonnegative=nonnegative,
         norms=norms,
         others=other_rows(tensors, captured, group, norms),
         no_mean=no_mean(group),

@@ -77,6 +77,27 @@ def _only_user(captured: Captured, param: str) -> fx.Node | None:
     return users[0]
 
 
+def never_negative(captured: Captured, weight: str) -> bool:
+    """Whether no input of the layer with this weight is ever negative, as behind a ReLU.
+
+    It is so if one operation makes only such numbers, and all from there to the layer keep the sign.
+    """
+    layer = _only_user(captured, weight)
+    if layer is None or operation(layer).kind not in ("linear", "matmul", "conv", "transposed conv"):
+        return False
+    stack: list[object] = [layer.args[0]]
+    while stack:
+        node = stack.pop()
+        if not isinstance(node, fx.Node) or node.op != "call_function":
+            return False
+        known = operation(node)
+        if not known.nonnegative_for(node):
+            if not (known.keeps_sign and known.holds_for(node) and node.all_input_nodes):
+                return False
+            stack += node.all_input_nodes
+    return True
+
+
 def _name(captured: Captured, node: object) -> str | None:
     """The canonical name of the parameter or buffer that a node stands for, or None."""
     if not isinstance(node, fx.Node) or node.op != "placeholder":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coreprune._shapes import Float, Tensor
+from coreprune._shapes import Bool, Float, Tensor
 from coreprune.coreset import Fold, Patches
 from coreprune.pruning.layer.activations import Activation
 
@@ -27,6 +27,8 @@ class Reader:
     samples: (m, n·p) float64: some of the feature vectors themselves.
     folds: the moments of one half of the queries and of the other half, both ways; empty if there is only one query.
     patches: if each kernel position is a row of its own, some whole patches less the means of their channels.
+    partner: if a product of two activations reads the group (q·k), the weight of the layer that makes the operand that
+        is not among the features, or "" if that is not one layer. V is then the identity.
     """
 
     weight: Float[Tensor, "J np"]
@@ -36,6 +38,7 @@ class Reader:
     samples: Float[Tensor, "m np"]
     folds: tuple[Fold, ...] = ()
     patches: Patches | None = None
+    partner: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,16 @@ class LayerWeights:
         convolutions, each weight is a row of its own.
     activation: the function φ between the two.
     bias_columns: how many of the last columns of `incoming` are biases: 0 or 1 if a unit is one channel.
-    readers: the layers that read the group, with statistics on the queries. Empty if there are no queries, and for the
-        few groups that no linear layer reads, such as the channels of a product q·k.
+    readers: the layers, and the products of two activations, that read the group, with statistics on the queries. Empty
+        if there are no queries, and for the few groups that are read otherwise, such as by a sum.
     norms: the batch norms directly behind the layers that make the channels. There are several if residual branches
         meet. If there is a norm, `incoming` has a bias column, even if it is zero.
     others: (n, e) float64, all other parameters of a unit: depthwise filters, scales, norms that are not in `norms`.
     no_mean: why two units cannot be replaced by their mean (heads, sections, …), in words; empty if they can.
     no_scale: why a unit cannot stand for a multiple of another (a gate, a GELU, …), in words; empty if it can.
     name: of the group, as in `list_groups`.
+    nonnegative: (d,) bool: the columns of `incoming` whose inputs are never negative. They are those of layers behind
+        a ReLU or the like, and the biases, whose input is 1. None: nothing is known of the inputs.
     """
 
     incoming: Float[Tensor, "n d"]
@@ -96,6 +101,7 @@ class LayerWeights:
     no_mean: str = ""
     no_scale: str = ""
     name: str = ""
+    nonnegative: Bool[Tensor, " d"] | None = None
 
     @property
     def weights(self) -> Float[Tensor, "n w"]:

@@ -103,7 +103,7 @@ def _error_by_width(free: Mapping[str, Group], ranked: Mapping[str, Decision]) -
     """The error of every free group at every width; None if there are no errors on queries for any group.
 
     It is the held-out error, where there is one: on a few queries, a refit of many units looks perfect.
-    A group that no linear map reads (q·k) gets the median of the groups' largest errors, falling quadratically to zero.
+    A group without readers (only a sum reads it) gets the median of the groups' largest errors, falling quadratically.
     """
     seen = {
         n: widths_curve(r.curve.errors if r.held_out is None else r.held_out, free[n])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from coreprune.coreset import FunctionalCoreset, held_out_curve, in_order, map_errors
 from coreprune.coreset._readers import features
+from coreprune.coreset.held_out import RIDGES
 from coreprune.graph import Group
 from coreprune.pruning.allocation.curves import balanced
 from coreprune.pruning.layer.weights import LayerWeights, Reader
@@ -21,6 +22,7 @@ from coreprune.pruning.selectors import Ranking, Selector, ranking_of
 from coreprune.pruning.selectors.functional import moments_of
 
 CURVE_RIDGE = 1e-3
+_WIDE = 1152  # features; with more, one way and every second ridge are enough, because each takes seconds
 _WIDEST_FLOOR = 1200  # features; up to this many, T10′ takes about a second at most
 _WIDTHS = (0.0, 0.25, 0.5, 0.75, 0.9)  # of all units, at which whole patches are looked at
 
@@ -47,19 +49,21 @@ def held_out(
     """The error on queries that neither the order nor the refit has seen (T12), (n+1,) float64.
 
     One half of the queries orders the units and refits the readers, and the other half measures the error; then the
-    other way round. Each reader has the ridge that is best there, for every number of units. None if there are no two
-    halves.
+    other way round, unless the group is very wide. Each reader has the ridge that is best there, for every number of
+    units. None if there are no two halves.
     """
     if not layer.readers or not all(reader.folds for reader in layer.readers):
         return None
-    orders = [ranking.order, ranking.order]
+    wide = max(reader.mean.numel() for reader in layer.readers) > _WIDE
+    ways, ridges = (1, RIDGES[1::2]) if wide else (2, RIDGES)
+    orders = [ranking.order] * ways
     if selector.reads:  # an order that goes by the queries must not have seen those that measure the error
-        halves = [[replace(r, covariance=r.folds[i].seen) for r in layer.readers] for i in range(2)]
+        halves = [[replace(r, covariance=r.folds[i].seen) for r in layer.readers] for i in range(ways)]
         orders = [ranking_of(selector, replace(layer, readers=tuple(half)), generator).order for half in halves]
     units, total = group.size // group.unit, 0.0
     for reader in layer.readers:
-        ways = zip(reader.folds, orders, strict=True)
-        curves = torch.stack([held_out_curve(fold, units, balanced(order, group)) for fold, order in ways])
+        pairs = zip(reader.folds[:ways], orders, strict=True)
+        curves = torch.stack([held_out_curve(fold, units, balanced(order, group), ridges) for fold, order in pairs])
         scale = over_patches(reader, units, balanced(ranking.order, group))
         total = total + scale * curves.mean(dim=0).amin(dim=0)
     assert isinstance(total, Tensor)

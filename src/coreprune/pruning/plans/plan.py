@@ -52,6 +52,7 @@ class Plan:
     groups: by name; a group that is absent stays whole. fingerprint: of the architecture that the plan was made for.
     method, seed, budget: how it was made. example: structure, shapes and dtypes of the example input that the model was
     traced with (`describe_example`), so that `apply_plan` needs no example input; None if it cannot be written as JSON.
+    part: the name of the module that the groups are in, if only that was pruned. Their names are those inside of it.
     """
 
     groups: Mapping[str, GroupPlan]
@@ -60,6 +61,7 @@ class Plan:
     seed: int
     budget: Mapping[str, Any]
     example: Any = None
+    part: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -86,6 +88,7 @@ class Plan:
                 _of_type(raw, "seed", int),
                 _of_type(raw, "budget", dict),
                 raw.get("example"),
+                _of_type({"part": "", **raw}, "part", str),
             )
         except InputError:
             raise

@@ -21,10 +21,10 @@ from torch import Tensor, fx
 from coreprune._progress import Progress
 from coreprune.coreset.regression import LeastSquares
 from coreprune.graph.blocks import Block
-from coreprune.graph.execution import Execution, Value, last_uses
+from coreprune.graph.execution import Execution, Value, largest, last_uses, varying
 from coreprune.graph.kept import Positions
 from coreprune.pruning.layer.linear_maps import Operator, even_rows, operators
-from coreprune.pruning.repair.twins import Descent, Twins
+from coreprune.pruning.repair.twins import STEP, Descent, Twins
 
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 _ROWS = 1 << 14  # of one batch
@@ -88,25 +88,33 @@ def _outputs(twins: Twins, exits: Sequence[fx.Node]) -> list[list[Tensor]]:
 
 def _targets(twins: Twins) -> Iterator[tuple[Block, dict[fx.Node, Value], list[list[Tensor]]]]:
     """Run the original up to the end of each block. Yields the block, what it reads, and per batch what its exits are
-    to be."""
-    nodes = list(twins.full.graph.graph.nodes)
-    run, uses, start = Execution(twins.full, twins.original, twins.batches), last_uses(nodes), 0
+    to be.
+
+    One batch after the other: the values inside a block are many times as large as those between blocks.
+    """
+    nodes, moving = list(twins.full.graph.graph.nodes), varying(twins.full)
+    uses, alive, start = last_uses(nodes), dict[fx.Node, Value](), 0
     for block in twins.blocks:
-        held = {*block.reads, *block.exits}
         stop = nodes.index(block.nodes[-1]) + 1
-        with torch.no_grad():
-            for node in nodes[start:stop]:
-                run.run(node)
-                for last in uses[node]:
-                    if last not in held:
-                        run.values.pop(last, None)
-            wanted = [[_left(run.batch(e, b), twins.kept[e]) for e in block.exits] for b in range(run.batches)]
+        over = {n for node in nodes[start:stop] for n in uses[node]}
+        at_end: dict[fx.Node, Value] = {}
+        wanted: list[list[Tensor]] = []
+        for b, batch in enumerate(twins.batches):
+            run = Execution(twins.full, twins.original, [batch])
+            run.values = {n: [v[b if len(v) > 1 else 0]] for n, v in alive.items()}
+            with torch.no_grad():
+                for node in nodes[start:stop]:
+                    run.run(node)
+                    for last in uses[node]:
+                        if last not in block.reads and last not in block.exits:
+                            run.values.pop(last, None)
+                wanted.append([_left(run.batch(e, 0), twins.kept[e]) for e in block.exits])
+            for node, (value,) in run.values.items():
+                if node in block.reads or node not in over:
+                    at_end.setdefault(node, []).extend([value] if node in moving or not b else [])
         stored = ("parameter", "buffer", "constant")
-        reads = {n: run.values[n] for n in block.reads if twins.full.sources.get(n.name, ("",))[0] not in stored}
-        for node in nodes[start:stop]:
-            for last in uses[node]:
-                run.values.pop(last, None)
-        start = stop
+        reads = {n: at_end[n] for n in block.reads if twins.full.sources.get(n.name, ("",))[0] not in stored}
+        alive, start = {n: v for n, v in at_end.items() if n not in over}, stop
         yield block, reads, wanted
 
 
@@ -114,6 +122,14 @@ def _left(value: Tensor, kept: Positions) -> Tensor:
     for axis, rows in kept:
         value = value.index_select(axis, rows.to(value.device))
     return value
+
+
+def _variance(parts: Sequence[Tensor]) -> Tensor:
+    """Of all entries together; 1 if they are all equal up to rounding."""
+    count = sum(x.numel() for x in parts)
+    mean = torch.stack([x.sum(dtype=torch.float64) for x in parts]).sum() / count
+    total = torch.stack([(x.double() - mean).square().sum() for x in parts]).sum() / count
+    return torch.where(total > (1e-7 * mean).square(), total, 1.0)
 
 
 class _Task:
@@ -124,9 +140,8 @@ class _Task:
     ) -> None:
         self.twins, self.block, self.targets = twins, block, targets
         self.given = dict(reads) if block.entry is None else {block.entry: entry, **reads}
-        every = [torch.cat([x.reshape(-1) for x in exits]).double() for exits in zip(*targets, strict=True)]
         self.measured = range(len(targets) - twins.held, len(targets))
-        self.variance = [torch.where((v := x.var(correction=0)) > 0, v, 1.0) for x in every]
+        self.variance = [_variance(exits) for exits in zip(*targets, strict=True)]
 
     def run(
         self, rows: Sequence[int], tensors: Mapping[str, Tensor], inner: fx.Node | None = None
@@ -230,7 +245,8 @@ def _walked(
     rates = [options.lr * max(float(t.detach().double().square().mean().sqrt()), _SMALLEST) for t in free.values()]
     adam = torch.optim.Adam([{"params": [t], "lr": rate} for t, rate in zip(free.values(), rates, strict=True)])
     count = len(task.targets) - task.twins.held
-    each = min(count, max(1, round(options.batch_size / task.twins.size)))
+    entries = largest(task.twins.full, task.block.nodes)
+    each = min(count, max(1, min(round(options.batch_size / task.twins.size), STEP // entries)))
     order: list[int] = []
     for step in range(options.steps):
         for group, rate in zip(adam.param_groups, rates, strict=True):

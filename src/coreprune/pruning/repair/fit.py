@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import torch
 
@@ -44,6 +47,7 @@ def fitted(
     ridge: float | None,
     rounds: int | None,
     unit: float = 1.0,
+    kinds: Sequence[int] = (),
 ) -> Fit | None:
     """Fit the targets by ridge least squares, from the start.
 
@@ -52,6 +56,7 @@ def fitted(
     None chooses it on queries that the fit has not seen (T13), and leaves outputs as they are that get worse there.
     rounds: at most this many rounds of one-sided targets; None if more than a ReLU reads the outputs.
     unit: what every ridge is multiplied by, for a problem with fewer features than the layer has.
+    kinds: the kind of the queries of every batch, from 0 on; one kind by default. An output must get better on each.
 
     Returns None if nothing is to be written: no output gets better, or there is only one batch to check on.
     """
@@ -62,16 +67,19 @@ def fitted(
         inside = [(x.double() @ basis, y, zero) for x, y, zero in batches]
         fewer = basis.shape[2] / features  # the same sum of moments has a larger mean
         near = start @ basis
-        found = fitted(inside, near, bias, worth, intercept=intercept, ridge=ridge, rounds=rounds, unit=fewer)
+        found = fitted(
+            inside, near, bias, worth, intercept=intercept, ridge=ridge, rounds=rounds, unit=fewer, kinds=kinds
+        )
         return found and replace(found, weight=start + (found.weight - near) @ basis.mT)
-    halves = _halves(batches, intercept)
-    fits, better = halves[0] + halves[1], None
+    by_kind = _halves(batches, intercept, kinds or [0] * len(batches))
+    fits, better = reduce(add, [half for halves in by_kind for half in halves]), None
     if ridge is not None:
         ridge = unit * ridge
-    elif not halves[1].rows:
+    elif not all(half.rows for halves in by_kind for half in halves):
         return None
     else:
-        found = checked(halves, start, bias, worth, [unit * each for each in RIDGES])
+        ridges = [unit * each for each in RIDGES]
+        found = checked(by_kind[0], start, bias, worth, ridges, by_kind[1:])
         ridge, better = found.ridge, found.better
         if not bool(better.any()):
             return None
@@ -115,14 +123,15 @@ def _off(batches: list[Rows], weight: Tensor, bias: Tensor) -> float:
     return total / count
 
 
-def _halves(batches: list[Rows], intercept: bool) -> tuple[LeastSquares, LeastSquares]:
-    """The moments of the batches with an even number, and of those with an odd number."""
+def _halves(batches: list[Rows], intercept: bool, kinds: Sequence[int]) -> list[tuple[LeastSquares, LeastSquares]]:
+    """For every kind, the moments of its batches with an even number, and of those with an odd number."""
     first = LeastSquares(intercept)
     first.add(batches[0][0], batches[0][1].mT)
-    second = first.sibling()
+    found = [(first.sibling(), first.sibling()) for _ in range(max(kinds) + 1)]
+    found[kinds[0]] = (first, found[kinds[0]][1])
     for b, (x, y, _) in enumerate(batches[1:], start=1):
-        (first, second)[b % 2].add(x, y.mT)
-    return first, second
+        found[kinds[b]][b % 2].add(x, y.mT)
+    return found
 
 
 def _together(batches: list[Rows]) -> list[Rows]:

@@ -15,7 +15,7 @@ Later layers read the outputs of the repaired layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
@@ -24,8 +24,9 @@ from coreprune._progress import Progress
 from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.layer.linear_maps import Operator, even_rows
+from coreprune.pruning.layer.linear_maps import Operator
 from coreprune.pruning.repair.fit import Fit, fitted
+from coreprune.pruning.repair.products import Mix
 from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
 from coreprune.pruning.repair.twins import Descent
 from coreprune.pruning.repair.wide import WIDEST, channels, mixed, positions_of
@@ -76,12 +77,14 @@ class Cut:
     """The original and the pruned model, both in the original's shapes.
 
     original: the original's tensors by name. start: those of the pruned model, from `weights_after`.
-    masks: (name, axis) -> which positions stay.
+    masks: (name, axis) -> which positions stay. mixes: by name of the weight, for layers that are to compute something
+    else than the original's layer; `start` has their new weights.
     """
 
     original: Mapping[str, Tensor]
     start: Mapping[str, Tensor]
     masks: Mapping[tuple[str, int], Tensor]
+    mixes: Mapping[str, Mix] = field(default_factory=dict)
 
 
 def repaired(
@@ -91,15 +94,15 @@ def repaired(
     walk = _Walk(cut, calibration, options)
     done: list[Refit] = []
     nodes, uses = walk.order, last_uses(walk.order)
+    # Nothing needs to run after the last layer: the logits of a language model are larger than all before them.
+    end = 1 + max((i for i, node in enumerate(nodes) if node in walk.operators), default=-1)
     with torch.no_grad():
-        for i, node in enumerate(nodes):
-            if node.op == "output":
-                break
+        for i, node in enumerate(nodes[:end]):
             fit = walk.step(node)
             if fit is not None:
                 done.append(fit)
             walk.forget(uses[node])
-            tell("repair", i + 1, len(nodes))
+            tell("repair", i + 1, end)
     return walk.small.tensors, done  # type: ignore[return-value]
 
 
@@ -109,7 +112,7 @@ class _Walk:
     def __init__(self, both: Cut, calibration: Calibration, options: Repair) -> None:
         captured, batches, found = calibration.captured, calibration.batches, calibration.operators
         original, masks = both.original, both.masks
-        self.captured, self.masks, self.options = captured, masks, options
+        self.captured, self.masks, self.options, self.mixes = captured, masks, options, both.mixes
         self.samples = sum(map(captured.axes.size, batches))
         self.full = Execution(captured, original, batches)
         # Equal tensors become the same object, so that only what changed is run again.
@@ -127,6 +130,7 @@ class _Walk:
         self.order, self.paths = schedule(nodes, {n: paths.get(n) or rest[n] for n in nodes if n in first})
         self.operators = {o.node: o for o in found.values()}
         self.cut = cut
+        self.padding, self.kinds = calibration.padding_of, calibration.kinds
         self.tainted = overwritten(nodes)  # for these nodes, both models need their own memory
 
     def step(self, node: fx.Node) -> Refit | None:
@@ -185,6 +189,7 @@ class _Walk:
                 intercept=_has_intercept(operator, path),
                 ridge=self.options.ridge,
                 rounds=self.options.one_sided if path.gated else None,
+                kinds=self.kinds,
             )
         if fit is None:
             return None
@@ -301,9 +306,11 @@ class _Problem:
         full = walk.full.batch(path.join or operator.node, b)
         features = operator.matrix(walk.full.tensors[operator.weight]).shape[2]
         most = max(min(self.rows, max(self.rows // 2, 64 * walk.samples)), 16 * features)
-        rows = even_rows(operator.count(full), most // walk.small.batches + 1, full.device)
+        rows = walk.padding(b).rows(operator, full, most // walk.small.batches + 1)
         x = operator.features(walk.small.batch(operator.source, b), rows, alive)
         y = operator.outputs(full, rows).double()
+        if (mix := walk.mixes.get(operator.weight)) is not None:
+            y = y @ mix.map.mT.to(y.device)
         size = self.scale.abs()
         if path.join is not None and path.other is not None:
             behind = operator.outputs(walk.small.batch(path.other, b), rows).double() + self.shift

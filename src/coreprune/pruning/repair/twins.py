@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from coreprune.errors import InputError, ModelError
 from coreprune.graph import Captured, Removed, Traced, capture
 from coreprune.graph.blocks import Block, blocks, is_real
-from coreprune.graph.execution import mutates, overwritten
+from coreprune.graph.execution import largest, mutates, overwritten
 from coreprune.graph.kept import Positions, positions
 from coreprune.graph.ops import operation
 from coreprune.pruning.calibration.rows import Batch, Rows
@@ -25,7 +25,8 @@ from coreprune.queries import Queries
 log = logging.getLogger(__name__)
 
 _FEWEST = 16  # queries; with fewer there is no descent
-_SMALLEST, _LARGEST = 8, 32  # queries of one batch
+_SMALLEST, _LARGEST = 8, 32  # queries of one batch, where that is
+STEP = 1 << 23  # at most so many entries of the largest value inside a block in one step: 32 MiB in float32
 # Multiply-accumulates of the training up to which the descent runs unless the caller says otherwise: one to two minutes
 # on two cores.
 _LIMIT = 2_000_000_000_000
@@ -108,7 +109,8 @@ def twins(
     if len(queries) < _FEWEST:
         return f"it takes {_FEWEST} queries, and there are {len(queries)}"
     train, held = queries.split(len(queries) - _held_out(len(queries)), generator)
-    size = 1 if queries.whole else _size(len(train), len(held), options.batch_size)
+    fit = max(1, STEP // largest(traced.captured, traced.captured.graph.graph.nodes))
+    size = 1 if queries.whole else _size(len(train), len(held), min(options.batch_size, fit))
     both = _captured(traced, removed.model, queries, size)
     if both is None:
         size, both = 1, _captured(traced, removed.model, queries, 1)
@@ -127,8 +129,8 @@ def twins(
         return "the model writes into parts of tensors"
     if not found:
         return "nothing that was changed leads to an output that can be compared"
-    largest = max(e.meta["val"].numel() // size for b in found for e in b.exits)
-    copies = max(1, min(options.copies, _HELD // (largest * len(queries))))
+    widest = max(e.meta["val"].numel() // size for b in found for e in b.exits)
+    copies = max(1, min(options.copies, _HELD // (widest * len(queries))))
     seeds = [int(torch.randint(1 << 40, (), generator=generator)) for _ in range(2)]
     shown = [*_whole(train, size), *_copies(train, size, copies - 1, seeds[0])]
     measured = _copies(held, size, copies, seeds[1]) or _whole(held, size)

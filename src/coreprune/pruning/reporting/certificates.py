@@ -1,10 +1,10 @@
-"""Certificates of a pruned model: for its layers (T6, T7, T8, T10), and for its answers (T11)."""
+"""Certificates of a pruned model: for its layers (T6, T7, T8, T10), and for its answers (T11, T18)."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from coreprune.pruning.reporting.answers import scores
 from coreprune.pruning.reporting.report import GroupReport
 from coreprune.pruning.selectors import Ranking
 from coreprune.queries import Queries, make_queries
+from coreprune.risk import interval, upper_bound
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +102,8 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
         held_out = None if unseen is None else tuple(widths_curve(unseen, group).tolist())
         if at is not None and memorised(float(curve.errors[units]), at, float(curve.errors[0])):
             log.warning(
-                "%s: refitted on %d of %d units, the error is %.2g of the variance on the queries, but %.2g on queries "
-                "that the refit has not seen. More queries would help here.",
+                "%s: refitted on %d of %d units, the weighed error is %.2g of that of constant outputs on the queries, "
+                "but %.2g on queries that the refit has not seen. More queries would help here.",
                 *(group.name, units, group.size // group.unit),
                 *(float(x / curve.errors[0]) for x in (curve.errors[units], unseen[units])),  # type: ignore[index]
             )
@@ -119,9 +120,9 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
     )
 
 
-def memorised(seen: float, unseen: float, variance: float) -> bool:
-    """Whether a refit is far better on the queries than on others: by a factor of 3, and by 5 % of the variance."""
-    return unseen > 3 * seen and unseen - seen > 0.05 * variance
+def memorised(seen: float, unseen: float, constant: float) -> bool:
+    """Whether a refit is far better on the queries than on others: by a factor of 3, and 5 % of a constant's."""
+    return unseen > 3 * seen and unseen - seen > 0.05 * constant
 
 
 def _first(order: Tensor, coreset: Coreset, units: int) -> bool:
@@ -139,22 +140,33 @@ def certify(
     delta: float = 0.01,
     seed: int = 0,
     batch_axis: Any = "auto",
+    loss: Callable[[Any, Any], Tensor] | None = None,
     tokenizer: Any = None,
 ) -> Certificate:
     """T11: a lower bound on how often two models give the same answer, for the distribution of the samples.
 
+    With `loss`, T18 instead: an upper bound on the expected loss, and an interval for it.
+
     samples: unlabelled samples that neither selection nor repair has seen (a tensor, a DataLoader, the path of an .npz
         file, `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source. It makes
         other inputs here than in `prune`, whichever seed `prune` got. batch_axis, tokenizer: as for `prune`.
+    loss: loss(output of the model, output of the pruned one) for a batch of samples: one number in [0, 1] for each, or
+        a bool, with which the bound is exact. Examples are another answer among the top five, or (1 − cosine)/2 of two
+        embeddings. It must be fixed before the samples are looked at.
 
     The answer is the class with the highest score (N, classes), or the next token of a causal language model. Raises
-    InputError if the samples do not fit, or if the models return no such scores.
+    InputError if the samples do not fit, if they are no independent draws (`batch-norm-inversion`), or if the models
+    return no such scores; with `loss`, if that does not return losses.
     """
     # prune() seeds its generator with the seed itself. If this did too, a source would make the same inputs that
     # pruning used, but T11 needs inputs that nothing has seen. So the seed is hashed here. The hash equals a given seed
     # of prune() with probability 2⁻³² (torch's generator takes 32 bits). The key may be any number; 11 is for T11.
     (other,) = np.random.SeedSequence(check_seed(seed), spawn_key=(11,)).generate_state(1).tolist()
     fresh = make_queries(model, example_inputs, samples, n=n, seed=other, batch_axis=batch_axis, tokenizer=tokenizer)
+    if reason := no_draws(fresh):
+        raise InputError(f"{reason} Pass samples, or a source that draws each input alone, such as leaves.")
+    if loss is not None:
+        return expected_loss(model, pruned, fresh, loss, delta)
     found = agreement(model, pruned, fresh, delta)
     if found is None:
         raise InputError(
@@ -165,16 +177,28 @@ def certify(
     return found
 
 
+def no_draws(fresh: Queries) -> str:
+    """Why T11 cannot be stated on some queries, in a sentence; empty if it can."""
+    if not fresh.jointly:
+        return ""
+    return (
+        f"The agreement is not certified (T11): queries from {fresh.source} are optimised together, so they are no "
+        "independent draws."
+    )
+
+
 @torch.no_grad()
 def agreement(
     model: nn.Module, small: nn.Module, fresh: Queries, delta: float, candidates: int = 1
 ) -> Certificate | None:
     """T11 on queries that nothing else has used, about the class, or about the next token of a causal language model.
 
-    None if the models return no such scores.
+    None unless the models return such scores and the queries are independent draws.
 
     candidates: among how many models the small one was chosen with the same queries.
     """
+    if fresh.jointly:
+        return None
     same = total = 0
     answers: list[Tensor] = []
     read = scores(model, fresh)
@@ -195,6 +219,45 @@ def agreement(
     source = "the user's data" if fresh.source == "samples" else fresh.source
     return agreement_bound(
         total - same, total, delta, trivial=1 - commonest / total, source=source, candidates=candidates
+    )
+
+
+@torch.no_grad()
+def expected_loss(
+    model: nn.Module, small: nn.Module, fresh: Queries, loss: Callable[[Any, Any], Tensor], delta: float
+) -> Certificate:
+    """T18 on queries that nothing else has used. loss: as for `certify`."""
+    parts: list[Tensor] = []
+    with quiet(model) as full, quiet(small) as left:
+        batch = largest_batch(next(fresh.batches(2)), _BATCH, full, left)
+        for args, kwargs in fresh.batches(batch):
+            size = (fresh.axes or usual((args, kwargs))).size((args, kwargs))
+            found = loss(full(*args, **kwargs), left(*args, **kwargs))
+            if not isinstance(found, Tensor) or found.shape != (size,):
+                what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise InputError(f"loss must return one number per sample, a tensor of shape ({size},), not {what}.")
+            if not (found.dtype is torch.bool or found.is_floating_point()):
+                raise InputError(f"loss must return bool or real numbers in [0, 1], not {found.dtype}.")
+            parts.append(found.detach().cpu())
+    losses = torch.cat(parts)
+    bound, both = upper_bound(losses, delta), interval(losses, delta)
+    source = "the user's data" if fresh.source == "samples" else fresh.source
+    safe = math.ceil(bound * 1e6) / 1e6
+    return Certificate(
+        theorem="T18",
+        kind="sampled",
+        bound=bound,
+        trivial=1.0,
+        statement=(
+            f"on queries from {source} the expected loss is at most {safe:.6f} (mean of {both.n}: {both.mean:.6f}); "
+            f"as another statement of the same confidence, it lies between {both.low:.6f} and {both.high:.6f}"
+        ),
+        assumptions=(
+            f"the {len(losses)} queries are independent draws from {source}",
+            "none of them was used to make either network or to choose it, or to choose the loss",
+        ),
+        delta=delta,
+        interval=(both.low, both.high),
     )
 
 

@@ -16,6 +16,7 @@ Data = Mapping[str, Any]
 _LONGEST = 24  # a terminal shows up to this many groups
 _OPEN = 12  # a notebook shows up to this many groups unfolded
 _HEAD = ("group", "channels", "kept", "refit error", "on unseen queries", "bound for every input")
+_WEIGHED = "errors: of the layers that read the group, weighed by their effect on the outputs; 100 % is a constant's"
 _COVERS = "covers further inputs from that source; not other inputs, and not whether an answer is right"
 
 
@@ -35,6 +36,7 @@ def as_text(report: Data) -> str:
         for row in [_HEAD, *rows]:
             cells = (f"{row[i]:<{width[i]}}" if i in (0, 5) else f"{row[i]:>{width[i]}}" for i in columns)
             lines.append("  ".join(cells).rstrip())
+        lines += [_WEIGHED] if 3 in columns else []
     if len(free) > _LONGEST:
         lines.append(f"… and {len(free) - _LONGEST} more (report.groups)")
     if _locked(report):
@@ -49,7 +51,8 @@ def as_html(report: Data) -> str:
     notes = [("note", note) for note in report.get("notes", ())]
     told = "".join(f"<p><b>{escape(name)}</b> {escape(text)}</p>" for name, text in [*notes, *_evidence(report)])
     free = [g for g in report["groups"] if not g["locked_because"]]
-    groups = _table(_HEAD, [_row(g) for g in free], "groups that may shrink")
+    rows = [_row(g) for g in free]
+    groups = _table(_HEAD, rows, "groups that may shrink") + (f"<p>{_WEIGHED}</p>" if any(r[3] for r in rows) else "")
     whole = "".join(f"<li>{escape(shortened(names))}: {escape(reason)}</li>" for reason, names in _locked(report))
     shown, name = " open" if len(free) <= _OPEN else "", report["model"] or "model"
     locked = _count(len(report["groups"]) - len(free), "group")

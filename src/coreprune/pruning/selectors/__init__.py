@@ -12,13 +12,14 @@ from coreprune.pruning.selectors.merging import Merging
 from coreprune.pruning.selectors.norms import L1, L2, BnScale, Fpgm, Magnitude, Random
 from coreprune.pruning.selectors.own import Own
 from coreprune.pruning.selectors.pfp import Pfp
-from coreprune.pruning.selectors.sampling import Lewis, Loewner, Mussay, Norm, Uniform, sampled
+from coreprune.pruning.selectors.sampling import Cone, Lewis, Loewner, Mussay, Norm, Uniform, sampled
 
 __all__ = [
     "L1",
     "L2",
     "SELECTORS",
     "BnScale",
+    "Cone",
     "DOptimal",
     "Folding",
     "Fpgm",

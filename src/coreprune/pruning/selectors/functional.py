@@ -103,5 +103,5 @@ def _readers(readers: tuple[Reader, ...]) -> str:
 
 
 def _unseen(name: str, layer: LayerWeights) -> Ranking:
-    """For a group that no linear layer reads (q·k, a sum): nothing can be measured, so the largest weights stay."""
+    """For a group that only a sum reads, or anything else that is not a reader: the largest weights stay."""
     return ranked(name, torch.linalg.vector_norm(layer.weights, dim=1), "no linear map reads it: by magnitude")

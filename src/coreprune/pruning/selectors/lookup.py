@@ -14,7 +14,7 @@ from coreprune.pruning.selectors.merging import Merging
 from coreprune.pruning.selectors.norms import L1, L2, BnScale, Fpgm, Magnitude, Random
 from coreprune.pruning.selectors.own import Own, own
 from coreprune.pruning.selectors.pfp import Pfp
-from coreprune.pruning.selectors.sampling import Lewis, Loewner, Mussay, Norm, Uniform
+from coreprune.pruning.selectors.sampling import Cone, Lewis, Loewner, Mussay, Norm, Uniform
 
 Method = str | Selector | Callable[..., Any]
 
@@ -22,7 +22,7 @@ _OURS: Mapping[str, type[Selector]] = {
     selector.name: selector
     for selector in (
         *(Functional, DOptimal),
-        *(Loewner, Lewis, Norm, Mussay, Pfp, Uniform),
+        *(Loewner, Cone, Lewis, Norm, Mussay, Pfp, Uniform),
         *(Merging, Folding),
         *(L1, L2, Magnitude, Fpgm, BnScale, Random),
     )

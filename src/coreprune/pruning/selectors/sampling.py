@@ -1,4 +1,4 @@
-"""Selectors that sample channels and re-weight those drawn: Löwner (the paper), Lewis, norms, Mussay et al., uniform.
+"""Selectors that sample channels and re-weight those drawn: Löwner (the paper), cone, Lewis, norms, Mussay, uniform.
 
 They see the weights with a batch norm directly behind them folded in (`LayerWeights.effective`).
 """
@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 
 from coreprune._shapes import Tensor
-from coreprune.coreset import draw_stream, peel, sensitivities, spectral_ridge
+from coreprune.coreset import authors_importance, draw_stream, peel, sensitivities, spectral_ridge
 from coreprune.coreset.linf import Variant
+from coreprune.errors import InputError
 from coreprune.pruning.layer.weights import LayerWeights
 from coreprune.pruning.selectors.base import Ranking, ranked
 
@@ -54,17 +55,36 @@ class Loewner:
     variant: "axes" is the paper's construction. "contact" makes smaller sets with a smaller factor (T1). "auto" is the
         paper's up to 320 dimensions, where recombining all the axes takes seconds, and contact points above.
     tight: True sharpens the bound with a factor for each point (T4′); False is the paper's α/l.
+    preset: "authors" samples as public code of the first author does that has this construction as a part
+        (`authors_importance`): general ellipsoid, α = 4·r^1.5, peeling down to 2(r + 1) points. The other options do
+        not go with it. Layers with at most 2(r + 1) channels are then sampled uniformly.
+
+    "The paper's" is our reading of what is public: the abstract and that code. It was not checked against the full
+    text.
     """
 
     ridge: float | Literal["auto"] | None = "auto"
     variant: Variant | Literal["auto"] = "auto"
     tight: bool = True
+    preset: Literal["authors"] | None = None
     reads = False
     name = "loewner"
+
+    def __post_init__(self) -> None:
+        if self.preset not in (None, "authors"):
+            raise InputError(f"unknown preset {self.preset!r}; known: authors.")
+        if self.preset is not None and (self.ridge, self.variant, self.tight) != ("auto", "auto", True):
+            raise InputError("preset='authors' fixes ridge, variant and tight; leave them out.")
 
     def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
         """Rank the units of one layer."""
         weighted = layer.outgoing_sizes[:, None] * layer.effective
+        if self.preset == "authors":
+            found, rounds = authors_importance(weighted)
+            note = f"as in the first author's public code, {rounds} rounds"
+            if rounds == 0:
+                note += "; too few channels for their inputs, so this is uniform sampling"
+            return sampled(self.name, found, generator, note)
         if self.ridge == "auto":
             ranking, rounds = self._peeled(weighted, 0.0, generator)
             return ranking if rounds > 1 else self._peeled(weighted, 1.0, generator)[0]
@@ -95,6 +115,41 @@ class Lewis:
         """Rank the units of one layer."""
         found = sensitivities(layer.effective, layer.outgoing_sizes, "lewis")
         note = "every weight is 1, so this is uniform sampling (T7)" if found.vacuous else f"rank {found.rank}"
+        return sampled(self.name, found.bounds, generator, note)
+
+
+_MOST_WORK = 1e11  # n³(n + d) of the programs of `Cone`: some three minutes on one core
+
+
+@dataclass(frozen=True)
+class Cone:
+    """Sample by the sensitivities over the inputs that the layer can see (T4″), by n linear programs without data.
+
+    Behind a ReLU no input is negative, and the 1 that the bias is read with is not. Over these inputs a layer may have
+    small sensitivities where the paper's bound, which is over all inputs, is 1 for every channel (T7). The activation
+    is taken for a ReLU where it is not known; where it is another one, |⟨a, x⟩| takes the place of relu⟨a, x⟩.
+
+    Layers with n channels and d inputs, n³(n + d) > 10¹¹, are sampled by norm, and the ranking's note says so.
+    """
+
+    reads = False
+    name = "cone"
+
+    def __call__(self, layer: LayerWeights, generator: torch.Generator) -> Ranking:
+        """Rank the units of one layer."""
+        n, d = layer.effective.shape
+        if n**3 * (n + d) > _MOST_WORK:
+            note = f"too large for {n} linear programs, so sampled as by norm"
+            return sampled(self.name, layer.outgoing_sizes * layer.effective.norm(dim=1), generator, note)
+        one_sided = layer.activation.function is torch.relu
+        never = layer.nonnegative
+        if never is None:
+            never = torch.arange(d) >= d - layer.bias_columns
+        found = sensitivities(layer.effective, layer.outgoing_sizes, "cone", one_sided=one_sided, nonnegative=never)
+        inputs = "none of which is negative" if bool(never.all()) else f"{int(never.sum())} of which are never negative"
+        note = f"{'one' if one_sided else 'two'}-sided over {d} inputs, {inputs}; sum {found.total:.3g} of {n}"
+        if found.vacuous:
+            note += "; every sensitivity is 1, so this is uniform sampling (T7)"
         return sampled(self.name, found.bounds, generator, note)
 
 

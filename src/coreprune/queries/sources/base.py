@@ -164,6 +164,9 @@ class Source(Protocol):
     kind: what it makes: tokens (whole numbers), pixels (images, flat ones too), vectors, or reals (real numbers of any
         shape). If a model takes several inputs, the source fills those of its kind. The others are left to "auto".
 
+    A source whose inputs are no independent draws, because they are optimised together, says so with an attribute
+    jointly = True. Nothing is then certified on them that counts draws (T11).
+
     A source may also have a method remark(target, inputs) that returns a sentence about the inputs that it made, for
     the report, and a method also(target, inputs) that returns further inputs that go with them, such as a mask of
     padding: a dict from positions among the leaves of (args, kwargs) to tensors (n, ...).

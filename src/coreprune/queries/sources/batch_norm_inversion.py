@@ -68,6 +68,7 @@ class BatchNormInversion:
     batch: int | None = None
     padding: int | None = None
     time: float | None = None
+    jointly = True
     name = "batch-norm-inversion"
     kind = "reals"
 

@@ -45,6 +45,11 @@ class ClassImpressions:
     name = "class-impressions"
     kind = "reals"
 
+    @property
+    def jointly(self) -> bool:
+        """Whether the starting inputs are no independent draws. The optimisation treats each input alone."""
+        return self.start is not None and getattr(as_source(self.start), "jointly", False)
+
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
         """A batch at once."""
         return self.batch

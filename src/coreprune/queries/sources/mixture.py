@@ -35,6 +35,11 @@ class Mixture:
         narrow = kinds - {"reals"}
         return narrow.pop() if len(narrow) == 1 else "reals"
 
+    @property
+    def jointly(self) -> bool:
+        """Whether some of the sources make inputs that are no independent draws."""
+        return any(getattr(as_source(source), "jointly", False) for source in self.sources)
+
     def at_once(self, target: Target) -> int | None:  # noqa: ARG002
         """Any number at once. The sources are asked in turn."""
         return None

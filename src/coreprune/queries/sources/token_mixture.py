@@ -58,8 +58,7 @@ class TokenMixture(MadeTokens):
     The shares go by what narrowed models do on kinds of text that are not among the queries: MiniLM with three quarters
     of its hidden units, refitted on 256 texts of 64 tokens, mean cosine with the original's embeddings. On an
     encyclopedia it is 0.93 with random tokens, 0.95 with Zipf's, 0.90 with text, and 0.95 with a mixture of half
-    text; on documentation 0.85, 0.82, 0.96 and 0.95. In SmolLM2, text in place of what the model writes itself is
-    better on all kinds.
+    text; on documentation 0.85, 0.82, 0.96 and 0.95.
     """
 
     name = "token-mixture"

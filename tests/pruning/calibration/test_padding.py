@@ -1,0 +1,112 @@
+"""Padding is found by what the model does, not by names; what is there is neither fitted nor counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from coreprune import Budget, Repair, prune
+from coreprune._progress import silent
+from coreprune.graph import Traced, capture, find_groups
+from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.calibration.padding import Padding, padding
+from coreprune.pruning.calibration.statistics import Collect, collect_readers
+from coreprune.pruning.layer.linear_maps import operators
+from coreprune.queries import Queries
+
+
+class Encoder(nn.Module):
+    """One layer of attention and one of an MLP. uses_mask: whether padded keys are masked. mean: returns means of all
+    tokens, so that padding counts."""
+
+    def __init__(self, uses_mask=True, mean=False, d=8):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.qkv, self.o = nn.Embedding(50, d), nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.up, self.down = nn.Linear(d, 24), nn.Linear(24, d)
+        self.uses_mask, self.mean = uses_mask, mean
+        self.double()
+
+    def forward(self, ids, mask):
+        x = self.words(ids)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        scores = q @ k.transpose(1, 2)
+        if self.uses_mask:
+            scores = scores + (1.0 - mask[:, None, :].to(scores.dtype)) * -1e9
+        x = x + self.o(scores.softmax(-1) @ v)
+        x = x + self.down(torch.relu(self.up(x)))
+        return x.mean(1) if self.mean else x
+
+
+def texts(n=12, length=10, left=False, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(10, 50, (n, length), generator=g)
+    mask = torch.ones_like(ids)
+    for i in range(n):
+        pads = int(torch.randint(2, 6, (1,), generator=g))
+        at = slice(0, pads) if left else slice(length - pads, length)
+        ids[i, at], mask[i, at] = 0, 0
+    return ids, mask
+
+
+def found(model, ids, mask):
+    captured = capture(model.eval(), (ids, mask), batch=len(ids))
+    return padding(captured, dict(model.named_parameters()), [((ids, mask), {})])[0].tokens
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_masked_tokens_are_found(left):
+    ids, mask = texts(left=left)
+    assert torch.equal(found(Encoder(), ids, mask), mask == 0)
+
+
+def test_tokens_that_others_see_are_no_padding():
+    ids, mask = texts()
+    assert found(Encoder(uses_mask=False), ids, mask) is None
+    assert found(Encoder(mean=True), ids, mask) is None
+
+
+def test_text_without_runs_has_none():
+    ids = torch.arange(10, 40).reshape(3, 10)
+    assert found(Encoder(), ids, torch.ones_like(ids)) is None
+
+
+def test_rows_of_a_layer_are_those_of_words():
+    model, (ids, mask) = Encoder().eval(), texts()
+    captured = capture(model, (ids, mask), batch=len(ids))
+    maps = operators(captured)
+    tensors = dict(model.named_parameters())
+    pads = padding(captured, tensors, [((ids, mask), {})])
+    calibration = Calibration(Queries((ids, mask), {}, "samples"), None, captured, maps, [((ids, mask), {})])
+    calibration = Calibration(**{**vars(calibration), "padding": pads})
+    traced = Traced(model, captured, find_groups(captured))
+    generator = torch.Generator().manual_seed(0)
+    (reader,) = collect_readers(traced, calibration, Collect(), generator, silent)["up"]
+    inputs = []
+    handle = model.down.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+    model(ids, mask)
+    handle.remove()
+    rows = inputs[0][mask.bool()]
+    assert torch.allclose(reader.covariance, torch.cov(rows.T, correction=0))
+    # What an output at padding is worth does not count either: the worth is that of the words' gradients.
+    layer = maps["down.weight"]
+    assert pads[0].rows(layer, torch.zeros(*ids.shape, 8), 10**6).tolist() == mask.flatten().nonzero()[:, 0].tolist()
+    assert pads[0].rows(layer, torch.zeros(7, 3, 8), 10**6) is None
+    assert Padding().rows(layer, torch.zeros(*ids.shape, 8), 10**6) is None
+
+
+def test_words_are_fitted_better_without_padding(monkeypatch):
+    model, (ids, mask) = Encoder().eval(), texts(n=64)
+    other, seen = texts(n=100, seed=1)
+
+    def error():
+        budget = Budget(keep={"up": 0.5, "*": 1.0})
+        plain = Repair(descent=False)
+        small = prune(model, (ids[:1], mask[:1]), budget, queries=(ids, mask), compare=False, repair=plain).model
+        with torch.no_grad():
+            return float((small(other, seen) - model(other, seen))[seen.bool()].square().mean())
+
+    without = error()
+    monkeypatch.setattr("coreprune.pruning.calibration.calibration.padding", lambda *_: ())
+    assert without < error()

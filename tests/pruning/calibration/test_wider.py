@@ -1,0 +1,132 @@
+"""Queries with other tokens beside a user's texts: what changes, what stays, and what that is good for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from coreprune import Budget, Repair, prune
+from coreprune._progress import silent
+from coreprune.graph import Traced, capture, find_groups
+from coreprune.pruning.calibration.calibration import Asked, gather
+from coreprune.pruning.calibration.wider import other_words, redrawn, token_leaves
+from coreprune.queries import Queries
+
+START, END, PAD = 1, 2, 0
+
+
+class Reader(nn.Module):
+    """A small text encoder with a padding mask. Two kinds of text, low and high tokens, use different units."""
+
+    def __init__(self, vocabulary=60, d=16, hidden=32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.norm = nn.Embedding(vocabulary, d), nn.LayerNorm(d)
+        self.up, self.down, self.head = nn.Linear(d, hidden), nn.Linear(hidden, d), nn.Linear(d, 8)
+
+    def forward(self, ids, mask):
+        x = self.words(ids)
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return self.head((x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+def texts(n, low, high, seed=0, length=12):
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(low, high, (n, length), generator=g)
+    ids[:, 0] = START
+    mask = torch.ones_like(ids)
+    for i in range(n):
+        last = int(torch.randint(4, length, (1,), generator=g))
+        ids[i, last], ids[i, last + 1 :], mask[i, last + 1 :] = END, PAD, 0
+    return ids, mask
+
+
+def test_form_stays_and_words_change():
+    ids, _ = texts(40, 10, 50)
+    new = redrawn(ids, torch.Generator().manual_seed(1))
+    assert new.dtype == ids.dtype
+    for special in (START, END):
+        assert torch.equal(new == special, ids == special)
+    runs = (ids == PAD).flip(1).to(torch.int8).cumprod(1).flip(1).bool()
+    long = runs & (runs.sum(1, keepdim=True) > 1)
+    assert torch.equal(new[long], ids[long])
+    words = ids >= 10
+    assert int(new[words].min()) >= int(ids[words].min()) - 10
+    assert int(new[words].max()) <= 49
+    assert float((new[words] != ids[words]).double().mean()) > 0.8
+    # Low tokens are frequent in every second text.
+    assert float(new[1::2][words[1::2]].double().mean()) < float(new[::2][words[::2]].double().mean()) - 5
+
+
+def test_padding_in_front_stays():
+    ids = torch.arange(10, 40).reshape(5, 6)
+    ids[:4, :2] = 3
+    new = redrawn(ids, torch.Generator().manual_seed(0))
+    assert torch.equal(new[:4, :2], ids[:4, :2])
+    assert not torch.equal(new[:4, 2:], ids[:4, 2:])
+
+
+def test_only_looked_up_tokens_change_and_all_else_is_repeated():
+    ids, mask = texts(20, 10, 50)
+    captured = capture(Reader().eval(), (ids[:1], mask[:1]))
+    assert token_leaves(captured) == {0}
+    queries = Queries((ids, mask), {}, "samples", "20 samples")
+    other = other_words(captured, queries, torch.Generator().manual_seed(0))
+    assert torch.equal(other.args[1], mask)
+    assert not torch.equal(other.args[0], ids)
+    assert torch.equal(queries.args[0], texts(20, 10, 50)[0])
+
+
+@pytest.mark.parametrize("x", [torch.randn(20, 16), torch.rand(20, 3, 8, 8)])
+def test_other_inputs_stay_as_they_are(x):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 4))
+    queries = Queries((x,), {}, "samples")
+    assert other_words(capture(model, x[:1]), queries, torch.Generator()) is None
+
+
+def test_columns_of_categories_stay_as_they_are():
+    class Columns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Embedding(5, 4), nn.Embedding(90, 4), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(torch.cat([self.a(x[:, 0]), self.b(x[:, 1])], dim=1))
+
+    x = torch.stack([torch.randint(5, (20,)), torch.randint(90, (20,))], dim=1)
+    queries = Queries((x,), {}, "samples")
+    assert other_words(capture(Columns(), x[:1]), queries, torch.Generator()) is None
+
+
+def test_one_kind_of_text_does_not_spoil_another(monkeypatch):
+    model, budget = Reader().eval(), Budget(keep={"up": 0.5})
+    ids, mask = texts(120, 10, 25)
+    ids[0, 1], ids[1, 1] = 3, 59  # the vocabulary that the user's texts span
+    other = texts(200, 40, 60, seed=1)
+
+    def error():
+        result = prune(
+            model, (ids[:1], mask[:1]), budget, queries=(ids, mask), compare=False, repair=Repair(descent=False)
+        )
+        assert torch.equal(result.queries.args[0], ids)
+        with torch.no_grad():
+            return float((result.model(*other) - model(*other)).square().mean() / model(*other).var())
+
+    wide = error()
+    monkeypatch.setattr("coreprune.pruning.calibration.calibration.other_words", lambda *_: None)
+    assert wide < 0.7 * error()
+
+
+def test_kinds_take_turns_and_both_halves_have_each():
+    model, (ids, mask) = Reader().eval(), texts(90, 10, 50)
+    traced = Traced(model, captured := capture(model, (ids[:1], mask[:1])), find_groups(captured))
+    asked = Asked((ids[:1], mask[:1]), (ids, mask))
+    found = gather(traced, asked, 0, silent)
+    assert set(found.kinds[::2]) == set(found.kinds[1::2]) == {0, 1}
+    assert len(found.kinds) == len(found.batches)
+    mine = {tuple(row) for row in ids.tolist()}
+    for ((words, _), _), kind in zip(found.batches, found.kinds, strict=True):
+        assert all((tuple(row) in mine) == (kind == 0) for row in words.tolist())
+    assert all(tuple(row) in mine for row in found.fresh.args[0].tolist())
+    assert found.given.args[0].shape == ids.shape
