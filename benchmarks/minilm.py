@@ -7,8 +7,8 @@
 DIR holds wikitext2_valid.txt; FOLDER holds MiniLM's config.json, weights and tokenizer.json. The score is the mean
 cosine between the embeddings (mean of the last hidden states over the tokens) of the original and the pruned model, on
 300 sentences of the test half of each kind: docstrings of sympy and numpy, and WikiText-2. The mixture of "no data" was
-chosen on docstrings of other packages and on the other half of WikiText-2. Each row runs in a process of its own and is appended to a journal. Writes
-results/minilm.json.
+chosen on docstrings of other packages and on the other half of WikiText-2. Each row runs in a process of its own and is
+appended to a journal. Writes results/minilm.json.
 """
 
 from __future__ import annotations

@@ -163,9 +163,11 @@ def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
 def _copy_tokenizer(model: nn.Module, folder: Path) -> None:
     """Copy the tokenizer beside the model, so that stock transformers finds it in the new folder, too."""
     found = beside(model)
-    for name in TOKENIZER if found is not None else ():
-        if (found.parent / name).is_file():
-            shutil.copyfile(found.parent / name, folder / name)
+    if found is None:
+        return
+    for file in (found.parent / name for name in TOKENIZER):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
 
 
 def _tensors(model: nn.Module, preferred: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
