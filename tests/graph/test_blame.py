@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,8 @@ def test_three_runs_however_many_blocks_fail(n: int, twice: bool) -> None:
     result = remove(found, random_halves(list(found.groups), gen(1)))
     assert set(result.locked) == {f"blocks.{i}.a" for i in range(n)}
     assert all("does not run: RuntimeError: shape" in why for why in result.locked.values())
+    line = "hidden = torch.tanh(self.a(x)).reshape(*x.shape[:-1], 12)"  # what the reader has to change
+    assert all(re.search(rf"\(test_blame\.py:\d+: {re.escape(line)}\)$", why) for why in result.locked.values())
     assert result.runs == 3
     x = torch.randn(5, 4, dtype=torch.float64, generator=gen(2))
     assert_same([result.model(x)], [zeroed_original(model, list(found.groups), result.kept)(x)])

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from coreprune.errors import first_line
-from coreprune.graph.check import FAILS, Check
+from coreprune.graph.check import Check
+from coreprune.graph.failure import failed
 from coreprune.graph.groups import Group
 from coreprune.graph.slicing import kept_positions
 
@@ -93,7 +94,7 @@ def _guard(module: nn.Module, path: str, names: list[str], putting: _Putting) ->
                         log.debug("%s fails with %s whole, too: %s", path, back, first_line(further))
                         continue
                     new = [name for name in back if name not in putting.found]
-                    putting.found.update(dict.fromkeys(new, f"{FAILS}: {first_line(error)}"))
+                    putting.found.update(dict.fromkeys(new, failed(error)))
                     instead.append(other)
                     return result
             raise

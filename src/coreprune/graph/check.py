@@ -26,6 +26,7 @@ from coreprune.graph.caches import drop
 from coreprune.graph.captured import Captured, capture
 from coreprune.graph.check_inputs import BATCH, LENGTH, STYLES, Drawing, drawing
 from coreprune.graph.costs import CostModel
+from coreprune.graph.failure import failed
 from coreprune.graph.groups import Group, ParamSlice
 from coreprune.graph.ops import operation
 from coreprune.graph.replay import replay
@@ -38,7 +39,6 @@ _CHEAP = 100_000_000  # multiply-accumulates of one sample up to which the check
 _FEW = 50_000_000  # parameters up to which it does
 _SEED = 0
 
-FAILS = "the pruned model does not run"
 IN_TRAINING = "in training mode"
 
 Masks = Mapping[tuple[str, int], Tensor]
@@ -72,7 +72,7 @@ class Check:
             try:
                 got = self._run(small, inputs, own)
             except Exception as error:
-                return f"{FAILS}: {first_line(error)}"
+                return failed(error)
             if reads:
                 graph = self._graph(inputs)
                 if graph is None:
@@ -96,7 +96,7 @@ class Check:
         try:
             shapes = [x.shape for x in tensors(self._run(small, self._inputs[-1], own, training=True))]
         except Exception as error:
-            return f"{IN_TRAINING}, {FAILS}: {first_line(error)}"
+            return f"{IN_TRAINING}, {failed(error)}"
         return None if shapes == self._shapes else f"{IN_TRAINING}, the output changes shape"
 
     def unseen(self, groups: Sequence[Group]) -> dict[str, str]:
