@@ -40,6 +40,8 @@ def join_writes(module: fx.GraphModule) -> None:
     """Replace writes into parts of tensors by concatenations, in place, where that is the same."""
     found: dict[fx.Node, list[_Write]] = {}
     for node in module.graph.nodes:
+        if op_name(node) == "zero" and mutates(node):
+            node.target, node.args = _ATEN.fill_.Scalar, (*node.args, 0)
         if op_name(node) in ("copy", "fill") and mutates(node):
             base, write = _traced_back(node)
             if write is not None:
