@@ -163,6 +163,19 @@ def test_a_report_that_is_none(small, run):
             assert not (small.parent / "page.html").exists()
 
 
+def test_several_reports_are_compared(small, prune, run):
+    prune("--queries", "many.npz", "--keep", "0.3", "--out", "smaller")
+    done = run("report", "small", "smaller", "--html", "runs.html")
+    assert done.exit_code == 0, done.stderr
+    for text in ("2 runs", "small", "smaller", "same answers", "runs.html"):
+        assert text in done.stdout
+    assert "smaller" in (small.parent / "runs.html").read_text(encoding="utf-8")
+    assert len(json.loads(run("report", "small", "smaller", "--json").stdout)) == 2
+    missing = run("report", "small", "elsewhere")
+    assert missing.exit_code == 2
+    assert "elsewhere" in missing.stderr
+
+
 def reseal(folder):
     """Make the manifest's hash of the report that of the file."""
     from coreprune.artifact.manifest import sha256

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from coreprune.report import render
+from coreprune.report.ribbon import HALF
 from report.made_up import MARK, report
 
 AXE = (Path(__file__).parent / "assets" / "axe.min.js").read_text(encoding="utf-8")
@@ -16,7 +17,7 @@ PHONE = {"viewport": {"width": 390, "height": 844}}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 # Shapes with an area in the SVG of a chart; a chart without data has axes at most.
 DRAWN = "[...document.querySelectorAll('.chart')].map(c => [c.dataset.chart, c.querySelectorAll('svg path').length])"
-CHARTS = {"sizes", "widths", "macs", "errors", "refits", "bounds"}
+CHARTS = {"widths", "macs", "errors", "refits", "bounds"}
 
 
 def with_media(page, **media) -> None:
@@ -32,6 +33,7 @@ def real(result) -> str:
 
 def test_a_real_report_loads_alone_and_says_its_numbers(look, real, result):
     seen = look(real)
+    seen.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     text = seen.page.inner_text("body")
     assert not seen.complaints
     assert not seen.requests
@@ -90,6 +92,27 @@ def test_the_bars_are_as_long_as_the_numbers_say(look, real, result):
         assert math.isclose(height / before[i], groups[i].kept / groups[i].channels, rel_tol=1e-3)
 
 
+def test_the_ribbon_is_as_thick_as_the_channels_say(look, real, result):
+    """The thickness of the outlines in the middle of every group goes with the square root of its channels."""
+    page = look(real).page
+    inside = """([path, x, y]) => { const p = document.querySelector(`.ribbon path.${path}`);
+        return p.isPointInFill(new DOMPoint(x, y)); }"""
+    groups = result.report.groups
+    (drawn,) = page.query_selector_all(".ribbon svg")
+    hits = drawn.query_selector_all("rect.hit")
+    assert len(hits) == len(groups)
+    most = max(g.channels for g in groups)
+    for hit, g in zip(hits, groups, strict=True):
+        x, width = (float(hit.get_attribute(a)) for a in ("x", "width"))
+        for path, n in (("before", g.channels), ("after", g.kept)):
+            edge = HALF * math.sqrt(n / most)
+            assert page.evaluate(inside, [path, x + width / 2, edge - 0.5])
+            assert not page.evaluate(inside, [path, x + width / 2, edge + 0.5])
+        assert f"{g.name}: " in drawn.inner_html()
+    marked = drawn.query_selector_all("rect.whole")
+    assert len(marked) == len(result.report.locked)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility_has_no_violations(look, scheme):
     page = look(render(report(12)), color_scheme=scheme).page
@@ -135,7 +158,7 @@ def test_paper_is_light_and_unfolded_and_the_screen_comes_back(look):
 @pytest.mark.parametrize("groups", [3, 200])
 def test_a_phone_does_not_scroll_sideways(look, groups):
     html = render(report(groups, "with-a-name-that-nobody-would-want-to-read-on-a-phone." * 2))
-    assert len(html.encode()) < 1_500_000
+    assert len(html.encode()) < 1_600_000
     seen = look(html, **PHONE)
     seen.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert seen.page.evaluate(OVERFLOW) <= 0

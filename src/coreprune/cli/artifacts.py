@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json as json_
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,42 +54,91 @@ def certify(
     console.print(show.agreement(found), soft_wrap=True, highlight=False)
 
 
-@app.command(epilog="Example: coreprune report small --html page.html")
+@app.command(
+    epilog="Examples:\n\ncoreprune report small --html page.html\n\ncoreprune report half quarter --html runs.html"
+)
 def report(
-    folder: options.Folder,
+    folder: Annotated[
+        list[Path],
+        typer.Argument(
+            help="An artifact: a folder that `coreprune prune` or coreprune.save wrote. Several are compared.",
+            metavar="FOLDER...",
+        ),
+    ],
     html: Annotated[Path | None, typer.Option(help="Write the report's page to this file.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Print an artifact's report, or write its page again."""
-    from coreprune.artifact.manifest import PAGE, QUERIES, REPORT, check_file, json_of, read_manifest
-    from coreprune.artifact.saving import first_images
-    from coreprune.queries import Queries
-    from coreprune.report import write
+    """Print an artifact's report, or write its page again. With several artifacts, compare them."""
+    from coreprune._files import whole_file
+    from coreprune.artifact.manifest import PAGE
+    from coreprune.report import render_runs
+
+    found = [_reported(one) for one in folder]
+    if len(found) == 1:
+        data, table, notes = found[0]
+        if html is not None:
+            _write_page(folder[0], data, html)
+    else:
+        data, notes = [one for one, _, _ in found], ""
+        runs = list(zip(_names(folder), data, strict=True))
+        with _of_ours(folder[0]):
+            table = show.runs_table(runs)
+            page = render_runs(runs) if html is not None else ""
+        if html is not None:
+            with whole_file(html) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+    if json:
+        sys.stdout.write(json_.dumps(data, indent=1) + "\n")
+        return
+    console.print(table)
+    if notes:
+        console.print(notes, soft_wrap=True, highlight=False)
+    if (page := html or folder[0] / PAGE).exists() and (html or len(found) == 1):
+        console.print(f"report    {page.resolve()}", soft_wrap=True, highlight=False)
+
+
+def _reported(folder: Path) -> tuple[dict[str, Any], Any, str]:
+    """The content of an artifact's report, and what is printed of it. Raises ArtifactError and InputError."""
+    from coreprune.artifact.manifest import REPORT, check_file, json_of, read_manifest
 
     manifest = read_manifest(folder)
     if REPORT not in manifest.files:
         raise InputError(f"{folder} holds no {REPORT}.")
     data = json_of(check_file(folder, REPORT, manifest.files[REPORT]))
-    try:
-        table, notes = show.result_table(data), show.result_notes(data)
-        if html is not None:
-            from coreprune._files import whole_file
+    with _of_ours(folder):
+        return data, show.result_table(data), show.result_notes(data)
 
-            entry = manifest.files.get(QUERIES)
-            images = first_images(Queries.load(check_file(folder, QUERIES, entry)).args) if entry else None
-            with whole_file(html) as temporary:
-                write(data, temporary, images)
+
+def _write_page(folder: Path, data: dict[str, Any], html: Path) -> None:
+    from coreprune._files import whole_file
+    from coreprune.artifact.manifest import QUERIES, check_file, read_manifest
+    from coreprune.artifact.saving import first_images
+    from coreprune.queries import Queries
+    from coreprune.report import write
+
+    entry = read_manifest(folder).files.get(QUERIES)
+    images = first_images(Queries.load(check_file(folder, QUERIES, entry)).args) if entry else None
+    with _of_ours(folder), whole_file(html) as temporary:
+        write(data, temporary, images)
+
+
+@contextmanager
+def _of_ours(folder: Path) -> Iterator[None]:
+    """Say in our words that a report has another form than ours."""
+    from coreprune.artifact.manifest import REPORT
+
+    try:
+        yield
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError) as error:
         if isinstance(error, CoreprunError):
             raise
         raise ArtifactError(f"{folder / REPORT} is not a report that coreprune wrote ({first_line(error)}).") from error
-    if json:
-        sys.stdout.write(json_.dumps(data, indent=1) + "\n")
-        return
-    console.print(table)
-    console.print(notes, soft_wrap=True, highlight=False)
-    if (page := html or folder / PAGE).exists():
-        console.print(f"report    {page.resolve()}", soft_wrap=True, highlight=False)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What to call folders: their own names where these differ, else their paths."""
+    short = [folder.resolve().name for folder in folders]
+    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
 
 
 @app.command(epilog="Example: coreprune export small --to small.onnx")

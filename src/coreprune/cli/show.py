@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,22 @@ def result_table(data: Mapping[str, Any]) -> Table:
         before, after = row["before"]["median"], row["after"]["median"]
         name = f"ms for a batch of {row['batch']}"
         table.add_row(name, f"{1e3 * before:.2f}", f"{1e3 * after:.2f}", f"{row['speedup']:.2f} × as fast")
+    return table
+
+
+def runs_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """A row for every run: its size, its quality, how long it took. runs: names, and contents of report.json."""
+    from coreprune.report.runs import compared
+    from coreprune.report.words import duration, percent
+
+    found = compared(runs)
+    table = Table(title=f"{len(runs)} runs", title_justify="left")
+    table.add_column("run", overflow="fold")
+    for name in ("MACs", "parameters", *found["qualities"], "made in"):
+        table.add_column(name, justify="right")
+    for row in found["rows"]:
+        sizes = [percent(s["share"]) if s else "–" for s in row["sizes"][:2]]
+        table.add_row(row["name"], *sizes, *row["qualities"], duration(row["seconds"]))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from importlib.util import find_spec
@@ -14,6 +14,7 @@ from torch import Tensor
 from coreprune.errors import InputError
 from coreprune.report import words
 from coreprune.report.gallery import contact_sheet
+from coreprune.report.runs import compared
 from coreprune.report.view import summary, view
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _NEEDED = {"jinja2": "jinja2", "markupsafe": "markupsafe", "PIL": "pillow"}  # module -> package
 INSTALL = "pip install 'coreprune[report]'"
-_CHARTED = ("sizes", "latency", "groups", "refits", "bounds")
+_CHARTED = ("groups", "refits", "bounds")
 
 
 def render(data: Mapping[str, Any], *, images: Tensor | None = None, title: str = "Pruning report") -> str:
@@ -36,8 +37,7 @@ def render(data: Mapping[str, Any], *, images: Tensor | None = None, title: str 
 
     Raises InputError if `data` is not such a dict, or if a package is missing: pip install 'coreprune[report]'.
     """
-    if absent := missing():
-        raise InputError(f"a report's page needs {', '.join(absent)}, which cannot be found here. Run: {INSTALL}")
+    _complete()
     page = view(data)
     template = _environment().get_template("page.html.j2")
     return template.render(
@@ -49,6 +49,16 @@ def render(data: Mapping[str, Any], *, images: Tensor | None = None, title: str 
     )
 
 
+def render_runs(runs: Sequence[tuple[str, Mapping[str, Any]]], *, title: str = "Pruning runs") -> str:
+    """One self-contained HTML page about several results: size against quality, each a point, and a table.
+
+    runs: a name and the data of a report, as for `render`, of each. Raises InputError as `render`, and for one alone.
+    """
+    _complete()
+    page = compared(runs)
+    return _environment().get_template("runs.html.j2").render(page=page, title=title)
+
+
 def write(data: Mapping[str, Any], path: str | Path, images: Tensor | None = None) -> None:
     """Render to a file, in UTF-8. Arguments and errors are those of `render`."""
     Path(path).write_text(render(data, images=images), encoding="utf-8")
@@ -57,6 +67,11 @@ def write(data: Mapping[str, Any], path: str | Path, images: Tensor | None = Non
 def missing() -> list[str]:
     """The packages of the extra `report` that are not installed. Without them no page can be made."""
     return [package for module, package in _NEEDED.items() if find_spec(module) is None]
+
+
+def _complete() -> None:
+    if absent := missing():
+        raise InputError(f"a report's page needs {', '.join(absent)}, which cannot be found here. Run: {INSTALL}")
 
 
 @cache
@@ -72,7 +87,7 @@ def _environment() -> Environment:
     )
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     made.globals["asset"] = _asset
-    for name in ("count", "short", "significant", "percent", "at_least", "seconds"):
+    for name in ("count", "short", "significant", "percent", "at_least", "seconds", "duration"):
         made.filters[name] = getattr(words, name)
     return made
 

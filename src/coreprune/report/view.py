@@ -10,6 +10,7 @@ from typing import Any
 
 from coreprune.errors import InputError
 from coreprune.report import words
+from coreprune.report.ribbon import ribbon
 
 Row = dict[str, Any]
 
@@ -36,10 +37,13 @@ def view(data: Mapping[str, Any]) -> dict[str, Any]:
         "model": str(data.get("model") or ""),
         "notes": [str(note) for note in data.get("notes") or ()],
         "sizes": _sizes(data),
-        "latency": _latency(data),
+        "latency": (latency := _latency(data)),
+        "speed": _speed(latency["rows"] if latency else []),
         "accuracy": _accuracy(data),
         "perplexity": _perplexity(data),
         "groups": groups,
+        "ribbon": ribbon(groups),
+        "held_back": _held_back(data),
         "refits": [_refit(f, i) for i, f in enumerate(_rows(data, "refits"))],
         "agreement": agreement,
         "certificates": _by_kind(found + ([agreement] if agreement else [])),
@@ -90,6 +94,20 @@ def _overlap(before: Row, after: Row) -> bool:
     """Whether the ranges between the quartiles overlap, so that the difference may be noise."""
     ends = (before["low"], after["high"], after["low"], before["high"])
     return None not in ends and ends[0] <= ends[1] and ends[2] <= ends[3]
+
+
+def _speed(rows: Sequence[Row]) -> Row | None:
+    """The rows for the headline: differences that may be noise are none. None if nothing was measured."""
+    known = [row for row in rows if row["speedup"] is not None]
+    return (
+        {"sure": [r for r in known if not r["overlap"]], "noise": [r for r in known if r["overlap"]]} if known else None
+    )
+
+
+def _held_back(data: Mapping[str, Any]) -> float | None:
+    """The share of the queries that were held back on which the result gives the same class."""
+    chosen = [row for row in _rows(data, "compared") if row.get("chosen")]
+    return _number(chosen[0].get("agreement")) if chosen else None
 
 
 def _accuracy(data: Mapping[str, Any]) -> Row | None:

@@ -68,6 +68,13 @@ def seconds(x: float | None) -> str:
     return "–" if x is None else _scaled(x, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")))
 
 
+def duration(x: float | None) -> str:
+    """Seconds up to two minutes, then minutes, then hours: 0.5 s, 90 s, 12 min, 3.2 h."""
+    if x is None or x < 120:
+        return seconds(x)
+    return f"{x / 60:.0f}{_GAP}min" if x < 7200 else f"{x / 3600:.1f}{_GAP}h"
+
+
 def _scaled(x: float, steps: Sequence[tuple[float, str]]) -> str:
     """Three digits, in the largest unit in which the number is at least 1, or in the last unit."""
     x = float(f"{x:.3g}")

@@ -19,7 +19,6 @@
     }
     return String(x);
   };
-  const time = (s) => (s >= 1 || s === 0 ? short(s) + " s" : s >= 1e-3 ? short(s * 1e3) + " ms" : short(s * 1e6) + " µs");
   const percent = (x) => +(100 * x).toPrecision(3) + " %";
   const whole = (x) => (x == null ? "–" : Math.round(x).toLocaleString("en"));
   const named = (g) => g.number + " " + (g.name || g.about);
@@ -99,34 +98,6 @@
   };
 
   const options = {
-    sizes: () => {
-      const rows = [...data.sizes].reverse();
-      const bar = (name, key, value, tone) => ({
-        name, type: "bar", barMaxWidth: 18, itemStyle: { color: colour(tone) },
-        data: rows.map((s) => ({ value: value(s), label: { formatter: short(s[key]) } })),
-        label: { show: true, position: "right", color: colour("text") },
-      });
-      return base({
-        tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: (x) => +x.toPrecision(3) + " %" },
-        legend: { data: ["before", "after"] },
-        grid: { right: 64 },
-        xAxis: axis({ type: "value", min: 0, axisLabel: { formatter: "{value}\u00a0%" } }),
-        yAxis: axis({ type: "category", data: rows.map((s) => s.name) }),
-        series: [bar("before", "before", () => 100, "before"), bar("after", "after", (s) => 100 * s.share, "after")],
-      });
-    },
-    latency: () => {
-      const rows = data.latency.rows;
-      const bar = (name, when, tone) => ({ name, type: "bar", barMaxWidth: 40, itemStyle: { color: colour(tone) },
-        data: rows.map((r) => r[when].median) });
-      return base({
-        tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: time },
-        grid: { bottom: 4 },
-        xAxis: axis({ type: "category", data: rows.map((r) => String(r.batch)), name: "batch", nameLocation: "middle", nameGap: 26 }),
-        yAxis: axis({ type: "value", axisLabel: { formatter: time } }),
-        series: [bar("before", "before", "before"), bar("after", "after", "after")],
-      });
-    },
     widths: () => overDepth((g) => g.channels, (g) => g.kept, whole, ""),
     macs: () => overDepth((g) => g.macs[0], (g) => g.macs[1], (x) => (x == null ? "–" : short(x)), ""),
     errors: curves,
