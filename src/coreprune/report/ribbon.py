@@ -27,12 +27,15 @@ def ribbon(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     step = min(_WIDEST, max(_NARROWEST, WIDTH / len(groups)))
     every = math.ceil(_LABEL / step)
     shared = _common([str(g["name"]) for g in groups])
+    ends = [(i * step + _SLOPE * step, (i + 1) * step - _SLOPE * step) for i in range(len(groups))]
+    ends[0] = (0.0, ends[0][1])
+    ends[-1] = (ends[-1][0], len(groups) * step)
     heights = {key: [HALF * math.sqrt(g[key] / most) for g in groups] for key in ("channels", "kept")}
     parts = [
         {
             "x": round(i * step, 1),
+            "flat": [round(x, 1) for x in ends[i]],
             "half": round(heights["kept"][i], 1),
-            "outer": round(heights["channels"][i], 1),
             "label": _shortened(str(g["name"])[shared:]) if i % every == 0 else "",
             **{key: g[key] for key in ("number", "name", "channels", "kept", "locked")},
         }
@@ -43,18 +46,15 @@ def ribbon(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "step": round(step, 1),
         "half": HALF,
         "letters": max(len(p["label"]) for p in parts),
-        "before": _outline(heights["channels"], step),
-        "after": _outline(heights["kept"], step),
+        "before": _outline(heights["channels"], ends),
+        "after": _outline(heights["kept"], ends),
         "parts": parts,
     }
 
 
-def _outline(heights: Sequence[float], step: float) -> str:
-    """A closed path around the middle line, flat along every group and curved in between."""
-    ends = [(i * step + _SLOPE * step, (i + 1) * step - _SLOPE * step, h) for i, h in enumerate(heights)]
-    ends[0] = (0.0, *ends[0][1:])
-    ends[-1] = (ends[-1][0], len(heights) * step, ends[-1][2])
-    there = [(x, -h) for start, end, h in ends for x in (start, end)]
+def _outline(heights: Sequence[float], ends: Sequence[tuple[float, float]]) -> str:
+    """A closed path around the middle line, flat between the ends of every group and curved from one to the next."""
+    there = [(x, -h) for h, pair in zip(heights, ends, strict=True) for x in pair]
     back = [(x, -y) for x, y in reversed(there)]
     text = f"M{there[0][0]:.1f} {there[0][1]:.1f}"
     for side in (there, back):
