@@ -106,10 +106,14 @@ def gguf(file: Path) -> tuple[nn.Module, Any]:
 def tokenizer(asked: Path | None, source: str) -> Any:
     """What `prune` takes as tokenizer: what was asked for, or the one in a .gguf file; None to look beside the model.
 
+    asked: a folder, or "none" for no tokenizer.
+
     Raises InputError for a folder without a tokenizer.
     """
     from coreprune.queries.tokenizer import tokens_of
 
+    if str(asked) == "none":
+        return False
     if asked is not None:
         tokens_of(asked)
         return str(asked)

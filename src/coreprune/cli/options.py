@@ -70,7 +70,8 @@ NormStatistics = Annotated[
 Tokenizer = Annotated[
     Path | None,
     typer.Option(
-        help="A folder with a tokenizer.json, for a model that reads text; by default the model's own folder."
+        help="A folder with a tokenizer.json, for a model that reads text; by default the model's own folder. With it, "
+        "texts of this machine are among the queries; none leaves them out."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

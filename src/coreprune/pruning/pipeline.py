@@ -146,7 +146,8 @@ def prune(
         rest.
     tokenizer: of a model that reads text, if none lies in the folder that the model was loaded from: a
         `tokenizers.Tokenizer`, a fast tokenizer of transformers, or a folder with a tokenizer.json. With it, queries
-        that are made without data contain text of this machine; queries="made-tokens" leaves the text out.
+        that are made without data contain text of this machine (queries="made-tokens" leaves it out), and samples are
+        accompanied by it. False: none, and no text of this machine.
 
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.

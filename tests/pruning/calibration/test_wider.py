@@ -8,10 +8,12 @@ from torch import nn
 
 from coreprune import Budget, Repair, prune
 from coreprune._progress import silent
+from coreprune.errors import InputError
 from coreprune.graph import Traced, capture, find_groups
 from coreprune.pruning.calibration.calibration import Asked, gather
-from coreprune.pruning.calibration.wider import other_words, redrawn, token_leaves
+from coreprune.pruning.calibration.wider import other_kinds, other_words, redrawn, token_leaves
 from coreprune.queries import Queries
+from queries.small_tokenizers import word_piece
 
 START, END, PAD = 1, 2, 0
 
@@ -114,7 +116,7 @@ def test_one_kind_of_text_does_not_spoil_another(monkeypatch):
             return float((result.model(*other) - model(*other)).square().mean() / model(*other).var())
 
     wide = error()
-    monkeypatch.setattr("coreprune.pruning.calibration.calibration.other_words", lambda *_: None)
+    monkeypatch.setattr("coreprune.pruning.calibration.calibration.other_kinds", lambda *_: [])
     assert wide < 0.7 * error()
 
 
@@ -130,3 +132,31 @@ def test_kinds_take_turns_and_both_halves_have_each():
         assert all((tuple(row) in mine) == (kind == 0) for row in words.tolist())
     assert all(tuple(row) in mine for row in found.fresh.args[0].tolist())
     assert found.given.args[0].shape == ids.shape
+
+
+def test_texts_of_this_machine_are_a_kind_of_their_own(monkeypatch):
+    model, (ids, mask) = Reader().eval(), texts(90, 10, 50)
+    traced = Traced(model, captured := capture(model, {"ids": ids[:1], "mask": mask[:1]}), find_groups(captured))
+    example, samples = {"ids": ids[:1], "mask": mask[:1]}, {"ids": ids, "mask": mask}
+
+    def kinds(tokenizer):
+        return gather(traced, Asked(example, samples, tokenizer=tokenizer), 0, silent)
+
+    found = kinds(word_piece())
+    assert set(found.kinds[::2]) == set(found.kinds[1::2]) == {0, 1, 2}
+    theirs = torch.cat([kw["ids"] for (_, kw), kind in zip(found.batches, found.kinds, strict=True) if kind == 2])
+    assert set(theirs[:, 0].tolist()) == {3}  # as the tokenizer frames a text
+    assert len(found.queries) == 3 * len(ids) - 3 * len(found.fresh)
+    assert set(kinds(False).kinds) == set(kinds(None).kinds) == {0, 1}  # there is none beside this model
+    with pytest.raises(InputError, match="tokenizer"):
+        kinds("no such folder")
+    monkeypatch.setattr("coreprune.pruning.calibration.wider.has_text", lambda: False)
+    assert set(kinds(word_piece()).kinds) == {0, 1}
+
+
+def test_longer_samples_than_the_example_get_no_texts_of_this_machine():
+    model, (ids, mask) = Reader().eval(), texts(40, 10, 50, length=20)
+    traced = Traced(model, captured := capture(model, (ids[:1, :12], mask[:1, :12])), find_groups(captured))
+    queries = Queries((ids, mask), {}, "samples")
+    args = (traced, (ids[:1, :12], mask[:1, :12]), queries, word_piece(), torch.Generator().manual_seed(0))
+    assert [one.source for one in other_kinds(*args)] == ["other words"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
 from coreprune.pruning.calibration.familiar import familiar
 from coreprune.pruning.calibration.padding import Padding, padding
-from coreprune.pruning.calibration.wider import other_words
+from coreprune.pruning.calibration.wider import other_kinds
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.queries import Queries, make_queries
 from coreprune.queries.spec import is_source
@@ -81,7 +83,7 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     useful = True
     if given.source == "samples":
         given, useful = familiar(model, given)
-    queries, fresh, other = given.distinct(), None, None
+    queries, fresh, others = given.distinct(), None, []
     if len(queries) < len(given):  # a copy on the other side of a division would make what is seen look unseen
         level = logging.WARNING if given.source == "samples" else logging.INFO  # made ones are nobody's mistake
         log.log(level, "%d of %d queries are copies of others and are left out.", len(given) - len(queries), len(given))
@@ -93,14 +95,14 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
         # In random order, because files and loaders are often sorted. T11 assumes samples of one distribution, and so
         # does the comparison of one half of the batches with the other.
         queries, fresh = queries.shuffled(generator).split(len(queries) - _held_back(len(queries)))
-        other = other_words(traced.captured, queries, generator)
+        others = other_kinds(traced, asked.example, queries, asked.tokenizer, generator)
     if len(queries) < 2:
         log.warning(
             "with a single query nothing can be checked on another one, so no layer is refitted. Pass more queries."
         )
-    found = _in_batches(traced, [queries] if other is None else [queries, other], fresh, given)
-    if other is not None:
-        found = replace(found, queries=(queries + other).shuffled(generator))
+    found = _in_batches(traced, [queries, *others], fresh, given)
+    if others:
+        found = replace(found, queries=functools.reduce(operator.add, others, queries).shuffled(generator))
     return replace(found, useful=useful, padding=padding(found.captured, traced.tensors, found.batches))
 
 

@@ -1,25 +1,61 @@
-"""More queries than a user's own texts: the same texts with other tokens, so that a refit does not forget the rest.
+"""More queries than a user's own texts, so that a refit does not forget the rest.
 
 A few hundred texts of one kind use a small part of a vocabulary. Weights that are fitted to them alone get better on
-that kind and worse on every other one. So the moments are those of a mixture: the user's texts, and as many that keep
-their form (lengths, padding, special tokens, masks), but whose words are drawn from the vocabulary. What a refit on
-both loses on the one is at most what it gains on the other (T17).
+that kind and worse on every other one. So the moments are those of a mixture: the user's texts; as many that keep
+their form (lengths, padding, special tokens, masks), but whose words are drawn from the vocabulary; and, where the
+model's tokenizer is known, as many texts of this machine. What a refit on all loses on one kind is at most what it
+gains on the others (T17).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from coreprune.graph import Captured
+from coreprune.graph import Captured, Traced
 from coreprune.graph.ops import op_name, operation
-from coreprune.queries import Queries
+from coreprune.queries import MachineText, Queries, Target, make_queries
+from coreprune.queries.leaves import drawn
+from coreprune.queries.machine_text import has_text
+from coreprune.queries.sources.tokens import known
 
 _OFTEN = 0.9  # of the texts: what so many have in common belongs to their form
 _SHIFT = 2.7  # Mandelbrot's, in the frequency of a word by its rank: 1/(rank + shift)
+
+
+def other_kinds(
+    traced: Traced, example: Any, queries: Queries, tokenizer: Any, generator: torch.Generator
+) -> list[Queries]:
+    """As many queries of every other kind. None if the model looks no tokens up, or the texts have nothing but form.
+
+    example, tokenizer: the caller's.
+    """
+    other = other_words(traced.captured, queries, generator)
+    if other is None:
+        return []
+    found = [other]
+    if _has_text(traced, tokenizer):
+        more: dict[str, Any] = {"batch_axis": traced.captured.axes, "tokenizer": tokenizer}
+        text = make_queries(traced.model, example, MachineText(), n=len(queries), seed=generator, **more)
+        if _shapes(text) == _shapes(queries):
+            found.append(text)
+    return found
+
+
+def _has_text(traced: Traced, tokenizer: Any) -> bool:
+    """Whether this machine has texts that the model could read."""
+    captured = traced.captured
+    leaves = drawn(captured.args, captured.kwargs, captured.axes)
+    targets = (Target(traced.model, captured.args, captured.kwargs, i, captured.axes, tokenizer) for i in leaves)
+    return any(t.kind == "tokens" and known(t) is not None for t in targets) and has_text()
+
+
+def _shapes(queries: Queries) -> list[torch.Size]:
+    return [x.shape for x in pytree.tree_leaves((queries.args, queries.kwargs)) if isinstance(x, Tensor)]
 
 
 def other_words(captured: Captured, queries: Queries, generator: torch.Generator) -> Queries | None:

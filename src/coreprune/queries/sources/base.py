@@ -37,7 +37,7 @@ class Target:
     args, kwargs: the example inputs: one sample, as the model takes it.
     leaf: position of the tensor among the leaves of (args, kwargs).
     said: which axes hold the samples; None for the first.
-    tokenizer: what the caller passed, or None. See `tokens`.
+    tokenizer: what the caller passed, None, or False for none. See `tokens`.
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ class Target:
     def tokens(self) -> Tokens | None:
         """What the caller's tokenizer says of the tokens, or the one in the folder that the model was loaded from."""
         place = beside(self.model) if self.tokenizer is None else self.tokenizer
-        return None if place is None else tokens_of(place)
+        return None if place is None or place is False else tokens_of(place)
 
     @cached_property
     def mask(self) -> int | None:
