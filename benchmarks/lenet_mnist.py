@@ -29,8 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from coreprune import Budget, Lewis, Loewner, Magnitude, Mussay, Norm, Uniform, prune
-from coreprune.demo.finetune import accuracy
 from coreprune.demo.lines import Line, draw
+from coreprune.finetune import accuracy
 from environment import environment
 from lenet_recipe import Recipe, fine_tune
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 
 from coreprune import Budget, prune
-from coreprune.demo.finetune import accuracy
+from coreprune.finetune import accuracy
 from coreprune.selectors import SELECTORS
 from environment import environment
 from lenet_mnist import lenet, mnist

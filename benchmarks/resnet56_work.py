@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from children import Row, measured
 from cifar import SIDE, Augmented, normalised, pictures, predictions, trained
 from coreprune import Budget, prune
-from coreprune.demo.finetune import fine_tune_
+from coreprune.finetune import Tuning, fine_tune_
 from resnet56_cells import BOTH, IMAGES, PEER, Cell, untuned
 
 TRAIN, TEST = 15_000, 10_000
@@ -243,7 +243,7 @@ def fine_tuned(cell: Cell, setup: Setup) -> Row:
     generator = torch.Generator().manual_seed(1000 + cell.seed)
     batches = Augmented(*pictures(folder, "train", range(setup.train)), recipe.batch_size, generator)
     teacher = trained(folder) if recipe.teacher else None
-    _, cost = measured(lambda: fine_tune_(model, batches, epochs=recipe.epochs, lr=recipe.lr, teacher=teacher))
+    _, cost = measured(lambda: fine_tune_(model, batches, Tuning(recipe.epochs, recipe.lr), teacher=teacher))
     return {
         **{name: row[name] for name in ("macs", "parameters") if name in row},
         "before": before,

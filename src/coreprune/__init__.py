@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds the names
     from coreprune.artifact import export_onnx, export_program, load, read_plan, save
     from coreprune.errors import ArtifactError, BudgetError, CoreprunError, GeometryError, InputError, ModelError
+    from coreprune.finetune import Tuning, fine_tune_
     from coreprune.latency import Latency, compare_latency, measure_latency
     from coreprune.pruning import (
         Budget,
@@ -91,12 +92,14 @@ __all__ = [
     "Repair",
     "Report",
     "Result",
+    "Tuning",
     "Uniform",
     "apply_plan",
     "certify",
     "compare_latency",
     "export_onnx",
     "export_program",
+    "fine_tune_",
     "list_groups",
     "load",
     "make_plan",
@@ -108,7 +111,7 @@ __all__ = [
 ]
 
 # The modules of the public names. Each comes after the modules that it imports anyway.
-_HOMES = ("errors", "queries", "selectors", "pruning", "latency", "artifact")
+_HOMES = ("errors", "queries", "selectors", "pruning", "latency", "artifact", "finetune")
 _MODULES = (*_HOMES, "coreset", "geometry", "graph", "report", "risk")
 _RENAMED = {"inspect": "list_groups", "plan": "make_plan", "apply": "apply_plan"}  # until the release after 0.1
 

@@ -312,8 +312,8 @@ MUTANTS = (
     Mutant(
         "copies-are-queries",
         "pruning/calibration/calibration.py",
-        "queries, fresh, other = given.distinct(), None, None",
-        "queries, fresh, other = given, None, None",
+        "queries, fresh, others = given.distinct(), None, []",
+        "queries, fresh, others = given, None, []",
         ("pruning/test_hostile_queries.py",),
         "a copy of a query that was seen counts as unseen",
     ),

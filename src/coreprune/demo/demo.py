@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._progress import Progress, silent
-from coreprune.demo.finetune import Batches, accuracy, fine_tune_
 from coreprune.demo.lines import Line, draw
 from coreprune.errors import InputError
+from coreprune.finetune import Batches, Tuning, accuracy, fine_tune_
 from coreprune.pruning import Budget, prune
 from coreprune.pruning.reporting.report import versions
 from coreprune.queries import Strokes, make_queries
@@ -96,7 +96,7 @@ def run(seed: int = 0, progress: Progress | None = None) -> Demo:
     images, labels, test_images, test_labels = digits()
     generator = torch.Generator().manual_seed(seed)
     dense = network(generator)
-    fine_tune_(dense, Batches(images, labels, 32, generator), epochs=20, lr=2e-3, progress=tell)
+    fine_tune_(dense, Batches(images, labels, 32, generator), Tuning(20, 2e-3), progress=tell)
 
     rows = []
     jobs = [(method, keep) for method in METHODS for keep in WIDTHS]
@@ -107,7 +107,7 @@ def run(seed: int = 0, progress: Progress | None = None) -> Demo:
         selector, repair = METHODS[method]
         result = prune(dense, example, Budget(keep=keep), selector, queries=drawings if repair else None, seed=seed)
         tuned = copy.deepcopy(result.model)
-        fine_tune_(tuned, Batches(images, labels, 32, torch.Generator().manual_seed(seed)), epochs=3, lr=2e-3)
+        fine_tune_(tuned, Batches(images, labels, 32, torch.Generator().manual_seed(seed)), Tuning(3, 2e-3))
         rows.append(
             Row(
                 method=method,

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from torch import nn
 
 from coreprune import InputError
+from coreprune._checkpoint import Checkpoint, digest
 from coreprune._example import reals
 from coreprune.errors import ModelError
 from coreprune.pruning.calibration.augment import is_image, varied
 from coreprune.pruning.distill.block_outputs import Watched, shared_features
-from coreprune.pruning.distill.checkpoint import Checkpoint, digest
 from coreprune.pruning.distill.distill import Distill, distill_
 from distill_pairs import Rows, conv_pair, mlp_pair, random, stream_pair
 from small_networks import bits, mlp
@@ -152,7 +152,7 @@ def test_interrupted_while_the_checkpoint_is_written(tmp_path, monkeypatch):
     """The earlier checkpoint stays valid, and nothing else is left in the folder."""
     student, teacher = mlp_pair()
     data, options, path = Rows((torch.randn(9, 8, generator=random()),)), Distill(steps=4, save_every=1), tmp_path / "c"
-    import coreprune.pruning.distill.checkpoint as module
+    import coreprune._checkpoint as module
 
     real, count = module.save_file, []
 

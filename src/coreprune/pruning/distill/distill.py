@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune._checkpoint import Checkpoint, digest
 from coreprune._example import largest_batch
 from coreprune._progress import Progress, silent
 from coreprune._seed import as_generator
@@ -24,7 +25,6 @@ from coreprune.errors import InputError, ModelError
 from coreprune.pruning.calibration.rows import Inputs, Rows
 from coreprune.pruning.distill.block_outputs import Watched, shared_features, spread
 from coreprune.pruning.distill.channel_maps import Readout, fit_readouts
-from coreprune.pruning.distill.checkpoint import Checkpoint, digest
 from coreprune.pruning.distill.lessons import Lesson, Lessons, Watching
 
 _SMALLEST = 1e-2  # lower limit of the root mean square of a tensor that sets its learning rate
