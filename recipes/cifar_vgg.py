@@ -12,12 +12,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from experiment import Task, main, parser, start_process_group
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from coreprune import Tuning, fine_tune_
 from coreprune.finetune import Batches, accuracy
+from experiment import Task, main, parser, start_process_group
 
 METHODS = ("loewner", "mussay", "norm", "pfp", "uniform", "functional", "l2")
 REPORTED = "VGG-16 and VGG-19 are among its experiments; its figures are not in public sources that we could read."

@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 
 import torch
-from experiment import Task, main, parser, start_process_group
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from coreprune import Tuning
+from experiment import Task, main, parser, start_process_group
 
 METHODS = ("functional", "loewner", "l2")
 REPORTED = "62 % smaller with 1.09 points lost, after fine-tuning (from its abstract)."

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 
 import torch
-from experiment import Task, main, parser
 from torch import nn
 
 from coreprune import Tuning
 from coreprune.finetune import Batches, accuracy
+from experiment import Task, main, parser
 
 METHODS = ("loewner", "mussay", "norm", "pfp", "uniform", "functional", "l2")
 REPORTED = "LeNet-300-100 is among its experiments; its figures are not in public sources that we could read."

@@ -56,9 +56,7 @@ def fine_tune_(
     if not isinstance(options, Tuning):
         raise InputError(f"options must be a Tuning, not {type(options).__name__}.")
     if loss is not None and teacher is not None:
-        raise InputError(
-            "a teacher's answers are classes, which a loss of your own does not read. Pass one of both."
-        )
+        raise InputError("a teacher's answers are classes, which a loss of your own does not read. Pass one of both.")
     try:
         steps = options.epochs * len(batches)  # type: ignore[arg-type]
     except TypeError as error:
