@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
-from coreprune.coreset._pivoting import diagonal_blocks, gain, log_det, pivot_all
+from coreprune.coreset._pivoting import Pair, diagonal_blocks, gain, largest, least_gain, log_det, pivot_all
 from coreprune.coreset._readers import Moments, ScaledReader, alive, as_readers, curve, features
 from coreprune.coreset.bounds import Certificate
 from coreprune.errors import InputError
@@ -100,7 +100,7 @@ def _searched(readers: list[ScaledReader], search: Search) -> Tensor:
     for way in ("forward", "backward"):
         if search in (way, "best") and live.numel():
             pairs = [reader.forward() if way == "forward" else reader.backward() for reader in inside]
-            order = pivot_all(pairs, gain, largest=way == "forward")
+            order = pivot_all(pairs, largest(gain) if way == "forward" else least_gain)
             found.append(torch.cat([live[order if way == "forward" else order.flip(0)], dead]))
     if len(found) < 2:
         return found[0] if found else dead
@@ -127,7 +127,8 @@ def d_optimal(moments: Sequence[Moments], units: int, *, ridge: float = 1e-4) ->
     order = dead
     if live.numel():
         weighted = [_weighted(reader.restricted(live)) for reader in readers]
-        order = torch.cat([live[pivot_all([w.forward() for w in weighted], log_det, layers=_layers(weighted))], dead])
+        pairs = [Pair(each.ridged, None, each.charge) for each in weighted]
+        order = torch.cat([live[pivot_all(pairs, largest(log_det, _layers(weighted)))], dead])
     return _coreset(readers, order, curve(readers, order))
 
 
@@ -296,10 +297,10 @@ def _level(errors: Tensor) -> float:
 def _weighted(reader: ScaledReader) -> ScaledReader:
     """The reader with every unit's features multiplied by the unit's outgoing size, and without other weights."""
     p = reader.p
-    size = reader.root.square().sum(dim=0).view(-1, p).sum(dim=1).sqrt().repeat_interleave(p)
+    size = reader.gram.diagonal().view(-1, p).sum(dim=1).sqrt().repeat_interleave(p)
     covariance = size[:, None] * reader.covariance * size
     scale = float(covariance.diagonal().mean())
-    return ScaledReader(covariance / (scale if scale > 0 else 1.0), reader.root[:0], reader.ridge, reader.units)
+    return ScaledReader(covariance / (scale if scale > 0 else 1.0), reader.gram, reader.ridge, reader.units)
 
 
 def _layers(readers: list[ScaledReader]) -> Int[Tensor, " n"]:

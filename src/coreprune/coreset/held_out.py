@@ -15,6 +15,8 @@ from coreprune.errors import InputError
 # Twelve ridges, as multiples of the mean variance; the last stands for no refit at all.
 RIDGES: tuple[float, ...] = (*(10.0 ** (exponent / 2) for exponent in range(-8, 3)), math.inf)
 
+_BLOCK = 256  # features
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -48,26 +50,52 @@ def held_out_curve(
     Returns (ridges, n+1) float64, in the units of tr(GK'). Raises InputError for a ridge that is not positive, and for
     an indefinite covariance.
     """
-    keep = features(order, fold.seen.shape[0] // units)
+    p = fold.seen.shape[0] // units
+    keep = features(order, p)
     seen, unseen, gram = (matrix[keep[:, None], keep] for matrix in (fold.seen, fold.unseen, fold.gram))
     scale = float(seen.diagonal().mean())
     scale = scale if scale > 0 else 1.0
-    root = root_of(gram)
+    root, half = root_of(gram), _lower(unseen)
     curves = []
     for ridge in ridges:
         if not ridge > 0:
             raise InputError(f"a ridge of a held-out curve must be above zero, not {ridge}.")
-        loads, inner = root, unseen
+        factor = None
         if math.isfinite(ridge):
             system = seen.clone()
             system.diagonal().add_(ridge * scale)
             factor = cholesky(system)
-            loads = root @ factor
-            inner = torch.linalg.solve_triangular(factor, unseen, upper=False)
-            inner = torch.linalg.solve_triangular(factor, inner.mT, upper=False)
-        product = (loads.mT @ loads) * inner
-        # The sum over the lower right corner from feature k on grows by one diagonal entry and one row at a time.
-        steps = product.diagonal() + 2 * product.triu(1).sum(dim=1)
-        tails = torch.cat([steps.flip(0).cumsum(0).flip(0), steps.new_zeros(1)])
-        curves.append(tails[:: fold.seen.shape[0] // units].clamp_min(0))
+        curves.append(_tails(root, half, factor)[::p].clamp_min(0))
     return torch.stack(curves)
+
+
+def _lower(second: Float[Tensor, "f f"]) -> Float[Tensor, "f r"]:
+    """U with UUᵀ = K', its columns zero above the diagonal. r is the rank of K'."""
+    return torch.linalg.qr(root_of(second, "a second moment of the features"), mode="r").R.mT
+
+
+def _tails(
+    root: Float[Tensor, "J f"], half: Float[Tensor, "f r"], factor: Float[Tensor, "f f"] | None
+) -> Float[Tensor, " m"]:
+    """e'(k) for p = 1 and k = 0..f, from V, U and L; L = 1 where it is None. In blocks of features, from the last on.
+
+    With C = VL and D = L⁻¹U, Z = DDᵀ and e'(k) = ‖X_k‖², X_k = Σ_{i>k} C_i D_i, for the columns C_i and the rows D_i. A row
+    of D ends at the diagonal, so that X_k is needed only up to there.
+    """
+    f, r = half.shape
+    starts = range(0, f, _BLOCK)
+    d = half if factor is None else torch.zeros_like(half)
+    for s in starts if factor is not None else ():
+        if s < r:
+            d[s:, s : s + _BLOCK] = torch.linalg.solve_triangular(factor[s:, s:], half[s:, s : s + _BLOCK], upper=False)
+    x = root.new_zeros(root.shape[0], r)
+    steps = root.new_zeros(f + 1)
+    for s in reversed(starts):
+        e = min(s + _BLOCK, f)
+        c = root[:, s:e] if factor is None else root[:, s:] @ factor[s:, s:e]
+        rows, seen = d[s:e, :e], x[:, :e]
+        product = (c.mT @ c) * (rows @ rows.mT)
+        # The sum over the lower right corner from feature i on grows by one diagonal entry and one row at a time.
+        steps[s:e] = product.diagonal() + 2 * product.triu(1).sum(dim=1) + 2 * ((c.mT @ seen) * rows).sum(dim=1)
+        seen.addmm_(c, rows)
+    return steps.flip(0).cumsum(0).flip(0)
