@@ -17,6 +17,7 @@ from coreprune.errors import InputError
 EPS = 2.0**-52
 LEAST_RIDGE = 1e-9  # times the mean variance; with less, rounding in the inverse of a singular K would pick the units
 DEAD = 1e-14  # times the mean variance of a reader; a feature that varies less is constant up to rounding
+_ROWS = 256  # of a matrix that are compared with its columns at once
 SYMMETRY = 1e-6  # times the largest entry; moments accumulated in float32 are off by less
 GRAM = "a gram matrix"
 
@@ -93,7 +94,7 @@ class ScaledReader:
 
     def backward(self) -> Pair:
         """The start of backward elimination."""
-        return Pair(torch.cholesky_inverse(self.factor), self.gram.clone(), self.charge)
+        return Pair(torch.cholesky_inverse(self.factor), self.gram, self.charge)
 
     def curve(self, order: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
         """ê(k) for the first k of `order`, (n+1,). If K + λ = LLᵀ in that order, tr(G R_k) = Σ_{j>k·p} ‖V l_j‖²."""
@@ -176,11 +177,12 @@ def as_readers(moments: Sequence[Moments], units: int, ridge: float) -> list[Sca
 
 
 def _scaled(covariance: Tensor, gram: Tensor, units: int, ridge: float) -> ScaledReader:
+    """The reader; overwrites the matrices."""
     size = float(covariance.diagonal().mean())
     size = size if size > 0 else 1.0
     least = max(LEAST_RIDGE, 4 * EPS * covariance.shape[0] ** 2)  # the rounding error of K⁻¹ grows with its size
     _check_semidefinite(gram)
-    reader = ScaledReader(covariance / size, gram * size, max(ridge, least), units)
+    reader = ScaledReader(covariance.div_(size), gram.mul_(size), max(ridge, least), units)
     reader.factor  # noqa: B018 - raises for an indefinite covariance
     return reader
 
@@ -201,12 +203,16 @@ def _symmetric(matrix: Tensor, name: str, units: int) -> Tensor:
             f"{name} must be square with the same number of features for each of the {units} units, "
             f"but its shape is {tuple(matrix.shape)}."
         )
-    slack = SYMMETRY * float(matrix.abs().max())
-    if float((matrix - matrix.mT).abs().max()) > slack:
+    slack = SYMMETRY * max(float(matrix.max()), -float(matrix.min()))
+    out, apart = torch.empty_like(matrix), 0.0
+    for rows, columns, half in zip(matrix.split(_ROWS), matrix.split(_ROWS, dim=1), out.split(_ROWS), strict=True):
+        apart = max(apart, float((rows - columns.mT).abs().max()))
+        torch.add(rows, columns.mT, out=half).div_(2)
+    if apart > slack:
         raise InputError(f"{name} is not symmetric.")
     if float(matrix.diagonal().min()) < -slack:
         raise InputError(f"{name} has a negative diagonal entry, so it is not positive semi-definite.")
-    return (matrix + matrix.mT) / 2
+    return out
 
 
 def _indefinite(name: str) -> InputError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from coreprune.errors import InputError
 RIDGES: tuple[float, ...] = (*(10.0 ** (exponent / 2) for exponent in range(-8, 3)), math.inf)
 
 _BLOCK = 256  # features
+_GAIN = 1e-3  # of the error
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,45 @@ def held_out_curve(
     Returns (ridges, n+1) float64, in the units of tr(GK'). Raises InputError for a ridge that is not positive, and for
     an indefinite covariance.
     """
+    curve = _curves(fold, units, order)
+    return torch.stack([curve(ridge) for ridge in ridges])
+
+
+def least_held_out(
+    folds: Sequence[Fold], units: int, orders: Sequence[Int[Tensor, " n"]], ridges: Sequence[float] = RIDGES
+) -> Float[Tensor, " m"]:
+    """The mean of `held_out_curve` over the folds, at the ridge that is best for each k, (n+1,).
+
+    orders: one for each fold. ridges: ascending. As a function of the ridge the error falls and then rises, so they are
+    tried from the middle on, each way until one gains less than a thousandth at every k.
+    """
+    curves = [_curves(fold, units, order) for fold, order in zip(folds, orders, strict=True)]
+
+    def mean(ridge: float) -> Tensor:
+        return torch.stack([curve(ridge) for curve in curves]).mean(dim=0)
+
+    middle = len(ridges) // 2
+    best = mean(ridges[middle])
+    for way in (ridges[middle + 1 :], ridges[:middle][::-1]):
+        for ridge in way:
+            found = mean(ridge)
+            gained = bool((found < (1 - _GAIN) * best).any())
+            best = torch.minimum(best, found)
+            if not gained:
+                break
+    return best
+
+
+def _curves(fold: Fold, units: int, order: Tensor) -> Callable[[float], Tensor]:
+    """The function from a ridge to its curve. What all ridges have in common is computed once."""
     p = fold.seen.shape[0] // units
     keep = features(order, p)
     seen, unseen, gram = (matrix[keep[:, None], keep] for matrix in (fold.seen, fold.unseen, fold.gram))
     scale = float(seen.diagonal().mean())
     scale = scale if scale > 0 else 1.0
     root, half = root_of(gram), _lower(unseen)
-    curves = []
-    for ridge in ridges:
+
+    def curve(ridge: float) -> Tensor:
         if not ridge > 0:
             raise InputError(f"a ridge of a held-out curve must be above zero, not {ridge}.")
         factor = None
@@ -65,8 +97,9 @@ def held_out_curve(
             system = seen.clone()
             system.diagonal().add_(ridge * scale)
             factor = cholesky(system)
-        curves.append(_tails(root, half, factor)[::p].clamp_min(0))
-    return torch.stack(curves)
+        return _tails(root, half, factor)[::p].clamp_min(0)
+
+    return curve
 
 
 def _lower(second: Float[Tensor, "f f"]) -> Float[Tensor, "f r"]:
