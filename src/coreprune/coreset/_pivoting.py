@@ -1,78 +1,144 @@
 """Pivoting one unit at a time on a pair of matrices. Both greedy searches of `functional.py` use it.
 
-A pair (A, F) describes one reader of n units with p features each. A (n·p, n·p) is positive definite, and F is
-(J, n·p). Pivoting on the features B of one unit means
+A pair (A, H) describes one reader of n units with p features each. Both are (n·p, n·p), A is positive definite and
+H = FᵀF for a matrix F that is never formed. Pivoting on the features B of one unit means
 
-    A ← A − A_:B A_BB⁻¹ A_B:,    F ← F − F_:B A_BB⁻¹ A_B:,    with the gain tr(A_BB⁻¹ F_:Bᵀ F_:B).
+    A ← A − A_:B A_BB⁻¹ A_B:,    F ← F − F_:B A_BB⁻¹ A_B:,    with the gain tr(A_BB⁻¹ H_BB).
 
-Let G = VᵀV. Starting from (K, VK) gives forward selection: A is always the residual R_S, F is V R_S, and the gain
-tr(R_BB⁻¹ (R G R)_BB) is the amount by which adding the unit lowers tr(G R_S). Starting from (K⁻¹, V) gives backward
+Let G = VᵀV. Starting from (K, KGK) gives forward selection: A is always the residual R_S, F is V R_S, and the gain
+tr(R_BB⁻¹ (R G R)_BB) is the amount by which adding the unit lowers tr(G R_S). Starting from (K⁻¹, G) gives backward
 elimination: A is always the inverse of K_SS, F holds the refit weights of the remaining units, and the gain is the
 amount by which removing the unit raises tr(G R_S).
 
-With A_BB = LLᵀ, y = L⁻¹A_B: and φ = L⁻¹F_:Bᵀ, the updates are A −= yᵀy, F −= φᵀy. They are collected in a panel and
-applied together, as in LAPACK's blocked Cholesky. Each step updates only its own rows and the diagonal blocks of A and
-FᵀF, which give all gains.
+With A_BB = LLᵀ, y = L⁻¹A_B: and z = L⁻¹H_B: − ½ L⁻¹H_BB L⁻ᵀ y, the updates are A −= yᵀy, H −= yᵀz + zᵀy. They are
+collected in a panel and applied together, as in LAPACK's blocked Cholesky. So nearly all work is in products of
+matrices, about 2(n·p)³ operations in all. Each step computes only its own rows of A and H, and keeps their diagonal
+blocks up to date, which give all gains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import reduce
 
 import torch
 
-from coreprune._shapes import Float, Int, Tensor
+from coreprune._shapes import Bool, Float, Int, Tensor
 
-PANELS = 16  # measured at 64..512 units: 8 to 32 are equally fast
-FADED = 1e-6  # when the blocks of FᵀF shrink by this factor within one panel, they are recomputed
+PANEL = 192  # rows; measured at 256 to 4,096 features: 128 to 256 are equally fast
+FADED = 1e-6  # when the blocks of H have shrunk by this factor, and H can be computed afresh, it is
+_SMALL = 512  # features; smaller updates are one product, because copying a triangle costs as much as computing it
 
 
 class Pair:
-    """One reader's A (f, f), F (J, f) and `charge` (n,), which is subtracted from the gains. Pivoting changes it."""
+    """One reader's A and H, and `charge` (n,), which is subtracted from the gains. The tensors that it gets stay as they
+    are.
 
-    def __init__(self, a: Float[Tensor, "f f"], f: Float[Tensor, "J f"], charge: Float[Tensor, " n"]):
-        self.a, self.f, self.charge = a, f, charge
+    h: None stands for zero. root: V, if H is always A VᵀV A. H falls to rounding errors where A does, and is then
+    computed from A.
+    """
+
+    def __init__(
+        self,
+        a: Float[Tensor, "f f"],
+        h: Float[Tensor, "f f"] | None,
+        charge: Float[Tensor, " n"],
+        root: Float[Tensor, "J f"] | None = None,
+    ):
+        self.a, self.h, self.charge, self.root = a, h, charge, root
         self.p = a.shape[0] // charge.numel()
+        self.panel = max(1, PANEL // self.p)  # units
+        if h is None and root is not None:
+            self._renew()
         self._restart()
+        # A_BB falls as units are pivoted on, so an inverse of an earlier A_BB gives a gain that is not too large.
+        self.inverse = 1 / self.blocks if self.p == 1 else torch.cholesky_inverse(torch.linalg.cholesky(self.blocks))
+
+    def _renew(self) -> None:
+        assert self.root is not None
+        f = self.root @ self.a
+        self.h = f.mT @ f
 
     def _restart(self) -> None:
-        """Start an empty panel, with the diagonal blocks computed from A and F themselves."""
-        units, p = self.charge.numel(), self.p
-        self.y = self.a.new_zeros(0, self.a.shape[0])
-        self.phi = self.a.new_zeros(0, self.f.shape[0])
+        """Start an empty panel, with the diagonal blocks computed from A and H themselves."""
+        units, features = self.charge.numel(), self.a.shape[0]
+        self.used = 0
+        self.y, self.z = (self.a.new_empty(self.panel * self.p, features) for _ in range(2))
         self.blocks = diagonal_blocks(self.a, units)
-        by_unit = self.f.view(-1, units, p).transpose(0, 1)  # (units, J, p)
-        self.grams = by_unit.mT @ by_unit
+        self.grams = torch.zeros_like(self.blocks) if self.h is None else diagonal_blocks(self.h, units)
         self.start = float(self.grams.abs().max())
 
     @property
     def stale(self) -> bool:
-        """Whether the blocks of FᵀF have become so small that they may consist of rounding errors."""
-        return float(self.grams.abs().max()) < FADED * self.start
+        """Whether the blocks of H have become so small that they may consist of rounding errors."""
+        return self.root is not None and float(self.grams.abs().max()) < FADED * self.start
 
     def pivot(self, unit: int) -> None:
         """Pivot on one unit and store the update in the panel. Its blocks become those of a unit without features."""
-        columns = slice(unit * self.p, (unit + 1) * self.p)
-        y_old = self.y[:, columns]
+        p, used, columns = self.p, self.used, slice(unit * self.p, (unit + 1) * self.p)
+        y_old, z_old = self.y[:used], self.z[:used]
+        y_here, z_here = y_old[:, columns], z_old[:, columns]
         factor = torch.linalg.cholesky(self.blocks[unit])
-        y = torch.linalg.solve_triangular(factor, self.a[columns] - y_old.mT @ self.y, upper=False)  # (p, f)
-        phi = torch.linalg.solve_triangular(factor, self.f[:, columns].mT - y_old.mT @ self.phi, upper=False)  # (p, J)
-        z = phi @ self.f - (phi @ self.phi.mT) @ self.y - 0.5 * (phi @ phi.mT) @ y  # (p, f)
-        y_units, z_units = (rows.view(self.p, -1, self.p).transpose(0, 1) for rows in (y, z))  # (units, p, p)
-        cross = y_units.mT @ z_units
-        self.blocks -= y_units.mT @ y_units
-        self.grams -= cross + cross.mT
-        self.blocks[unit], self.grams[unit] = torch.eye(self.p, dtype=y.dtype, device=y.device), 0.0
-        self.y, self.phi = torch.cat([self.y, y]), torch.cat([self.phi, phi])
+        both = torch.cat([y_here, z_here], dim=1).mT @ y_old  # (2p, f), so that y is read once
+        y = torch.linalg.solve_triangular(factor, self.a[columns] - both[:p], upper=False)  # (p, f)
+        self.blocks -= _by_unit(y, y)
+        self.blocks[unit] = torch.eye(p, dtype=y.dtype, device=y.device)
+        if self.h is not None:
+            rows = torch.addmm(self.h[columns] - both[p:], y_here.mT, z_old, alpha=-1)
+            rows = torch.linalg.solve_triangular(factor, rows, upper=False)
+            inner = torch.linalg.solve_triangular(factor, rows[:, columns].mT, upper=False)  # L⁻¹H_BB L⁻ᵀ
+            z = torch.addmm(rows, inner, y, alpha=-0.5)
+            cross = _by_unit(y, z)
+            self.grams -= cross + cross.mT
+            self.grams[unit] = 0.0
+            self.z[used : used + p] = z
+        self.y[used : used + p] = y
+        self.used += p
 
-    def flush(self, free: Tensor) -> None:
-        """Apply the panel, and drop the units that are not free. free: (n,) bool."""
+    def flush(self, free: Bool[Tensor, " n"]) -> None:
+        """Apply the panel, and drop the units that are not free."""
         keep = free.repeat_interleave(self.p).nonzero()[:, 0]
-        y = self.y[:, keep]
-        self.a = self.a[keep[:, None], keep].addmm_(y.mT, y, alpha=-1)
-        self.f = self.f[:, keep].addmm_(self.phi.mT, y, alpha=-1)
-        self.charge = self.charge[free]
+        y, z, renew = self.y[: self.used, keep], self.z[: self.used, keep], self.stale
+        self.a = _less(self.a[keep[:, None], keep], y, y)
+        self.charge, self.inverse = self.charge[free], self.inverse[free]
+        self.root = None if self.root is None else self.root[:, keep]
+        if renew:
+            self._renew()
+        elif self.h is not None:
+            self.h = _less(self.h[keep[:, None], keep], torch.cat([y, z]), torch.cat([z, y]))
         self._restart()
+
+    def bounds(self) -> Float[Tensor, " n"]:
+        """A lower bound of the gain of every unit, which is the gain itself if p = 1."""
+        if self.p == 1:
+            return gain(self)
+        return (self.inverse * self.grams).sum(dim=(1, 2)) - self.charge
+
+    def sharpened(self, units: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """The gains of some units."""
+        self.inverse[units] = torch.cholesky_inverse(torch.linalg.cholesky_ex(self.blocks[units]).L)
+        return (self.inverse[units] * self.grams[units]).sum(dim=(1, 2)) - self.charge[units]
+
+
+def _by_unit(y: Float[Tensor, "p f"], z: Float[Tensor, "p f"]) -> Float[Tensor, "n p p"]:
+    """The diagonal blocks of yᵀz."""
+    if len(y) == 1:
+        return (y * z).view(-1, 1, 1)
+    y, z = (rows.view(len(rows), -1, len(rows)).transpose(0, 1) for rows in (y, z))  # (n, p, p)
+    return y.mT @ z
+
+
+def _less(matrix: Float[Tensor, "f f"], left: Float[Tensor, "q f"], right: Float[Tensor, "q f"]) -> Tensor:
+    """matrix −= leftᵀ right in place, where both are symmetric: blocks off the diagonal are computed once."""
+    f = matrix.shape[0]
+    if f <= _SMALL:
+        return matrix.addmm_(left.mT, right, alpha=-1)
+    half = f // 2
+    _less(matrix[:half, :half], left[:, :half], right[:, :half])
+    _less(matrix[half:, half:], left[:, half:], right[:, half:])
+    matrix[half:, :half].addmm_(left[:, half:].mT, right[:, :half], alpha=-1)
+    matrix[:half, half:] = matrix[half:, :half].mT
+    return matrix
 
 
 def diagonal_blocks(matrix: Float[Tensor, "f f"], units: int) -> Float[Tensor, "n p p"]:
@@ -82,7 +148,7 @@ def diagonal_blocks(matrix: Float[Tensor, "f f"], units: int) -> Float[Tensor, "
 
 
 def gain(pair: Pair) -> Float[Tensor, " n"]:
-    """Return tr(A_BB⁻¹ (FᵀF)_BB) minus the charge, for every unit."""
+    """Return tr(A_BB⁻¹ H_BB) minus the charge, for every unit."""
     if pair.p == 1:
         return (pair.grams / pair.blocks)[:, 0, 0] - pair.charge
     solved = torch.cholesky_solve(pair.grams, torch.linalg.cholesky_ex(pair.blocks).L)
@@ -94,36 +160,55 @@ def log_det(pair: Pair) -> Float[Tensor, " n"]:
     return 2 * torch.linalg.cholesky_ex(pair.blocks).L.diagonal(dim1=1, dim2=2).log().sum(dim=1)
 
 
-def pivot_all(
-    pairs: list[Pair],
-    score: Callable[[Pair], Tensor],
-    *,
-    largest: bool = True,
-    layers: Int[Tensor, " n"] | None = None,
-) -> Int[Tensor, " n"]:
-    """Pivot on the unit with the largest (or smallest) total score until none is left. Return that order, (n,) int64.
+Pick = Callable[[list[Pair], Int[Tensor, " m"], Bool[Tensor, " m"]], int]
 
-    layers: units of a lower layer come before those of a higher one.
 
-    Ties go to the lower index. The pairs are changed. Each step costs O(n·p·(n·p + J)·p), with n the number of
-    remaining units.
+def largest(score: Callable[[Pair], Tensor], layers: Int[Tensor, " n"] | None = None) -> Pick:
+    """Pick the unit with the largest total score. Units of a lower layer come before those of a higher one."""
+
+    def pick(pairs: list[Pair], left: Tensor, free: Tensor) -> int:
+        first = free
+        if layers is not None:
+            layer = layers[left]
+            first = free & (layer == layer[free].min())
+        return int(torch.where(first, _total(score(pair) for pair in pairs), -torch.inf).argmax())
+
+    return pick
+
+
+def least_gain(pairs: list[Pair], left: Tensor, free: Tensor) -> int:  # noqa: ARG001 (one signature)
+    """Pick the unit with the smallest total gain. Of units of several features, only few gains are computed."""
+    bounds = torch.where(free, _total(pair.bounds() for pair in pairs), torch.inf)
+    least = bounds.argmin()
+    if all(pair.p == 1 for pair in pairs):
+        return int(least)
+    reached = _total(pair.sharpened(least[None]) for pair in pairs)
+    close = (bounds <= reached).nonzero()[:, 0]  # no other unit can have a gain as small
+    return int(close[_total(pair.sharpened(close) for pair in pairs).argmin()])
+
+
+def _total(scores: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, scores)
+
+
+def pivot_all(pairs: list[Pair], pick: Pick) -> Int[Tensor, " n"]:
+    """Pivot on the unit that `pick` names until none is left. Return that order, (n,) int64.
+
+    pick: gets the pairs, which unit each of their m blocks belongs to, and which of them are free. It names the block.
+    Ties go to the lower index. The pairs are changed.
     """
     units = pairs[0].charge.numel()
-    left = torch.arange(units, device=pairs[0].a.device)  # which unit each block of the matrices belongs to
-    layers = torch.zeros_like(left) if layers is None else layers
+    left = torch.arange(units, device=pairs[0].a.device)
     free = torch.ones_like(left, dtype=torch.bool)
-    worst = -torch.inf if largest else torch.inf
+    panel = min(pair.panel for pair in pairs)
     taken: list[Tensor] = []
     since = 0
     for _ in range(units):
-        if since and (since * PANELS >= units or any(pair.stale for pair in pairs)):
+        if since == panel or (since and any(pair.stale for pair in pairs)):
             for pair in pairs:
                 pair.flush(free)
             left, free, since = left[free], free[free], 0
-        scores = torch.stack([score(pair) for pair in pairs]).sum(dim=0)
-        layer = layers[left]
-        scores = torch.where(free & (layer == layer[free].min()), scores, worst)
-        unit = int(scores.argmax() if largest else scores.argmin())
+        unit = pick(pairs, left, free)
         taken.append(left[unit])
         free[unit] = False
         since += 1

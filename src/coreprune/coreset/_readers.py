@@ -17,7 +17,9 @@ from coreprune.errors import InputError
 EPS = 2.0**-52
 LEAST_RIDGE = 1e-9  # times the mean variance; with less, rounding in the inverse of a singular K would pick the units
 DEAD = 1e-14  # times the mean variance of a reader; a feature that varies less is constant up to rounding
+_ROWS = 256  # of a matrix that are compared with its columns at once
 SYMMETRY = 1e-6  # times the largest entry; moments accumulated in float32 are off by less
+GRAM = "a gram matrix"
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class Moments:
 class ScaledReader:
     """One reader after scaling: K has a mean diagonal of 1, and G is scaled inversely, so that tr(GK) is unchanged.
 
-    covariance: (f, f) K, without the ridge. root: (J, f) V with VᵀV = G, J = rank G. ridge: λ. units: n, so f = n·p.
+    covariance: (f, f) K, without the ridge. gram: (f, f) G. ridge: λ. units: n, so f = n·p.
     """
 
     covariance: Float[Tensor, "f f"]
-    root: Float[Tensor, "J f"]
+    gram: Float[Tensor, "f f"]
     ridge: float
     units: int
 
@@ -63,6 +65,11 @@ class ScaledReader:
         """L, lower triangular, with K + λ = LLᵀ. Raises InputError where K is not positive semi-definite."""
         return cholesky(self.ridged)
 
+    @cached_property
+    def root(self) -> Float[Tensor, "J f"]:
+        """V with VᵀV = G, J = rank G."""
+        return root_of(self.gram)
+
     @property
     def alive(self) -> Bool[Tensor, " n"]:
         """Which units have a feature that varies."""
@@ -71,29 +78,29 @@ class ScaledReader:
     @property
     def charge(self) -> Float[Tensor, " n"]:
         """λ tr(G_BB): the amount that the ridge adds to tr(G R_S) for a unit outside S, whatever the refit."""
-        return self.ridge * self.root.square().sum(dim=0).view(self.units, self.p).sum(dim=1)
+        return self.ridge * self.gram.diagonal().view(self.units, self.p).sum(dim=1)
 
     def restricted(self, units: Int[Tensor, " s"]) -> ScaledReader:
         """The same reader on the given units only, in the given order."""
         if torch.equal(units, torch.arange(self.units, device=units.device)):
             return self
         keep = features(units, self.p)
-        return ScaledReader(self.covariance[keep[:, None], keep], self.root[:, keep], self.ridge, units.numel())
+        covariance, gram = (matrix[keep[:, None], keep] for matrix in (self.covariance, self.gram))
+        return ScaledReader(covariance, gram, self.ridge, units.numel())
 
     def forward(self) -> Pair:
         """The start of forward selection."""
-        ridged = self.ridged
-        return Pair(ridged, self.root @ ridged, self.charge)
+        return Pair(self.ridged, None, self.charge, self.root)
 
     def backward(self) -> Pair:
         """The start of backward elimination."""
-        return Pair(torch.cholesky_inverse(self.factor), self.root.clone(), self.charge)
+        return Pair(torch.cholesky_inverse(self.factor), self.gram, self.charge)
 
     def curve(self, order: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
         """ê(k) for the first k of `order`, (n+1,). If K + λ = LLᵀ in that order, tr(G R_k) = Σ_{j>k·p} ‖V l_j‖²."""
         inside = self.restricted(order)
-        steps = (inside.root @ inside.factor).square().sum(dim=0) - self.ridge * inside.root.square().sum(dim=0)
-        return _tails(steps.view(self.units, self.p).sum(dim=1))
+        loads = self.root[:, features(order, self.p)] @ inside.factor
+        return _tails(loads.square().sum(dim=0).view(self.units, self.p).sum(dim=1) - inside.charge)
 
     def floor(self) -> Float[Tensor, " m"]:
         """T10: the sum of the eigenvalues of VKVᵀ (equally of G^{1/2}KG^{1/2}) beyond the (k·p)-th, (n+1,)."""
@@ -170,12 +177,23 @@ def as_readers(moments: Sequence[Moments], units: int, ridge: float) -> list[Sca
 
 
 def _scaled(covariance: Tensor, gram: Tensor, units: int, ridge: float) -> ScaledReader:
+    """The reader; overwrites the matrices."""
     size = float(covariance.diagonal().mean())
     size = size if size > 0 else 1.0
     least = max(LEAST_RIDGE, 4 * EPS * covariance.shape[0] ** 2)  # the rounding error of K⁻¹ grows with its size
-    reader = ScaledReader(covariance / size, root_of(gram) * math.sqrt(size), max(ridge, least), units)
+    _check_semidefinite(gram)
+    reader = ScaledReader(covariance.div_(size), gram.mul_(size), max(ridge, least), units)
     reader.factor  # noqa: B018 - raises for an indefinite covariance
     return reader
+
+
+def _check_semidefinite(gram: Tensor) -> None:
+    """Raise InputError if a gram matrix has a negative eigenvalue beyond what rounding makes of a zero."""
+    shifted = gram.clone()
+    size = float(gram.diagonal().sum()) or float(gram.abs().max())
+    shifted.diagonal().add_(SYMMETRY * size or 1.0)
+    if int(torch.linalg.cholesky_ex(shifted).info):
+        raise _indefinite(GRAM)
 
 
 def _symmetric(matrix: Tensor, name: str, units: int) -> Tensor:
@@ -185,15 +203,24 @@ def _symmetric(matrix: Tensor, name: str, units: int) -> Tensor:
             f"{name} must be square with the same number of features for each of the {units} units, "
             f"but its shape is {tuple(matrix.shape)}."
         )
-    slack = SYMMETRY * float(matrix.abs().max())
-    if float((matrix - matrix.mT).abs().max()) > slack:
+    slack = SYMMETRY * max(float(matrix.max()), -float(matrix.min()))
+    out, apart = torch.empty_like(matrix), 0.0
+    for rows, columns, half in zip(matrix.split(_ROWS), matrix.split(_ROWS, dim=1), out.split(_ROWS), strict=True):
+        apart = max(apart, float((rows - columns.mT).abs().max()))
+        torch.add(rows, columns.mT, out=half).div_(2)
+    if apart > slack:
         raise InputError(f"{name} is not symmetric.")
     if float(matrix.diagonal().min()) < -slack:
         raise InputError(f"{name} has a negative diagonal entry, so it is not positive semi-definite.")
-    return (matrix + matrix.mT) / 2
+    return out
 
 
-def root_of(gram: Tensor) -> Tensor:
+def _indefinite(name: str) -> InputError:
+    hint = ": pass VᵀWV with weights W ≥ 0." if name == GRAM else "."
+    return InputError(f"{name} is not positive semi-definite{hint}")
+
+
+def root_of(gram: Tensor, name: str = GRAM) -> Tensor:
     """V (rank, f) with VᵀV = G, by a Cholesky factorisation with diagonal pivoting (LAPACK's pstrf, on the CPU)."""
     from scipy.linalg import get_lapack_funcs
 
@@ -205,7 +232,7 @@ def root_of(gram: Tensor) -> Tensor:
         root[:, torch.from_numpy(pivots.astype("int64")) - 1] = torch.from_numpy(factor[:rank]).triu()
     trace = float(gram.diagonal().sum())
     if abs(float(root.square().sum()) - trace) > SYMMETRY * gram.shape[0] * abs(trace):
-        raise InputError("a gram matrix is not positive semi-definite: pass VᵀWV with weights W ≥ 0.")
+        raise _indefinite(name)
     return root.to(gram.device)
 
 

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
-from coreprune.coreset._pivoting import diagonal_blocks, gain, log_det, pivot_all
+from coreprune.coreset._pivoting import Pair, diagonal_blocks, gain, largest, least_gain, log_det, pivot_all
 from coreprune.coreset._readers import Moments, ScaledReader, alive, as_readers, curve, features
 from coreprune.coreset.bounds import Certificate
 from coreprune.errors import InputError
@@ -58,7 +58,13 @@ def functional_order(
     moments: Sequence[Moments], units: int, *, ridge: float = 1e-4, search: Search = "best"
 ) -> Int[Tensor, " n"]:
     """Return only the order of `functional_coreset`, (n,) int64, without the error curve and the floor."""
-    return _searched(as_readers(moments, units, ridge), search)
+    ways = _ways(search)
+    readers = as_readers(moments, units, ridge)
+    if len(ways) > 1:
+        return _best(readers, ways)
+    start = _start(readers, ways[0])
+    del readers  # each of its matrices may be a gigabyte
+    return _found(*start)
 
 
 def functional_coreset(
@@ -79,32 +85,43 @@ def functional_coreset(
         error of that refit, and equals the least-squares error at λ = 0. A ridge below 1e-9 (4·2⁻⁵²·f² from f = 1,061
         features on) is raised to that value.
 
-    Units whose features are all constant come last. Takes O((n·p)³) time and memory for about 5 matrices of the size of
-    K. Runs on the device of the covariances.
+    Units whose features are all constant come last. Takes about 3 products of matrices of the size of K for a search, and
+    memory for about 5 of them. Runs on the device of the covariances.
 
     Raises InputError for an unknown search, a negative ridge, moments that are empty, non-finite, not symmetric or
     indefinite, and shapes that do not fit `units`.
     """
+    ways = _ways(search)
     readers = as_readers(moments, units, ridge)
-    order = _searched(readers, search)
+    order = _best(readers, ways)
     return _coreset(readers, order, curve(readers, order))
 
 
-def _searched(readers: list[ScaledReader], search: Search) -> Tensor:
-    """The order that the search finds, with constant units last."""
+def _ways(search: Search) -> tuple[str, ...]:
     if search not in get_args(Search):
         raise InputError(f"unknown search {search!r}; known: {', '.join(get_args(Search))}.")
+    return ("forward", "backward") if search == "best" else (search,)
+
+
+def _best(readers: list[ScaledReader], ways: Sequence[str]) -> Tensor:
+    """The order with the lower curve, of those that the searches find."""
+    found = [_found(*_start(readers, way)) for way in ways]
+    return found[0] if len(found) == 1 else min(found, key=lambda order: _level(curve(readers, order)))
+
+
+def _start(readers: list[ScaledReader], way: str) -> tuple[str, list[Pair], Tensor, Tensor]:
+    """The start of a search over the units that vary, which they are, and the others."""
     live, dead = _split(readers)
-    inside = [reader.restricted(live) for reader in readers]
-    found: list[Tensor] = []
-    for way in ("forward", "backward"):
-        if search in (way, "best") and live.numel():
-            pairs = [reader.forward() if way == "forward" else reader.backward() for reader in inside]
-            order = pivot_all(pairs, gain, largest=way == "forward")
-            found.append(torch.cat([live[order if way == "forward" else order.flip(0)], dead]))
-    if len(found) < 2:
-        return found[0] if found else dead
-    return min(found, key=lambda order: _level(curve(readers, order)))
+    inside = [reader.restricted(live) for reader in readers] if live.numel() else []
+    return way, [reader.forward() if way == "forward" else reader.backward() for reader in inside], live, dead
+
+
+def _found(way: str, pairs: list[Pair], live: Tensor, dead: Tensor) -> Tensor:
+    """The order that the search finds, with constant units last."""
+    if not live.numel():
+        return dead
+    order = pivot_all(pairs, largest(gain) if way == "forward" else least_gain)
+    return torch.cat([live[order if way == "forward" else order.flip(0)], dead])
 
 
 def d_optimal(moments: Sequence[Moments], units: int, *, ridge: float = 1e-4) -> FunctionalCoreset:
@@ -127,7 +144,8 @@ def d_optimal(moments: Sequence[Moments], units: int, *, ridge: float = 1e-4) ->
     order = dead
     if live.numel():
         weighted = [_weighted(reader.restricted(live)) for reader in readers]
-        order = torch.cat([live[pivot_all([w.forward() for w in weighted], log_det, layers=_layers(weighted))], dead])
+        pairs = [Pair(each.ridged, None, each.charge) for each in weighted]
+        order = torch.cat([live[pivot_all(pairs, largest(log_det, _layers(weighted)))], dead])
     return _coreset(readers, order, curve(readers, order))
 
 
@@ -296,10 +314,10 @@ def _level(errors: Tensor) -> float:
 def _weighted(reader: ScaledReader) -> ScaledReader:
     """The reader with every unit's features multiplied by the unit's outgoing size, and without other weights."""
     p = reader.p
-    size = reader.root.square().sum(dim=0).view(-1, p).sum(dim=1).sqrt().repeat_interleave(p)
+    size = reader.gram.diagonal().view(-1, p).sum(dim=1).sqrt().repeat_interleave(p)
     covariance = size[:, None] * reader.covariance * size
     scale = float(covariance.diagonal().mean())
-    return ScaledReader(covariance / (scale if scale > 0 else 1.0), reader.root[:0], reader.ridge, reader.units)
+    return ScaledReader(covariance / (scale if scale > 0 else 1.0), reader.gram, reader.ridge, reader.units)
 
 
 def _layers(readers: list[ScaledReader]) -> Int[Tensor, " n"]:

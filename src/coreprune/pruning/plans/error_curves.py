@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coreprune.coreset import FunctionalCoreset, held_out_curve, in_order, map_errors
+from coreprune.coreset import FunctionalCoreset, in_order, map_errors
 from coreprune.coreset._readers import features
-from coreprune.coreset.held_out import RIDGES
+from coreprune.coreset.held_out import RIDGES, least_held_out
 from coreprune.graph import Group
 from coreprune.pruning.allocation.curves import balanced
 from coreprune.pruning.layer.weights import LayerWeights, Reader
@@ -60,12 +60,11 @@ def held_out(
     if selector.reads:  # an order that goes by the queries must not have seen those that measure the error
         halves = [[replace(r, covariance=r.folds[i].seen) for r in layer.readers] for i in range(ways)]
         orders = [ranking_of(selector, replace(layer, readers=tuple(half)), generator).order for half in halves]
+    orders = [balanced(order, group) for order in orders]
     units, total = group.size // group.unit, 0.0
     for reader in layer.readers:
-        pairs = zip(reader.folds[:ways], orders, strict=True)
-        curves = torch.stack([held_out_curve(fold, units, balanced(order, group), ridges) for fold, order in pairs])
         scale = over_patches(reader, units, balanced(ranking.order, group))
-        total = total + scale * curves.mean(dim=0).amin(dim=0)
+        total = total + scale * least_held_out(reader.folds[:ways], units, orders, ridges)
     assert isinstance(total, Tensor)
     return total.cummin(dim=0).values
 

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 from coreprune._shapes import Tensor
-from coreprune.coreset import Coreset, Moments, d_optimal, exchanged, functional_order, held_out_curve
+from coreprune.coreset import Coreset, Moments, d_optimal, exchanged, functional_order
 from coreprune.coreset.functional import Search
+from coreprune.coreset.held_out import least_held_out
 from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.selectors.base import Ranking, ranked
 
@@ -80,8 +81,8 @@ def unseen(readers: tuple[Reader, ...], units: int, kept: Tensor) -> float:
     rest[kept] = False
     order, total = torch.cat([kept, rest.nonzero()[:, 0]]), 0.0
     for reader in readers:
-        curves = [held_out_curve(fold, units, order)[:, kept.numel()] for fold in reader.folds]
-        total += float(torch.stack(curves).mean(dim=0).min()) if curves else 0.0
+        if reader.folds:
+            total += float(least_held_out(reader.folds, units, [order] * len(reader.folds))[kept.numel()])
     return total
 
 
