@@ -115,7 +115,7 @@ PLACES = (
     "graph.check.compare",
     "graph.check.zeroed",
     "pruning.calibration.calibration.capture",
-    "pruning.calibration.statistics._one_batch",
+    "pruning.calibration.statistics.add",
     "pruning.stages.rank",
     "pruning.stages.decide",
     "pruning.stages.pour_",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph import Captured, Group, Removed, Traced, capture, find_groups, probe, remove
 from coreprune.graph.check import IN_TRAINING
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.calibration.statistics import Collect, collect_readers
+from coreprune.pruning.calibration.sites import Collect
+from coreprune.pruning.calibration.statistics import Read, collect_readers
 from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
@@ -204,13 +205,12 @@ def prune_to(traced: Traced, settings: Settings, calibration: Calibration | None
 
     If the model does not run without some channels of a group, that group stays whole, and the others meet the budget.
     """
-    readers = {}
+    readers: Iterator[Read] = iter(())
     if calibration is not None:
-        with clock("statistics"):
-            generator = torch.Generator().manual_seed(settings.seed)
-            readers = collect_readers(traced, calibration, Collect(), generator, clock.tell)
+        generator = torch.Generator().manual_seed(settings.seed)
+        readers = collect_readers(traced, calibration, Collect(), generator, clock.tell)
     with clock("select"):
-        ranked = rank(traced, settings.method, readers, settings.seed, clock.tell)
+        ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell)
     while True:
         with clock("allocate"):
             decisions = decide(traced, ranked, settings.budget, settings.cost, clock.tell)
@@ -252,7 +252,7 @@ def _mixes(pruned: Pruned, calibration: Calibration) -> dict[str, Mix]:
     for decision in pruned.decisions.values():
         if decision.coreset is not None and decision.coreset.merge is None:
             kept = decision.coreset.indices.cpu()
-            found |= mix_of(decision.group, decision.layer.readers, kept, calibration.operators)
+            found |= mix_of(decision.group, decision.readers, kept, calibration.operators)
     return found
 
 
@@ -308,7 +308,7 @@ def make_report(
         change = embedded(traced, pruned.removed, calibration.operators)
     rows = tuple(
         replace(
-            group_report(traced.captured, pruned.decisions[g.name], change, settings.delta)
+            group_report(traced, pruned.decisions[g.name], change, settings.delta)
             if g.locked_because is None
             else GroupReport(g.name, g.size, g.size, g.unit, locked_because=g.locked_because),
             macs=(made[g.name], made_after[g.name]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from coreprune.pruning.calibration.familiar import familiar
 from coreprune.pruning.calibration.padding import Padding, padding
 from coreprune.pruning.calibration.wider import other_words
 from coreprune.pruning.layer.linear_maps import Operator, operators
+from coreprune.pruning.memory import Shelf
 from coreprune.queries import Queries, make_queries
 from coreprune.queries.spec import is_source
 
@@ -52,7 +53,7 @@ class Calibration:
     operators: its linear maps, by the name of their weight. batches: the queries in batches, (args, kwargs) each.
     given: all that were made for these steps, or given by the caller. useful: whether weights may be fitted on them.
     padding: which tokens of every batch are padding; empty if that was not looked for. kinds: which kind of queries is
-    in every batch, from 0 on; empty if there is one.
+    in every batch, from 0 on; empty if there is one. shelf: keeps what the model computes on the queries.
     """
 
     queries: Queries
@@ -64,6 +65,7 @@ class Calibration:
     useful: bool = True
     padding: tuple[Padding, ...] = ()
     kinds: tuple[int, ...] = ()
+    shelf: Shelf = field(default_factory=Shelf)
 
     def padding_of(self, b: int) -> Padding:
         """Which tokens of a batch are padding."""
