@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py [--only REGEX] [--threads 1] [--fresh]
 
-Llama-shaped decoders with random weights and a small vocabulary, in float32; queries are random tokens; a budget of 75 %
-of the multiply-accumulates, everything else as by default. One child process per row. Peaks are of the process's
+Llama-shaped decoders with random weights and a small vocabulary, in float32; queries are random tokens; a budget of
+75 % of the multiply-accumulates, everything else as by default. One child process per row. Peaks are of the process's
 resident memory, above what it held when the model was made. A row also tells them phase by phase, as the progress calls
 name them. Writes scale.json.
 """
@@ -64,7 +64,7 @@ class Peaks:
     def __init__(self) -> None:
         self.phase, self.found, self.start = "start", dict[str, float](), memory().get("now", 0.0)
 
-    def __call__(self, phase: str, done: int, total: int) -> None:
+    def __call__(self, phase: str, done: int, total: int) -> None:  # noqa: ARG002 (one signature)
         if phase == self.phase:
             return
         self.found[self.phase] = max(self.found.get(self.phase, 0.0), memory().get("peak", 0.0) - self.start)

@@ -122,7 +122,7 @@ PLACES = (
     "pruning.repair.lockstep.fitted",
     "pruning.repair.descent._walked",
     "pruning.safety_net.apart",
-    "pruning.stages.group_report",
+    "pruning.summing_up.group_report",
     "pruning.pipeline.recipe_of",
     "graph.surgery._resize",
 )

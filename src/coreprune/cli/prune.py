@@ -148,6 +148,7 @@ def prune(
     batch_axis: options.BatchAxis = None,
     part: options.Part = None,
     norm_statistics: options.NormStatistics = False,
+    memory: options.Memory = None,
     labelled: Annotated[
         Path | None,
         typer.Option(help="Test samples (.npz with inputs and labels), to measure the accuracy."),
@@ -187,7 +188,7 @@ def prune(
             model, given, budget, chosen, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
-            also=source.further(also), part=part, norm_statistics=norm_statistics,
+            also=source.further(also), part=part, norm_statistics=norm_statistics, memory=memory,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis)
         found_by = {

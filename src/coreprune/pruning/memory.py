@@ -57,14 +57,6 @@ def free_bytes() -> int:
     return _UNKNOWN
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held so far; 0 where the system does not say."""
-    with suppress(OSError, StopIteration, ValueError, IndexError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    return 0
-
-
 def said(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
@@ -116,7 +108,7 @@ class Shelf:
         handle, path = tempfile.mkstemp(dir=self._folder.name)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(memoryview(flat.reshape(-1).view(torch.uint8).numpy()))
+                flat.reshape(-1).view(torch.uint8).numpy().tofile(file)
             mapped = torch.from_file(path, shared=False, size=flat.numel(), dtype=flat.dtype)
         except OSError as error:
             raise InputError(

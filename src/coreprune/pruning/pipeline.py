@@ -17,17 +17,20 @@ from coreprune.graph import Recipe, Traced, adopt, recipe_of
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
-from coreprune.pruning.calibration.calibration import Asked, gather
+from coreprune.pruning.calibration.calibration import Asked, Calibration, gather
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
+from coreprune.pruning.memory import Shelf, bytes_of
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
-from coreprune.pruning.reporting.report import Compared, Report
+from coreprune.pruning.reporting.report import Compared, Memory, Report
 from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
-from coreprune.pruning.stages import exclude_names, make_report, prune_to, repair_, trace
+from coreprune.pruning.stages import prune_to, repair_
+from coreprune.pruning.summing_up import make_report
+from coreprune.pruning.tracing import exclude_names, trace
 from coreprune.pruning.validate import (
     check_also,
     check_cost,
@@ -96,6 +99,7 @@ def prune(
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
+    memory: int | str | None = None,
 ) -> Result:
     """Make a model physically smaller without data.
 
@@ -143,6 +147,9 @@ def prune(
         over, such as the residual stream of a transformer. Its mean and variance are then taken over fewer channels,
         so the result is not the original without these channels, and is run but not compared; the repair does the
         rest.
+    memory: about how much memory the work may take beside the model, in bytes or as text such as "8GiB"; half of what
+        is free by default. What the model computes on the queries, and moments that are needed again, lie in files in
+        the folder for temporary files (TMPDIR) as far as they do not fit. The result is the same, up to rounding.
 
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
@@ -155,6 +162,7 @@ def prune(
     training = _distill_options(distill, queries, checkpoint)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
+    most = bytes_of(memory)
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
@@ -178,6 +186,7 @@ def prune(
             cost=cost,
             batch_axis=batch_axis,
             norm_statistics=norm_statistics,
+            memory=memory,
         )
         calibration = None
         by_queries = queries is not None and _by_queries(selector, budget)
@@ -185,7 +194,7 @@ def prune(
             if options is None and training is None:
                 _say_what_queries_are_for(selector, queries)
             with clock("queries"):
-                calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
+                calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache, most), seed, clock.tell)
         pruned = prune_to(traced, settings, calibration, clock)
         if calibration is not None and options is not None and calibration.useful:
             with clock("repair"):
@@ -209,7 +218,7 @@ def prune(
                 )
         with clock("certify"):
             report = make_report(pruned, settings, calibration, compared)
-        report = replace(report, seconds=clock.seconds)
+        report = replace(report, seconds=clock.seconds, memory=_used(most, calibration, clock))
         recipe = replace(recipe_of(traced.model, small), plain=traced.plain)
         rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
     if inplace:  # the last step, so that a failure before it leaves the given model unchanged
@@ -237,12 +246,14 @@ def make_plan(
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
+    memory: int | str | None = None,
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     del part  # `of_a_part` has done what it asks for
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
+    most = bytes_of(memory)
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
@@ -251,11 +262,16 @@ def make_plan(
         _check_affordable(budget, traced, cost)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
-        settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics)
+        settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics, memory=memory)
         calibration = None
         if queries is not None and _by_queries(selector, budget):
-            calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache), seed, clock.tell)
+            calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache, most), seed, clock.tell)
         return prune_to(traced, settings, calibration, clock).plan
+
+
+def _used(most: int, calibration: Calibration | None, clock: Clock) -> Memory:
+    shelf = Shelf() if calibration is None else calibration.shelf
+    return Memory(most, shelf.most, shelf.spilled, clock.peaks)
 
 
 def _say_what_queries_are_for(selector: Selector, queries: Any) -> None:

@@ -45,6 +45,7 @@ class Settings:
     batch_axis: Any = "auto"
     part: str = ""
     norm_statistics: bool = False
+    memory: int | str | None = None
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
@@ -59,6 +60,7 @@ class Settings:
         "batch_axis": "auto",
         "part": "",
         "norm_statistics": False,
+        "memory": None,
     }
 
     def as_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from coreprune.pruning.calibration.statistics import collect_readers
 from coreprune.pruning.layer.read import read_layer
 from coreprune.pruning.plans.decide import rank
 from coreprune.pruning.plans.error_curves import held_out
-from coreprune.pruning.stages import trace
+from coreprune.pruning.tracing import trace
 from coreprune.selectors import L2, Functional
 from features import normal, seen
 from graph.zoo import randomise

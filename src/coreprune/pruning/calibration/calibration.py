@@ -35,13 +35,14 @@ class Asked:
     """What the caller said about the queries, from the arguments of `prune`.
 
     example: `example_inputs`. spec: `queries`, which makes or holds them. n: `n_queries`, or None. cache: a file, or
-    None.
+    None. memory: how much the run may take, in bytes; None for no limit.
     """
 
     example: Any
     spec: Any
     n: int | None = None
     cache: str | Path | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,12 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     found = _in_batches(traced, [queries] if other is None else [queries, other], fresh, given)
     if other is not None:
         found = replace(found, queries=(queries + other).shuffled(generator))
-    return replace(found, useful=useful, padding=padding(found.captured, traced.tensors, found.batches))
+    return replace(
+        found,
+        useful=useful,
+        padding=padding(found.captured, traced.tensors, found.batches),
+        shelf=Shelf(asked.memory),
+    )
 
 
 def _held_back(n: int) -> int:

@@ -1,4 +1,4 @@
-"""What reads a group on the queries: the moments of what it reads, gathered batch by batch, and the reader made of them."""
+"""What reads a group on the queries: its moments, gathered batch by batch, and the reader that is made of them."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class Site:
 
     @property
     def slots(self) -> int:
+        """How many kernel positions a channel has."""
         return self.columns.numel() // (self.units * self.channels)
 
     def split(self, options: Collect) -> bool:
