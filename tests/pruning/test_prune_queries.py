@@ -14,7 +14,7 @@ from coreprune import Budget, certify, prune
 from coreprune._progress import silent
 from coreprune.errors import CoreprunError, InputError
 from coreprune.pruning.calibration.calibration import Asked, gather
-from coreprune.pruning.stages import trace
+from coreprune.pruning.tracing import trace
 from coreprune.queries import (
     BatchNormInversion,
     ClassImpressions,

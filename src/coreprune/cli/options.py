@@ -74,6 +74,14 @@ Tokenizer = Annotated[
         "texts of this machine are among the queries; none leaves them out."
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="About how much memory the work may take beside the model, such as 8GiB. What does not fit lies in files "
+        "in the folder for temporary files. By default half of what is free.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dense = Annotated[
     str | None,

@@ -150,6 +150,7 @@ def prune(
     batch_axis: options.BatchAxis = None,
     part: options.Part = None,
     norm_statistics: options.NormStatistics = False,
+    memory: options.Memory = None,
     labelled: Annotated[
         Path | None,
         typer.Option(help="Test samples (.npz with inputs and labels), to measure the accuracy."),
@@ -196,7 +197,7 @@ def prune(
             model, given, budget, chosen, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
-            also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words,
+            also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words, memory=memory,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis, read)
         found_by = {

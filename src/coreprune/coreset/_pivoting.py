@@ -31,8 +31,7 @@ _SMALL = 512  # features; smaller updates are one product, because copying a tri
 
 
 class Pair:
-    """One reader's A and H, and `charge` (n,), which is subtracted from the gains. The tensors that it gets stay as they
-    are.
+    """One reader's A and H, and `charge` (n,), which is subtracted from the gains. It does not change what it gets.
 
     h: None stands for zero. root: V, if H is always A VᵀV A. H falls to rounding errors where A does, and is then
     computed from A.

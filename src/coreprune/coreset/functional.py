@@ -60,9 +60,10 @@ def functional_order(
     """Return only the order of `functional_coreset`, (n,) int64, without the error curve and the floor."""
     ways = _ways(search)
     readers = as_readers(moments, units, ridge)
-    if len(ways) > 1:
+    first, *others = ways
+    if others:
         return _best(readers, ways)
-    start = _start(readers, ways[0])
+    start = _start(readers, first)
     del readers  # each of its matrices may be a gigabyte
     return _found(*start)
 
@@ -85,7 +86,7 @@ def functional_coreset(
         error of that refit, and equals the least-squares error at λ = 0. A ridge below 1e-9 (4·2⁻⁵²·f² from f = 1,061
         features on) is raised to that value.
 
-    Units whose features are all constant come last. Takes about 3 products of matrices of the size of K for a search, and
+    Units whose features are all constant come last. A search takes about 3 products of matrices of the size of K, and
     memory for about 5 of them. Runs on the device of the covariances.
 
     Raises InputError for an unknown search, a negative ridge, moments that are empty, non-finite, not symmetric or

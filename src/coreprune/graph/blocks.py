@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from coreprune.graph.execution import last_uses
+from coreprune.graph.execution import alive, dependents
 
 _FEW, _MANY = 2, 4  # weights of a block
 
@@ -69,20 +69,14 @@ def blocks(
 
 def _pieces(nodes: Sequence[fx.Node], changed: set[fx.Node], ends: Callable[[fx.Node], bool]) -> list[Block]:
     """The stretches between all cut vertices, without entry and sides."""
-    carried: set[fx.Node] = set()
-    live: dict[fx.Node, None] = {}
+    carried = {n for n in dependents(nodes, changed) if n.op not in ("placeholder", "output")}
     out: list[Block] = []
     part: list[fx.Node] = []
-    uses = last_uses(nodes)
-    for node in nodes:
-        reads = (node, *node.all_input_nodes)
-        if node.op in ("placeholder", "output") or not any(n in carried or n in changed for n in reads):
+    live: Mapping[fx.Node, None] = {}
+    for node, live in alive(nodes, carried.__contains__):
+        if node not in carried:
             continue
-        carried.add(node)
         part.append(node)
-        live[node] = None
-        for gone in uses[node]:
-            live.pop(gone, None)
         if len(live) == 1 and ends(next(iter(live))):
             out.append(Block(tuple(part), None, tuple(live), ()))
             part = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Execution:
         tensors: parameters and buffers by canonical name. They are read when a node needs them, so they may be changed
             in between.
         batches: (args, kwargs) per batch, shaped like the example of the capture.
+        keep: called with every value that an operation makes, for one batch; what it returns takes the value's place.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Execution:
         captured: Captured,
         tensors: Mapping[str, Tensor],
         batches: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
+        keep: Callable[[Any], Any] | None = None,
     ) -> None:
         self.captured = captured
         self.tensors = tensors
         self.batches = len(batches)
         self.values: dict[fx.Node, Value] = {}
+        self._keep = keep
         self._inputs: dict[fx.Node, Value] = {}
         self._overwritten = overwritten(captured.graph.graph.nodes)
         feeds = [iter(pytree.tree_leaves(batch)) for batch in batches]
@@ -76,23 +79,47 @@ class Execution:
         used = node.all_input_nodes
         varies = any(len(self.values[n]) > 1 for n in used if n in self.values)
         out = []
+        # Memory that nodes share has to stay shared.
+        keep = None if node in self._overwritten or shares(node) or mutates(node) else self._keep
         for b in range(self.batches if varies else 1):
             args, kwargs = map_arg((node.args, node.kwargs), lambda n, b=b: self.batch(n, b))
             if mutates(node) and isinstance(args[0], Tensor) and node.args[0] not in self._overwritten:
                 # Other nodes may hold the same tensor. Later nodes of the graph read the result of this one.
                 args = (args[0].clone(), *args[1:])
-            out.append(function(*args, **kwargs))
+            out.append(keep(function(*args, **kwargs)) if keep else function(*args, **kwargs))
         return out
+
+
+def dependents(nodes: Iterable[fx.Node], on: Collection[fx.Node]) -> set[fx.Node]:
+    """The nodes whose values depend on those of some nodes, and these."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node in on or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def varying(captured: Captured) -> set[fx.Node]:
     """The nodes whose values depend on the inputs."""
-    found: set[fx.Node] = set()
-    for node in captured.graph.graph.nodes:
-        given = node.op == "placeholder" and captured.sources.get(node.name, ("input",))[0] == "input"
-        if given or any(n in found for n in node.all_input_nodes):
-            found.add(node)
-    return found
+    nodes = captured.graph.graph.nodes
+    given = {n for n in nodes if n.op == "placeholder" and captured.sources.get(n.name, ("input",))[0] == "input"}
+    return dependents(nodes, given)
+
+
+def alive(
+    nodes: Sequence[fx.Node], counts: Callable[[fx.Node], bool]
+) -> Iterator[tuple[fx.Node, Mapping[fx.Node, None]]]:
+    """Every node, and the nodes so far whose values later nodes read, in order; behind the output, what it returns.
+
+    counts: which nodes are looked at.
+    """
+    uses, live = last_uses(nodes), dict[fx.Node, None]()
+    for node in nodes:
+        if counts(node):
+            live[node] = None
+        for gone in uses[node] if node.op != "output" else ():
+            live.pop(gone, None)
+        yield node, live
 
 
 def largest(captured: Captured, nodes: Iterable[fx.Node]) -> int:

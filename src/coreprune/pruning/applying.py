@@ -15,10 +15,12 @@ from coreprune.errors import BudgetError, InputError
 from coreprune.graph import Traced, adopt, find_groups
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.half import in_single_precision
+from coreprune.pruning.memory import bytes_of
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
-from coreprune.pruning.stages import carry_out, descend_, repair_, trace
+from coreprune.pruning.stages import carry_out, descend_, repair_
+from coreprune.pruning.tracing import trace
 from coreprune.pruning.validate import (
     check_also,
     check_architecture,
@@ -45,6 +47,7 @@ def apply_plan(
     batch_axis: Any = "auto",
     norm_statistics: bool = False,
     tokenizer: Any = None,
+    memory: int | str | None = None,
 ) -> nn.Module:
     """Carry out a plan on a checkpoint of the architecture that the plan was made for.
 
@@ -57,7 +60,7 @@ def apply_plan(
     if not isinstance(plan, Plan):
         raise InputError(f"plan must be a Plan (from make_plan() or Plan.from_json), not {type(plan).__name__}.")
     check_count(n_queries, "n_queries")
-    options, others = repair_options(repair), check_also(also)
+    options, others, most = repair_options(repair), check_also(also), bytes_of(memory)
     if example_inputs is None:
         if plan.example is None:
             raise InputError("the plan says nothing of its example input. Pass one: apply_plan(model, plan, example).")
@@ -87,7 +90,7 @@ def apply_plan(
             name, reason = next(iter(pruned.removed.locked.items()))
             raise BudgetError(f"the plan cannot be applied: {name} has to stay whole, because {reason}.")
         if queries is not None and options is not None:
-            asked = Asked(example_inputs, queries, n_queries, tokenizer=tokenizer)
+            asked = Asked(example_inputs, queries, n_queries, tokenizer=tokenizer, memory=most)
             calibration = gather(traced, asked, plan.seed, tell)
             if calibration.useful and repair_(pruned, calibration, options, tell):
                 descend_(pruned, calibration, options, plan.seed, tell)

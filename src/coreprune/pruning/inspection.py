@@ -12,7 +12,7 @@ from torch import nn
 from coreprune._progress import Progress, silent
 from coreprune._twin import guarded
 from coreprune.pruning.part import of_a_part
-from coreprune.pruning.stages import trace
+from coreprune.pruning.tracing import trace
 from coreprune.pruning.validate import check_also
 
 

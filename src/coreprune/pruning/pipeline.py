@@ -17,17 +17,20 @@ from coreprune.graph import Recipe, Traced, adopt, recipe_of
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
-from coreprune.pruning.calibration.calibration import Asked, gather
+from coreprune.pruning.calibration.calibration import Asked, Calibration, gather
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
+from coreprune.pruning.memory import Shelf, bytes_of
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
-from coreprune.pruning.reporting.report import Compared, Report
+from coreprune.pruning.reporting.report import Compared, Memory, Report
 from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
-from coreprune.pruning.stages import exclude_names, make_report, prune_to, repair_, trace
+from coreprune.pruning.stages import prune_to, repair_
+from coreprune.pruning.summing_up import make_report
+from coreprune.pruning.tracing import exclude_names, trace
 from coreprune.pruning.validate import (
     check_also,
     check_cost,
@@ -97,6 +100,7 @@ def prune(
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
     tokenizer: Any = None,
+    memory: int | str | None = None,
 ) -> Result:
     """Make a model physically smaller without data.
 
@@ -148,6 +152,9 @@ def prune(
         `tokenizers.Tokenizer`, a fast tokenizer of transformers, or a folder with a tokenizer.json. With it, queries
         that are made without data contain text of this machine (queries="made-tokens" leaves it out), and samples are
         accompanied by it. False: none, and no text of this machine.
+    memory: about how much memory the work may take beside the model, in bytes or as text such as "8GiB"; half of what
+        is free by default. What the model computes on the queries, and moments that are needed again, lie in files in
+        the folder for temporary files (TMPDIR) as far as they do not fit. The result is the same, up to rounding.
 
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
@@ -160,6 +167,7 @@ def prune(
     training = _distill_options(distill, queries, checkpoint)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
+    most = bytes_of(memory)
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
@@ -184,6 +192,7 @@ def prune(
             batch_axis=batch_axis,
             norm_statistics=norm_statistics,
             tokenizer=tokenizer,
+            memory=memory,
         )
         calibration = None
         by_queries = queries is not None and _by_queries(selector, budget)
@@ -191,9 +200,8 @@ def prune(
             if options is None and training is None:
                 _say_what_queries_are_for(selector, queries)
             with clock("queries"):
-                calibration = gather(
-                    traced, Asked(example_inputs, queries, n_queries, cache, tokenizer), seed, clock.tell
-                )
+                asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)
+                calibration = gather(traced, asked, seed, clock.tell)
         pruned = prune_to(traced, settings, calibration, clock)
         if calibration is not None and options is not None and calibration.useful:
             with clock("repair"):
@@ -217,7 +225,7 @@ def prune(
                 )
         with clock("certify"):
             report = make_report(pruned, settings, calibration, compared)
-        report = replace(report, seconds=clock.seconds)
+        report = replace(report, seconds=clock.seconds, memory=_used(most, calibration, clock))
         recipe = replace(recipe_of(traced.model, small), plain=traced.plain)
         rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
     if inplace:  # the last step, so that a failure before it leaves the given model unchanged
@@ -246,12 +254,14 @@ def make_plan(
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
     tokenizer: Any = None,
+    memory: int | str | None = None,
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     del part  # `of_a_part` has done what it asks for
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
+    most = bytes_of(memory)
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
     with guarded(model):
@@ -260,11 +270,18 @@ def make_plan(
         _check_affordable(budget, traced, cost)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
-        settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics, tokenizer=tokenizer)
+        more: dict[str, Any] = {"tokenizer": tokenizer, "memory": memory}
+        settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics, **more)
         calibration = None
         if queries is not None and _by_queries(selector, budget):
-            calibration = gather(traced, Asked(example_inputs, queries, n_queries, cache, tokenizer), seed, clock.tell)
+            asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)
+            calibration = gather(traced, asked, seed, clock.tell)
         return prune_to(traced, settings, calibration, clock).plan
+
+
+def _used(most: int, calibration: Calibration | None, clock: Clock) -> Memory:
+    shelf = Shelf() if calibration is None else calibration.shelf
+    return Memory(most, shelf.most, shelf.spilled, clock.peaks)
 
 
 def _say_what_queries_are_for(selector: Selector, queries: Any) -> None:

@@ -113,7 +113,7 @@ def _others(pruned: Pruned, settings: Settings, calibration: Calibration, clock:
     if budget.kind != "error" and (options is not None or settings.method.name not in ("magnitude", "l2")):
         selector = Magnitude()
         with clock("compare"):
-            ranked = rank(pruned.traced, selector, {}, settings.seed, clock.tell)
+            ranked = rank(pruned.traced, selector, (), settings.seed, clock.tell)
         magnitude = _cut(pruned.traced, ranked, replace(settings, method=selector), budget, clock)
         if magnitude is not None:
             yield MAGNITUDE, magnitude

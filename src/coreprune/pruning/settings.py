@@ -46,6 +46,7 @@ class Settings:
     part: str = ""
     norm_statistics: bool = False
     tokenizer: Any = None
+    memory: int | str | None = None
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
@@ -61,6 +62,7 @@ class Settings:
         "part": "",
         "norm_statistics": False,
         "tokenizer": None,
+        "memory": None,
     }
 
     def as_dict(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from coreprune._progress import silent
 from coreprune.graph import Traced, capture, find_groups
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.padding import Padding, padding
-from coreprune.pruning.calibration.statistics import Collect, collect_readers
+from coreprune.pruning.calibration.sites import Collect
+from coreprune.pruning.calibration.statistics import collect_readers
 from coreprune.pruning.layer.linear_maps import operators
 from coreprune.queries import Queries
 
@@ -82,7 +83,7 @@ def test_rows_of_a_layer_are_those_of_words():
     calibration = Calibration(**{**vars(calibration), "padding": pads})
     traced = Traced(model, captured, find_groups(captured))
     generator = torch.Generator().manual_seed(0)
-    (reader,) = collect_readers(traced, calibration, Collect(), generator, silent)["up"]
+    (reader,) = dict(collect_readers(traced, calibration, Collect(), generator, silent))["up"]
     inputs = []
     handle = model.down.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
     model(ids, mask)

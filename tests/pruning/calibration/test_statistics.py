@@ -10,7 +10,8 @@ from coreprune._progress import silent
 from coreprune.errors import InputError
 from coreprune.graph import Traced, capture, find_groups
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.calibration.statistics import Collect, _pooled, collect_readers
+from coreprune.pruning.calibration.sites import Collect
+from coreprune.pruning.calibration.statistics import _pooled, collect_readers
 from coreprune.pruning.layer.linear_maps import operators
 from coreprune.queries import Queries
 from features import normal, patches, rows_of, seen
@@ -34,7 +35,7 @@ def collect(model, x, blocks=1, **options):
     options = {"rows": 1 << 30, "window": 1, **options}
     generator = torch.Generator().manual_seed(0)
     calibration = calibrated(captured, x, [((part,), {}) for part in parts])
-    return collect_readers(Traced(model, captured, groups), calibration, Collect(**options), generator, silent)
+    return dict(collect_readers(Traced(model, captured, groups), calibration, Collect(**options), generator, silent))
 
 
 def calibrated(captured, x, batches):
@@ -135,7 +136,7 @@ def test_units_of_several_channels_own_their_features_side_by_side():
     captured = capture(model, inputs, batch=8)
     groups = [g for g in find_groups(captured) if g.unit > 1 and g.locked_because is None]
     calibration = calibrated(captured, inputs["input_ids"], [((), inputs)])
-    found = collect_readers(Traced(model, captured, groups), calibration, Collect(), torch.Generator(), silent)
+    found = dict(collect_readers(Traced(model, captured, groups), calibration, Collect(), torch.Generator(), silent))
     read = [(g, r) for g in groups for r in found[g.name]]
     assert read
     for group, reader in read:

@@ -12,10 +12,12 @@ from coreprune import Budget, prune
 from coreprune._progress import silent
 from coreprune.coreset import held_out_curve
 from coreprune.pruning.calibration.calibration import Asked, gather
-from coreprune.pruning.calibration.statistics import Collect, collect_readers
+from coreprune.pruning.calibration.sites import Collect
+from coreprune.pruning.calibration.statistics import collect_readers
+from coreprune.pruning.layer.read import read_layer
 from coreprune.pruning.plans.decide import rank
 from coreprune.pruning.plans.error_curves import held_out
-from coreprune.pruning.stages import trace
+from coreprune.pruning.tracing import trace
 from coreprune.selectors import L2, Functional
 from features import normal, seen
 from graph.zoo import randomise
@@ -28,15 +30,15 @@ def mlp():
 def ranked(model, x, selector):
     traced = trace(model, x[:1], silent)
     calibration = gather(traced, Asked(x[:1], x), 0, silent)
-    readers = collect_readers(traced, calibration, Collect(), torch.Generator().manual_seed(0), silent)
-    return traced, calibration, rank(traced, selector, readers, 0, silent)
+    readers = dict(collect_readers(traced, calibration, Collect(), torch.Generator().manual_seed(0), silent))
+    return traced, calibration, rank(traced, selector, readers.items(), 0, silent), readers
 
 
 def test_the_halves_are_the_moments_of_whole_batches():
     """Two folds, each seen by one and unseen by the other; positions of one image are on one side."""
     model, x = mlp(), normal(64, 6)
-    _traced, calibration, decisions = ranked(model, x, L2())
-    (reader,) = decisions["0"].layer.readers
+    _traced, calibration, _decisions, readers = ranked(model, x, L2())
+    (reader,) = readers["0"]
     batches = [seen(model, args[0])["2"][0].double() for args, _ in calibration.batches]
     even, odd = torch.cat(batches[::2]), torch.cat(batches[1::2])
     assert len(even) == len(odd) == 24  # 48 of 64; 16 are held back
@@ -51,20 +53,21 @@ def test_the_halves_are_the_moments_of_whole_batches():
 
 
 def test_an_order_that_goes_by_the_queries_has_not_seen_those_that_measure():
-    _, _, decisions = ranked(mlp(), normal(64, 6), L2())
+    traced, _, decisions, readers = ranked(mlp(), normal(64, 6), L2())
     decision, used = decisions["0"], []
+    layer = dataclasses.replace(read_layer(traced.tensors, traced.captured, decision.group), readers=readers["0"])
 
     class Spy(Functional):
         def __call__(self, layer, generator):
             used.append(layer.readers[0].covariance)
             return super().__call__(layer, generator)
 
-    found = held_out(decision.group, decision.layer, decision.ranking, Spy(), torch.Generator())
-    (reader,) = decision.layer.readers
+    found = held_out(decision.group, layer, decision.ranking, Spy(), torch.Generator())
+    (reader,) = layer.readers
     assert [torch.equal(u, fold.seen) for u, fold in zip(used, reader.folds, strict=True)] == [True, True]
     orders = [
         Functional()(
-            dataclasses.replace(decision.layer, readers=(dataclasses.replace(reader, covariance=u),)), torch.Generator()
+            dataclasses.replace(layer, readers=(dataclasses.replace(reader, covariance=u),)), torch.Generator()
         ).order
         for u in used
     ]
@@ -73,7 +76,7 @@ def test_an_order_that_goes_by_the_queries_has_not_seen_those_that_measure():
 
 
 def test_a_single_query_has_no_held_out_curve():
-    _, _, decisions = ranked(mlp(), normal(1, 6), Functional())
+    _, _, decisions, _ = ranked(mlp(), normal(1, 6), Functional())
     assert decisions["0"].curve is not None
     assert decisions["0"].held_out is None
 
@@ -122,8 +125,8 @@ def test_t10_is_about_weighed_errors_and_no_mean_squared_error():
     result = prune(model, x[:1], Budget(keep=0.5), "l2", queries=x)
     (group,) = [g for g in result.report.groups if g.locked_because is None]
     (certificate,) = [c for c in group.certificates if c.theorem == "T10"]
-    _traced, calibration, decisions = ranked(model, x, L2())
-    (reader,) = decisions["0"].layer.readers
+    _traced, calibration, _decisions, readers = ranked(model, x, L2())
+    (reader,) = readers["0"]
     rows = torch.cat([seen(model, args[0])["2"][0].double() for args, _ in calibration.batches])
     kept = result.rankings["0"].order[:10].tolist()
     off = least_squares(reader, kept, rows)

@@ -14,7 +14,7 @@ from coreprune._progress import silent
 from coreprune.pruning import stages
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.repair.lockstep import Repair
-from coreprune.pruning.stages import trace
+from coreprune.pruning.tracing import trace
 from features import normal, patches, rows_of, seen
 from graph.zoo import ZOO, randomise
 from small_networks import bits

@@ -11,7 +11,8 @@ from coreprune import Budget, Repair, prune
 from coreprune._progress import silent
 from coreprune.graph import Traced, capture, find_groups
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.calibration.statistics import Collect, collect_readers
+from coreprune.pruning.calibration.sites import Collect
+from coreprune.pruning.calibration.statistics import collect_readers
 from coreprune.pruning.layer.linear_maps import operators
 from coreprune.queries import Queries
 
@@ -58,7 +59,7 @@ def readers_of(model, x, batches=2):
     found = operators(captured)
     calibration = Calibration(Queries((x,), {}, "samples", ""), None, captured, found, [((p,), {}) for p in parts])
     traced = Traced(model, captured, find_groups(captured))
-    return collect_readers(traced, calibration, Collect(rows=1 << 30), torch.Generator().manual_seed(0), silent)
+    return dict(collect_readers(traced, calibration, Collect(rows=1 << 30), torch.Generator().manual_seed(0), silent))
 
 
 @pytest.mark.parametrize("way", ["hand", "transposed", "mask"])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from coreprune import Budget, prune
-from coreprune.pruning.calibration.statistics import Collect
+from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.repair import fit, lockstep
 from coreprune.pruning.repair.lockstep import Repair
 from features import normal

@@ -12,7 +12,7 @@ from coreprune import Budget, InputError, prune
 from coreprune._progress import silent
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.selectors.pfp import sensitivity
-from coreprune.pruning.stages import trace
+from coreprune.pruning.tracing import trace
 from coreprune.selectors import Pfp
 from graph.zoo import ZOO, randomise
 from layers_by_hand import cut, layer, layers_of, normal, reader, seeded, with_readers

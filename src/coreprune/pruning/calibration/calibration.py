@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from coreprune.pruning.calibration.familiar import familiar
 from coreprune.pruning.calibration.padding import Padding, padding
 from coreprune.pruning.calibration.wider import other_kinds
 from coreprune.pruning.layer.linear_maps import Operator, operators
+from coreprune.pruning.memory import Shelf
 from coreprune.queries import Queries, make_queries
 from coreprune.queries.spec import is_source
 
@@ -36,7 +37,7 @@ class Asked:
     """What the caller said about the queries, from the arguments of `prune`.
 
     example: `example_inputs`. spec: `queries`, which makes or holds them. n: `n_queries`, or None. cache: a file, or
-    None. tokenizer: the caller's, or None.
+    None. tokenizer: the caller's, or None. memory: how much the run may take, in bytes; None for no limit.
     """
 
     example: Any
@@ -44,6 +45,7 @@ class Asked:
     n: int | None = None
     cache: str | Path | None = None
     tokenizer: Any = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Calibration:
     operators: its linear maps, by the name of their weight. batches: the queries in batches, (args, kwargs) each.
     given: all that were made for these steps, or given by the caller. useful: whether weights may be fitted on them.
     padding: which tokens of every batch are padding; empty if that was not looked for. kinds: which kind of queries is
-    in every batch, from 0 on; empty if there is one.
+    in every batch, from 0 on; empty if there is one. shelf: keeps what the model computes on the queries.
     """
 
     queries: Queries
@@ -67,6 +69,7 @@ class Calibration:
     useful: bool = True
     padding: tuple[Padding, ...] = ()
     kinds: tuple[int, ...] = ()
+    shelf: Shelf = field(default_factory=Shelf)
 
     def padding_of(self, b: int) -> Padding:
         """Which tokens of a batch are padding."""
@@ -103,7 +106,12 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
     found = _in_batches(traced, [queries, *others], fresh, given)
     if others:
         found = replace(found, queries=functools.reduce(operator.add, others, queries).shuffled(generator))
-    return replace(found, useful=useful, padding=padding(found.captured, traced.tensors, found.batches))
+    return replace(
+        found,
+        useful=useful,
+        padding=padding(found.captured, traced.tensors, found.batches),
+        shelf=Shelf(asked.memory),
+    )
 
 
 def _held_back(n: int) -> int:

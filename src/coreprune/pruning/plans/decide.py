@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -28,35 +29,59 @@ from coreprune.pruning.selectors import Ranking, Selector, ranking_of
 class Decision:
     """The decision about one free group, and what it is based on.
 
-    group, layer: its channels, and the weights around them. ranking: the selector's ranking of its units.
-    curve: for every k, the error on the queries if the first k units of that order are kept; None without queries.
-    held_out: (n+1,) the same on queries that the order and the refit have not seen; None with fewer than two queries.
-    entry, coreset: what stays at the allocated width; None as long as no width is allocated.
+    group: its channels. ranking: the selector's ranking of its units. curve: for every k, the error on the queries if
+    the first k units of that order are kept; None without queries. held_out: (n+1,) the same on queries that the order
+    and the refit have not seen; None with fewer than two queries. estimated: whether the errors are scaled by what some
+    whole patches show (T14). readers: what reads the group, if it can be needed once widths are allocated; their
+    moments are most of the memory of a run. entry, coreset: what stays at the allocated width; None as long as no width
+    is allocated.
     """
 
     group: Group
-    layer: LayerWeights
     ranking: Ranking
     curve: FunctionalCoreset | None
     held_out: Tensor | None = None
+    estimated: bool = False
+    readers: tuple[Reader, ...] = ()
     entry: GroupPlan | None = None
     coreset: Coreset | None = None
 
 
 def rank(
-    traced: Traced, selector: Selector, readers: Mapping[str, tuple[Reader, ...]], seed: int, tell: Progress
+    traced: Traced, selector: Selector, readers: Iterable[tuple[str, tuple[Reader, ...]]], seed: int, tell: Progress
 ) -> dict[str, Decision]:
-    """Rank the units of every free group. readers: by name of the group, from the queries; empty without queries."""
+    """Rank the units of every free group.
+
+    readers: names of groups and what reads them, from the queries, one after the other; empty without queries. If a
+    group comes twice, the second time counts.
+    """
     generator = torch.Generator().manual_seed(seed)
-    out = {}
-    for i, (name, group) in enumerate(traced.free.items()):
-        tell("select", i, len(traced.free))
-        layer = read_layer(traced.tensors, traced.captured, group)
-        layer = replace(layer, name=name, readers=readers.get(name, ()))
-        ranking = ranking_of(selector, layer, generator)
+    # Who needs no queries draws in the order of the groups, whatever the order in which the readers come.
+    early = {} if selector.reads else {n: ranking_of(selector, _layer(traced, n), generator) for n in traced.free}
+    out: dict[str, Decision] = {}
+    others = ((name, ()) for name in traced.free if name not in out)
+    for name, found in chain(readers, others):
+        tell("select", len(out), len(traced.free))
+        group, ranking = traced.free[name], early.get(name)
+        layer = _layer(traced, name, found)
+        if ranking is None:
+            ranking = ranking_of(selector, layer, generator)
         unseen = held_out(group, layer, ranking, selector, generator)
-        out[name] = Decision(group, layer, ranking, on_queries(group, layer, ranking), unseen)
-    return out
+        again = ranking.rule is not None or any(reader.partner for reader in found)
+        out[name] = Decision(
+            group,
+            ranking,
+            on_queries(group, found, ranking),
+            unseen,
+            any(reader.patches is not None for reader in found),
+            found if again else (),
+        )
+    return {name: out[name] for name in traced.free}
+
+
+def _layer(traced: Traced, name: str, readers: tuple[Reader, ...] = ()) -> LayerWeights:
+    layer = read_layer(traced.tensors, traced.captured, traced.free[name])
+    return replace(layer, name=name, readers=readers)
 
 
 def decide(
@@ -89,7 +114,7 @@ def _measured(decision: Decision) -> Decision:
         return decision
     rest = ranking.order[~torch.isin(ranking.order, coreset.indices)]
     again = replace(ranking, order=torch.cat([coreset.indices, rest]))
-    return replace(decision, curve=on_queries(group, decision.layer, again))
+    return replace(decision, curve=on_queries(group, decision.readers, again))
 
 
 def plan_of(traced: Traced, decisions: Mapping[str, Decision], selector: Selector, budget: Budget, seed: int) -> Plan:

@@ -27,17 +27,17 @@ _WIDEST_FLOOR = 1200  # features; up to this many, T10′ takes about a second a
 _WIDTHS = (0.0, 0.25, 0.5, 0.75, 0.9)  # of all units, at which whole patches are looked at
 
 
-def on_queries(group: Group, layer: LayerWeights, ranking: Ranking) -> FunctionalCoreset | None:
+def on_queries(group: Group, readers: tuple[Reader, ...], ranking: Ranking) -> FunctionalCoreset | None:
     """The error of the ranking's order on the queries (T10), and lower bounds of it; None without queries."""
-    if not layer.readers:
+    if not readers:
         return None
-    narrow = max(reader.mean.numel() for reader in layer.readers) <= _WIDEST_FLOOR
+    narrow = max(reader.mean.numel() for reader in readers) <= _WIDEST_FLOOR
     units, order = group.size // group.unit, balanced(ranking.order, group)
-    found = in_order(moments_of(layer.readers), units, order, ridge=CURVE_RIDGE, unit_floor=narrow)
-    if all(reader.patches is None for reader in layer.readers):
+    found = in_order(moments_of(readers), units, order, ridge=CURVE_RIDGE, unit_floor=narrow)
+    if all(reader.patches is None for reader in readers):
         return found
-    each = [in_order([m], units, order, ridge=CURVE_RIDGE).errors for m in moments_of(layer.readers)]
-    errors = sum(e * over_patches(r, units, order) for e, r in zip(each, layer.readers, strict=True))
+    each = [in_order([m], units, order, ridge=CURVE_RIDGE).errors for m in moments_of(readers)]
+    errors = sum(e * over_patches(r, units, order) for e, r in zip(each, readers, strict=True))
     assert isinstance(errors, Tensor)
     errors = errors.flip(0).cummax(dim=0).values.flip(0)  # an error that falls with fewer units is noise of the ratio
     return replace(found, errors=errors, optimum=torch.zeros_like(errors))  # no floor is known over patches

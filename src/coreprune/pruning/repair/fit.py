@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
+from typing import Any
 
 import torch
 
@@ -18,10 +19,26 @@ from coreprune.coreset.regression import LeastSquares
 Rows = tuple[Tensor, Tensor, Tensor]  # features (g, rows, f), targets and zeros (g, o, rows)
 
 _MANY = 512  # features; with fewer, the moments cost nothing
-_HELD = 1 << 25  # entries; batches with at most this many in all are held in float64: 256 MiB
+_HELD = 1 << 25  # entries; batches with at most this many in all are held in float64: 256 MiB. Others are made anew.
 _TOGETHER = 1 << 20  # entries of one joined batch: 8 MiB
 _SETTLED = 0.99
 _BEYOND = 1.8  # step of a round, 1 being its least squares solution; up to 2 the one-sided error does not rise
+
+
+class Made(Sequence[Rows]):
+    """Batches that are made when they are asked for, every time anew, so that one is in memory at a time."""
+
+    def __init__(self, count: int, make: Callable[[int], Rows]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, b: Any) -> Any:
+        """One batch."""
+        if not 0 <= b < self._count:
+            raise IndexError(b)
+        return self._make(b)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +55,7 @@ class Fit:
 
 
 def fitted(
-    batches: list[Rows],
+    batches: Sequence[Rows],
     start: Float[Tensor, "g o f"],
     bias: Float[Tensor, "g o"],
     worth: Float[Tensor, "g o"],
@@ -61,10 +78,12 @@ def fitted(
     Returns None if nothing is to be written: no output gets better, or there is only one batch to check on.
     """
     features = start.shape[2]
+    if len(batches) * sum(x.numel() for x in batches[0]) <= _HELD:
+        batches = list(batches)
     if features > _MANY and 2 * sum(x.shape[1] for x, _, _ in batches) < features:
         # The refit changes the weights in the span of the rows alone, which is small here, so it is found there.
         basis = torch.linalg.qr(torch.cat([x for x, _, _ in batches], dim=1).double().mT).Q  # (g, f, rows)
-        inside = [(x.double() @ basis, y, zero) for x, y, zero in batches]
+        inside = Made(len(batches), partial(_in_basis, batches, basis))
         fewer = basis.shape[2] / features  # the same sum of moments has a larger mean
         near = start @ basis
         found = fitted(
@@ -108,12 +127,17 @@ def fitted(
     return Fit(weight, shift, before, after)
 
 
+def _in_basis(batches: Sequence[Rows], basis: Tensor, b: int) -> Rows:
+    x, y, zero = batches[b]
+    return x.double() @ basis, y, zero
+
+
 def one_sided(said: Tensor, y: Tensor, zero: Tensor) -> Tensor:
     """Targets for a ReLU: where it cuts the original off (y < zero), any output that is cut off too is a match."""
     return torch.where(y < zero, torch.minimum(said, zero), y)
 
 
-def _off(batches: list[Rows], weight: Tensor, bias: Tensor) -> float:
+def _off(batches: Sequence[Rows], weight: Tensor, bias: Tensor) -> float:
     """The mean one-sided squared error."""
     total = count = 0.0
     for x, y, zero in batches:
@@ -123,20 +147,22 @@ def _off(batches: list[Rows], weight: Tensor, bias: Tensor) -> float:
     return total / count
 
 
-def _halves(batches: list[Rows], intercept: bool, kinds: Sequence[int]) -> list[tuple[LeastSquares, LeastSquares]]:
+def _halves(batches: Sequence[Rows], intercept: bool, kinds: Sequence[int]) -> list[tuple[LeastSquares, LeastSquares]]:
     """For every kind, the moments of its batches with an even number, and of those with an odd number."""
-    first = LeastSquares(intercept)
-    first.add(batches[0][0], batches[0][1].mT)
-    found = [(first.sibling(), first.sibling()) for _ in range(max(kinds) + 1)]
-    found[kinds[0]] = (first, found[kinds[0]][1])
-    for b, (x, y, _) in enumerate(batches[1:], start=1):
-        found[kinds[b]][b % 2].add(x, y.mT)
+    first, found = LeastSquares(intercept), []
+    for b, (x, y, _) in enumerate(batches):
+        if not b:
+            first.add(x, y.mT)
+            found = [(first.sibling(), first.sibling()) for _ in range(max(kinds) + 1)]
+            found[kinds[0]] = (first, found[kinds[0]][1])
+        else:
+            found[kinds[b]][b % 2].add(x, y.mT)
     return found
 
 
-def _together(batches: list[Rows]) -> list[Rows]:
+def _together(batches: Sequence[Rows]) -> Sequence[Rows]:
     """Join batches into larger float64 ones: each costs calls in every round, but very large ones cost page faults."""
-    if sum(x.numel() for x, _, _ in batches) > _HELD:
+    if not isinstance(batches, list):
         return batches
     each = max(1, round(_TOGETHER / batches[0][0].numel()))
     out = []

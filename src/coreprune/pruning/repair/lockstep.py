@@ -25,7 +25,7 @@ from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.linear_maps import Operator
-from coreprune.pruning.repair.fit import Fit, fitted
+from coreprune.pruning.repair.fit import Fit, Made, Rows, fitted
 from coreprune.pruning.repair.products import Mix
 from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
 from coreprune.pruning.repair.twins import Descent
@@ -114,10 +114,10 @@ class _Walk:
         original, masks = both.original, both.masks
         self.captured, self.masks, self.options, self.mixes = captured, masks, options, both.mixes
         self.samples = sum(map(captured.axes.size, batches))
-        self.full = Execution(captured, original, batches)
+        self.full = Execution(captured, original, batches, calibration.shelf.put)
         # Equal tensors become the same object, so that only what changed is run again.
         same = {n: original[n] if torch.equal(t, original[n]) else t for n, t in both.start.items()}
-        self.small = Execution(captured, same, batches)
+        self.small = Execution(captured, same, batches, calibration.shelf.put)
         nodes = list(captured.graph.graph.nodes)
         cut = {o.node for o in found.values() if (o.weight, o.in_dim) in masks}
         first = {o.node: path_of(o, captured) for o in found.values()}
@@ -182,7 +182,7 @@ class _Walk:
             fit = self._mixed(problem, start, alive)
         else:
             fit = fitted(
-                [problem.batch(self, b, alive) for b in range(self.small.batches)],
+                Made(self.small.batches, lambda b: problem.batch(self, b, alive)),
                 old,
                 problem.part(self._bias(operator, start)[:, :, None])[..., 0],
                 problem.worth,
@@ -203,16 +203,22 @@ class _Walk:
     def _mixed(self, problem: _Problem, start: Tensor, alive: Tensor | None) -> Fit | None:
         """The fit of a layer with too many features."""
         operator, (full, small) = problem.operator, (self.full, self.small)
-        batches = []
-        for b in range(small.batches):
+
+        def batch(b: int) -> Rows:
             output, rows = full.batch(operator.node, b), max(self.options.rows, 16 * start.shape[2] // operator.taps)
             at = positions_of(operator, output, rows, small.batches)
             source = full.batch(operator.source, b), small.batch(operator.source, b)
-            batches.append(channels(operator, *source, at, alive))
+            return channels(operator, *source, at, alive)
+
         weight = operator.matrix(full.tensors[operator.weight]).double()
         scale = problem.scale.mT[..., 0]
         fit = mixed(
-            batches, weight, scale, alive, intercept=_has_intercept(operator, problem.path), ridge=self.options.ridge
+            Made(small.batches, batch),
+            weight,
+            scale,
+            alive,
+            intercept=_has_intercept(operator, problem.path),
+            ridge=self.options.ridge,
         )
         if fit is None:
             return None

@@ -8,6 +8,8 @@ on the channels as M predicts them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
@@ -35,7 +37,7 @@ def positions_of(operator: Operator, output: Tensor, rows: int, batches: int) ->
 
 
 def mixed(
-    batches: list[Rows],
+    batches: Sequence[Rows],
     weight: Float[Tensor, "g o f"],
     scale: Float[Tensor, "g o"],
     alive: Int[Tensor, "g left"] | None,

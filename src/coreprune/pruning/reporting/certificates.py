@@ -75,7 +75,7 @@ def embedded(traced: Traced, removed: Removed, operators: Mapping[str, Operator]
     return Embedded(before, after, removed.masks, operators)
 
 
-def group_report(captured: Captured, decision: Decision, change: Embedded | None, delta: float) -> GroupReport:
+def group_report(traced: Traced, decision: Decision, change: Embedded | None, delta: float) -> GroupReport:
     """The report on one free group: its size before and after, and what is known about the error at its consumers.
 
     change: the weights after repair and distillation, or None if there was neither.
@@ -84,20 +84,21 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
     assert entry is not None  # widths have been allocated
     assert coreset is not None
     found: tuple[Certificate, ...] = ()
-    plain = plain_linear(captured, group)
-    if plain:
+    rank = None
+    if plain_linear(traced.captured, group):
+        layer = read_layer(traced.tensors, traced.captured, group)
+        rank = relative_limit(layer.incoming).rank
         if change is not None:
-            found = of_new_weights(captured, decision, change)
+            found = of_new_weights(traced.captured, layer, decision, change)
         else:
-            found = of_coreset(decision.layer, decision.ranking, coreset, delta)
+            found = of_coreset(layer, decision.ranking, coreset, delta)
     errors = held_out = None
     units = len(entry.kept) // group.unit
     # The curve belongs to the ranking's order. Clusters (folding) do not keep the first units of that order.
     if (curve := decision.curve) is not None and _first(curve.order, coreset, units):
         unseen = decision.held_out
         at = None if unseen is None else float(unseen[units])
-        guess = any(reader.patches is not None for reader in decision.layer.readers)
-        found += (function_space_ratio(curve.errors, curve.optimum, units, held_out=at, estimated=guess),)
+        found += (function_space_ratio(curve.errors, curve.optimum, units, held_out=at, estimated=decision.estimated),)
         errors = tuple(widths_curve(curve.errors, group).tolist())
         held_out = None if unseen is None else tuple(widths_curve(unseen, group).tolist())
         if at is not None and memorised(float(curve.errors[units]), at, float(curve.errors[0])):
@@ -114,7 +115,7 @@ def group_report(captured: Captured, decision: Decision, change: Embedded | None
         unit=group.unit,
         note=decision.ranking.note,
         certificates=found,
-        rank=relative_limit(decision.layer.incoming).rank if plain else None,
+        rank=rank,
         errors=errors,
         held_out=held_out,
     )
@@ -266,10 +267,11 @@ def _outcome(output: Any, axes: BatchAxes, size: int) -> Tensor | None:
     return first_tensor(output) if axes.first else next(iter(axes.rows(reals(output), size)), None)
 
 
-def of_new_weights(captured: Captured, decision: Decision, change: Embedded) -> tuple[Certificate, ...]:
+def of_new_weights(
+    captured: Captured, layer: LayerWeights, decision: Decision, change: Embedded
+) -> tuple[Certificate, ...]:
     """T8 for refit weights, also of the layers that make the channels. Empty if the activation does not allow T8."""
-    group, layer = decision.group, decision.layer
-    phi = layer.activation
+    group, phi = decision.group, layer.activation
     if not (phi.zero and phi.homogeneous and phi.lipschitz <= 1) or decision.entry is None:
         return ()
     kept = torch.tensor(decision.entry.kept)

@@ -68,6 +68,21 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """How much memory a run took, in bytes.
+
+    limit: what was asked for, or half of what was free. held: the most that was kept of what the model computes on the
+    queries. spilled: how much of it was written into files. peaks: by phase, the most that the process had held when
+    the phase ended; empty where the system does not say.
+    """
+
+    limit: int = 0
+    held: int = 0
+    spilled: int = 0
+    peaks: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Report:
     """Sizes before and after pruning, all groups with their certificates, and the settings.
 
@@ -76,7 +91,7 @@ class Report:
     come from. refits: the layers that were repaired. descended: the blocks that were trained after that.
     compared: the models that could be returned, on queries that were held back. agreement: T11 on the same queries, or
     on fresh ones from the same source. model: the name of its class. notes: what else the caller should know of the
-    result, in sentences, such as that almost nothing could be removed. seconds: per phase.
+    result, in sentences, such as that almost nothing could be removed. seconds: per phase. memory: what was used of it.
     versions: software and hardware that the result depends on. unread: the parameters that nothing reads on the
         examples.
     """
@@ -96,6 +111,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def locked(self) -> dict[str, str]:
@@ -124,6 +140,7 @@ class Report:
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
             "unread": list(self.unread),
+            "memory": asdict(self.memory),
         }
         return _finite(plain)
 
