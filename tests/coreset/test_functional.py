@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from coreprune.coreset import Moments, function_space_ratio, functional_coreset, unit_floor
+from coreprune.coreset._pivoting import Pair, least_gain
 from coreprune.errors import InputError
 
 SEARCHES = ["forward", "backward", "best"]
@@ -482,3 +483,19 @@ def test_lenet_on_images(data_dir):
         unseen = torch.cat([hidden[2000:, kept], torch.ones(2000, 1).double()], dim=1)
         errors[name] = float((hidden[2000:] @ outgoing.T - unseen @ solution).square().sum(dim=1).mean())
     assert errors["functional"] < 0.85 * errors["norm"]
+
+
+def test_rounding_does_not_put_a_gain_out_of_its_own_reach():
+    """Regression: an exact gain that came out below the bound on it left no unit to pick."""
+
+    class Rounded(Pair):
+        def __init__(self):
+            self.p = 2
+
+        def bounds(self):
+            return torch.tensor([2.0, 1.0, 3.0], dtype=torch.float64)
+
+        def sharpened(self, units):
+            return self.bounds()[units] * (1 - 1e-15)
+
+    assert least_gain([Rounded()], torch.arange(3), torch.ones(3, dtype=torch.bool)) == 1

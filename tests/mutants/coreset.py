@@ -217,8 +217,8 @@ MUTANTS = (
     Mutant(
         "t10-curve-without-the-ridges-share",
         "coreset/_readers.py",
-        ".square().sum(dim=0) - self.ridge * inside.root.square().sum(dim=0)\n",
-        ".square().sum(dim=0)\n",
+        ".sum(dim=1) - inside.charge)\n",
+        ".sum(dim=1))\n",
         FUNCTIONAL,
         "the curve holds the ridge's own share as an error",
     ),
@@ -265,8 +265,8 @@ MUTANTS = (
     Mutant(
         "t12-on-the-seen-half",
         "coreset/held_out.py",
-        "torch.linalg.solve_triangular(factor, unseen, upper=False)",
-        "torch.linalg.solve_triangular(factor, seen, upper=False)",
+        "root, half = root_of(gram), _lower(unseen)",
+        "root, half = root_of(gram), _lower(seen)",
         ("coreset/test_held_out.py",),
         "the held-out error is that of the rows of the refit",
     ),

@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "worth-of-the-sum-instead-of-the-mean",
         "pruning/calibration/statistics.py",
-        "worth = flat.T @ flat / ((samples or len(gradient)) * walk.batches)",
-        "worth = flat.T @ flat / (samples or len(gradient))",
+        "(self._samples or len(gradient)) * self.batches)",
+        "self._samples or len(gradient))",
         STATISTICS,
         "the worth of an error grows with the number of batches",
     ),
@@ -159,8 +159,8 @@ MUTANTS = (
     Mutant(
         "outputs-of-any-scale",
         "pruning/calibration/statistics.py",
-        "(x * each).sum() / _scale(x, samples)",
-        "(x * each).sum()",
+        "each / _scale(x, self._samples) for",
+        "each for",
         STATISTICS,
         "errors are not in shares of the outputs' variance",
     ),

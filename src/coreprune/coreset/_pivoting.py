@@ -182,7 +182,8 @@ def least_gain(pairs: list[Pair], left: Tensor, free: Tensor) -> int:  # noqa: A
     if all(pair.p == 1 for pair in pairs):
         return int(least)
     reached = _total(pair.sharpened(least[None]) for pair in pairs)
-    close = (bounds <= reached).nonzero()[:, 0]  # no other unit can have a gain as small
+    # No other unit can have a gain as small. Rounding may put the gain of this one below its own bound.
+    close = (bounds <= torch.maximum(reached, bounds[least])).nonzero()[:, 0]
     return int(close[_total(pair.sharpened(close) for pair in pairs).argmin()])
 
 
