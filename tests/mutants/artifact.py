@@ -139,7 +139,7 @@ MUTANTS = (
     ),
     Mutant(
         "heads-that-grow",
-        "artifact/stock.py",
+        "pruning/stock.py",
         "        changes = {**explicit, **changes}  # otherwise the remaining heads would grow\n",
         "        pass\n",
         STOCK,

@@ -18,6 +18,7 @@ from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, gather
+from coreprune.pruning.configured import with_true_config
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.part import of_a_part
@@ -51,6 +52,7 @@ class Result:
     model: the smaller model. plan: which channels stay. report: sizes, certificates, settings. rankings: the scores and
     the order of the units of every free group, by the group's name. recipe: how shapes and stored numbers of the model
     changed; `save` needs it. queries: the queries that were used, or None. Pass them to the next call, or save them.
+    config: the configuration of the dense model, if that is of Hugging Face; `model.config` says the pruned one.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Result:
     rankings: dict[str, Ranking]
     recipe: Recipe
     queries: Queries | None = None
+    config: Any = None
 
     def __repr__(self) -> str:
         """One line: which model was pruned, and how much of it is left."""
@@ -71,6 +74,7 @@ class Result:
         return self.report._repr_html_()
 
 
+@with_true_config
 @of_a_part
 @in_single_precision
 def prune(
