@@ -153,3 +153,20 @@ def test_adapters_are_merged_and_saved(tmp_path: Path) -> None:
     merged = adapted.merge_and_unload()
     merged.save_pretrained(tmp_path)
     equal(hf.AutoModelForCausalLM.from_pretrained(tmp_path), merged.eval(), GQA[2])
+
+
+@pytest.mark.parametrize("case", [BERT, GPT2, VIT, GQA], ids=lambda case: case[0])
+def test_stock_cuts_what_the_configuration_can_say(tmp_path: Path, case: Case) -> None:
+    """Without patterns of the caller's: heads of BERT and GPT-2, and BERT's pooler, stay whole."""
+    dense = made(case)
+    result = prune(dense, case[2], Budget(keep=0.5), "magnitude", queries=None, stock=True)
+    assert sum(p.numel() for p in result.model.parameters()) < sum(p.numel() for p in dense.parameters())
+    result.model.save_pretrained(tmp_path)
+    equal(type(dense).from_pretrained(tmp_path), result.model, case[2])
+    assert result.model.config.num_attention_heads == (2 if case in (VIT, GQA) else 4)
+    assert result.report.settings.budget.uniform
+
+
+def test_stock_is_for_models_of_transformers() -> None:
+    with pytest.raises(InputError, match="stock=True is for models of transformers"):
+        prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4), queries=None, stock=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, is_dataclass, replace
@@ -17,7 +18,10 @@ from torch.utils import _pytree as pytree
 from coreprune._example import device_of, example_like, normalise_example
 from coreprune._twin import quiet
 from coreprune.errors import InputError, first_line
-from coreprune.pruning.stock import Path, on_meta, scopes, stock_config
+from coreprune.graph import Traced
+from coreprune.pruning.stock import Path, on_meta, said, scopes, stock_config
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,11 +81,31 @@ def with_true_config(function: Callable[P, R]) -> Callable[P, R]:
         recipe = getattr(made, "recipe", None)
         for one in held:
             configure_(small, one, groups, recipe.plain if recipe is not None else (), example)
+        if given.get("stock") and (refused := vars(small).get("save_pretrained")):
+            log.warning("stock=True: no configuration says the widths that were chosen: %s", refused.why)
         if is_dataclass(made) and held[0].name == "":
-            return replace(made, config=held[0].config)  # type: ignore[return-value,type-var]
+            made = replace(made, config=held[0].config)
         return made
 
     return wrapped
+
+
+def unsaid(traced: Traced) -> dict[str, str]:
+    """The free groups of a model of transformers whose size its configuration cannot say: name -> the reason.
+
+    Raises InputError for other models.
+    """
+    if not is_pretrained(traced.model):
+        raise InputError(
+            f"stock=True is for models of transformers, whose configuration says their widths; this is a "
+            f"{type(traced.model).__name__}. Leave stock out."
+        )
+    says, own = said(traced.model), type(traced.model.config).__name__
+    return {
+        name: f"{own} has no number for its size (stock=True)"
+        for name, group in traced.free.items()
+        if not all((s.param, s.dim) in says for s in group.slices if s.param in traced.model.state_dict())
+    }
 
 
 def put_refusal(model: nn.Module, why: str) -> None:

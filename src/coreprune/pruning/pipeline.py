@@ -18,7 +18,7 @@ from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, gather
-from coreprune.pruning.configured import with_true_config
+from coreprune.pruning.configured import unsaid, with_true_config
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.part import of_a_part
@@ -100,6 +100,7 @@ def prune(
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
+    stock: bool = False,
     tokenizer: Any = None,
 ) -> Result:
     """Make a model physically smaller without data.
@@ -152,6 +153,8 @@ def prune(
         `tokenizers.Tokenizer`, a fast tokenizer of transformers, or a folder with a tokenizer.json. With it, queries
         that are made without data contain text of this machine (queries="made-tokens" leaves it out), and samples are
         accompanied by it. False: none, and no text of this machine.
+    stock: cut only what the configuration of a Hugging Face model can say, with equal widths in equal layers, so that
+        `from_pretrained` reads what `save_pretrained` writes. Groups that none of its numbers sizes stay whole.
 
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
@@ -171,6 +174,9 @@ def prune(
             traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
         refuse_plain(inplace, traced.plain)
         excluded = counterparts(excluded, model, traced.model)
+        if stock:
+            odd, budget = unsaid(traced), replace(budget, uniform=True)
+            traced, excluded = traced.locking(odd), (*excluded, *odd)
         _check_affordable(budget, traced, cost)
         settings = Settings(
             budget=budget,
@@ -249,6 +255,7 @@ def make_plan(
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
+    stock: bool = False,
     tokenizer: Any = None,
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
@@ -261,6 +268,9 @@ def make_plan(
     with guarded(model):
         traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
         excluded = counterparts(excluded, model, traced.model)
+        if stock:
+            odd, budget = unsaid(traced), replace(budget, uniform=True)
+            traced, excluded = traced.locking(odd), (*excluded, *odd)
         _check_affordable(budget, traced, cost)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)

@@ -44,18 +44,11 @@ def stock_config(small: nn.Module, groups: Iterable[str] = (), config: Any = Non
     cls, config = type(small), small.config if config is None else config
     own = type(config).__name__
     target = shapes_of(small)
-
-    def measure(changes: Mapping[Path, Any]) -> np.ndarray | None:
-        try:
-            shapes = stock_shapes(cls, _changed(config, changes))
-        except Exception:  # models raise all kinds of errors for numbers that contradict each other
-            return None
-        return _flat(shapes) if _ranks(shapes) == _ranks(target) else None
-
+    measure = _measured(cls, config, target)
     dense = measure({})
     if dense is None:
         return None, f"{own} of this model does not make a {cls.__name__} with its parameters: it was changed by hand."
-    wanted, places = _flat(target), [(name, axis) for name, shape in target.items() for axis in range(len(shape))]
+    wanted, places = _flat(target), _places(target)
     labels = [f"{n} ({d:.0f} → {w:.0f})" for (n, _), d, w in zip(places, dense, wanted, strict=True)]
     explicit = _head_sizes(config, measure, dense)
     found = {path: _response(measure, explicit, path, value, dense) for path, value in _numbers(config)}
@@ -73,6 +66,22 @@ def stock_config(small: nn.Module, groups: Iterable[str] = (), config: Any = Non
     if any(HEADS.search(path[-1]) for path in changes):
         changes = {**explicit, **changes}  # otherwise the remaining heads would grow
     return _checked(cls, config, changes, target)
+
+
+def said(model: nn.Module) -> frozenset[tuple[str, int]]:
+    """The sizes that numbers of the configuration decide, and that pruning may change: (tensor, axis).
+
+    model: a dense `transformers.PreTrainedModel`, which is not changed.
+    """
+    target, config = shapes_of(model), model.config
+    measure = _measured(type(model), config, target)
+    dense = measure({})
+    if dense is None:
+        return frozenset()
+    explicit = _head_sizes(config, measure, dense)
+    answers = [_response(measure, explicit, path, value, dense) for path, value in _numbers(config)]
+    slopes = [answer[1] for answer in answers if answer is not None]
+    return frozenset(place for i, place in enumerate(_places(target)) if any(s[i] for s in slopes))
 
 
 def shapes_of(model: nn.Module) -> Shapes:
@@ -220,6 +229,23 @@ def scopes(config: Any, at: Path = ()) -> Iterator[tuple[Path, Any]]:
     for key, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
             yield from scopes(value, (*at, key))
+
+
+def _measured(cls: type[nn.Module], config: Any, target: Shapes) -> Measure:
+    """All sizes of `cls` when numbers of its configuration change, or None if it refuses them."""
+
+    def measure(changes: Mapping[Path, Any]) -> np.ndarray | None:
+        try:
+            shapes = stock_shapes(cls, _changed(config, changes))
+        except Exception:  # models raise all kinds of errors for numbers that contradict each other
+            return None
+        return _flat(shapes) if _ranks(shapes) == _ranks(target) else None
+
+    return measure
+
+
+def _places(shapes: Shapes) -> list[tuple[str, int]]:
+    return [(name, axis) for name, shape in shapes.items() for axis in range(len(shape))]
 
 
 def _changed(config: Any, changes: Mapping[Path, Any]) -> Any:
