@@ -7,9 +7,9 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +83,9 @@ def with_true_config(function: Callable[P, R]) -> Callable[P, R]:
             configure_(small, one, groups, recipe.plain if recipe is not None else (), example)
         if given.get("stock") and (refused := vars(small).get("save_pretrained")):
             log.warning("stock=True: no configuration says the widths that were chosen: %s", refused.why)
-        if is_dataclass(made) and held[0].name == "":
-            made = replace(made, config=held[0].config)
-        return made
+        if not isinstance(made, nn.Module) and held[0].name == "":
+            return cast(Any, replace)(made, config=held[0].config)
+        return cast(R, made)
 
     return wrapped
 
