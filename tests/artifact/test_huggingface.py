@@ -32,7 +32,7 @@ from torch import nn
 
 from coreprune import Budget, InputError, prune
 from coreprune.artifact.huggingface import config_of, is_pretrained, read_stock, rebuild, stock_config, write_stock
-from coreprune.graph import named_tensors, rebuilt, recipe_of
+from coreprune.graph import named_tensors, rebuilt
 from coreprune.pruning.plans.plan import fingerprint
 from graph.zoo import ZOO
 
@@ -180,7 +180,7 @@ def test_outputs_that_differ_leave_no_files(tmp_path: Path) -> None:
     config.intermediate_size = 13
     assert write_stock(small, config, tmp_path, GQA[2])
     assert not list(tmp_path.iterdir())
-    assert small.config.intermediate_size == 24
+    assert small.config.intermediate_size == 12
 
 
 class Own(hf.BertModel):
@@ -204,11 +204,12 @@ def test_is_pretrained() -> None:
 def test_any_pruned_model_is_built_from_its_own_configuration(case: Case) -> None:
     """Also with widths that no stock configuration has."""
     dense = made(case)
-    small = prune(dense, case[2], Budget(keep=0.5), "magnitude", queries=None).model
-    values = json.loads(json.dumps(config_of(small)))
+    result = prune(dense, case[2], Budget(keep=0.5), "magnitude", queries=None)
+    small = result.model
+    values = json.loads(json.dumps(config_of(small, result.config)))
     frame = rebuild(case[0], values)
     assert all(p.is_meta for p in frame.parameters())
-    again = rebuilt(frame, recipe_of(dense, small), dict(named_tensors(small)))
+    again = rebuilt(frame, result.recipe, dict(named_tensors(small)))
     assert not again.training
     equal(small, again, case[2])
 

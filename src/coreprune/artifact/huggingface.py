@@ -9,7 +9,6 @@ import copy
 import json
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from coreprune._example import device_of, normalise_example
-from coreprune._twin import quiet
-from coreprune.artifact.stock import on_meta, stock_config
+from coreprune._example import device_of
 from coreprune.errors import InputError
+from coreprune.pruning.configured import is_pretrained, outputs, same
+from coreprune.pruning.stock import on_meta, stock_config
 
 __all__ = ["config_of", "is_pretrained", "read_stock", "rebuild", "stock_config", "write_stock"]
 
@@ -35,16 +33,10 @@ _IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def is_pretrained(model: object) -> bool:
-    """Whether a model is a `transformers.PreTrainedModel`. If transformers has not been imported, no model is."""
-    transformers = sys.modules.get("transformers")
-    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+def config_of(model: nn.Module, config: Any = None) -> dict[str, Any]:
+    """The dense model's configuration as plain values for JSON, from which `rebuild` makes the dense model.
 
-
-def config_of(model: nn.Module) -> dict[str, Any]:
-    """The model's configuration as plain values for JSON, from which `rebuild` makes the dense model.
-
-    model: a PreTrainedModel. Pruning does not change its configuration.
+    model: a PreTrainedModel. config: the configuration that it had before pruning; by default the one that it has.
 
     Raises InputError where transformers alone could not make the model again: for the user's own code, quantised
     weights and adapters.
@@ -52,7 +44,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     problem = _foreign(model)
     if problem:
         raise InputError(problem)
-    config: Any = model.config
+    config = model.config if config is None else config
     values = json.loads(config.to_json_string(use_diff=False))
     values.pop("quantization_config", None)  # of weights that are plain by now, see `_foreign`
     values["dtype"] = str(model.dtype).removeprefix("torch.")
@@ -140,7 +132,7 @@ def _save(small: Any, config: Any, inside: Path) -> None:
         vars(small.config).pop("quantization_config", None)
     try:
         with _silent():
-            small.save_pretrained(inside, max_shard_size=_ONE_FILE)
+            type(small).save_pretrained(small, inside, max_shard_size=_ONE_FILE)  # the instance's own may refuse
     finally:
         small.config = was
         if quantizer is not None:
@@ -156,9 +148,7 @@ def _differs(small: Any, inside: Path, example_inputs: Any) -> str:
     for name, tensor in small.state_dict().items():
         if name not in theirs or theirs[name].dtype != tensor.dtype or not torch.equal(theirs[name], tensor.cpu()):
             return f"transformers loads another {name} than was saved"
-    got = _outputs(loaded.to(device_of(small)), example_inputs)
-    want = _outputs(small, example_inputs)
-    if len(got) != len(want) or not all(map(_same, got, want)):
+    if not same(outputs(loaded.to(device_of(small)), example_inputs), outputs(small, example_inputs)):
         return "with the same weights, the stock class gives other outputs than the pruned model"
     return ""
 
@@ -176,22 +166,6 @@ def _implementations(config: Any) -> dict[str, dict[str, str]]:
         if known:
             out[key] = known
     return out
-
-
-def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
-    args, kwargs = normalise_example(example_inputs)
-    with quiet(model) as still:
-        torch.manual_seed(0)
-        result = still(*args, **kwargs)
-    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
-
-
-def _same(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are equal up to rounding. Kernels may compute differently for other places in memory."""
-    if x.shape != y.shape or x.dtype != y.dtype or not x.is_floating_point():
-        return x.dtype == y.dtype and torch.equal(x, y)
-    rounding = 64 * torch.finfo(y.dtype).eps * float(y.double().abs().nan_to_num(posinf=0).amax()) if y.numel() else 0
-    return torch.allclose(x.double(), y.double(), rtol=0, atol=rounding, equal_nan=True)
 
 
 def _load(cls: Any, directory: Path, **more: Any) -> tuple[Any, str]:

@@ -19,6 +19,7 @@ from coreprune.artifact.manifest import DTYPES, PLAN, WEIGHTS, Manifest, TensorE
 from coreprune.errors import ArtifactError, CoreprunError, InputError, ModelError, first_line
 from coreprune.graph import all_names, named_tensors, rebuilt
 from coreprune.pruning import Plan
+from coreprune.pruning.configured import configure_, held_by, put_refusal
 from coreprune.pruning.plans.plan import fingerprint
 
 log = logging.getLogger(__name__)
@@ -48,14 +49,19 @@ def load(
     where = _device(device)
     place = Path(folder)
     manifest = read_manifest(place)
-    read_plan(place, manifest)
+    plan = read_plan(place, manifest)
     _check_recipe(manifest)
     path = check_file(place, WEIGHTS, _entry(manifest, WEIGHTS))
     _check_header(path, manifest.tensors)
     model = _dense(place, manifest, dense)
     _check_model(model, manifest)
     where = where or (device_of(model) if isinstance(dense, nn.Module) else torch.device("cpu"))
+    held = [one for one in held_by(model) if one.name == ""]
     small = rebuilt(model, manifest.recipe, _weights(path, manifest, where))
+    if held and manifest.loads_with == "transformers":
+        configure_(small, held[0], plan.groups)
+    elif held:
+        put_refusal(small, manifest.why)
     return small.eval()
 
 

@@ -140,7 +140,7 @@ def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
     if not huggingface.is_pretrained(model):
         return None, ""
     try:
-        dense = huggingface.config_of(model)
+        dense = huggingface.config_of(model, result.config)
     except InputError as error:
         return None, str(error)
     computed = result.recipe.plain
@@ -151,7 +151,7 @@ def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
         return dense, f"stock transformers computes weights that are plain parameters here, such as {computed[0]}."
     if result.plan.part:
         return dense, f"only {result.plan.part} was pruned, and configurations are written for whole models."
-    config, why = huggingface.stock_config(model, result.plan.groups)
+    config, why = huggingface.stock_config(model, result.plan.groups, result.config)
     if config is None:
         return dense, why
     if result.plan.example is None:

@@ -127,6 +127,10 @@ def prune(
     uniform: Annotated[
         bool, typer.Option(help="Equal shares for all groups, and equal widths in equal groups.")
     ] = False,
+    stock: Annotated[
+        bool,
+        typer.Option("--stock", help="Cut only what the config.json of a Hugging Face model can say; equal widths."),
+    ] = False,
     round_to: Annotated[
         int | None,
         typer.Option(min=1, help="Round widths to multiples of this; by default 8 in groups of 128 channels or more."),
@@ -198,6 +202,7 @@ def prune(
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
             also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words, memory=memory,
+            stock=stock,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis, read)
         found_by = {

@@ -14,6 +14,7 @@ from coreprune._twin import guarded
 from coreprune.errors import BudgetError, InputError
 from coreprune.graph import Traced, adopt, find_groups
 from coreprune.pruning.calibration.calibration import Asked, gather
+from coreprune.pruning.configured import with_true_config
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import bytes_of
 from coreprune.pruning.part import of_a_part
@@ -31,6 +32,7 @@ from coreprune.pruning.validate import (
 )
 
 
+@with_true_config
 @of_a_part
 @in_single_precision
 def apply_plan(

@@ -18,6 +18,7 @@ from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, Calibration, gather
+from coreprune.pruning.configured import unsaid, with_true_config
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import Shelf, bytes_of
@@ -54,6 +55,7 @@ class Result:
     model: the smaller model. plan: which channels stay. report: sizes, certificates, settings. rankings: the scores and
     the order of the units of every free group, by the group's name. recipe: how shapes and stored numbers of the model
     changed; `save` needs it. queries: the queries that were used, or None. Pass them to the next call, or save them.
+    config: the configuration of the dense model, if that is of Hugging Face; `model.config` says the pruned one.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Result:
     rankings: dict[str, Ranking]
     recipe: Recipe
     queries: Queries | None = None
+    config: Any = None
 
     def __repr__(self) -> str:
         """One line: which model was pruned, and how much of it is left."""
@@ -74,6 +77,7 @@ class Result:
         return self.report._repr_html_()
 
 
+@with_true_config
 @of_a_part
 @in_single_precision
 def prune(
@@ -99,6 +103,7 @@ def prune(
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
+    stock: bool = False,
     tokenizer: Any = None,
     memory: int | str | None = None,
 ) -> Result:
@@ -155,6 +160,8 @@ def prune(
     memory: about how much memory the work may take beside the model, in bytes or as text such as "8GiB"; half of what
         is free by default. What the model computes on the queries, and moments that are needed again, lie in files in
         the folder for temporary files (TMPDIR) as far as they do not fit. The result is the same, up to rounding.
+    stock: cut only what the configuration of a Hugging Face model can say, with equal widths in equal layers, so that
+        `from_pretrained` reads what `save_pretrained` writes. Groups that none of its numbers sizes stay whole.
 
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
@@ -175,6 +182,9 @@ def prune(
             traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
         refuse_plain(inplace, traced.plain)
         excluded = counterparts(excluded, model, traced.model)
+        if stock:
+            odd, budget = unsaid(traced), replace(budget, uniform=True)
+            traced, excluded = traced.locking(odd), (*excluded, *odd)
         _check_affordable(budget, traced, cost)
         settings = Settings(
             budget=budget,
@@ -253,6 +263,7 @@ def make_plan(
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
+    stock: bool = False,
     tokenizer: Any = None,
     memory: int | str | None = None,
 ) -> Plan:
@@ -267,6 +278,9 @@ def make_plan(
     with guarded(model):
         traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
         excluded = counterparts(excluded, model, traced.model)
+        if stock:
+            odd, budget = unsaid(traced), replace(budget, uniform=True)
+            traced, excluded = traced.locking(odd), (*excluded, *odd)
         _check_affordable(budget, traced, cost)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)

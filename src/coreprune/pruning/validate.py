@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from coreprune._example import normalise_example
 from coreprune._seed import check_seed
@@ -35,6 +37,8 @@ def check_model(model: object, example_inputs: Any) -> None:
             f"the model is a {type(model).__name__} of TorchScript, which torch.export cannot trace. Prune the Python "
             "module that it was made from, and script or trace the result."
         )
+    if found := _quantised(model):
+        raise InputError(f"{found}, so the model is quantised. Prune first, then quantise the result.")
     devices, dtypes = set(), set()
     for name, tensor in model.named_parameters():
         if is_lazy(tensor):
@@ -69,6 +73,24 @@ def check_model(model: object, example_inputs: Any) -> None:
                 f"the model is on {place}, but an example input is on {leaf.device}. "
                 "Move the example to the model's device."
             )
+
+
+def _quantised(model: nn.Module) -> str:
+    """What shows that a model is quantised, or prepared for it, or "" if nothing does."""
+    for name, module in model.named_modules():
+        if isinstance(module, (FakeQuantizeBase, ObserverBase)):
+            return f"{name} is a {type(module).__name__}"
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            return f"{name or 'the model'} is a quantised {type(module).__name__}"
+    for name, tensor in model.named_parameters():
+        # Subclasses hold their integers inside (torchao), or are integers with a scale beside them (bitsandbytes).
+        inner: list[Any] = [tensor] if type(tensor) is not nn.Parameter else []
+        if is_traceable_wrapper_subclass(tensor):
+            inner = [getattr(tensor, key) for key in tensor.__tensor_flatten__()[0]]
+        kinds = [x.dtype for x in inner if isinstance(x, Tensor) and not is_lazy(x)]
+        if tensor.is_quantized or any(dtype not in REAL and not dtype.is_complex for dtype in kinds):
+            return f"parameter {name!r} is a {type(tensor).__name__} of {kinds[0] if kinds else tensor.dtype}"
+    return ""
 
 
 def check_settings(budget: object, seed: object, delta: object) -> Budget:

@@ -8,10 +8,10 @@ import re
 from typing import Any
 
 import pytest
-from hf_cases import BERT, GPT2, GQA, IMAGE, LLAMA, PHI3, Case, hf, made, pruned
 
+from artifact.hf_cases import BERT, GPT2, GQA, IMAGE, LLAMA, PHI3, Case, hf, made, pruned
 from coreprune import apply_plan
-from coreprune.artifact.stock import stock_config
+from coreprune.pruning.stock import stock_config
 from graph.zoo import ZOO
 
 

@@ -31,30 +31,24 @@ HEAD_SIZE = re.compile(r"head_dim$|^d_kv$")
 _FEW, _MANY = 64, 128  # values tried for a number that is None, for which the model has its own default
 
 
-def stock_config(small: nn.Module, groups: Iterable[str] = ()) -> tuple[Any, str]:
+def stock_config(small: nn.Module, groups: Iterable[str] = (), config: Any = None) -> tuple[Any, str]:
     """Find the configuration with which the stock class has the shapes of `small`.
 
-    small: a pruned `transformers.PreTrainedModel`, with the configuration of the dense one. Neither is changed.
+    small: a pruned `transformers.PreTrainedModel`. config: the configuration of the dense model; by default the one
+        that `small` has. Neither is changed.
     groups: names of the groups of channels that were pruned, for advice on which to keep whole.
 
     Returns (configuration, ""), or (None, why there is none). Only the shapes are compared; `write_stock` compares the
     outputs.
     """
-    cls, config = type(small), small.config
+    cls, config = type(small), small.config if config is None else config
     own = type(config).__name__
     target = shapes_of(small)
-
-    def measure(changes: Mapping[Path, Any]) -> np.ndarray | None:
-        try:
-            shapes = stock_shapes(cls, _changed(config, changes))
-        except Exception:  # models raise all kinds of errors for numbers that contradict each other
-            return None
-        return _flat(shapes) if _ranks(shapes) == _ranks(target) else None
-
+    measure = _measured(cls, config, target)
     dense = measure({})
     if dense is None:
         return None, f"{own} of this model does not make a {cls.__name__} with its parameters: it was changed by hand."
-    wanted, places = _flat(target), [(name, axis) for name, shape in target.items() for axis in range(len(shape))]
+    wanted, places = _flat(target), _places(target)
     labels = [f"{n} ({d:.0f} → {w:.0f})" for (n, _), d, w in zip(places, dense, wanted, strict=True)]
     explicit = _head_sizes(config, measure, dense)
     found = {path: _response(measure, explicit, path, value, dense) for path, value in _numbers(config)}
@@ -72,6 +66,22 @@ def stock_config(small: nn.Module, groups: Iterable[str] = ()) -> tuple[Any, str
     if any(HEADS.search(path[-1]) for path in changes):
         changes = {**explicit, **changes}  # otherwise the remaining heads would grow
     return _checked(cls, config, changes, target)
+
+
+def said(model: nn.Module) -> frozenset[tuple[str, int]]:
+    """The sizes that numbers of the configuration decide, and that pruning may change: (tensor, axis).
+
+    model: a dense `transformers.PreTrainedModel`, which is not changed.
+    """
+    target, config = shapes_of(model), model.config
+    measure = _measured(type(model), config, target)
+    dense = measure({})
+    if dense is None:
+        return frozenset()
+    explicit = _head_sizes(config, measure, dense)
+    answers = [_response(measure, explicit, path, value, dense) for path, value in _numbers(config)]
+    slopes = [answer[1] for answer in answers if answer is not None]
+    return frozenset(place for i, place in enumerate(_places(target)) if any(s[i] for s in slopes))
 
 
 def shapes_of(model: nn.Module) -> Shapes:
@@ -117,7 +127,7 @@ def _unexplained(config: Any, slopes: np.ndarray, gone: np.ndarray, labels: list
     """A message about changed sizes that depend on no number, or "" if there are none."""
     own = type(config).__name__
     stuck = [labels[i] for i in np.flatnonzero((gone != 0) & ~slopes.any(1))]
-    counts_heads = any(HEADS.search(key) for _, scope in _scopes(config) for key in vars(scope))
+    counts_heads = any(HEADS.search(key) for _, scope in scopes(config) for key in vars(scope))
     heads = [label for label in stuck if counts_heads and _attention(label)]
     others = [label for label in stuck if label not in heads]
     said = [
@@ -168,7 +178,7 @@ def _at_odds(
 def _head_sizes(config: Any, measure: Measure, dense: np.ndarray) -> dict[Path, Any]:
     """The sizes of heads that the model computes from the number of heads, unless they are given, with their values."""
     out: dict[Path, Any] = {}
-    for at, scope in _scopes(config):
+    for at, scope in scopes(config):
         if not any(HEADS.search(key) and type(value) is int for key, value in vars(scope).items()):
             continue
         unsaid = [key for key, value in vars(scope).items() if HEAD_SIZE.search(key) and value is None]
@@ -183,7 +193,7 @@ def _head_sizes(config: Any, measure: Measure, dense: np.ndarray) -> dict[Path, 
 
 def _numbers(config: Any) -> Iterator[tuple[Path, int | float | None]]:
     """The numbers that pruning may have changed, with their values. None stands for a default of the model's own."""
-    for at, scope in _scopes(config):
+    for at, scope in scopes(config):
         for key, value in vars(scope).items():
             counts = type(value) is int and value > 0 and (HEADS.search(key) or WIDTHS.search(key))
             ratio = type(value) is float and value > 0 and key == "mlp_ratio"
@@ -192,7 +202,7 @@ def _numbers(config: Any) -> Iterator[tuple[Path, int | float | None]]:
 
 
 def _response(
-    measure: Measure, base: Mapping[Path, Any], path: Path, value: float | None, dense: np.ndarray
+    measure: Measure, base: Mapping[Path, Any], path: Path, value: int | float | None, dense: np.ndarray
 ) -> tuple[int | float, np.ndarray] | None:
     """The number's value, and the slope of every size in it. None if no size depends on the number."""
     if value is None:
@@ -211,14 +221,31 @@ def _response(
     return None
 
 
-def _scopes(config: Any, at: Path = ()) -> Iterator[tuple[Path, Any]]:
+def scopes(config: Any, at: Path = ()) -> Iterator[tuple[Path, Any]]:
     """The configuration, and those nested in it."""
     from transformers import PreTrainedConfig
 
     yield at, config
     for key, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
-            yield from _scopes(value, (*at, key))
+            yield from scopes(value, (*at, key))
+
+
+def _measured(cls: type[nn.Module], config: Any, target: Shapes) -> Measure:
+    """All sizes of `cls` when numbers of its configuration change, or None if it refuses them."""
+
+    def measure(changes: Mapping[Path, Any]) -> np.ndarray | None:
+        try:
+            shapes = stock_shapes(cls, _changed(config, changes))
+        except Exception:  # models raise all kinds of errors for numbers that contradict each other
+            return None
+        return _flat(shapes) if _ranks(shapes) == _ranks(target) else None
+
+    return measure
+
+
+def _places(shapes: Shapes) -> list[tuple[str, int]]:
+    return [(name, axis) for name, shape in shapes.items() for axis in range(len(shape))]
 
 
 def _changed(config: Any, changes: Mapping[Path, Any]) -> Any:
