@@ -8,7 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coreprune.coreset import Moments, function_space_ratio, functional_coreset, unit_floor
+from coreprune.coreset import (
+    Moments,
+    _pivoting,
+    function_space_ratio,
+    functional_coreset,
+    functional_order,
+    unit_floor,
+)
 from coreprune.errors import InputError
 
 SEARCHES = ["forward", "backward", "best"]
@@ -148,6 +155,69 @@ def test_panels_and_several_readers_follow_the_textbook_greedy(gen, search, size
         readers.append((covariance + ridge * torch.eye(n * p, dtype=covariance.dtype), each.gram, p))
     wanted = plain_greedy(readers, n, search, ridge)
     assert functional_coreset(moments, n, ridge=ridge, search=search).order.tolist() == wanted
+
+
+def degenerate(kind, n, p, gen):
+    """Moments whose greedy steps have ties, or matrices without an inverse."""
+    size = n * p
+    covariance = moments_of(
+        torch.randn(40, size, generator=gen, dtype=torch.float64), torch.eye(size).double()
+    ).covariance
+    gram = torch.randn(size, size, generator=gen, dtype=torch.float64)
+    gram = gram @ gram.T
+    if kind == "few rows":
+        return layer(gen, n, p, 3, rows=3)[2]
+    if kind == "equal units":
+        first = columns([i % 2 for i in range(n)], p)
+        return Moments(covariance[first][:, first], gram[first][:, first])
+    if kind == "zero units":
+        zero = columns([1, n - 1], p)
+        covariance[zero] = 0
+        covariance[:, zero] = 0
+        return Moments(covariance, gram)
+    if kind == "unread units":
+        gram[columns([0, 2], p)] = 0
+        gram[:, columns([0, 2], p)] = 0
+        return Moments(covariance, gram)
+    eye = torch.eye(size, dtype=torch.float64)
+    return Moments(eye, eye) if kind == "all tied" else Moments(1e-9 * covariance, torch.outer(gram[0], gram[0]))
+
+
+@pytest.mark.parametrize("kind", ["few rows", "equal units", "zero units", "unread units", "all tied", "one output"])
+@pytest.mark.parametrize("search", ["forward", "backward"])
+@pytest.mark.parametrize("p", [1, 3])
+def test_every_step_is_a_best_one_of_degenerate_moments_over_panels_of_two(monkeypatch, gen, kind, search, p):
+    """Against the definition, whichever of tied units a step takes. Panels, copies and products are in small parts."""
+    for name, value in (("PANEL", 2 * p), ("_ROWS", 2), ("_SMALL", 3)):
+        monkeypatch.setattr(_pivoting, name, value)
+    n, ridge = 7, 1e-4
+    moments = degenerate(kind, n, p, gen)
+    order = functional_order([moments], n, ridge=ridge, search=search).tolist()
+    assert sorted(order) == list(range(n))
+    if kind == "zero units":
+        assert order[-2:] == [1, n - 1]
+    whole, live = (
+        ridge_objective(moments, (), n, ridge),
+        [i for i in order if kind != "zero units" or i not in (1, n - 1)],
+    )
+    for k in range(1, len(live)):
+        if search == "forward":
+            options = [[*live[: k - 1], i] for i in live[k - 1 :]]
+        else:
+            options = [[i for i in live[: k + 1] if i != j] for j in live[: k + 1]]
+        best = min(ridge_objective(moments, option, n, ridge) for option in options)
+        assert ridge_objective(moments, live[:k], n, ridge) <= best + 1e-8 * whole
+
+
+@pytest.mark.parametrize("p", [1, 3])
+@pytest.mark.parametrize("search", ["forward", "backward"])
+def test_the_size_of_a_panel_does_not_change_the_order(monkeypatch, gen, search, p):
+    moments = [layer(gen, 40, p, 6, decay=1.0)[2], layer(gen, 40, 1, 5)[2]]
+    wanted = functional_order(moments, 40, search=search)
+    for panel in (1, 7 * p):
+        for name, value in (("PANEL", panel), ("_ROWS", 5), ("_SMALL", 4)):
+            monkeypatch.setattr(_pivoting, name, value)
+        assert functional_order(moments, 40, search=search).equal(wanted)
 
 
 def test_best_has_the_lower_curve_of_the_two(gen):
