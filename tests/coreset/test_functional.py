@@ -209,6 +209,15 @@ def test_every_step_is_a_best_one_of_degenerate_moments_over_panels_of_two(monke
         assert ridge_objective(moments, live[:k], n, ridge) <= best + 1e-8 * whole
 
 
+def test_a_bound_that_rounding_puts_above_the_gain_is_no_loss(monkeypatch, gen):
+    """The kind of fault: the unit with the least bound was not among those whose bound is at most its gain: none was."""
+    moments = layer(gen, 9, 3, 6)[2]
+    wanted = functional_order([moments], 9, search="backward")
+    exact = _pivoting.gain
+    monkeypatch.setattr(_pivoting.Pair, "bounds", lambda pair: exact(pair) + 1e-9)
+    assert functional_order([moments], 9, search="backward").equal(wanted)
+
+
 @pytest.mark.parametrize("p", [1, 3])
 @pytest.mark.parametrize("search", ["forward", "backward"])
 def test_the_size_of_a_panel_does_not_change_the_order(monkeypatch, gen, search, p):

@@ -305,8 +305,8 @@ MUTANTS = (
     Mutant(
         "bounds-taken-for-gains",
         "coreset/_pivoting.py",
-        "close = (bounds <= reached).nonzero()[:, 0]",
-        "close = least[None]",
+        "close = bounds <= reached ",
+        "close = torch.zeros_like(free) ",
         FUNCTIONAL,
         "elimination of units of several features goes by lower bounds of the gains",
     ),

@@ -12,7 +12,7 @@ amount by which removing the unit raises tr(G R_S).
 
 With A_BB = LLᵀ, y = L⁻¹A_B: and z = L⁻¹H_B: − ½ L⁻¹H_BB L⁻ᵀ y, the updates are A −= yᵀy, H −= yᵀz + zᵀy. They are
 collected in a panel and applied together, as in LAPACK's blocked Cholesky. So nearly all work is in products of
-matrices, about 2(n·p)³ operations in all. Each step computes only its own rows of A and H, and keeps their diagonal
+matrices, one to two times (n·p)³ operations in all. Each step computes only its own rows of A and H, and keeps their diagonal
 blocks up to date, which give all gains.
 """
 
@@ -191,7 +191,9 @@ def least_gain(pairs: list[Pair], left: Tensor, free: Tensor) -> int:  # noqa: A
     if all(pair.p == 1 for pair in pairs):
         return int(least)
     reached = _total(pair.sharpened(least[None]) for pair in pairs)
-    close = (bounds <= reached).nonzero()[:, 0]  # no other unit can have a gain as small
+    close = bounds <= reached  # no other unit can have a gain as small
+    close[least] = True  # where rounding has put its bound above its gain
+    close = close.nonzero()[:, 0]
     return int(close[_total(pair.sharpened(close) for pair in pairs).argmin()])
 
 

@@ -85,8 +85,8 @@ def functional_coreset(
         error of that refit, and equals the least-squares error at λ = 0. A ridge below 1e-9 (4·2⁻⁵²·f² from f = 1,061
         features on) is raised to that value.
 
-    Units whose features are all constant come last. Takes about 3 products of matrices of the size of K for a search, and
-    memory for about 5 of them. Runs on the device of the covariances.
+    Units whose features are all constant come last. Takes O((n·p)³) time, mostly in products of matrices, and memory
+    for about 5 matrices of the size of K. Runs on the device of the covariances.
 
     Raises InputError for an unknown search, a negative ridge, moments that are empty, non-finite, not symmetric or
     indefinite, and shapes that do not fit `units`.
