@@ -210,7 +210,7 @@ def test_every_step_is_a_best_one_of_degenerate_moments_over_panels_of_two(monke
 
 
 def test_a_bound_that_rounding_puts_above_the_gain_is_no_loss(monkeypatch, gen):
-    """The kind of fault: the unit with the least bound was not among those whose bound is at most its gain: none was."""
+    """The kind of fault: no bound was at most the gain of the unit with the least, so none was picked."""
     moments = layer(gen, 9, 3, 6)[2]
     wanted = functional_order([moments], 9, search="backward")
     exact = _pivoting.gain

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from coreprune.coreset import Fold, Moments, functional_order, held_out_curve
-from coreprune.coreset.cross_validation import checked
 from coreprune.coreset import held_out as held_out_module
+from coreprune.coreset.cross_validation import checked
 from coreprune.coreset.held_out import RIDGES, least_held_out
 from coreprune.coreset.regression import LeastSquares
 from coreprune.errors import InputError

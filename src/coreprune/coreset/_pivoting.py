@@ -12,8 +12,8 @@ amount by which removing the unit raises tr(G R_S).
 
 With A_BB = LLᵀ, y = L⁻¹A_B: and z = L⁻¹H_B: − ½ L⁻¹H_BB L⁻ᵀ y, the updates are A −= yᵀy, H −= yᵀz + zᵀy. They are
 collected in a panel and applied together, as in LAPACK's blocked Cholesky. So nearly all work is in products of
-matrices, one to two times (n·p)³ operations in all. Each step computes only its own rows of A and H, and keeps their diagonal
-blocks up to date, which give all gains.
+matrices, one to two times (n·p)³ operations in all. Each step computes only its own rows of A and H, and keeps their
+diagonal blocks up to date, which give all gains.
 """
 
 from __future__ import annotations

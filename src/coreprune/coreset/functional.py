@@ -60,9 +60,10 @@ def functional_order(
     """Return only the order of `functional_coreset`, (n,) int64, without the error curve and the floor."""
     ways = _ways(search)
     readers = as_readers(moments, units, ridge)
-    if len(ways) > 1:
+    way, *more = ways
+    if more:
         return _best(readers, ways)
-    start = _start(readers, ways[0])
+    start = _start(readers, way)
     del readers  # each of its matrices may be a gigabyte
     return _found(*start)
 
@@ -97,10 +98,10 @@ def functional_coreset(
     return _coreset(readers, order, curve(readers, order))
 
 
-def _ways(search: Search) -> tuple[str, ...]:
+def _ways(search: Search) -> list[str]:
     if search not in get_args(Search):
         raise InputError(f"unknown search {search!r}; known: {', '.join(get_args(Search))}.")
-    return ("forward", "backward") if search == "best" else (search,)
+    return ["forward", "backward"] if search == "best" else [search]
 
 
 def _best(readers: list[ScaledReader], ways: Sequence[str]) -> Tensor:
