@@ -8,8 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coreprune.coreset import Moments, function_space_ratio, functional_coreset, unit_floor
-from coreprune.coreset._pivoting import Pair, least_gain
+from coreprune.coreset import (
+    Moments,
+    _pivoting,
+    function_space_ratio,
+    functional_coreset,
+    functional_order,
+    unit_floor,
+)
 from coreprune.errors import InputError
 
 SEARCHES = ["forward", "backward", "best"]
@@ -149,6 +155,78 @@ def test_panels_and_several_readers_follow_the_textbook_greedy(gen, search, size
         readers.append((covariance + ridge * torch.eye(n * p, dtype=covariance.dtype), each.gram, p))
     wanted = plain_greedy(readers, n, search, ridge)
     assert functional_coreset(moments, n, ridge=ridge, search=search).order.tolist() == wanted
+
+
+def degenerate(kind, n, p, gen):
+    """Moments whose greedy steps have ties, or matrices without an inverse."""
+    size = n * p
+    covariance = moments_of(
+        torch.randn(40, size, generator=gen, dtype=torch.float64), torch.eye(size).double()
+    ).covariance
+    gram = torch.randn(size, size, generator=gen, dtype=torch.float64)
+    gram = gram @ gram.T
+    if kind == "few rows":
+        return layer(gen, n, p, 3, rows=3)[2]
+    if kind == "equal units":
+        first = columns([i % 2 for i in range(n)], p)
+        return Moments(covariance[first][:, first], gram[first][:, first])
+    if kind == "zero units":
+        zero = columns([1, n - 1], p)
+        covariance[zero] = 0
+        covariance[:, zero] = 0
+        return Moments(covariance, gram)
+    if kind == "unread units":
+        gram[columns([0, 2], p)] = 0
+        gram[:, columns([0, 2], p)] = 0
+        return Moments(covariance, gram)
+    eye = torch.eye(size, dtype=torch.float64)
+    return Moments(eye, eye) if kind == "all tied" else Moments(1e-9 * covariance, torch.outer(gram[0], gram[0]))
+
+
+@pytest.mark.parametrize("kind", ["few rows", "equal units", "zero units", "unread units", "all tied", "one output"])
+@pytest.mark.parametrize("search", ["forward", "backward"])
+@pytest.mark.parametrize("p", [1, 3])
+def test_every_step_is_a_best_one_of_degenerate_moments_over_panels_of_two(monkeypatch, gen, kind, search, p):
+    """Against the definition, whichever of tied units a step takes. Panels, copies and products are in small parts."""
+    for name, value in (("PANEL", 2 * p), ("_ROWS", 2), ("_SMALL", 3)):
+        monkeypatch.setattr(_pivoting, name, value)
+    n, ridge = 7, 1e-4
+    moments = degenerate(kind, n, p, gen)
+    order = functional_order([moments], n, ridge=ridge, search=search).tolist()
+    assert sorted(order) == list(range(n))
+    if kind == "zero units":
+        assert order[-2:] == [1, n - 1]
+    whole, live = (
+        ridge_objective(moments, (), n, ridge),
+        [i for i in order if kind != "zero units" or i not in (1, n - 1)],
+    )
+    for k in range(1, len(live)):
+        if search == "forward":
+            options = [[*live[: k - 1], i] for i in live[k - 1 :]]
+        else:
+            options = [[i for i in live[: k + 1] if i != j] for j in live[: k + 1]]
+        best = min(ridge_objective(moments, option, n, ridge) for option in options)
+        assert ridge_objective(moments, live[:k], n, ridge) <= best + 1e-8 * whole
+
+
+def test_a_bound_that_rounding_puts_above_the_gain_is_no_loss(monkeypatch, gen):
+    """The kind of fault: no bound was at most the gain of the unit with the least, so none was picked."""
+    moments = layer(gen, 9, 3, 6)[2]
+    wanted = functional_order([moments], 9, search="backward")
+    exact = _pivoting.gain
+    monkeypatch.setattr(_pivoting.Pair, "bounds", lambda pair: exact(pair) + 1e-9)
+    assert functional_order([moments], 9, search="backward").equal(wanted)
+
+
+@pytest.mark.parametrize("p", [1, 3])
+@pytest.mark.parametrize("search", ["forward", "backward"])
+def test_the_size_of_a_panel_does_not_change_the_order(monkeypatch, gen, search, p):
+    moments = [layer(gen, 40, p, 6, decay=1.0)[2], layer(gen, 40, 1, 5)[2]]
+    wanted = functional_order(moments, 40, search=search)
+    for panel in (1, 7 * p):
+        for name, value in (("PANEL", panel), ("_ROWS", 5), ("_SMALL", 4)):
+            monkeypatch.setattr(_pivoting, name, value)
+        assert functional_order(moments, 40, search=search).equal(wanted)
 
 
 def test_best_has_the_lower_curve_of_the_two(gen):
@@ -483,19 +561,3 @@ def test_lenet_on_images(data_dir):
         unseen = torch.cat([hidden[2000:, kept], torch.ones(2000, 1).double()], dim=1)
         errors[name] = float((hidden[2000:] @ outgoing.T - unseen @ solution).square().sum(dim=1).mean())
     assert errors["functional"] < 0.85 * errors["norm"]
-
-
-def test_rounding_does_not_put_a_gain_out_of_its_own_reach():
-    """Regression: an exact gain that came out below the bound on it left no unit to pick."""
-
-    class Rounded(Pair):
-        def __init__(self):
-            self.p = 2
-
-        def bounds(self):
-            return torch.tensor([2.0, 1.0, 3.0], dtype=torch.float64)
-
-        def sharpened(self, units):
-            return self.bounds()[units] * (1 - 1e-15)
-
-    assert least_gain([Rounded()], torch.arange(3), torch.ones(3, dtype=torch.bool)) == 1

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from coreprune.coreset import Fold, Moments, functional_order, held_out_curve
+from coreprune.coreset import held_out as held_out_module
 from coreprune.coreset.cross_validation import checked
-from coreprune.coreset.held_out import RIDGES
+from coreprune.coreset.held_out import RIDGES, least_held_out
 from coreprune.coreset.regression import LeastSquares
 from coreprune.errors import InputError
 
@@ -50,10 +51,13 @@ def by_refits(seen, unseen, weight, worth, order, p, ridge):
 
 @pytest.mark.parametrize("p", [1, 3])
 @pytest.mark.parametrize("n", [4, 60])
-def test_t12_is_the_error_of_every_refit_on_rows_that_it_has_not_seen(p, n):
-    """With 4 rows the covariance is singular, and the refit learns them by heart."""
+@pytest.mark.parametrize("unseen_rows", [3, 25])
+@pytest.mark.parametrize("block", [2, 5, 256])
+def test_t12_is_the_error_of_every_refit_on_rows_that_it_has_not_seen(monkeypatch, p, n, unseen_rows, block):
+    """With 4 rows the covariance is singular, and the refit learns them by heart. K' of 3 rows is singular, too."""
+    monkeypatch.setattr(held_out_module, "_BLOCK", block)
     f, order = 4 * p, torch.tensor([2, 0, 3, 1])
-    seen, unseen = rows(n, f, 0), rows(25, f, 1)
+    seen, unseen = rows(n, f, 0), rows(unseen_rows, f, 1)
     weight = torch.randn(5, f, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     half = torch.randn(5, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     worth = half @ half.T
@@ -83,6 +87,22 @@ def test_the_best_ridge_falls_as_rows_are_added():
         fold = fold_of(rows(n, 24, 0, rank=40), rows(4000, 24, 1, rank=40), weight, torch.eye(6, dtype=torch.float64))
         best.append(RIDGES[int(held_out_curve(fold, 24, torch.arange(24))[:, 12].argmin())])
     assert best[0] > best[1] > best[2]
+
+
+@pytest.mark.parametrize("n", [6, 40, 4096])
+def test_the_least_error_over_the_ridges_needs_not_all_of_them(n):
+    """Few rows want a large ridge, many a small one: neither is the middle of the grid."""
+    weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    eye = torch.eye(6, dtype=torch.float64)
+    halves = [rows(n, 24, seed, rank=40) for seed in (0, 1)]
+    folds = [fold_of(a, b, weight, eye) for a, b in (halves, halves[::-1])]
+    orders = [torch.arange(24), torch.arange(23, -1, -1)]
+    every = torch.stack([held_out_curve(f, 24, o) for f, o in zip(folds, orders, strict=True)]).mean(dim=0)
+    found = least_held_out(folds, 24, orders)
+    assert (found >= every.min(dim=0).values * (1 - 1e-12)).all()
+    assert (found <= every.min(dim=0).values * 1.001 + 1e-12 * every.max()).all()
+    if n != 40:
+        assert (found < 0.98 * every[len(RIDGES) // 2]).any()
 
 
 @pytest.mark.parametrize("ridge", [0.0, -1.0, math.nan])

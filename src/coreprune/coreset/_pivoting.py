@@ -12,8 +12,8 @@ amount by which removing the unit raises tr(G R_S).
 
 With A_BB = LLᵀ, y = L⁻¹A_B: and z = L⁻¹H_B: − ½ L⁻¹H_BB L⁻ᵀ y, the updates are A −= yᵀy, H −= yᵀz + zᵀy. They are
 collected in a panel and applied together, as in LAPACK's blocked Cholesky. So nearly all work is in products of
-matrices, about 2(n·p)³ operations in all. Each step computes only its own rows of A and H, and keeps their diagonal
-blocks up to date, which give all gains.
+matrices, one to two times (n·p)³ operations in all. Each step computes only its own rows of A and H, and keeps their
+diagonal blocks up to date, which give all gains.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from coreprune._shapes import Bool, Float, Int, Tensor
 
 PANEL = 192  # rows; measured at 256 to 4,096 features: 128 to 256 are equally fast
 FADED = 1e-6  # when the blocks of H have shrunk by this factor, and H can be computed afresh, it is
+_ROWS = 256  # that are copied at once
 _SMALL = 512  # features; smaller updates are one product, because copying a triangle costs as much as computing it
 
 
 class Pair:
-    """One reader's A and H, and `charge` (n,), which is subtracted from the gains. It does not change what it gets.
+    """One reader's A and H, and `charge` (n,), which is subtracted from the gains. Pivoting overwrites them.
 
     h: None stands for zero. root: V, if H is always A VᵀV A. H falls to rounding errors where A does, and is then
     computed from A.
@@ -98,13 +99,13 @@ class Pair:
         """Apply the panel, and drop the units that are not free."""
         keep = free.repeat_interleave(self.p).nonzero()[:, 0]
         y, z, renew = self.y[: self.used, keep], self.z[: self.used, keep], self.stale
-        self.a = _less(self.a[keep[:, None], keep], y, y)
+        self.a = _less(_kept(self.a, keep), y, y)
         self.charge, self.inverse = self.charge[free], self.inverse[free]
         self.root = None if self.root is None else self.root[:, keep]
         if renew:
             self._renew()
         elif self.h is not None:
-            self.h = _less(self.h[keep[:, None], keep], torch.cat([y, z]), torch.cat([z, y]))
+            self.h = _less(_kept(self.h, keep), torch.cat([y, z]), torch.cat([z, y]))
         self._restart()
 
     def bounds(self) -> Float[Tensor, " n"]:
@@ -138,6 +139,14 @@ def _less(matrix: Float[Tensor, "f f"], left: Float[Tensor, "q f"], right: Float
     matrix[half:, :half].addmm_(left[:, half:].mT, right[:, :half], alpha=-1)
     matrix[:half, half:] = matrix[half:, :half].mT
     return matrix
+
+
+def _kept(matrix: Float[Tensor, "f f"], keep: Int[Tensor, " m"]) -> Float[Tensor, "m m"]:
+    """Some rows and columns, ascending, in the memory of the matrix: fresh memory costs as much time as the copy."""
+    out = matrix.view(-1)[: keep.numel() ** 2].view(keep.numel(), -1)
+    for part, into in zip(keep.split(_ROWS), out.split(_ROWS), strict=True):
+        into.copy_(matrix[part[:, None], keep])  # row i lies no later in `out` than the row that it comes from
+    return out
 
 
 def diagonal_blocks(matrix: Float[Tensor, "f f"], units: int) -> Float[Tensor, "n p p"]:
@@ -182,8 +191,9 @@ def least_gain(pairs: list[Pair], left: Tensor, free: Tensor) -> int:  # noqa: A
     if all(pair.p == 1 for pair in pairs):
         return int(least)
     reached = _total(pair.sharpened(least[None]) for pair in pairs)
-    # No other unit can have a gain as small. Rounding may put the gain of this one below its own bound.
-    close = (bounds <= torch.maximum(reached, bounds[least])).nonzero()[:, 0]
+    close = bounds <= reached  # no other unit can have a gain as small
+    close[least] = True  # where rounding has put its bound above its gain
+    close = close.nonzero()[:, 0]
     return int(close[_total(pair.sharpened(close) for pair in pairs).argmin()])
 
 

@@ -94,7 +94,7 @@ class ScaledReader:
 
     def backward(self) -> Pair:
         """The start of backward elimination."""
-        return Pair(torch.cholesky_inverse(self.factor), self.gram, self.charge)
+        return Pair(torch.cholesky_inverse(self.factor).contiguous(), self.gram.clone(), self.charge)
 
     def curve(self, order: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
         """ê(k) for the first k of `order`, (n+1,). If K + λ = LLᵀ in that order, tr(G R_k) = Σ_{j>k·p} ‖V l_j‖²."""

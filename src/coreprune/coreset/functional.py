@@ -60,10 +60,10 @@ def functional_order(
     """Return only the order of `functional_coreset`, (n,) int64, without the error curve and the floor."""
     ways = _ways(search)
     readers = as_readers(moments, units, ridge)
-    first, *others = ways
-    if others:
+    way, *more = ways
+    if more:
         return _best(readers, ways)
-    start = _start(readers, first)
+    start = _start(readers, way)
     del readers  # each of its matrices may be a gigabyte
     return _found(*start)
 
@@ -86,8 +86,8 @@ def functional_coreset(
         error of that refit, and equals the least-squares error at λ = 0. A ridge below 1e-9 (4·2⁻⁵²·f² from f = 1,061
         features on) is raised to that value.
 
-    Units whose features are all constant come last. A search takes about 3 products of matrices of the size of K, and
-    memory for about 5 of them. Runs on the device of the covariances.
+    Units whose features are all constant come last. Takes O((n·p)³) time, mostly in products of matrices, and memory
+    for about 5 matrices of the size of K. Runs on the device of the covariances.
 
     Raises InputError for an unknown search, a negative ridge, moments that are empty, non-finite, not symmetric or
     indefinite, and shapes that do not fit `units`.
@@ -98,10 +98,10 @@ def functional_coreset(
     return _coreset(readers, order, curve(readers, order))
 
 
-def _ways(search: Search) -> tuple[str, ...]:
+def _ways(search: Search) -> list[str]:
     if search not in get_args(Search):
         raise InputError(f"unknown search {search!r}; known: {', '.join(get_args(Search))}.")
-    return ("forward", "backward") if search == "best" else (search,)
+    return ["forward", "backward"] if search == "best" else [search]
 
 
 def _best(readers: list[ScaledReader], ways: Sequence[str]) -> Tensor:

@@ -112,15 +112,14 @@ def _tails(
 ) -> Float[Tensor, " m"]:
     """e'(k) for p = 1 and k = 0..f, from V, U and L; L = 1 where it is None. In blocks of features, from the last on.
 
-    With C = VL and D = L⁻¹U, Z = DDᵀ and e'(k) = ‖X_k‖², X_k = Σ_{i>k} C_i D_i, for the columns C_i and the rows D_i.
-    A row of D ends at the diagonal, so that X_k is needed only up to there.
+    With C = VL and D = L⁻¹U, Z = DDᵀ and e'(k) = ‖X_k‖², X_k = Σ_{i>k} C_i D_i, for the columns C_i and the rows D_i. A
+    row of D ends at the diagonal, so that X_k is needed only up to there.
     """
     f, r = half.shape
     starts = range(0, f, _BLOCK)
-    d = half
+    d = half if factor is None else torch.zeros_like(half)
     if factor is not None:
-        d = torch.zeros_like(half)
-        for s in range(0, min(r, f), _BLOCK):
+        for s in range(0, r, _BLOCK):
             d[s:, s : s + _BLOCK] = torch.linalg.solve_triangular(factor[s:, s:], half[s:, s : s + _BLOCK], upper=False)
     x = root.new_zeros(root.shape[0], r)
     steps = root.new_zeros(f + 1)
