@@ -70,6 +70,7 @@ def report(groups: int, text: str = "") -> dict[str, Any]:
         },
         "call": f"prune({text})",
         "seconds": {f"capture{text}": 1.5},
+        "memory": {"limit": 8 << 30, "held": 1 << 20, "spilled": 0, "peaks": {f"capture{text}": 2e9, "select": 3e9}},
         "versions": {f"torch {text}": text},
         "latency": {
             "device": f"cpu {text}",

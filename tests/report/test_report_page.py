@@ -48,6 +48,7 @@ def test_the_page_can_be_made_from_the_json_alone(result):
         ({"settings": ["seed"]}, "settings"),
         ({"latency": {"rows": {"batch": 1}}}, "rows"),
         ({"agreement": "T11"}, "certificate"),
+        ({"memory": {"peaks": 3}}, "peaks"),
     ],
 )
 def test_other_data_is_refused_by_name(data, named):
@@ -315,6 +316,7 @@ def test_the_overview_answers_the_readers_questions_before_it_certifies():
     assert "1.73× as fast at batch 1" in text
     assert "1.73× at batch 8" in text
     assert "≥ 96.6 % of the answers unchanged" in text
+    assert "3 GB of memory at most" in text
     assert "no other inputs, and it does not say whether the answers are right" in text
 
 

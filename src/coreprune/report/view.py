@@ -55,6 +55,7 @@ def view(data: Mapping[str, Any]) -> dict[str, Any]:
         "call": str(data.get("call") or ""),
         "settings": _plain({**settings, "versions": data.get("versions") or {}}),
         "seconds": _seconds(_mapping(data.get("seconds") or {}, "seconds")),
+        "peak": _peak(data),
     }
 
 
@@ -252,6 +253,12 @@ def _independent(groups: list[Mapping[str, Any]]) -> Row | None:
 def _seconds(raw: Mapping[str, Any]) -> list[Row]:
     found = [(str(k), _number(v)) for k, v in raw.items()]
     return [{"phase": k, "seconds": v} for k, v in found if v is not None]
+
+
+def _peak(data: Mapping[str, Any]) -> float | None:
+    """The most bytes that the process held while it ran."""
+    peaks = _mapping(_mapping(data.get("memory") or {}, "memory").get("peaks") or {}, "peaks")
+    return max(filter(None, map(_number, peaks.values())), default=None)
 
 
 def _plain(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
