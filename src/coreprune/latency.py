@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreprune._batch_trials import batch_axes
 from coreprune._example import device_of, normalise_example
+from coreprune._shown import html_table
 from coreprune._twin import quiet
 from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph.ops import OPERATIONS, UNKNOWN, op_name
@@ -87,16 +89,27 @@ class Latency:
 
     def __str__(self) -> str:
         """A table in milliseconds, with the median and quartiles of every model, and the speed-up."""
+        cells = self._cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells]
+        return "\n".join([self._where(), *lines, *([self.note] if self.note else [])])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        head, *rows = self._cells()
+        note = f"<p>{escape(self.note)}</p>" if self.note else ""
+        return f"<div><p>{escape(self._where())}</p>{html_table(head, rows, 'time of a call', ())}{note}</div>"
+
+    def _where(self) -> str:
+        return f"{self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}; median (quartiles) of a call"
+
+    def _cells(self) -> list[list[str]]:
         names = list(self.rows[0].timings)
-        head = ["batch", *names, *(["speed-up"] if len(names) > 1 else [])]
-        cells = [head]
+        cells = [["batch", *names, *(["speed-up"] if len(names) > 1 else [])]]
         for row in self.rows:
             times = [f"{1e3 * t.median:,.2f} ms ({1e3 * t.low:,.2f}–{1e3 * t.high:,.2f})" for t in row.timings.values()]
             cells.append([str(row.batch), *times, *([f"{row.speedup:.2f}×"] if len(names) > 1 else [])])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells]
-        where = f"{self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}; median (quartiles) of a call"
-        return "\n".join([where, *lines, *([self.note] if self.note else [])])
+        return cells
 
 
 def measure_latency(

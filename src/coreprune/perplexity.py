@@ -17,6 +17,7 @@ from coreprune._batch_trials import batch_axes
 from coreprune._example import check_runs, normalise_example
 from coreprune._seed import check_seed
 from coreprune._shapes import Int
+from coreprune._shown import brief
 from coreprune._twin import guarded, quiet
 from coreprune.errors import InputError, first_line
 from coreprune.queries import MachineText, Queries, SelfGenerated, Target, make_queries
@@ -39,6 +40,7 @@ class Windows:
     leaf: int
     axes: BatchAxes
     text: str
+    __repr__ = brief
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 
 from coreprune._shapes import Bool, Float, Int, Tensor
+from coreprune._shown import brief
 from coreprune._validate import as_points
 from coreprune.coreset._pivoting import Pair
 from coreprune.errors import InputError
@@ -34,6 +35,7 @@ class Moments:
 
     covariance: Float[Tensor, "f f"]
     gram: Float[Tensor, "f f"]
+    __repr__ = brief
 
 
 @dataclass(frozen=True)

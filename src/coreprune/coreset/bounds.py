@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
+from coreprune._shown import html_table
 from coreprune._validate import as_points
 from coreprune.coreset.sampling import Coreset
 from coreprune.errors import InputError
@@ -54,6 +55,17 @@ class Certificate:
             if not math.isfinite(out[key]):
                 out[key] = None
         return out
+
+    def _repr_html_(self) -> str:
+        """A table for a notebook."""
+        rows = [
+            ("theorem", f"{self.theorem}, {self.kind}{' (says nothing)' if self.vacuous else ''}"),
+            ("bound", f"{self.bound:.6g}; a constant answer: {self.trivial:.6g}"),
+            ("statement", self.statement),
+            ("assumes", "; ".join(self.assumptions)),
+            ("δ", "" if self.delta is None else f"{self.delta:g}"),
+        ]
+        return html_table(("", ""), rows, "certificate", (0, 1))
 
 
 def sampling_bound(

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
+from coreprune._shown import brief
 from coreprune.coreset._pivoting import Pair, diagonal_blocks, gain, largest, least_gain, log_det, pivot_all
 from coreprune.coreset._readers import Moments, ScaledReader, alive, as_readers, curve, features
 from coreprune.coreset.bounds import Certificate
@@ -52,6 +53,7 @@ class FunctionalCoreset:
     order: Int[Tensor, " n"]
     errors: Float[Tensor, " m"]
     optimum: Float[Tensor, " m"]
+    __repr__ = brief
 
 
 def functional_order(

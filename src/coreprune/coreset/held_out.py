@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
+from coreprune._shown import brief
 from coreprune.coreset._readers import cholesky, features, root_of
 from coreprune.errors import InputError
 
@@ -30,6 +31,7 @@ class Fold:
     seen: Float[Tensor, "f f"]
     unseen: Float[Tensor, "f f"]
     gram: Float[Tensor, "f f"]
+    __repr__ = brief
 
 
 def held_out_curve(

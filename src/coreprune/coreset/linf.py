@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
+from coreprune._shown import brief
 from coreprune._validate import as_points
 from coreprune.errors import InputError
 from coreprune.geometry import Ellipsoid, mvee, recombine, span
@@ -38,6 +39,7 @@ class LinfCoreset:
     variant: Variant
     one_sided: bool
     rank: int
+    __repr__ = brief
 
 
 def linf_coreset(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from coreprune._shapes import Float, Int, Tensor
+from coreprune._shown import brief
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Merge:
     scale: Float[Tensor, " n"]
     mean: bool = False
     gains: Mapping[str, Float[Tensor, " n"]] = field(default_factory=dict)
+    __repr__ = brief
 
     def outgoing(self, outgoing: Float[Tensor, "J n"]) -> Float[Tensor, "J n"]:
         """Σ_{i: target i = k} scale_i V_ji in column k, zero in the columns of removed channels. Shape (J, n)."""

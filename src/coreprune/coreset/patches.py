@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
+from coreprune._shown import brief
 from coreprune.coreset._readers import cholesky, others
 
 
@@ -21,6 +22,7 @@ class Patches:
     rows: Float[Tensor, "m c t"]
     weight: Float[Tensor, "J c t"]
     worth: Float[Tensor, "J J"]
+    __repr__ = brief
 
 
 def map_errors(

@@ -14,6 +14,7 @@ import torch
 
 from coreprune._seed import as_generator
 from coreprune._shapes import Float, Int, Tensor
+from coreprune._shown import brief
 from coreprune.coreset.merging import Merge
 from coreprune.errors import InputError
 
@@ -35,6 +36,7 @@ class Coreset:
     negative_weights: Float[Tensor, " k"] | None = None
     draws: int = 0
     merge: Merge | None = None
+    __repr__ = brief
 
     def outgoing(self, outgoing: Float[Tensor, "J n"]) -> Float[Tensor, "J k"]:
         """Return the re-weighted outgoing weights V' (J, k), given all outgoing weights V (J, n)."""
@@ -65,6 +67,7 @@ class DrawStream:
     order: Int[Tensor, " k"]
     probabilities: Float[Tensor, " n"]
     seed: int
+    __repr__ = brief
 
     def cut(self, t: int) -> tuple[Int[Tensor, " t"], int]:
         """How often each of order[:t] has been drawn when the t-th distinct item appears, and the total of draws.

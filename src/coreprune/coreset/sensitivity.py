@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 from coreprune._shapes import Bool, Float, Tensor
+from coreprune._shown import brief
 from coreprune._validate import as_points
 from coreprune.coreset.cone import cone_sensitivities
 from coreprune.coreset.linf import Variant, linf_coreset
@@ -53,6 +54,7 @@ class Sensitivities:
     rank: int
     rounds: int = 0
     ridge: float = 0.0
+    __repr__ = brief
 
 
 def sensitivities(

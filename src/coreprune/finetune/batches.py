@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from coreprune._shown import brief
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -21,6 +23,7 @@ class Batches:
     labels: Tensor
     batch_size: int
     generator: torch.Generator
+    __repr__ = brief
 
     def __len__(self) -> int:
         return math.ceil(len(self.inputs) / self.batch_size)

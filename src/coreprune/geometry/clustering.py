@@ -8,6 +8,7 @@ import torch
 
 from coreprune._seed import as_generator
 from coreprune._shapes import Float, Int, Tensor
+from coreprune._shown import brief
 from coreprune._validate import as_points
 from coreprune.errors import InputError
 
@@ -23,6 +24,7 @@ class Clusters:
     labels: Int[Tensor, " n"]
     centres: Float[Tensor, "k d"]
     inertia: float
+    __repr__ = brief
 
 
 def kmeans(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from coreprune._shapes import Float, Int, Num, Tensor
+from coreprune._shown import brief
 from coreprune._validate import as_points
 from coreprune.errors import GeometryError, InputError
 from coreprune.geometry.subspace import column_scale, coordinates
@@ -27,6 +28,7 @@ class Combination:
     indices: Int[Tensor, " k"]
     weights: Float[Tensor, " k"]
     residual: float
+    __repr__ = brief
 
 
 def caratheodory(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from coreprune._shapes import Float, Int, Num, Tensor
+from coreprune._shown import brief
 from coreprune._validate import as_points
 from coreprune.errors import InputError
 from coreprune.geometry._solvers.fixed_point import fixed_point
@@ -68,6 +69,7 @@ class Ellipsoid:
     rank: int
     iterations: int
     status: Status
+    __repr__ = brief
 
 
 def mvee(

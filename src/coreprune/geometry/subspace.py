@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from coreprune._shapes import Float, Num, Tensor
+from coreprune._shown import brief
 from coreprune._validate import as_points
 from coreprune.errors import InputError
 
@@ -27,6 +28,7 @@ class Span:
     singular_values: Float[Tensor, " r"]
     scale: Float[Tensor, " d"]
     rank: int
+    __repr__ = brief
 
     @property
     def whitening(self) -> Float[Tensor, "d r"]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 from torch import nn
 
 from coreprune._progress import Progress, silent
+from coreprune._shown import html_table
 from coreprune._twin import guarded
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.tracing import trace
@@ -77,6 +79,20 @@ class Inspection:
             numbers = f"{g.channels:>8}  {g.unit:>4}  {g.sections:>6}  {g.macs_share:>5.1%}"
             lines.append(f"{g.name:<{width}}  {numbers}  {g.locked_because or ''}".rstrip())
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """One line."""
+        free = sum(g.locked_because is None for g in self.groups)
+        return f"Inspection({self.model}: {len(self.groups)} groups, {free} free; see .groups, or print it)"
+
+    def _repr_html_(self) -> str:
+        """The groups as a table, for a notebook."""
+        rows = [
+            (g.name, f"{g.channels:,}", f"{g.unit}", f"{g.macs_share:.1%}", g.locked_because or "") for g in self.groups
+        ]
+        head, *_ = str(self).splitlines()
+        table = html_table(("group", "channels", "unit", "MACs", "locked"), rows, "groups of channels", (0, 4))
+        return f"<div><p>{escape(head)}</p>{table}</div>"
 
 
 @of_a_part

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune._batch import BatchAxes
 from coreprune._seed import as_generator
+from coreprune._shown import brief
 from coreprune.errors import InputError, first_line
 from coreprune.queries import storage
 
@@ -43,6 +44,7 @@ class Queries:
     shared: frozenset[int] = frozenset()
     axes: BatchAxes | None = None
     jointly: bool = False
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         lengths = {len(x) for i, x in enumerate(self._leaves()) if self._batched(i, x)}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coreprune._shapes import Bool, Float, Tensor
+from coreprune._shown import brief
 from coreprune.coreset import Fold, Patches
 from coreprune.pruning.layer.activations import Activation
 
@@ -39,6 +40,7 @@ class Reader:
     folds: tuple[Fold, ...] = ()
     patches: Patches | None = None
     partner: str = ""
+    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class NormStatistics:
     bias: Float[Tensor, " n"]
     columns: tuple[int, int]
     names: Mapping[str, str]
+    __repr__ = brief
 
     @property
     def deviation(self) -> Float[Tensor, " n"]:
@@ -102,6 +105,7 @@ class LayerWeights:
     no_scale: str = ""
     name: str = ""
     nonnegative: Bool[Tensor, " d"] | None = None
+    __repr__ = brief
 
     @property
     def weights(self) -> Float[Tensor, "n w"]:

@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from coreprune._patterns import shortened
+from coreprune._shown import html_table
 
 Data = Mapping[str, Any]
 
@@ -52,13 +53,15 @@ def as_html(report: Data) -> str:
     told = "".join(f"<p><b>{escape(name)}</b> {escape(text)}</p>" for name, text in [*notes, *_evidence(report)])
     free = [g for g in report["groups"] if not g["locked_because"]]
     rows = [_row(g) for g in free]
-    groups = _table(_HEAD, rows, "groups that may shrink") + (f"<p>{_WEIGHED}</p>" if any(r[3] for r in rows) else "")
+    groups = html_table(_HEAD, rows, "groups that may shrink", (0, 5)) + (
+        f"<p>{_WEIGHED}</p>" if any(r[3] for r in rows) else ""
+    )
     whole = "".join(f"<li>{escape(shortened(names))}: {escape(reason)}</li>" for reason, names in _locked(report))
     shown, name = " open" if len(free) <= _OPEN else "", report["model"] or "model"
     locked = _count(len(report["groups"]) - len(free), "group")
     return (
         f"<div><b>{escape(name)}</b>, pruned"
-        + _table(("", "before", "after", "left"), sizes, "sizes before and after")
+        + html_table(("", "before", "after", "left"), sizes, "sizes before and after")
         + told
         + f"<details{shown}><summary>{_count(len(free), 'group')} that may shrink</summary>{groups}</details>"
         + f"<details><summary>{locked} left whole</summary><ul>{whole}</ul></details></div>"
@@ -144,14 +147,3 @@ def _share(before: int, after: int) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    columns = [i for i in range(len(head)) if head[i] == "" or any(row[i] for row in rows)]
-    align = {i: "left" if i in (0, 5) else "right" for i in columns}
-    top = "".join(f'<th scope="col" style="text-align:{align[i]}">{escape(head[i])}</th>' for i in columns)
-    body = "".join(
-        "<tr>" + "".join(f'<td style="text-align:{align[i]}">{escape(row[i])}</td>' for i in columns) + "</tr>"
-        for row in rows
-    )
-    return f'<table aria-label="{caption}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'

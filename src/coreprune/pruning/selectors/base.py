@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from coreprune._shapes import Float, Int, Tensor
+from coreprune._shown import brief
 from coreprune.coreset import Coreset, DrawStream, from_stream
 from coreprune.errors import InputError
 from coreprune.pruning.layer.weights import LayerWeights
@@ -38,6 +39,7 @@ class Ranking:
     note: str = ""
     stream: DrawStream | None = None
     rule: Callable[[int], Coreset] | None = None
+    __repr__ = brief
 
     def coreset(self, k: int) -> Coreset:
         """Return the coreset of k units: made by the rule, or cut from the stream, or the first k of the order."""
