@@ -77,8 +77,8 @@ Tokenizer = Annotated[
 Memory = Annotated[
     str | None,
     typer.Option(
-        help="About how much memory the work may take beside the model, such as 8GiB. What does not fit lies in files "
-        "in the folder for temporary files. By default half of what is free.",
+        help="How much of main memory may hold what the model computes on the queries, such as 8GiB. The rest lies in "
+        "files in the folder for temporary files. By default half of what is free.",
         show_default=False,
     ),
 ]

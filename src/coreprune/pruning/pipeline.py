@@ -157,9 +157,10 @@ def prune(
         `tokenizers.Tokenizer`, a fast tokenizer of transformers, or a folder with a tokenizer.json. With it, queries
         that are made without data contain text of this machine (queries="made-tokens" leaves it out), and samples are
         accompanied by it. False: none, and no text of this machine.
-    memory: about how much memory the work may take beside the model, in bytes or as text such as "8GiB"; half of what
-        is free by default. What the model computes on the queries, and moments that are needed again, lie in files in
-        the folder for temporary files (TMPDIR) as far as they do not fit. The result is the same, up to rounding.
+    memory: how much of main memory may hold what the model computes on the queries, and moments that are needed again,
+        in bytes or as text such as "8GiB"; half of what is free by default. The rest lies in files in the folder for
+        temporary files (TMPDIR). The process takes more than that: the models, one batch, the matrices of one layer.
+        The result is the same, up to rounding.
     stock: cut only what the configuration of a Hugging Face model can say, with equal widths in equal layers, so that
         `from_pretrained` reads what `save_pretrained` writes. Groups that none of its numbers sizes stay whole.
 
