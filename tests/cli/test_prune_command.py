@@ -79,6 +79,7 @@ def test_the_same_seed_gives_the_same_bits(place, prune):
     reports = [json.loads(x["report.json"]) for x in (one, two)]
     for report in reports:
         assert report.pop("seconds")
+        assert report.pop("memory")["limit"]
     assert reports[0] == reports[1]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from coreprune._seed import as_generator
 from coreprune._shown import brief
 
 
@@ -16,14 +18,20 @@ from coreprune._shown import brief
 class Batches:
     """Batches of (inputs, labels), in a new random order every pass. A DataLoader can be used instead.
 
-    inputs: (N, ...), labels: (N,) int64, both on the model's device.
+    inputs: (N, ...), labels: (N,) int64, both on the model's device. seed: of the orders; a number, or a generator to
+    draw from.
     """
 
     inputs: Tensor
     labels: Tensor
     batch_size: int
-    generator: torch.Generator
+    seed: int | torch.Generator = 0
     __repr__ = brief
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """What the orders are drawn from."""
+        return as_generator(self.seed)
 
     def __len__(self) -> int:
         return math.ceil(len(self.inputs) / self.batch_size)
