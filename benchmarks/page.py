@@ -10,6 +10,7 @@ from typing import Any
 from page_parts import MISSING, missing, phases, ran_on, spread, table
 from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
+from page_selection import selection
 from page_zoo import architectures
 
 HERE = Path(__file__).parent
@@ -174,6 +175,7 @@ def main() -> None:
         ("latency", latency),
         ("lenet_mnist", lenet),
         ("mvee", mvee),
+        ("selection", selection),
     ):
         source = RESULTS / f"{name}.json"
         if source.exists():
