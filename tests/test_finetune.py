@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from coreprune import InputError
+from coreprune import ArtifactError, InputError
 from coreprune.finetune import Batches, Tuning, accuracy, fine_tune_
 from small_networks import bits, mlp
 
@@ -91,6 +91,42 @@ def test_what_cannot_be_trained_is_refused(gen):
         fine_tune_(mlp(), data, teacher=mlp(), loss=torch.nn.functional.cross_entropy)
     with pytest.raises(InputError, match="requires a gradient"):
         fine_tune_(mlp().requires_grad_(False), data)
+
+
+X, Y = torch.zeros(4, 8), torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("batch", "more", "said"),
+    [
+        ((X, Y, Y), {}, "tuple of Tensor, Tensor, Tensor"),
+        (X, {}, r"tensor of shape \(4, 8\)"),
+        (({"x": X}, Y), {}, "tuple of dict, Tensor"),
+        ((X, Y.float()), {}, r"\(4,\) torch.float32 of step 0"),
+        ((X, Y + 99), {}, "out of bounds"),
+        ((X[:, :3], Y), {}, r"\(4, 3\)"),
+        ((X, Y), {"teacher": torch.nn.Linear(8, 9)}, "teacher"),
+        ((X, Y), {"loss": lambda output, labels: None}, "not a NoneType"),
+        ((X, Y), {"loss": lambda output, labels: output}, r"shape \(4, 3\)"),
+        ((X, Y), {"loss": lambda output, labels: 1 / 0}, "division by zero"),
+        ((X, Y), {"validate": lambda model: "good"}, "not a str"),
+    ],
+)
+def test_batches_and_functions_that_do_not_fit_are_named(batch, more, said):
+    model = mlp().train()
+    model[0].eval()
+    with pytest.raises(InputError, match=said):
+        fine_tune_(model, [batch], **more)
+    assert model.training
+    assert not model[0].training  # every module has its own mode again
+
+
+def test_a_log_that_cannot_be_written_is_found_before_the_training(tmp_path):
+    model = mlp()
+    before = bits(model)
+    with pytest.raises(ArtifactError, match="cannot write"):
+        fine_tune_(model, [(X, Y)], log=tmp_path)
+    assert bits(model) == before
 
 
 def test_a_loss_of_ones_own_and_rows_for_every_epoch(gen, tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coreprune._checkpoint import Checkpoint, digest
+from coreprune._files import refused
 from coreprune._progress import Progress
-from coreprune.errors import InputError, first_line
+from coreprune.errors import CoreprunError, InputError, first_line
 from coreprune.finetune.tuning import Tuning
 
 Loss = Callable[[Any, Tensor], Tensor]  # (output of the model, labels) -> one number
@@ -34,7 +36,7 @@ def fine_tune_(
     log: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, float]]:
-    """Train `model` in place. Its mode is restored at the end. Returns one row per epoch.
+    """Train `model` in place. Its modes are restored at the end. Returns one row for every epoch that ran.
 
     batches: pairs (inputs, labels) with a length, that can be passed over many times: a DataLoader, or `Batches`.
         Before every pass, `set_epoch` of it or of its sampler is called, where there is one.
@@ -49,10 +51,13 @@ def fine_tune_(
 
     In a process group of torch.distributed, wrap the model in DistributedDataParallel; rank 0 writes the files.
 
-    Raises InputError for settings that make no sense, and if the loss becomes infinite or NaN. The model then has the
-    weights of the last step.
+    Raises InputError for settings that make no sense, for batches that do not fit the model, and if the loss becomes
+    infinite or NaN. The model then has the weights of the last step. Raises ArtifactError where the log cannot be
+    written.
     """
     options = options or Tuning()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
     if not isinstance(options, Tuning):
         raise InputError(f"options must be a Tuning, not {type(options).__name__}.")
     if loss is not None and teacher is not None:
@@ -65,10 +70,12 @@ def fine_tune_(
         raise InputError("there are no batches to train on.")
     run = _Run(model, batches, options, teacher, loss, steps)
     stored = Checkpoint(Path(checkpoint), run.key()) if checkpoint is not None else None
+    if log is not None:
+        _write(Path(log), "")  # not after hours of work
     rows, start = [], 0
     if stored is not None and (found := stored.read()) is not None:
         start = run.restore(*found)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     writes = not distributed or torch.distributed.get_rank() == 0
     try:
@@ -78,20 +85,36 @@ def fine_tune_(
             if validate is not None:
                 with run.averaged():
                     model.eval()
-                    row["validation"] = float(validate(model))
+                    row["validation"] = _number(validate(model), "validate")
             rows.append({**row, "seconds": round(time.perf_counter() - began, 3)})
             if log is not None and writes:
-                Path(log).parent.mkdir(parents=True, exist_ok=True)
-                with Path(log).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                _write(Path(log), json.dumps(rows[-1]) + "\n")
             if stored is not None and writes:
                 stored.write(epoch + 1, run.state())
-        run.finish()
+        run.swap()
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         for parameter in model.parameters():
             parameter.grad = None
     return rows
+
+
+def _write(log: Path, text: str) -> None:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise refused(log, error) from error
+
+
+def _number(found: Any, what: str) -> float:
+    """What a function of the caller's returned. Raises InputError unless it is one real number."""
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} must return one number, not {_said(found)}.") from error
 
 
 @dataclass(eq=False)
@@ -134,13 +157,20 @@ class _Run:
                 renew(epoch)
         self.model.train()
         each, total, rate = self.steps // self.options.epochs, 0.0, 0.0
-        for i, (inputs, labels) in enumerate(self.batches):
+        for i, batch in enumerate(self.batches):
             step = epoch * each + i
             rate = self._rate(step)
-            total += self._step(inputs.to(self.device), labels.to(self.device), rate, step)
+            total += self._step(*self._pair(batch, step), rate, step)
             if progress is not None:
                 progress("fine-tune", step + 1, self.steps)
         return {"loss": round(total / each, 6), "lr": rate}
+
+    def _pair(self, batch: Any, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and labels, on the model's device."""
+        pair = tuple(batch) if isinstance(batch, (tuple, list)) else ()
+        if len(pair) != 2 or not all(isinstance(x, Tensor) for x in pair):
+            raise InputError(f"batches must be pairs of tensors (inputs, labels); step {step} got {_said(batch)}.")
+        return pair[0].to(self.device), pair[1].to(self.device)
 
     def _rate(self, step: int) -> float:
         options = self.options
@@ -154,8 +184,19 @@ class _Run:
             group["lr"] = rate
         bfloat = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         half = options.precision == "bfloat16" or (options.precision == "auto" and bfloat)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            loss = self._loss(self.model(inputs), labels, inputs)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                loss = self._loss(self.model(inputs), labels, inputs)
+        except (CoreprunError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # models and losses raise anything
+            given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (inputs, labels))
+            raise InputError(
+                f"the model, its loss or its teacher fails on the inputs and labels {given} of step {step} "
+                f"({first_line(error)})."
+            ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise InputError(f"loss must return a tensor with one number, not {_said(loss)}.")
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(f"the loss is {value} in step {step}. Lower lr ({options.lr:g}) or check the data.")
@@ -185,9 +226,14 @@ class _Run:
         return (1 - options.soft) * hard + options.soft * options.temperature**2 * soft
 
     # --- averaged weights and checkpoints -----------------------------------------------------------------------------
-    def averaged(self) -> _Swapped:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """The model with its averaged weights, for as long as the block lasts."""
-        return _Swapped(self)
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
 
     def swap(self) -> None:
         """Exchange the averaged weights with those of the model."""
@@ -197,10 +243,6 @@ class _Run:
                     own = parameter.detach().clone()
                     parameter.copy_(self.average[name])
                     self.average[name] = own
-
-    def finish(self) -> None:
-        """Leave the averaged weights in the model."""
-        self.swap()
 
     def key(self) -> str:
         """What a checkpoint has to belong to: the weights at the start, the options, the number of steps."""
@@ -238,12 +280,8 @@ class _Run:
         return done
 
 
-@dataclass(frozen=True)
-class _Swapped:
-    run: _Run
-
-    def __enter__(self) -> None:
-        self.run.swap()
-
-    def __exit__(self, *_: object) -> None:
-        self.run.swap()
+def _said(x: Any) -> str:
+    """What something is, in words."""
+    if isinstance(x, (tuple, list)):
+        return f"a {type(x).__name__} of {', '.join(type(one).__name__ for one in x) or 'nothing'}"
+    return f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
