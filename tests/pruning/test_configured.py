@@ -170,3 +170,14 @@ def test_stock_cuts_what_the_configuration_can_say(tmp_path: Path, case: Case) -
 def test_stock_is_for_models_of_transformers() -> None:
     with pytest.raises(InputError, match="stock=True is for models of transformers"):
         prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4), queries=None, stock=True)
+
+
+def test_a_configuration_that_fails_loses_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyError("a number of its own")
+
+    monkeypatch.setattr("coreprune.pruning.configured.stock_config", broken)
+    result = pruned(GQA)
+    assert result.report.parameters[1] < result.report.parameters[0]
+    with pytest.raises(InputError, match="no configuration could be tried.*a number of its own"):
+        result.model.save_pretrained(tmp_path)

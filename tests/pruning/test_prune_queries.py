@@ -386,6 +386,7 @@ def test_any_bounded_loss_is_certified_with_an_interval():
         (lambda a, b: 0.5, "one number per sample"),
         (lambda a, b: a.argmax(1), "bool or real numbers"),
         (lambda a, b: a.sum(1) * 0 + 2, "in \\[0, 1\\]"),
+        (lambda a, b: 1 // 0, r"loss fails on the outputs of a batch .*ZeroDivisionError"),
     ],
 )
 def test_a_loss_that_does_not_fit_is_explained(loss, message):

@@ -152,12 +152,12 @@ def _configured(small: nn.Module, held: Held, groups: Iterable[str], plain: tupl
     dot = f"{held.name}." if held.name else ""
     if any(name.startswith(dot) for name in plain):
         return f"stock transformers computes weights that are plain parameters here, such as {plain[0]}."
-    config, why = stock_config(model, [g.removeprefix(dot) for g in groups if g.startswith(dot)], held.config)
-    if config is None:
-        return why
-    before = None if example is None else outputs(small, example)
     was = [(path, key, vars(model.get_submodule(path))[key]) for path, key, _ in held.places]
-    try:
+    try:  # the model is pruned by now: whatever its configuration does, that is not lost
+        config, why = stock_config(model, [g.removeprefix(dot) for g in groups if g.startswith(dot)], held.config)
+        if config is None:
+            return why
+        before = None if example is None else outputs(small, example)
         for path, key, at in held.places:
             vars(model.get_submodule(path))[key] = reduce(getattr, at, config)
         if before is None or (
@@ -166,7 +166,7 @@ def _configured(small: nn.Module, held: Held, groups: Iterable[str], plain: tupl
             return ""
         why = "with the same weights, the stock class gives other outputs than the pruned model."
     except Exception as error:  # models raise all kinds of errors for configurations
-        why = f"the stock class does not run with its weights ({first_line(error)})."
+        why = f"no configuration could be tried ({first_line(error)})."
     for path, key, value in was:
         vars(model.get_submodule(path))[key] = value
     return why

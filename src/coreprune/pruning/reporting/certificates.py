@@ -25,7 +25,7 @@ from coreprune.coreset import (
     relative_limit,
     sampling_bound,
 )
-from coreprune.errors import InputError
+from coreprune.errors import InputError, first_line
 from coreprune.graph import Captured, Removed, Traced
 from coreprune.pruning.allocation.curves import widths_curve
 from coreprune.pruning.layer.linear_maps import Operator
@@ -166,6 +166,8 @@ def certify(
     fresh = make_queries(model, example_inputs, samples, n=n, seed=other, batch_axis=batch_axis, tokenizer=tokenizer)
     if reason := no_draws(fresh):
         raise InputError(f"{reason} Pass samples, or a source that draws each input alone, such as leaves.")
+    if loss is not None and not callable(loss):
+        raise InputError(f"loss must be a function of two outputs, not {loss!r}.")
     if loss is not None:
         return expected_loss(model, pruned, fresh, loss, delta)
     found = agreement(model, pruned, fresh, delta)
@@ -233,7 +235,11 @@ def expected_loss(
         batch = largest_batch(next(fresh.batches(2)), _BATCH, full, left)
         for args, kwargs in fresh.batches(batch):
             size = (fresh.axes or usual((args, kwargs))).size((args, kwargs))
-            found = loss(full(*args, **kwargs), left(*args, **kwargs))
+            outputs = full(*args, **kwargs), left(*args, **kwargs)
+            try:
+                found = loss(*outputs)
+            except Exception as error:  # the caller's own code
+                raise InputError(f"loss fails on the outputs of a batch of {size} ({first_line(error)}).") from error
             if not isinstance(found, Tensor) or found.shape != (size,):
                 what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise InputError(f"loss must return one number per sample, a tensor of shape ({size},), not {what}.")
