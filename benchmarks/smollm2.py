@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,13 @@ from children import Row, measured
 from coreprune import Budget, prune
 from coreprune.cli import libraries, source
 from coreprune.perplexity import compare_perplexity, windows
-from table import run
+from table import Cell, run, told
 from texts import documentation, encyclopedia
 
 SHARES = (0.8, 0.9, 0.7)
 SOURCES = ("no data", "128 windows", "no data, no text")
 PEERS = ("l2", "random")
 LENGTH, CONTEXT, WINDOWS = 64, 512, 40
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row. method: ours, one of PEERS, or dense. source: of the queries. share: of the blocks' parameters."""
-
-    method: str
-    source: str
-    share: float
-    seed: int
-
-    @property
-    def key(self) -> str:
-        return "/".join((self.method, self.source or "-", f"{100 * self.share:g}", f"seed {self.seed}"))
 
 
 def cells(seeds: int) -> Iterator[Cell]:
@@ -81,15 +67,11 @@ def work(job: Row) -> Row:
     blocks = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
     allowed = Budget(params=1 - (1 - cell.share) * blocks / sum(p.numel() for p in model.parameters()))
     result, cost = measured(lambda: prune(model, example, allowed, seed=cell.seed, **asked, **same))
-    report = result.report.as_dict()
     found = {name: compare_perplexity(model, result.model, example, test) for name, test in tests.items()}
     return {
         "perplexity": {name: {"before": round(p.before, 3), "after": round(p.after, 3)} for name, p in found.items()},
         "same_next_token": {name: round(p.same, 4) for name, p in found.items()},
-        "parameters": round(report["parameters"]["after"] / report["parameters"]["before"], 4),
-        "queries": report["queries"],
-        "compared": report["compared"],
-        "seconds": report["seconds"],
+        **told(result),
         **cost,
     }
 

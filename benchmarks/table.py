@@ -6,16 +6,40 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from children import Journal, Row, answer, in_child
+from coreprune import Result
 from environment import environment
 
 HERE = Path(__file__).parent
 Jobs = Callable[[argparse.Namespace], Iterator[tuple[str, Row]]]  # a key and what the child gets, for every row
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row. method: ours, a peer, or dense. source: of the queries. share: of what the budget counts. seed: of all
+    chance in it, the split of the data too."""
+
+    method: str
+    source: str
+    share: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return "/".join((self.method, self.source or "-", f"{100 * self.share:g}", f"seed {self.seed}"))
+
+
+def told(result: Result) -> Row:
+    """What a row says of a run from its report."""
+    report = result.report.as_dict()
+    share = report["parameters"]["after"] / report["parameters"]["before"]
+    return {"parameters": round(share, 4), **{name: report[name] for name in ("queries", "compared", "seconds")}}
 
 
 def run(

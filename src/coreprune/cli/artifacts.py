@@ -75,26 +75,24 @@ def report(
 
     found = [_reported(one) for one in folder]
     if len(found) == 1:
-        data, table, notes = found[0]
+        (data, table, notes), written = found[0], html or folder[0] / PAGE
         if html is not None:
             _write_page(folder[0], data, html)
     else:
-        data, notes = [one for one, _, _ in found], ""
+        data, notes, written = [one for one, _, _ in found], "", html
         runs = list(zip(_names(folder), data, strict=True))
-        with _of_ours(folder[0]):
-            table = show.runs_table(runs)
-            page = render_runs(runs) if html is not None else ""
+        table = show.runs_table(runs)
         if html is not None:
             with whole_file(html) as temporary:
-                temporary.write_text(page, encoding="utf-8")
+                temporary.write_text(render_runs(runs), encoding="utf-8")
     if json:
         sys.stdout.write(json_.dumps(data, indent=1) + "\n")
         return
     console.print(table)
     if notes:
         console.print(notes, soft_wrap=True, highlight=False)
-    if (page := html or folder[0] / PAGE).exists() and (html or len(found) == 1):
-        console.print(f"report    {page.resolve()}", soft_wrap=True, highlight=False)
+    if written is not None and written.exists():
+        console.print(f"report    {written.resolve()}", soft_wrap=True, highlight=False)
 
 
 def _reported(folder: Path) -> tuple[dict[str, Any], Any, str]:

@@ -19,8 +19,8 @@ _LONGEST = 100  # characters of a line
 
 
 def failed(error: Exception) -> str:
-    """A sentence with the error, and with the line to look at: the last one outside of torch, or in
-    a layer of torch.
+    """A sentence with the error, and with the line to look at: the last one outside of torch, or that of a
+    layer of torch.
 
     In most cases the line takes a size from elsewhere than from the weights, such as from the width of its input.
     """

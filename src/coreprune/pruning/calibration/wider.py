@@ -30,7 +30,7 @@ _SHIFT = 2.7  # Mandelbrot's, in the frequency of a word by its rank: 1/(rank + 
 def other_kinds(
     traced: Traced, example: Any, queries: Queries, tokenizer: Any, generator: torch.Generator
 ) -> list[Queries]:
-    """As many queries of every other kind. None if the model looks no tokens up, or the texts have nothing but form.
+    """As many queries of every other kind. Empty if the model looks no tokens up, or the texts have nothing but form.
 
     example, tokenizer: the caller's.
     """
