@@ -104,6 +104,12 @@ def test_a_full_disk_says_what_to_do(monkeypatch):
         shelf.put(torch.zeros(1000))
 
 
+def test_a_folder_for_temporary_files_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(InputError, match=r"absent.*TMPDIR"):
+        Shelf(limit=1).put(torch.zeros(1000))
+
+
 @pytest.mark.parametrize("name", thinned(ZOO, 3))
 def test_a_segment_reads_what_earlier_ones_made(name):
     """The segments are all nodes in order, and what each reads is inside, free, or an exit of an earlier one."""
