@@ -8,7 +8,8 @@ from torch.utils import _pytree as pytree
 
 from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import pointwise
-from coreprune.graph.rules.movement import lines, move
+from coreprune.graph.rules.lookup import lines
+from coreprune.graph.rules.movement import move
 from coreprune.graph.rules.registry import Call, rule
 from coreprune.graph.values import Value
 
