@@ -251,7 +251,7 @@ def test_the_agreement_is_a_lower_bound_of_the_share_that_agrees():
 def test_certify_with_the_seed_of_prune_sees_other_inputs(seed, monkeypatch):
     """It drew the inputs that pruning went by, so T11 was not about fresh ones."""
     model, seen = convnet(), []
-    module = sys.modules["coreprune.pruning.reporting.certificates"]
+    module = sys.modules["coreprune.pruning.reporting.certify"]
     real = module.agreement
     monkeypatch.setattr(module, "agreement", lambda m, p, fresh, delta: seen.append(fresh) or real(m, p, fresh, delta))
     result = prune(model, images(1), Budget(keep=0.5), "l2", queries="white-noise", seed=seed)

@@ -57,6 +57,24 @@ def report(groups: int, text: str = "") -> dict[str, Any]:
         "bytes": {"before": 4_938_268, "after": 1_827_156},
         "notes": [f"what else there is to know {text}"],
         "queries": f"256 inputs {text}",
+        "path": {
+            "asked": f"agreement=0.95 {text}",
+            "level": 0.05,
+            "delta": 0.01,
+            "samples": 400,
+            "source": f"the user's data {text}",
+            "steps": [
+                {
+                    "share": s,
+                    "macs": round(987_654_321 * s),
+                    "parameters": round(1_234_567 * s),
+                    "risk": 0.08 * (1 - s),
+                    "bound": 0.08 * (1 - s) + 0.015,
+                    "passed": s > 0.6,
+                }
+                for s in (0.96, 0.81, 0.65, 0.54)
+            ],
+        },
         "agreement": {**certificate("T11", "sampled", 0.034, text), "trivial": 0.9},
         "groups": [group(i) for i in numbers],
         "refits": [

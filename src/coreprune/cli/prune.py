@@ -32,6 +32,7 @@ EPILOG = (
     "coreprune prune models:resnet --shape 1,3,224,224 --macs 0.5 --out small\n\n"
     "coreprune prune ./my-bert --params 0.7 --uniform --exclude '*attention*' --out small-bert\n\n"
     "coreprune prune ./my-llama --params 0.8 --uniform --text my.txt --out small-llama\n\n"
+    "coreprune prune models:net --agreement 0.99 --queries images.npz --out small\n\n"
     "coreprune prune models:net --queries images.npz --labelled test.npz --out small --resume"
 )
 
@@ -106,6 +107,13 @@ def prune(
     error: Annotated[
         float | None, typer.Option(help="Largest predicted error of the outputs, as a share of their variance.")
     ] = None,
+    agreement: Annotated[
+        float | None,
+        typer.Option(
+            help="Find the smallest model that gives the same answer on at least this share of inputs, such as 0.99, "
+            "shown with probability 1 - delta on samples that are set aside. It needs --queries with many samples."
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -177,6 +185,7 @@ def prune(
     from coreprune.pruning import prune as run
 
     limits = {"macs": macs, "params": params, "bytes": bytes_, "keep": options.keeps(keep), "error": error}
+    limits["agreement"] = agreement
     rules = {"uniform": uniform, "round_to": round_to, "min_width": min_width, "absolute": absolute}
     budget = Budget(**options.one_budget(limits), **rules)
     axis = options.batch_axis(batch_axis)

@@ -10,7 +10,7 @@ from coreprune.pruning.plans.plan import GroupPlan, Plan
 from coreprune.pruning.repair.descent import Descended
 from coreprune.pruning.repair.lockstep import Refit, Repair
 from coreprune.pruning.repair.twins import Descent
-from coreprune.pruning.reporting.certificates import certify
+from coreprune.pruning.reporting.certify import certify
 from coreprune.pruning.reporting.report import Compared, GroupReport, Report
 
 __all__ = [

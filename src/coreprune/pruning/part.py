@@ -17,6 +17,7 @@ from coreprune._plain import computed, plain
 from coreprune._twin import duplicate, guarded, quiet
 from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph import Recipe, adopt
+from coreprune.pruning.allocation.budget import RISKS
 from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.settings import EXAMPLES, asked_queries
 from coreprune.pruning.validate import check_also, check_architecture, check_model
@@ -51,6 +52,11 @@ def of_a_part(function: Callable[P, R]) -> Callable[P, R]:
         if given.get("example_inputs") is None and isinstance(plan, Plan) and plan.example is not None:
             given["example_inputs"] = example_like(plan.example, device_of(model))
         check_model(model, given.get("example_inputs"))
+        if (kind := getattr(given.get("budget"), "kind", "")) in RISKS:
+            raise InputError(
+                f"a budget of {kind} is about the outputs of the whole model, and does not go with part=. Prune the "
+                "part to a size, and test the result with certify()."
+            )
         name = _named(model, part)
         _refuse_shared(model, name)
         module = model.get_submodule(name)

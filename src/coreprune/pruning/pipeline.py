@@ -15,10 +15,11 @@ from coreprune._twin import guarded
 from coreprune.errors import InputError
 from coreprune.graph import Recipe, Traced, adopt, recipe_of
 from coreprune.pruning.allocation.allocate import allocate
-from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.allocation.budget import RISKS, Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, Calibration, gather
 from coreprune.pruning.configured import unsaid, with_true_config
+from coreprune.pruning.controlled import certificate, first_size, set_aside, smallest
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import Shelf, bytes_of
@@ -29,7 +30,7 @@ from coreprune.pruning.reporting.report import Compared, Memory, Report
 from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
-from coreprune.pruning.stages import prune_to, repair_
+from coreprune.pruning.stages import Pruned, prune_to, repair_
 from coreprune.pruning.summing_up import make_report
 from coreprune.pruning.tracing import exclude_names, trace
 from coreprune.pruning.validate import (
@@ -37,6 +38,7 @@ from coreprune.pruning.validate import (
     check_cost,
     check_count,
     check_exclude,
+    check_risk,
     check_settings,
     counterparts,
     refuse_plain,
@@ -175,6 +177,7 @@ def prune(
     training = _distill_options(distill, queries, checkpoint)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
+    check_risk(budget, queries, training is not None)
     most = bytes_of(memory)
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
@@ -205,23 +208,22 @@ def prune(
             tokenizer=tokenizer,
             memory=memory,
         )
-        calibration = None
+        calibration = exam = None
         by_queries = queries is not None and _by_queries(selector, budget)
         if by_queries or options is not None or training is not None:
             if options is None and training is None:
                 _say_what_queries_are_for(selector, queries)
             with clock("queries"):
                 asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)
+                if budget.kind in RISKS:
+                    asked, exam = set_aside(traced, asked, budget, delta, seed)
                 calibration = gather(traced, asked, seed, clock.tell)
-        pruned = prune_to(traced, settings, calibration, clock)
-        if calibration is not None and options is not None and calibration.useful:
-            with clock("repair"):
-                pruned = replace(pruned, fits=repair_(pruned, calibration, options, clock.tell))
-        compared: list[Compared] = []
-        if calibration is not None and compare and calibration.useful:
-            pruned, compared = best_of(pruned, settings, calibration, clock)
-        if calibration is not None and options is not None and pruned.fits:
-            pruned, compared = trained(pruned, settings, calibration, compared, clock)
+        tested = None
+        if calibration is not None and exam is not None:
+            pruned, compared, path = smallest(traced, settings, calibration, exam, clock)
+            tested = path, certificate(traced, exam, path)
+        else:
+            pruned, compared = _pruned(traced, settings, calibration, clock)
         small = pruned.removed.model
         if calibration is not None and training is not None:
             with clock("distill"):
@@ -235,7 +237,7 @@ def prune(
                     progress=clock.tell,
                 )
         with clock("certify"):
-            report = make_report(pruned, settings, calibration, compared)
+            report = make_report(pruned, settings, calibration, compared, tested)
         report = replace(report, seconds=clock.seconds, memory=_used(most, calibration, clock))
         recipe = replace(recipe_of(traced.model, small), plain=traced.plain)
         rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
@@ -243,6 +245,24 @@ def prune(
         adopt(model, small)
         small = model
     return Result(small, pruned.plan, report, rankings, recipe, calibration.given if calibration else None)
+
+
+def _pruned(
+    traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock
+) -> tuple[Pruned, list[Compared]]:
+    """Cut to the budget, repair, and take the best on the queries that are held back."""
+    pruned, options = prune_to(traced, settings, calibration, clock), settings.repair
+    compared: list[Compared] = []
+    if calibration is None:
+        return pruned, compared
+    if options is not None and calibration.useful:
+        with clock("repair"):
+            pruned = replace(pruned, fits=repair_(pruned, calibration, options, clock.tell))
+    if settings.compare and calibration.useful:
+        pruned, compared = best_of(pruned, settings, calibration, clock)
+    if options is not None and pruned.fits:
+        pruned, compared = trained(pruned, settings, calibration, compared, clock)
+    return pruned, compared
 
 
 @of_a_part
@@ -273,6 +293,8 @@ def make_plan(
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
+    if budget.kind in RISKS:
+        raise InputError(f"a budget of {budget.kind} tests pruned models. Call prune(); its result has the plan.")
     most = bytes_of(memory)
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
@@ -312,12 +334,14 @@ def _say_what_queries_are_for(selector: Selector, queries: Any) -> None:
 
 def _by_queries(selector: Selector, budget: Budget) -> bool:
     """Whether the plan depends on queries, through the selector or through the allocation."""
-    allocates = budget.kind == "error" or (budget.kind != "keep" and not budget.uniform)
+    allocates = budget.kind in ("error", *RISKS) or (budget.kind != "keep" and not budget.uniform)
     return allocates or getattr(selector, "reads", False)
 
 
 def _check_affordable(budget: Budget, traced: Traced, cost: CostFunction | None) -> None:
     """Raise BudgetError if the budget cannot be met. This runs before queries are made, which may take long."""
+    if budget.kind in RISKS:
+        budget = first_size(budget, cost)
     if budget.kind != "error":
         allocate(budget, list(traced.groups), cost or traced.cost_model)
 

@@ -46,16 +46,21 @@ class Pruned:
 
 
 def prune_to(traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock) -> Pruned:
-    """Select, allocate and cut.
-
-    If the model does not run without some channels of a group, that group stays whole, and the others meet the budget.
-    """
+    """Select, allocate and cut."""
     readers: Iterator[Read] = iter(())
     if calibration is not None:
         generator = torch.Generator().manual_seed(settings.seed)
         readers = collect_readers(traced, calibration, Collect(), generator, clock.tell)
     with clock("select"):
         ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell)
+    return cut_to(traced, ranked, settings, clock)
+
+
+def cut_to(traced: Traced, ranked: Mapping[str, Decision], settings: Settings, clock: Clock) -> Pruned:
+    """Allocate and cut what is ranked already.
+
+    If the model does not run without some channels of a group, that group stays whole, and the others meet the budget.
+    """
     while True:
         with clock("allocate"):
             decisions = decide(traced, ranked, settings.budget, settings.cost, clock.tell)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from coreprune._patterns import shortened
+from coreprune.coreset import Certificate
 from coreprune.graph import Captured, Group
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.reporting.certificates import agreement, embedded, group_report, no_draws
+from coreprune.pruning.reporting.certificates import embedded, group_report
+from coreprune.pruning.reporting.certify import agreement, no_draws
 from coreprune.pruning.reporting.little import little
-from coreprune.pruning.reporting.report import Compared, GroupReport, Report, versions
+from coreprune.pruning.reporting.report import Compared, GroupReport, Report, TestedPath, versions
 from coreprune.pruning.settings import Settings
 from coreprune.pruning.stages import Pruned
 
@@ -19,9 +21,17 @@ log = logging.getLogger(__name__)
 
 
 def make_report(
-    pruned: Pruned, settings: Settings, calibration: Calibration | None, compared: Sequence[Compared] = ()
+    pruned: Pruned,
+    settings: Settings,
+    calibration: Calibration | None,
+    compared: Sequence[Compared] = (),
+    tested: tuple[TestedPath, Certificate] | None = None,
 ) -> Report:
-    """The report: sizes, groups with their certificates, repairs, comparison, agreement."""
+    """The report: sizes, groups with their certificates, repairs, comparison, agreement.
+
+    tested: what a budget of risk has tested, and what that shows. The queries that are held back for the agreement are
+    not unseen then, because they helped to decide which models are tested.
+    """
     traced, small = pruned.traced, pruned.removed.model
     costs = traced.cost_model
     widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
@@ -54,7 +64,8 @@ def make_report(
             "Channels left that enter the statistics of a norm, whose mean and variance are now taken over fewer "
             f"channels; the check after surgery ran the model and could not compare it: {shortened(entered)}."
         )
-    fresh = calibration.fresh if calibration else None
+    fresh = calibration.fresh if calibration and tested is None else None
+    path, shown = (None, None) if tested is None else tested
     if fresh is not None and (reason := no_draws(fresh)):
         notes.append(reason)
     return Report(
@@ -67,7 +78,8 @@ def make_report(
         refits=pruned.fits,
         descended=pruned.descended,
         compared=tuple(compared),
-        agreement=agreement(traced.model, small, fresh, settings.delta, max(1, len(compared))) if fresh else None,
+        agreement=agreement(traced.model, small, fresh, settings.delta, max(1, len(compared))) if fresh else shown,
+        path=path,
         model=type(traced.model).__name__,
         notes=tuple(notes),
         versions=versions(),

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from coreprune._example import normalise_example
 from coreprune._seed import check_seed
 from coreprune.errors import InputError
-from coreprune.pruning.allocation.budget import Budget
+from coreprune.pruning.allocation.budget import RISKS, Budget
 from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.repair.lockstep import Repair
 
@@ -110,8 +110,21 @@ def check_cost(cost: object, budget: Budget) -> None:
         return
     if not callable(cost):
         raise InputError(f"cost must be a function from the widths of all groups to a number, not {cost!r}.")
-    if budget.kind not in ("cost", "error"):
+    if budget.kind not in ("cost", "error", *RISKS):
         raise InputError(f"a cost of your own is given, but the budget limits {budget.kind}. Use Budget(cost=0.5).")
+
+
+def check_risk(budget: Budget, queries: object, distill: bool) -> None:
+    """Raise InputError for a budget of risk that cannot be tested."""
+    if budget.kind not in RISKS:
+        return
+    if queries is None:
+        raise InputError(f"a budget of {budget.kind} is tested on samples, and queries=None gives none. Pass samples.")
+    if distill:
+        raise InputError(
+            f"a budget of {budget.kind} does not go with distill, which would change the model after its test. Leave "
+            "it out, or prune to a size, distill, and test the result with certify() on samples of its own."
+        )
 
 
 def check_exclude(exclude: object) -> Exclude:

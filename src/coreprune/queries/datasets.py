@@ -50,6 +50,15 @@ def _as_batch(item: Any, inputs: Inputs, axes: BatchAxes, places: list[int]) -> 
 
     if isinstance(item, Mapping):
         place = by_keyword(*inputs)
-        return {k: longer(x, place[k]) if place.get(k) in places else x for k, x in item.items()}
+        others = {k: x if k in place else _row(x) for k, x in item.items()}
+        return {k: longer(x, place[k]) if place.get(k) in places else x for k, x in others.items()}
     listed = list(item) if isinstance(item, (tuple, list)) else [item]
-    return [longer(x, leaf) for x, leaf in zip(listed, places, strict=False)] + listed[len(places) :]
+    return [longer(x, leaf) for x, leaf in zip(listed, places, strict=False)] + [_row(x) for x in listed[len(places) :]]
+
+
+def _row(label: Any) -> Any:
+    """What is known of one sample as a batch of one, if it is made of numbers."""
+    x = torch.from_numpy(label) if isinstance(label, np.ndarray) and label.dtype.kind in "biuf" else label
+    if isinstance(x, (bool, int, float, np.number, np.bool_)):
+        x = torch.tensor(x.item() if isinstance(x, np.generic) else x)
+    return x[None] if isinstance(x, Tensor) else label

@@ -35,6 +35,7 @@ class Queries:
         them.
     axes: which axis of the model's inputs holds the samples; None for the first.
     jointly: whether the inputs were optimised together, so that they are no independent draws from their source.
+    labels: (N, …), what the user's samples came with; None if they had no labels. Only losses of the user get them.
     """
 
     args: tuple[Any, ...]
@@ -44,6 +45,7 @@ class Queries:
     shared: frozenset[int] = frozenset()
     axes: BatchAxes | None = None
     jointly: bool = False
+    labels: Tensor | None = None
     __repr__ = brief
 
     def __post_init__(self) -> None:
@@ -52,6 +54,8 @@ class Queries:
             raise InputError(
                 f"queries need tensors of one length N ≥ 1 along their first axis; found {sorted(lengths) or 'none'}."
             )
+        if self.labels is not None and (self.labels.dim() == 0 or len(self.labels) not in lengths):
+            raise InputError(f"labels must be (N, …) for N = {lengths.pop()} inputs, not {tuple(self.labels.shape)}.")
 
     def _leaves(self) -> list[Any]:
         return pytree.tree_leaves((self.args, self.kwargs))
@@ -102,8 +106,11 @@ class Queries:
                 "Make both for one example."
             )
         both = self.changed(lambda i, x: torch.cat([x, theirs[i].to(x.device)]) if self._batched(i, x) else x)
+        named = [q.labels for q in (self, other) if q.labels is not None]
+        fit = len(named) == 2 and named[0].shape[1:] == named[1].shape[1:]
         return replace(
             both,
+            labels=torch.cat([x.cpu() for x in named]) if fit else None,
             source=f"{self.source} + {other.source}",
             note=f"{self.note}, and {other.note}",
             jointly=self.jointly or other.jointly,
@@ -170,9 +177,10 @@ class Queries:
         of these.
         """
         about = {"source": self.source, "note": self.note, "shared": sorted(self.shared), "jointly": self.jointly}
+        labels = () if self.labels is None else (self.labels,)
         if self.axes is not None and not self.axes.first:
             about["axes"] = [list(self.axes.inputs), list(self.axes.outputs)]
-        storage.write(Path(path), (self.args, self.kwargs), about)
+        storage.write(Path(path), (self.args, self.kwargs, *labels), about)
 
     @classmethod
     def load(cls, path: str | Path) -> Queries:
@@ -181,7 +189,7 @@ class Queries:
         if not {"source", "note", "shared"} <= set(about):
             raise InputError(f"{path} is a cache of unfinished queries. Pass it to make_queries(cache=...).")
         try:
-            args, kwargs = tree
+            args, kwargs, labels = (*tree, None) if len(tree) == 2 else tree
             if not isinstance(args, tuple) or not isinstance(kwargs, dict):
                 raise TypeError("they are no arguments of a model")
             shared, axes = frozenset(map(int, about["shared"])), about.get("axes")
@@ -189,16 +197,25 @@ class Queries:
                 axes = BatchAxes(*(tuple(None if a is None else int(a) for a in part) for part in axes))
                 if len(axes.inputs) != len(pytree.tree_leaves((args, kwargs))):
                     raise ValueError("they do not have the inputs that it speaks of")
+            if not isinstance(labels, Tensor | None):
+                raise TypeError("their labels are no tensor")
             source, note, jointly = str(about["source"]), str(about["note"]), bool(about.get("jointly"))
-            return cls(args, kwargs, source, note, shared, axes, jointly)
+            return cls(args, kwargs, source, note, shared, axes, jointly, labels)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"{path} cannot be read as queries ({first_line(error)}). Make them anew.") from error
 
     def _chosen(self, rows: Tensor) -> Queries:
-        return self.changed(lambda i, x: x[rows.to(x.device)] if self._batched(i, x) else x)
+        return self._picked(lambda x: x[rows.to(x.device)])
 
     def _rows(self, start: int, stop: int) -> Queries:
-        return self.changed(lambda i, x: x[start:stop] if self._batched(i, x) else x)
+        return self._picked(lambda x: x[start:stop])
+
+    def _picked(self, pick: Callable[[Tensor], Tensor]) -> Queries:
+        """Some of the inputs, with their labels."""
+        labels = None if self.labels is None else pick(self.labels)
+        # Without the labels in between: neither all of them nor those picked fit both sides of the change.
+        chosen = replace(self, labels=None).changed(lambda i, x: pick(x) if self._batched(i, x) else x)
+        return replace(chosen, labels=labels)
 
     def _given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs as the model takes them."""

@@ -23,6 +23,7 @@ from coreprune.queries.datasets import items
 from coreprune.queries.leaves import batched, by_keyword, shared, with_leaves
 from coreprune.queries.queries import Queries
 
+_LABELS = ("labels", "label", "targets", "target")  # names of what is known of a sample, if it is no input
 _FIRST = 512  # of a loader, which may have no end; half of them are held back for the agreement
 
 
@@ -43,6 +44,12 @@ class Example:
     def batched(self) -> list[int]:
         """Positions of the tensors that differ between samples."""
         return batched(self.args, self.kwargs, self.axes)
+
+    @property
+    def one_input(self) -> Tensor | None:
+        """The only tensor with a batch axis, with its sample along axis 0. None if there are several."""
+        found = self.batched
+        return self.stored(found[0]) if len(found) == 1 else None
 
     def stored(self, leaf: int) -> Tensor:
         """A tensor with its sample along axis 0."""
@@ -66,6 +73,12 @@ def is_samples(spec: Any) -> bool:
     )
 
 
+def goes_on(spec: Any) -> bool:
+    """Whether a spec may have no end, or be large, so that by default only the first samples are taken of it."""
+    held = isinstance(spec, (str, Path, Queries, Tensor, np.ndarray, Mapping))
+    return not held and is_samples(spec) and not (isinstance(spec, (tuple, list)) and _all_tensors(spec))
+
+
 def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Generator) -> Queries:
     """Queries from a tensor, a tuple or dict of tensors, an iterable of batches, a Dataset, or an .npz file.
 
@@ -87,7 +100,7 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
     if isinstance(spec, np.ndarray):
         spec = as_tensor(spec, where)
     if isinstance(spec, (tuple, list)) and _all_tensors(spec):
-        like = _one_input(example)
+        like = example.one_input
         if type(spec) is list and like is not None and not _has_labels(spec, like):
             whole = _from_batches(spec, example, sys.maxsize)
             return _counted(whole if n is None else whole.sample(n, generator))
@@ -104,12 +117,6 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
     if isinstance(spec, Dataset):
         spec = items(spec, (example.args, example.kwargs), example.axes, example.batched, most, generator)
     return _counted(_from_batches(spec, example, most))
-
-
-def _one_input(example: Example) -> Tensor | None:
-    """The example's only tensor with a batch axis. None if there are several."""
-    found = example.batched
-    return example.stored(found[0]) if len(found) == 1 else None
 
 
 def _has_labels(spec: Any, like: Tensor) -> bool:
@@ -138,19 +145,26 @@ def _from_batches(batches: Iterable[Any], example: Example, n: int) -> Queries:
         raise InputError("the samples are empty: the loader yields no batch. Check its dataset and drop_last.")
     first = parts[0]
     leaves = [pytree.tree_leaves((p.args, p.kwargs)) for p in parts]
-    return first.changed(lambda i, x: torch.cat([row[i] for row in leaves])[:n] if first._batched(i, x) else x)
+    labels = [p.labels for p in parts if p.labels is not None]
+    same = len(labels) == len(parts) and len({x.shape[1:] for x in labels}) == 1
+    whole = replace(first, labels=None).changed(
+        lambda i, x: torch.cat([row[i] for row in leaves]) if first._batched(i, x) else x
+    )
+    return replace(whole, labels=torch.cat(labels) if same else None).take(n)
 
 
-def _from_file(path: Path, example: Example) -> dict[str, Any] | Tensor:
+def _from_file(path: Path, example: Example) -> Any:
     arrays = read_arrays(path)
     args, kwargs = example.args, example.kwargs
+    labels = {name: arrays.pop(name) for name in _LABELS if len(arrays) > 1 and name in arrays and name not in kwargs}
     if len(arrays) == 1 and not (set(arrays) & set(kwargs)):
-        return as_tensor(next(iter(arrays.values())), str(path))
+        inputs = as_tensor(next(iter(arrays.values())), str(path))
+        return (inputs, next(iter(labels.values()))) if labels and example.one_input is not None else inputs
     known = {name: as_tensor(array, str(path)) for name, array in arrays.items() if name in kwargs}
     if args or not known:
         wanted = ", ".join(kwargs) or "one array, for the one positional input"
         raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; the example inputs ask for {wanted}.")
-    return known
+    return {**known, **labels}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -176,9 +190,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _fitted(samples: Any, example: Example, where: str) -> Queries:
     """Samples in place of the example's tensors. The note says what was left out."""
     args, kwargs, axes, places = example.args, example.kwargs, example.axes, example.batched
+    labels = None
     if isinstance(samples, Mapping):
         given = _named(samples, example, where)
         left = ", ".join(str(name) for name in samples if name not in kwargs)
+        labels = next((samples[name] for name in _LABELS if name in samples and name not in kwargs), None)
     else:
         listed = list(samples) if isinstance(samples, (tuple, list)) else [samples]
         if axes.whole:  # nested as the example, perhaps followed by labels
@@ -190,6 +206,7 @@ def _fitted(samples: Any, example: Example, where: str) -> Queries:
             )
         given = dict(zip(places, listed, strict=False))
         left = "labels" if len(listed) > len(places) else ""
+        labels = listed[len(places)] if left else None
     try:
         new = {i: fitting(example.rows(i, x, where), example.stored(i), where) for i, x in given.items()}
     except InputError as error:
@@ -204,7 +221,15 @@ def _fitted(samples: Any, example: Example, where: str) -> Queries:
         raise InputError(f"{where}: the tensors have {sorted(lengths)} rows, but all need the same number.")
     (n,) = lengths
     whole = with_leaves(args, kwargs, axes, new, n)
-    return Queries(*whole, "samples", f"; {left} left out" if left else "", shared(args, kwargs, axes, new), axes)
+    note = f"; {left} left out" if left else ""
+    given_to = shared(args, kwargs, axes, new)
+    return Queries(*whole, "samples", note, given_to, axes, labels=_as_labels(labels, n))
+
+
+def _as_labels(labels: Any, n: int) -> Tensor | None:
+    """Labels (n, …) on the CPU; None for what is no tensor with a row per sample, which nobody may ever need."""
+    x = torch.from_numpy(labels) if isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf" else labels
+    return x.detach().cpu() if isinstance(x, Tensor) and x.dim() and len(x) == n else None
 
 
 def _named(samples: Mapping[str, Any], example: Example, where: str) -> dict[int, Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _NEEDED = {"jinja2": "jinja2", "markupsafe": "markupsafe", "PIL": "pillow"}  # module -> package
 INSTALL = "pip install 'coreprune[report]'"
-_CHARTED = ("groups", "refits", "bounds")
+_CHARTED = ("groups", "refits", "bounds", "path")
 
 
 def render(data: Mapping[str, Any], *, images: Tensor | None = None, title: str = "Pruning report") -> str:

@@ -44,6 +44,7 @@ def view(data: Mapping[str, Any]) -> dict[str, Any]:
         "groups": groups,
         "ribbon": ribbon(groups),
         "held_back": _held_back(data),
+        "path": _path(data),
         "refits": [_refit(f, i) for i, f in enumerate(_rows(data, "refits"))],
         "agreement": agreement,
         "certificates": _by_kind(found + ([agreement] if agreement else [])),
@@ -109,6 +110,25 @@ def _held_back(data: Mapping[str, Any]) -> float | None:
     """The share of the queries that were held back on which the result gives the same class."""
     chosen = [row for row in _rows(data, "compared") if row.get("chosen")]
     return _number(chosen[0].get("agreement")) if chosen else None
+
+
+def _path(data: Mapping[str, Any]) -> Row | None:
+    """What a budget of risk has tested, from the largest model on."""
+    raw = _mapping(data.get("path") or {}, "path")
+    numbers = ("share", "macs", "parameters", "risk", "bound")
+    steps = [{**{k: _number(s.get(k)) for k in numbers}, "passed": bool(s.get("passed"))} for s in _rows(raw, "steps")]
+    if not any(s["passed"] for s in steps):
+        return None
+    last = [s for s in steps if s["passed"]][-1]
+    known = {k: _number(raw.get(k)) for k in ("level", "delta", "samples")}
+    budget = _mapping(_mapping(data.get("settings") or {}, "settings").get("budget") or {}, "settings.budget")
+    return {
+        **known,
+        "asked": str(raw.get("asked") or ""),
+        "metric": budget.get("metric") is not None,
+        "steps": [{**s, "chosen": s is last} for s in steps],
+        "next_one": None if steps[-1]["passed"] else steps[-1],
+    }
 
 
 def _accuracy(data: Mapping[str, Any]) -> Row | None:

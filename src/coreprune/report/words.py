@@ -22,10 +22,12 @@ THEOREMS = {
     "queries, with everything else unpruned. Each error counts by what it does to the network's outputs, to first "
     "order.",
     "T18": "The expected loss of the pruned network on further queries of the same source.",
+    "T19": "What the loss of the pruned network is at most, on further inputs from the same source as the samples that "
+    "were set aside. The choice among the sizes that were tested is accounted for.",
     "T11": "How often the pruned network's answer differs from the original's, on further queries of the same source.",
 }
 
-SCALES = {"T6": "times ‖x‖", "T8": "times ‖x‖", "T10": "weighed", "T11": "share of the queries"}
+SCALES = {"T6": "times ‖x‖", "T8": "times ‖x‖", "T10": "weighed", "T11": "share of the queries", "T19": "loss"}
 
 _GAP = "\u00a0"  # between a number and its unit, so that they stay on one line
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

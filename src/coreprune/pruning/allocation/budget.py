@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from coreprune.errors import BudgetError
 
-KINDS = ("keep", "macs", "params", "bytes", "cost", "error")
+KINDS = ("keep", "macs", "params", "bytes", "cost", "error", "agreement", "metric")
+RISKS = ("agreement", "metric")  # the sizes that they allow are found by a test on samples
+
+Loss = Callable[
+    ..., Tensor
+]  # (output of the model, output of the pruned one[, labels]) to losses (n,), bool or in [0, 1]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of the model may stay. Give at most one of the first six; `Budget()` is `Budget(keep=0.5)`.
+    """How much of the model may stay. Give at most one of the first eight; `Budget()` is `Budget(keep=0.5)`.
 
     keep: the share of channels that stays in every free group, in (0, 1], rounded to the nearest whole unit. Or shares
         by names or patterns of groups, e.g. `{"layer1.*": 0.8, "*": 0.5}`: the first pattern that matches a group
@@ -26,6 +33,13 @@ class Budget:
     error: the largest error that may be predicted for the model's outputs on the queries. It is the mean squared error
         relative to the variance of the outputs, to first order and summed over the groups. The model becomes as cheap
         as that allows.
+    agreement: the least share of inputs that get the same answer as from the dense model, such as 0.99: the class with
+        the highest score, or the next token of a causal language model. The smallest model is returned that is shown to
+        do so with probability 1 − `delta`, on samples that are set aside for this alone (T19). It needs samples:
+        ln(delta)/ln(agreement) of them are set aside at the least, which is 459 for 0.99 and delta = 0.01.
+    metric, loss: the same for any loss: the smallest model whose expected `metric` is shown to be at most `loss`.
+        metric(output of the dense model, output of the pruned one) returns for a batch one number in [0, 1] for each
+        sample, or a bool; a function of three arguments gets the samples' labels as the third.
     uniform: take about the same share from every free group, and leave equal widths in equal groups (those with the
         same channels, unit and sections), so that a config.json with one width for all layers can express it. By
         default the errors on the queries decide; without queries the shares are about equal.
@@ -45,6 +59,9 @@ class Budget:
     bytes: int | float | None = None
     cost: int | float | None = None
     error: float | None = None
+    agreement: float | None = None
+    metric: Loss | None = None
+    loss: float | None = None
     uniform: bool = False
     min_width: int = 1
     round_to: int | None = None
@@ -59,8 +76,9 @@ class Budget:
             object.__setattr__(self, "keep", 0.5)
         if isinstance(self.keep, Mapping):
             object.__setattr__(self, "keep", _shares(self.keep))
-        else:
+        elif self.kind != "metric":
             _check_limit(self.kind, getattr(self, self.kind))
+        self._check_metric()
         if self.kind == "error" and self.uniform:
             raise BudgetError(
                 "an error budget gives every group the width that its errors ask for, so it does not go with uniform "
@@ -74,12 +92,21 @@ class Budget:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BudgetError(f"{name} must be a whole number ≥ 1, but it is {value!r}.")
 
+    def _check_metric(self) -> None:
+        if self.metric is None and self.loss is None:
+            return
+        if self.metric is None or self.loss is None:
+            raise BudgetError("metric and loss go together: Budget(metric=function, loss=0.01).")
+        if not callable(self.metric):
+            raise BudgetError(f"metric must be a function of two outputs, or of two and labels, not {self.metric!r}.")
+        _check_limit("loss", self.loss)
+
     def _check_absolute(self) -> None:
         if not isinstance(self.absolute, bool):
             raise BudgetError(f"absolute must be True or False, but it is {self.absolute!r}.")
         if not self.absolute:
             return
-        if self.kind in ("keep", "error"):
+        if self.kind in ("keep", "error", *RISKS):
             raise BudgetError(
                 f"absolute=True goes with macs, params, bytes or cost; {self.kind} is always a share. Leave it out."
             )
@@ -91,13 +118,20 @@ class Budget:
 
     @property
     def kind(self) -> str:
-        """Which of keep, macs, params, bytes, cost and error is limited."""
+        """Which of keep, macs, params, bytes, cost, error, agreement and metric is limited."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
     def limit(self) -> Any:
         """The value of the limit."""
-        return getattr(self, self.kind)
+        return self.loss if self.kind == "metric" else getattr(self, self.kind)
+
+    def sized(self, kind: str, limit: float) -> Budget:
+        """A budget of another kind, with the same rules about widths."""
+        return replace(self, **{**dict.fromkeys((*KINDS, "loss")), kind: limit})
+
+
+_USUAL = {"agreement": 0.99, "loss": 0.01}
 
 
 def _check_limit(kind: str, value: Any) -> None:
@@ -106,6 +140,8 @@ def _check_limit(kind: str, value: Any) -> None:
         raise BudgetError(f"{kind} must be a number, e.g. {kind}=0.5, but it is {value!r}.")
     if value <= 0:
         raise BudgetError(f"{kind}={value:g} would remove every channel. Use a share in (0, 1], e.g. {kind}=0.5.")
+    if kind in ("agreement", "loss") and value >= 1:
+        raise BudgetError(f"{kind}={value:g} must lie between 0 and 1. Use e.g. {kind}={_USUAL[kind]}.")
     if kind == "error" and value >= 1:
         raise BudgetError(
             f"error={value:g} must lie below 1, which is as bad as a constant output. Use e.g. error=0.05."

@@ -68,6 +68,46 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """One model of the path of a budget of risk. share: of the dense model's cost that it was allowed. macs,
+    parameters: what it has. risk: its mean loss on the samples that were set aside. bound: T18's, on its expected loss.
+    passed: whether that is at most the level.
+    """
+
+    share: float
+    macs: int
+    parameters: int
+    risk: float
+    bound: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class TestedPath:
+    """What a budget of risk has tested (T19), from the largest model to the first that failed, or to the smallest.
+
+    asked: the budget, in words. level: of the loss. samples: how many were set aside. source: where they come from.
+    """
+
+    asked: str
+    level: float
+    delta: float
+    samples: int
+    source: str
+    steps: tuple[Tested, ...]
+
+    @property
+    def chosen(self) -> Tested:
+        """The last model that passed."""
+        return [step for step in self.steps if step.passed][-1]
+
+    @property
+    def next_one(self) -> Tested | None:
+        """The next smaller model, which failed; None if there was none."""
+        return None if self.steps[-1].passed else self.steps[-1]
+
+
+@dataclass(frozen=True)
 class Memory:
     """How much memory a run took, in bytes.
 
@@ -90,7 +130,8 @@ class Report:
     sample, or of one whole example of a model without a batch. settings: the arguments of `prune`. queries: where they
     come from. refits: the layers that were repaired. descended: the blocks that were trained after that.
     compared: the models that could be returned, on queries that were held back. agreement: T11 on the same queries, or
-    on fresh ones from the same source. model: the name of its class. notes: what else the caller should know of the
+    on fresh ones from the same source; T19 if the budget is one of agreement or of another loss. path: the models that
+    such a budget has tested, or None. model: the name of its class. notes: what else the caller should know of the
     result, in sentences, such as that almost nothing could be removed. seconds: per phase. memory: what was used of it.
     versions: software and hardware that the result depends on. unread: the parameters that nothing reads on the
         examples.
@@ -106,6 +147,7 @@ class Report:
     descended: tuple[Descended, ...] = ()
     compared: tuple[Compared, ...] = ()
     agreement: Certificate | None = None
+    path: TestedPath | None = None
     model: str = ""
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -131,6 +173,7 @@ class Report:
             "notes": list(self.notes),
             "queries": self.queries,
             "agreement": None if self.agreement is None else self.agreement.as_dict(),
+            "path": None if self.path is None else asdict(self.path),
             "groups": [g.as_dict() for g in self.groups],
             "refits": [asdict(fit) for fit in self.refits],
             "descended": [asdict(block) for block in self.descended],

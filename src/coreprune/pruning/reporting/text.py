@@ -81,6 +81,8 @@ def _evidence(report: Data) -> list[tuple[str, str]]:
         vacuous = "; no better than a constant answer" if agreement["vacuous"] else ""
         told.append(("agreement", f"{agreement['statement']}, {sure}{vacuous}"))
         told.append(("", _COVERS))
+    if path := report.get("path"):
+        told.append(("tested", _tested(path)))
     if refits := report["refits"]:
         layers = _count(len(refits), "layer")
         told.append(("repair", f"{layers}; median error {_medians(refits)} of the output's variance"))
@@ -100,6 +102,18 @@ def _medians(rows: Sequence[Data]) -> str:
     """The medians of the errors before and after. An error that is not finite is None, and larger than any other."""
     found = (statistics.median(math.inf if row[at] is None else row[at] for row in rows) for at in ("before", "after"))
     return " → ".join(f"{x:.2%}" if math.isfinite(x) else "not finite" for x in found)
+
+
+def _tested(path: Data) -> str:
+    """Which sizes a budget of risk has tested, and why not the next smaller one."""
+    steps = path["steps"]
+    chosen = [s for s in steps if s["passed"]][-1]
+    text = f"{path['asked']}: {_count(len(steps), 'model')} on {path['samples']:,} samples that were set aside; "
+    text += f"returned: {chosen['macs']:,} MACs (loss {chosen['risk']:.2%}, at most {chosen['bound']:.2%})"
+    if steps[-1]["passed"]:
+        return text + "; no smaller one could be made"
+    last = steps[-1]
+    return text + f"; the next: {last['macs']:,} MACs (loss {last['risk']:.2%}, at most {last['bound']:.2%})"
 
 
 def _compared(compared: Sequence[Data]) -> str:

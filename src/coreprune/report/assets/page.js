@@ -101,6 +101,22 @@
     widths: () => overDepth((g) => g.channels, (g) => g.kept, whole, ""),
     macs: () => overDepth((g) => g.macs[0], (g) => g.macs[1], (x) => (x == null ? "–" : short(x)), ""),
     errors: curves,
+    tested: () => {
+      const points = (key) => data.path.steps.map((s) => ({ value: [s.macs, s[key]], step: s }));
+      const tip = (p) => short(p.data.step.macs) + " MACs, " + (p.data.step.passed ? "passed" : "failed") + (p.data.step.chosen ? ", returned" : "") +
+        "<br>loss " + percent(p.data.step.risk) + ", bound " + percent(p.data.step.bound);
+      return base({
+        tooltip: { trigger: "item", formatter: tip },
+        grid: { right: 32, bottom: 4 },
+        xAxis: axis({ type: "value", scale: true, inverse: true, name: "MACs, smaller to the right", nameLocation: "middle", nameGap: 26, axisLabel: { formatter: short } }),
+        yAxis: axis({ type: "value", min: 0, axisLabel: { formatter: percent } }),
+        series: [["loss", "risk", "after", "circle"], ["bound", "bound", "before", "diamond"]].map(([name, key, tone, symbol], i) => (
+          { name, type: "line", symbol, symbolSize: (v, p) => (p.data.step.chosen ? 14 : 8), showAllSymbol: true, itemStyle: { color: colour(tone) },
+            lineStyle: { color: colour(tone), type: i ? "dashed" : "solid" }, data: points(key),
+            markLine: i ? undefined : { silent: true, symbol: "none", lineStyle: { color: colour("warn"), type: "dashed" },
+              label: { formatter: "asked for", position: "insideEndTop", color: colour("warn") }, data: [{ yAxis: data.path.level }] } })),
+      });
+    },
     refits: () => {
       const points = (key) => data.refits.map((f) => (f[key] > 0 ? f[key] : null));
       return base({
