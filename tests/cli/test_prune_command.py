@@ -56,6 +56,20 @@ def test_half_of_the_multiplications_is_the_default(place, prune):
     assert json.loads((place / "small" / "report.json").read_text())["settings"]["budget"]["macs"] == 0.5
 
 
+def test_a_budget_of_agreement(place, prune):
+    np.savez(place / "many.npz", samples(600))
+    done = prune("--agreement", "0.9", "--queries", "many.npz", "--no-latency", "--out", "small")
+    assert done.exit_code == 0, done.stderr
+    report = json.loads((place / "small" / "report.json").read_text())
+    assert report["path"]["steps"][0]["passed"] is True
+    assert report["settings"]["budget"]["agreement"] == 0.9
+    assert "another answer has a probability of at most 0.1" in done.stdout
+    done = prune("--agreement", "0.999", "--queries", "many.npz", "--out", "none")
+    assert done.exit_code == 2
+    assert "needs at least 4,603" in done.stderr.replace("\n", " ")
+    assert "one of" in prune("--agreement", "0.9", "--macs", "0.5", "--out", "none").stderr
+
+
 def test_a_budget_that_removes_nothing_says_so(place, prune):
     done = prune("--keep", "0.999", "--queries", "none", "--out", "small")
     assert done.exit_code == 0

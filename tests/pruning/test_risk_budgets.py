@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from coreprune import Budget, Repair, apply_plan, certify, load, make_plan, prune, save
+from coreprune import Budget, Repair, apply_plan, certify, load, make_plan, make_queries, prune, save
 from coreprune._progress import Clock, silent
 from coreprune.errors import BudgetError, InputError
 from coreprune.pruning.calibration.calibration import Asked, gather
@@ -116,31 +116,47 @@ def test_the_level_is_violated_in_at_most_a_share_delta_of_repetitions(repeats):
     assert np.mean(violated) <= delta + 3 * math.sqrt(delta * (1 - delta) / repeats)
 
 
-@pytest.mark.parametrize("form", ["pair", "loader", "dataset", "file", "queries"])
+@pytest.mark.parametrize("form", ["pair", "loader", "dataset", "items", "file", "saved"])
 def test_labels_come_with_the_samples(form, tmp_path):
     model, x = mlp(), samples(700)
     labels = model(x).argmax(1).detach()
     np.savez(tmp_path / "samples.npz", inputs=x.numpy(), labels=labels.numpy())
-    pairs = TensorDataset(x, labels)
+    make_queries(model, x[:1], (x, labels)).save(tmp_path / "kept.safetensors")
     given = {
         "pair": (x, labels),
-        "loader": DataLoader(pairs, batch_size=50),
-        "dataset": pairs,
+        "loader": DataLoader(TensorDataset(x, labels), batch_size=50),
+        "dataset": TensorDataset(x, labels),
+        "items": Items(x, labels),
         "file": tmp_path / "samples.npz",
-        "queries": None,
+        "saved": tmp_path / "kept.safetensors",
     }[form]
-    if given is None:
-        from coreprune import Queries, make_queries
+    found = make_queries(model, x[:1], given)
+    assert len(found) == (512 if form in ("loader", "dataset", "items") else 700)
+    parts = found.shuffled(5).split(100)
+    for queries in (found, found.take(9), *parts, parts[0] + parts[1], found.distinct(), found.sample(50, 1)):
+        assert torch.equal(model(queries.args[0]).argmax(1), queries.labels)
+    assert (found + make_queries(model, x[:1], "white-noise", n=3)).labels is None
 
-        make_queries(model, x[:1], (x, labels)).save(tmp_path / "kept.safetensors")
-        given = Queries.load(tmp_path / "kept.safetensors")
-        assert torch.equal(given.labels, labels)
-    result = prune(model, x[:1], Budget(metric=wrong, loss=0.1), queries=given, **QUICK)
-    path = result.report.path
-    assert path.steps[0].risk == pytest.approx(0.0, abs=0.05)  # rows and labels belong together
+
+class Items(Dataset):
+    """Of plain numbers, as many datasets are."""
+
+    def __init__(self, x, labels):
+        self.x, self.labels = x.numpy(), labels.tolist()
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return self.x[i], self.labels[i]
+
+
+def test_a_loss_gets_the_labels_of_its_samples():
+    model, x = mlp(), samples(500)
+    labels = model(x).argmax(1).detach()
+    pair = prune(model, x[:1], Budget(metric=wrong, loss=0.1), queries=(x, labels), **QUICK).report.path
     same = prune(model, x[:1], Budget(metric=differ, loss=0.1), queries=x, **QUICK).report.path
-    if form in ("pair", "file", "queries"):
-        assert [s.risk for s in path.steps] == [s.risk for s in same.steps]  # the labels are the model's own answers
+    assert [s.risk for s in pair.steps] == [s.risk for s in same.steps]  # the labels are the model's own answers
 
 
 def test_without_a_repair_and_with_rules_about_widths():

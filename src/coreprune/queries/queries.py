@@ -105,7 +105,8 @@ class Queries:
                 f"queries from {self.source} and from {other.source} are not inputs of the same form. "
                 "Make both for one example."
             )
-        both = self.changed(lambda i, x: torch.cat([x, theirs[i].to(x.device)]) if self._batched(i, x) else x)
+        alone = replace(self, labels=None)
+        both = alone.changed(lambda i, x: torch.cat([x, theirs[i].to(x.device)]) if self._batched(i, x) else x)
         named = [q.labels for q in (self, other) if q.labels is not None]
         fit = len(named) == 2 and named[0].shape[1:] == named[1].shape[1:]
         return replace(
