@@ -9,5 +9,6 @@ from mutants.graph import MUTANTS as GRAPH
 from mutants.mutant import Mutant
 from mutants.pruning import MUTANTS as PRUNING
 from mutants.queries import MUTANTS as QUERIES
+from mutants.risk import MUTANTS as RISK
 
-MUTANTS: tuple[Mutant, ...] = (*GEOMETRY, *CORESET, *GRAPH, *QUERIES, *PRUNING, *ARTIFACT)
+MUTANTS: tuple[Mutant, ...] = (*GEOMETRY, *CORESET, *GRAPH, *QUERIES, *PRUNING, *ARTIFACT, *RISK)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from coreprune._progress import Clock
 from coreprune.coreset import Certificate
 from coreprune.errors import BudgetError, InputError
-from coreprune.graph import Traced
+from coreprune.graph import Cost, Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, Calibration
@@ -135,39 +135,36 @@ def smallest(
     traced: Traced, settings: Settings, calibration: Calibration, exam: Exam, clock: Clock
 ) -> tuple[Pruned, list[Compared], TestedPath]:
     """The last model of the path that passes. Raises BudgetError if the first one fails."""
-    model, passed, tested = traced.model, [], []
     total = len(_sizes(settings.budget, settings.cost))
+    last: list[_Candidate] = []  # two models at most: the others would fill the memory
+    sizes: list[tuple[float, Cost]] = []
 
     def tests() -> Iterator[Callable[[], Tensor]]:
         for candidate in _path(traced, settings, calibration, exam, clock):
-            tested.append(candidate)
+            last[:] = [*last[-1:], candidate]
+            widths = {name: len(entry.kept) for name, entry in candidate.pruned.plan.groups.items()}
+            sizes.append((candidate.share, traced.cost_model(widths)))
 
-            def take(candidate: _Candidate = candidate) -> Tensor:
-                passed[:] = [*passed[-1:], candidate]  # nothing but the last two models is held
+            def take() -> Tensor:
                 with clock("test"):
-                    clock.tell("test", len(tested) - 1, total)
-                    return exam.losses(model, candidate.pruned.removed.model, exam.held_out)
+                    clock.tell("test", len(sizes) - 1, total)
+                    return exam.losses(traced.model, last[-1].pruned.removed.model, exam.held_out)
 
             yield take
 
     path = fixed_sequence(tests(), exam.level, exam.delta)
     clock.tell("test", total, total)
-    rows = []
-    for step, candidate in zip(path.steps, tested, strict=True):
-        cost = traced.cost_model({n: len(e.kept) for n, e in candidate.pruned.plan.groups.items()})
-        rows.append(Tested(candidate.share, cost.macs, cost.params, step.risk, step.bound, step.passed))
+    rows = [
+        Tested(share, cost.macs, cost.params, step.risk, step.bound, step.passed)
+        for step, (share, cost) in zip(path.steps, sizes, strict=True)
+    ]
     if path.chosen is None:
         raise BudgetError(_nothing(rows, exam))
-    chosen = passed[-1] if path.steps[-1].passed else passed[-2]
+    chosen = last[-1] if path.steps[-1].passed else last[-2]
     told = TestedPath(
         _said(settings.budget), exam.level, exam.delta, len(exam.held_out), source_of(exam.held_out), tuple(rows)
     )
-    log.info(
-        "%s: of %d models that were tested, the last that passed keeps %.0f %%",
-        told.asked,
-        len(rows),
-        100 * chosen.share,
-    )
+    log.info("%s: %d models were tested; the last that passed has %.0f %%", told.asked, len(rows), 100 * chosen.share)
     return chosen.pruned, chosen.compared, told
 
 
