@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from coreprune.errors import InputError
 from coreprune.risk import bounds, interval, lower_bound, needed, shown_by, upper_bound
@@ -96,3 +96,16 @@ def test_extremes_are_defined(x):
 def test_wrong_input_is_explained(unchecked, call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 20), (3, 50), (50, 50), (200, 1000)])
+def test_the_interval_of_losses_of_zero_and_one_is_that_of_clopper_and_pearson(k, n):
+    found = interval(torch.arange(n) < k, 0.05)
+    exact = binomtest(k, n).proportion_ci(confidence_level=0.95, method="exact")
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_the_kind_of_bound_goes_by_the_dtype():
+    """A loss that is 0 or 1 on these samples may lie between them on others: the exact bound would be too low then."""
+    lost = torch.arange(200) < 5
+    assert upper_bound(lost.double(), 0.05) > upper_bound(lost, 0.05) + 1e-3
