@@ -23,9 +23,9 @@ from coreprune._batch_trials import batch_axes
 from coreprune._example import normalise_example
 from coreprune.graph.captured import Captured, capture
 from coreprune.graph.costs import Cost, CostModel, cost
-from coreprune.graph.extents import Extent, extents
 from coreprune.graph.grouping import find_groups
 from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, lock
+from coreprune.graph.lengths import Extent, extents
 from coreprune.graph.recipe import Recipe, all_names, named_tensors, rebuilt, recipe_of
 from coreprune.graph.rules.compute import product
 from coreprune.graph.rules.einsum_space import pointwise, statistic
