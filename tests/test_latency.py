@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coreprune import latency
+from coreprune import _timing, latency
 from coreprune._batch import usual
 from coreprune.errors import InputError, ModelError
 from coreprune.latency import compare_latency, measure_latency
@@ -55,6 +55,7 @@ class Timed(nn.Module):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
+    monkeypatch.setattr(_timing, "perf_counter", made)
     monkeypatch.setattr(latency, "perf_counter", made)
     monkeypatch.setattr(latency, "batch_axes", lambda model, inputs, said: usual(inputs))
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from html import escape
@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from coreprune._batch_trials import batch_axes
 from coreprune._example import device_of, normalise_example
 from coreprune._shown import html_table
+from coreprune._timing import describe, interleaved, wait
 from coreprune._twin import quiet
 from coreprune.errors import InputError, ModelError, first_line
 from coreprune.graph.ops import OPERATIONS, UNKNOWN, op_name
 
-_STABLE = 1.1  # a model is warm when three runs in a row are within this factor of each other
 _SHORTFALL = 0.8  # a speed-up below this share of the MACs' ratio is explained
 _TAKEN = ("batch", "speedup", "repeats")  # the other keys of a row, which no model may have as its name
 
@@ -152,7 +152,7 @@ def measure_latency(
             args, kwargs = axes.repeated(inputs, batch)
             calls = [lambda m=m, a=args, k=kwargs: m(*a, **k) for m in named.values()]
             try:
-                times = _interleaved(calls, seconds, min_repeats, lambda: _wait(device))
+                times = interleaved(calls, seconds, min_repeats, lambda: wait(device))
             except Exception as error:  # a model may raise anything; the note shows it to the user
                 missing[batch] = first_line(error)
                 continue
@@ -167,7 +167,7 @@ def measure_latency(
             + f". Pass batch_sizes=({own},)."
         )
     note = " ".join(f"Batch {batch} is left out: {why}." for batch, why in missing.items())
-    return Latency(_describe(device), torch.get_num_threads(), tuple(rows), note)
+    return Latency(describe(device), torch.get_num_threads(), tuple(rows), note)
 
 
 def compare_latency(
@@ -215,30 +215,6 @@ def compare_latency(
     return replace(found, note=" ".join(notes))
 
 
-def _interleaved(
-    calls: Sequence[Callable[[], Any]], seconds: float, min_repeats: int, wait: Callable[[], None]
-) -> list[list[float]]:
-    """The seconds of every call. After a warm-up, the calls run in turn, for `seconds` times their number."""
-
-    def once(call: Callable[[], Any]) -> float:
-        wait()
-        start = perf_counter()
-        call()
-        wait()
-        return perf_counter() - start
-
-    for call in calls:
-        begin, last = perf_counter(), [once(call)]
-        while perf_counter() - begin < seconds and not (len(last) >= 3 and max(last[-3:]) <= _STABLE * min(last[-3:])):
-            last.append(once(call))
-    times: list[list[float]] = [[] for _ in calls]
-    begin = perf_counter()
-    while len(times[0]) < min_repeats or perf_counter() - begin < seconds * len(calls):
-        for call, mine in zip(calls, times, strict=True):
-            mine.append(once(call))
-    return times
-
-
 def _timing(seconds: Sequence[float]) -> Timing:
     low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
     return Timing(median, low, high)
@@ -270,10 +246,10 @@ class _Stopwatch(TorchDispatchMode):
         self.seconds: dict[str, float] = defaultdict(float)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        _wait(self.device)
+        wait(self.device)
         start = perf_counter()
         out = func(*args, **(kwargs or {}))
-        _wait(self.device)
+        wait(self.device)
         self.seconds[op_name(func)] += perf_counter() - start
         return out
 
@@ -301,19 +277,6 @@ def _odd_widths(before: nn.Module, after: nn.Module) -> list[str]:
     if not odd:
         return []
     return [f"{len(odd)} of {len(cut)} cut weights have a width that is no multiple of 8; round_to=8 rounds it."]
-
-
-def _wait(device: torch.device) -> None:
-    """Wait until the device has finished its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def _describe(device: torch.device) -> str:
-    """The device with what determines its speed: the instruction set of a CPU, or the model of a GPU."""
-    if device.type == "cpu":
-        return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _check_runs(models: Mapping[str, nn.Module], inputs: Inputs) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coreprune import Budget, prune
+from coreprune import Budget, _onnx, prune
 from coreprune._batch import usual
 from coreprune._example import normalise_example
 from coreprune._twin import quiet
@@ -223,8 +223,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named_with_the_way_to_get_it(name, tmp_path, monkeypatch):
-    find = exports.importlib.util.find_spec
-    monkeypatch.setattr(exports.importlib.util, "find_spec", lambda n: None if n == name else find(n))
+    find = _onnx.importlib.util.find_spec
+    monkeypatch.setattr(_onnx.importlib.util, "find_spec", lambda n: None if n == name else find(n))
     with pytest.raises(ArtifactError, match=rf"needs {name}, .*pip install 'coreprune\[onnx\]'"):
         export_onnx(nn.Linear(3, 2), torch.randn(1, 3), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())

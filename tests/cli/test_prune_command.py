@@ -387,3 +387,52 @@ def test_overwriting_is_asked_for(place, prune):
 def test_resume_with_nothing_to_resume(place, prune):
     """A job that a scheduler restarts passes --resume from the start."""
     assert prune("--out", "small", "--resume").exit_code == 0
+
+
+# --- a budget of time ----------------------------------------------------------------------------------------------
+
+
+def test_a_time_as_the_budget(place, prune, monkeypatch):
+    """The clock counts the numbers that come out, so that the test is about the options and not about this machine."""
+    from coreprune.pruning.timing import pace
+
+    def clock(device, seconds, repeats):
+        def size(run):
+            with torch.no_grad():
+                return 1e-6 * run().numel()
+
+        if (seconds, repeats) == pace._PIECE:
+            return lambda runs: [size(run) for run in runs]
+        return lambda runs: [1e-3 * (1 + 0.1 * i) if i == 0 else 4e-4 for i in range(len(runs))]
+
+    monkeypatch.setattr(pace, "_clock", clock)
+    done = prune(
+        "--latency", "0.5", "--batch", "3", "--latency-table", "times.json", "--queries", "none", "--method", "l2",
+        "--out", "small",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert "ms for a batch of 3, eager" in done.stdout
+    report = json.loads((place / "small" / "report.json").read_text())
+    assert report["settings"]["budget"]["latency"] == 0.5
+    assert report["latency_budget"]["after"] == 4e-4
+    assert "latency" not in report, "--no-latency is about the measurement at the end"
+    assert (place / "times.json").exists()
+    assert read_plan(place / "small").budget["batch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--latency", "8 parsecs"), "'8 parsecs' is not a time"),
+        (("--latency", "2.0"), "not below the dense model's own time"),
+        (("--latency", "nan"), "must be a number"),
+        (("--latency", "0.5", "--macs", "0.5"), "--macs"),
+        (("--batch", "2"), "say how a latency is measured"),
+        (("--latency", "0.5", "--runtime", "tensorrt"), "runtime must be one of eager, compile, onnx"),
+    ],
+)
+def test_wrong_budgets_of_time_are_refused_before_the_model_is_loaded(place, prune, options, message):
+    done = prune(*options, "--out", "small")
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+    assert not (place / "small").exists()

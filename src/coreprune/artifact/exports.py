@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from coreprune import _onnx
 from coreprune._batch import BatchAxes
 from coreprune._batch_trials import batch_axes
 from coreprune._example import normalise_example
@@ -28,8 +27,6 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Run = Callable[[Inputs], list[Tensor]]  # the tensors among the outputs, in the order of the tree
 Write = Callable[[ExportedProgram, BatchAxes, Path], Run]  # writes the file, and returns what runs it
 Batch = Literal["dynamic", "static"]
-
-_ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,7 @@ def export_onnx(
     Raises ArtifactError if a package is missing (`pip install 'coreprune[onnx]'`), the disk refuses or the outputs
     differ, ModelError if the model does not run or cannot be exported, and InputError for wrong arguments.
     """
-    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := _onnx.missing():
         raise ArtifactError(
             f"an ONNX export needs {', '.join(missing)}, which cannot be found here. Run: pip install 'coreprune[onnx]'"
         )
@@ -204,49 +200,9 @@ def _write_program(program: ExportedProgram, axes: BatchAxes, place: Path) -> Ru
 
 
 def _write_onnx(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:
-    import onnxruntime
-
-    args, kwargs = program.example_inputs or ((), {})
-    leaves = pytree.tree_leaves((args, kwargs))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch and onnxscript warn about their own deprecations
-        written = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            verbose=False,
-            output_names=_names(program.module()(*args, **kwargs)),
-            # The program already has its free axes. This gives them a name.
-            dynamic_shapes=tuple(
-                {} if axis is None else {axis: "batch"}
-                for x, axis in zip(leaves, axes.inputs, strict=True)
-                if isinstance(x, Tensor)
-            ),
-        )
-    if written is None:
-        raise ModelError("torch.onnx.export returned nothing")
-    written.save(place)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(place, options, providers=["CPUExecutionProvider"])
-    known = {value.name for value in session.get_inputs()}
-    names = program.graph_signature.user_inputs
-
-    def run(inputs: Inputs) -> list[Tensor]:
-        leaves = zip(names, pytree.tree_leaves(inputs), strict=True)
-        given = {name: x.detach().cpu().numpy() for name, x in leaves if name in known}
-        return [torch.as_tensor(x) for x in session.run(None, given)]
-
-    return run
-
-
-def _names(outputs: Any) -> list[str]:
-    """A name for every tensor among the outputs: its key if they are a mapping, else its number."""
-    if isinstance(outputs, Mapping) and all(isinstance(x, Tensor) for x in outputs.values()):
-        return [str(key) for key in outputs]
-    count = len(_tensors(outputs))
-    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    _onnx.write(program, place, axes)
+    run = _onnx.opened(place, program)
+    return lambda inputs: [torch.as_tensor(x) for x in run(inputs)()]
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> Any:

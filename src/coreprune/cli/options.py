@@ -158,6 +158,14 @@ def keeps(given: Sequence[str] | None) -> float | dict[str, float] | None:
     return shares
 
 
+def latency(given: str | None) -> float | str | None:
+    """Turn the text into what `Budget(latency=)` takes: a share, or a time as text, which `Budget` reads itself."""
+    try:
+        return None if given is None else float(given)
+    except ValueError:
+        return given
+
+
 def batch_axis(given: Sequence[str] | None) -> Any:
     """Turn the texts into what `prune(batch_axis=)` takes. Raises InputError."""
     if not given:

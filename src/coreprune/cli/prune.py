@@ -33,6 +33,7 @@ EPILOG = (
     "coreprune prune ./my-bert --params 0.7 --uniform --exclude '*attention*' --out small-bert\n\n"
     "coreprune prune ./my-llama --params 0.8 --uniform --text my.txt --out small-llama\n\n"
     "coreprune prune models:net --agreement 0.99 --queries images.npz --out small\n\n"
+    "coreprune prune models:net --latency 8ms --batch 32 --out small\n\n"
     "coreprune prune models:net --queries images.npz --labelled test.npz --out small --resume"
 )
 
@@ -114,6 +115,16 @@ def prune(
             "shown with probability 1 - delta on samples that are set aside. It needs --queries with many samples."
         ),
     ] = None,
+    latency: Annotated[
+        str | None,
+        typer.Option(help="Time of a call on this machine: a share of the dense model's, e.g. 0.5, or e.g. 8ms."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per call, for --latency.")] = 1,
+    runtime: Annotated[str, typer.Option(help="What runs the model, for --latency: eager, compile or onnx.")] = "eager",
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(help="File of measured times, for --latency; by default in the user's cache folder."),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -172,7 +183,10 @@ def prune(
         typer.Option(help="A text file, to measure the perplexity of a language model. By default a text is made."),
     ] = None,
     tokenizer: options.Tokenizer = None,
-    latency: Annotated[bool, typer.Option(help="Measure seconds per batch before and after, on this machine.")] = True,
+    measure: Annotated[
+        bool,
+        typer.Option(" /--no-latency", help="Do not measure seconds per batch before and after on this machine."),
+    ] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT when the new artifact is complete.")
@@ -186,7 +200,9 @@ def prune(
 
     limits = {"macs": macs, "params": params, "bytes": bytes_, "keep": options.keeps(keep), "error": error}
     limits["agreement"] = agreement
+    limits["latency"] = options.latency(latency)
     rules = {"uniform": uniform, "round_to": round_to, "min_width": min_width, "absolute": absolute}
+    rules |= {"batch": batch, "runtime": runtime, "table": latency_table}
     budget = Budget(**options.one_budget(limits), **rules)
     axis = options.batch_axis(batch_axis)
     specs, chosen = options.known_queries(queries or ["auto"]), options.known_method(method)
@@ -213,7 +229,7 @@ def prune(
             also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words, memory=memory,
             stock=stock,
         )  # fmt: skip
-        extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis, read)
+        extra = measured(model, result.model, given, exam, measure, result.report.macs, tell, axis, read)
         found_by = {
             "source": source_,
             "weights": weights and str(weights),

@@ -122,6 +122,10 @@ def result_table(data: Mapping[str, Any]) -> Table:
     for key, name in (("macs", "MACs a sample"), ("parameters", "parameters"), ("bytes", "bytes")):
         before, after = data[key]["before"], data[key]["after"]
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.1%}")
+    if met := data.get("latency_budget"):
+        before, after = met["before"], met["after"]
+        name = f"ms for a batch of {met['batch']}, {met['runtime']}; limit {1e3 * met['limit']:.2f}"
+        table.add_row(name, f"{1e3 * before:.2f}", f"{1e3 * after:.2f}", f"{before / after:.2f} × as fast")
     for row in (data.get("latency") or {}).get("rows", ()):
         before, after = row["before"]["median"], row["after"]["median"]
         name = f"ms for a batch of {row['batch']}"

@@ -25,6 +25,7 @@ from coreprune.graph.captured import Captured, capture
 from coreprune.graph.costs import Cost, CostModel, cost
 from coreprune.graph.grouping import find_groups
 from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, lock
+from coreprune.graph.lengths import Extent, extents
 from coreprune.graph.recipe import Recipe, all_names, named_tensors, rebuilt, recipe_of
 from coreprune.graph.rules.compute import product
 from coreprune.graph.rules.einsum_space import pointwise, statistic
@@ -42,6 +43,7 @@ __all__ = [
     "Consumer",
     "Cost",
     "CostModel",
+    "Extent",
     "Group",
     "ParamSlice",
     "Recipe",
@@ -55,6 +57,7 @@ __all__ = [
     "cost",
     "cut",
     "describe",
+    "extents",
     "find_groups",
     "kept_positions",
     "lock",

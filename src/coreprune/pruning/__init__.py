@@ -12,6 +12,7 @@ from coreprune.pruning.repair.lockstep import Refit, Repair
 from coreprune.pruning.repair.twins import Descent
 from coreprune.pruning.reporting.certify import certify
 from coreprune.pruning.reporting.report import Compared, GroupReport, Report
+from coreprune.pruning.timing.pace import MetLatency
 
 __all__ = [
     "Budget",
@@ -24,6 +25,7 @@ __all__ = [
     "GroupReport",
     "GroupRow",
     "Inspection",
+    "MetLatency",
     "Plan",
     "Refit",
     "Repair",

@@ -32,6 +32,7 @@ from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
 from coreprune.pruning.stages import Pruned, prune_to, repair_
 from coreprune.pruning.summing_up import make_report
+from coreprune.pruning.timing.pace import Pace, pace_of
 from coreprune.pruning.tracing import exclude_names, trace
 from coreprune.pruning.validate import (
     check_also,
@@ -189,7 +190,7 @@ def prune(
         if stock:
             odd, budget = unsaid(traced), replace(budget, uniform=True)
             traced, excluded = traced.locking(odd), (*excluded, *odd)
-        _check_affordable(budget, traced, cost)
+        pace = _affordable(budget, traced, cost, clock)
         settings = Settings(
             budget=budget,
             method=selector,
@@ -223,7 +224,7 @@ def prune(
             pruned, compared, path = smallest(traced, settings, calibration, exam, clock)
             tested = path, certificate(traced, exam, path)
         else:
-            pruned, compared = _pruned(traced, settings, calibration, clock)
+            pruned, compared = _pruned(traced, settings, calibration, clock, pace)
         small = pruned.removed.model
         if calibration is not None and training is not None:
             with clock("distill"):
@@ -248,10 +249,10 @@ def prune(
 
 
 def _pruned(
-    traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock
+    traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock, pace: Pace | None
 ) -> tuple[Pruned, list[Compared]]:
     """Cut to the budget, repair, and take the best on the queries that are held back."""
-    pruned, options = prune_to(traced, settings, calibration, clock), settings.repair
+    pruned, options = prune_to(traced, settings, calibration, clock, pace), settings.repair
     compared: list[Compared] = []
     if calibration is None:
         return pruned, compared
@@ -304,7 +305,7 @@ def make_plan(
         if stock:
             odd, budget = unsaid(traced), replace(budget, uniform=True)
             traced, excluded = traced.locking(odd), (*excluded, *odd)
-        _check_affordable(budget, traced, cost)
+        pace = _affordable(budget, traced, cost, clock)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
         more: dict[str, Any] = {"tokenizer": tokenizer, "memory": memory}
@@ -313,7 +314,7 @@ def make_plan(
         if queries is not None and _by_queries(selector, budget):
             asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)
             calibration = gather(traced, asked, seed, clock.tell)
-        return prune_to(traced, settings, calibration, clock).plan
+        return prune_to(traced, settings, calibration, clock, pace).plan
 
 
 def _used(most: int, calibration: Calibration | None, clock: Clock) -> Memory:
@@ -338,12 +339,19 @@ def _by_queries(selector: Selector, budget: Budget) -> bool:
     return allocates or getattr(selector, "reads", False)
 
 
-def _check_affordable(budget: Budget, traced: Traced, cost: CostFunction | None) -> None:
-    """Raise BudgetError if the budget cannot be met. This runs before queries are made, which may take long."""
+def _affordable(budget: Budget, traced: Traced, cost: CostFunction | None, clock: Clock) -> Pace | None:
+    """Raise BudgetError if the budget cannot be met. This runs before queries are made, which may take long.
+
+    Returns what was measured for it, if it is one of time.
+    """
+    if budget.latency is not None:
+        with clock("latency"):
+            return pace_of(budget, traced, clock.tell)
     if budget.kind in RISKS:
         budget = first_size(budget, cost)
     if budget.kind != "error":
         allocate(budget, list(traced.groups), cost or traced.cost_model)
+    return None
 
 
 def _distill_options(distill: int | Distill, queries: Any, checkpoint: str | Path | None) -> Distill | None:

@@ -14,12 +14,13 @@ from coreprune.graph import Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.read import tensors_of
-from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank
+from coreprune.pruning.plans.decide import Decision, rank
 from coreprune.pruning.reporting.comparison import Apart, apart
 from coreprune.pruning.reporting.report import Compared
 from coreprune.pruning.selectors.norms import Magnitude
 from coreprune.pruning.settings import Settings
-from coreprune.pruning.stages import Pruned, carry_out, descend_, repair_
+from coreprune.pruning.stages import Pruned, carry_out, cut_once, descend_, repair_
+from coreprune.pruning.timing.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +103,11 @@ def _others(pruned: Pruned, settings: Settings, calibration: Calibration, clock:
     budget, options = settings.budget, settings.repair
     if options is not None:
         with clock("surgery"):
-            plain = replace(carry_out(pruned.traced, pruned.plan), decisions=pruned.decisions)
+            cut = carry_out(pruned.traced, pruned.plan)
+            plain = replace(cut, decisions=pruned.decisions, pace=pruned.pace, met=pruned.met)
         yield "the cut without repair", plain
         for name, other, locked in _other_cuts(pruned, budget):
-            again = _cut(pruned.traced.locking(locked), pruned.decisions, settings, other, clock)
+            again = _cut(pruned.traced.locking(locked), pruned.decisions, settings, other, clock, pruned.pace)
             if again is not None and again.plan.groups != pruned.plan.groups:
                 with clock("repair"):
                     fits = repair_(again, calibration, options, clock.tell)
@@ -114,7 +116,7 @@ def _others(pruned: Pruned, settings: Settings, calibration: Calibration, clock:
         selector = Magnitude()
         with clock("compare"):
             ranked = rank(pruned.traced, selector, (), settings.seed, clock.tell)
-        magnitude = _cut(pruned.traced, ranked, replace(settings, method=selector), budget, clock)
+        magnitude = _cut(pruned.traced, ranked, replace(settings, method=selector), budget, clock, pruned.pace)
         if magnitude is not None:
             yield MAGNITUDE, magnitude
 
@@ -135,17 +137,19 @@ def _widest(pruned: Pruned) -> dict[str, str]:
 
 
 def _cut(
-    traced: Traced, ranked: Mapping[str, Decision], settings: Settings, budget: Budget, clock: Clock
+    traced: Traced,
+    ranked: Mapping[str, Decision],
+    settings: Settings,
+    budget: Budget,
+    clock: Clock,
+    pace: Pace | None,
 ) -> Pruned | None:
     """Rankings cut to a budget, without repair; None if the budget cannot be met so."""
     try:
-        with clock("allocate"):
-            decisions = decide(traced, ranked, budget, settings.cost, clock.tell)
+        again = cut_once(traced, ranked, settings, budget, clock, pace)
     except BudgetError:
         return None
-    with clock("surgery"):
-        again = carry_out(traced, plan_of(traced, decisions, settings.method, budget, settings.seed))
-    return None if again.removed.locked else replace(again, decisions=decisions)
+    return None if again.removed.locked else again
 
 
 def _tell(seen: dict[str, Apart], first: str, chosen: str, queries: int) -> None:

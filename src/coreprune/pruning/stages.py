@@ -12,10 +12,11 @@ from torch import Tensor
 from coreprune._progress import Clock, Progress
 from coreprune.errors import ModelError, first_line
 from coreprune.graph import Removed, Traced, remove
+from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import Read, collect_readers
-from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank
+from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank, widths_within
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
 from coreprune.pruning.repair.descent import Descended, descend
@@ -23,6 +24,7 @@ from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
 from coreprune.pruning.repair.products import Mix, mix_of, mixed_start
 from coreprune.pruning.repair.twins import Descent, affordable, twins
 from coreprune.pruning.settings import Settings
+from coreprune.pruning.timing.pace import MetLatency, Pace
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class Pruned:
     traced: the original. Groups that could not shrink after all are locked in it. plan: the plan that was carried out.
     removed: the smaller model, and which positions stayed. start: the tensors of the smaller model in the original's
     shapes, before any repair. decisions: by name of the group; empty if the plan was made earlier. fits: the repair.
+    pace: what a budget of time goes by, if there is one. met: how this model met it.
     """
 
     traced: Traced
@@ -43,33 +46,61 @@ class Pruned:
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     fits: tuple[Refit, ...] = ()
     descended: tuple[Descended, ...] = ()
+    pace: Pace | None = None
+    met: MetLatency | None = None
 
 
-def prune_to(traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock) -> Pruned:
-    """Select, allocate and cut."""
+def prune_to(
+    traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock, pace: Pace | None = None
+) -> Pruned:
+    """Select, allocate and cut. pace: what a budget of time goes by."""
     readers: Iterator[Read] = iter(())
     if calibration is not None:
         generator = torch.Generator().manual_seed(settings.seed)
         readers = collect_readers(traced, calibration, Collect(), generator, clock.tell)
     with clock("select"):
         ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell)
-    return cut_to(traced, ranked, settings, clock)
+    return cut_to(traced, ranked, settings, clock, pace)
 
 
-def cut_to(traced: Traced, ranked: Mapping[str, Decision], settings: Settings, clock: Clock) -> Pruned:
+def cut_to(
+    traced: Traced, ranked: Mapping[str, Decision], settings: Settings, clock: Clock, pace: Pace | None = None
+) -> Pruned:
     """Allocate and cut what is ranked already.
 
     If the model does not run without some channels of a group, that group stays whole, and the others meet the budget.
     """
     while True:
-        with clock("allocate"):
-            decisions = decide(traced, ranked, settings.budget, settings.cost, clock.tell)
-            plan = plan_of(traced, decisions, settings.method, settings.budget, settings.seed)
-        with clock("surgery"):
-            pruned = carry_out(traced, plan)
+        pruned = cut_once(traced, ranked, settings, settings.budget, clock, pace)
         if not pruned.removed.locked:
-            return replace(pruned, decisions=decisions)
+            return pruned
         traced = traced.locking(pruned.removed.locked)
+
+
+def cut_once(
+    traced: Traced,
+    ranked: Mapping[str, Decision],
+    settings: Settings,
+    budget: Budget,
+    clock: Clock,
+    pace: Pace | None = None,
+) -> Pruned:
+    """Rankings cut to a budget, without repair. `removed.locked` names the groups that had to stay whole after all.
+
+    Raises BudgetError if the budget cannot be met so.
+    """
+    met, limited, cost = None, budget, settings.cost
+    with clock("allocate"):
+        if pace is not None:
+            with clock("latency"):
+                limited, met = pace.met(
+                    traced, lambda b, table: widths_within(traced, ranked, b, table, clock.tell), budget
+                )
+            cost = pace.table
+        decisions = decide(traced, ranked, limited, cost, clock.tell)
+        plan = plan_of(traced, decisions, settings.method, budget, settings.seed)
+    with clock("surgery"):
+        return replace(carry_out(traced, plan), decisions=decisions, pace=pace, met=met)
 
 
 def carry_out(traced: Traced, plan: Plan) -> Pruned:

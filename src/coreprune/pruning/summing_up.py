@@ -84,6 +84,7 @@ def make_report(
         notes=tuple(notes),
         versions=versions(),
         unread=traced.captured.unread,
+        latency_budget=pruned.met,
     )
 
 

@@ -39,6 +39,7 @@ def view(data: Mapping[str, Any]) -> dict[str, Any]:
         "sizes": _sizes(data),
         "latency": (latency := _latency(data)),
         "speed": _speed(latency["rows"] if latency else []),
+        "met": _met(data),
         "accuracy": _accuracy(data),
         "perplexity": _perplexity(data),
         "groups": groups,
@@ -96,6 +97,15 @@ def _overlap(before: Row, after: Row) -> bool:
     """Whether the ranges between the quartiles overlap, so that the difference may be noise."""
     ends = (before["low"], after["high"], after["low"], before["high"])
     return None not in ends and ends[0] <= ends[1] and ends[2] <= ends[3]
+
+
+def _met(data: Mapping[str, Any]) -> Row | None:
+    """How a budget of time was met."""
+    raw = _mapping(data.get("latency_budget") or {}, "latency_budget")
+    found = {
+        k: _number(raw.get(k)) for k in ("limit", "before", "after", "predicted", "corrections", "batch", "threads")
+    }
+    return None if None in found.values() else {**found, **{k: str(raw.get(k) or "") for k in ("runtime", "device")}}
 
 
 def _speed(rows: Sequence[Row]) -> Row | None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from coreprune._runtimes import RUNTIMES
 from coreprune.errors import BudgetError
+from coreprune.pruning.allocation.durations import seconds_of
 
-KINDS = ("keep", "macs", "params", "bytes", "cost", "error", "agreement", "metric")
+KINDS = ("keep", "macs", "params", "bytes", "cost", "error", "agreement", "metric", "latency")
 RISKS = ("agreement", "metric")  # the sizes that they allow are found by a test on samples
+_TIMING = {"batch": 1, "runtime": "eager", "table": None}  # how a latency is measured
 
 Loss = Callable[
     ..., Tensor
@@ -21,7 +25,7 @@ Loss = Callable[
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of the model may stay. Give at most one of the first eight; `Budget()` is `Budget(keep=0.5)`.
+    """How much of the model may stay. Give at most one of the first nine; `Budget()` is `Budget(keep=0.5)`.
 
     keep: the share of channels that stays in every free group, in (0, 1], rounded to the nearest whole unit. Or shares
         by names or patterns of groups, e.g. `{"layer1.*": 0.8, "*": 0.5}`: the first pattern that matches a group
@@ -40,6 +44,9 @@ class Budget:
     metric, loss: the same for any loss: the smallest model whose expected `metric` is shown to be at most `loss`.
         metric(output of the dense model, output of the pruned one) returns for a batch one number in [0, 1] for each
         sample, or a bool; a function of three arguments gets the samples' labels as the third.
+    latency: the time of one call on this machine: a share of the dense model's, below 1, or text such as "8ms", "1.5s"
+        or "800us". Layers are timed at several widths; then the whole pruned model is timed in turn with the dense one,
+        and the widths are corrected until its median is within the limit.
     uniform: take about the same share from every free group, and leave equal widths in equal groups (those with the
         same channels, unit and sections), so that a config.json with one width for all layers can express it. By
         default the errors on the queries decide; without queries the shares are about equal.
@@ -49,6 +56,11 @@ class Budget:
         width in narrower groups and with `keep`.
     absolute: take macs, params, bytes or cost as an absolute number. A number between 1 and 100 is refused without it,
         because a percentage may be meant; larger ones are absolute anyway.
+    batch: samples per call, for `latency`.
+    runtime: what runs the model, for `latency`: "eager", "compile" (torch.compile) or "onnx" (ONNX Runtime, on the CPU;
+        `pip install 'coreprune[onnx]'`). Each uses as many threads as torch does at that time.
+    table: a file for the measured times, for `latency`. By default it is in `$XDG_CACHE_HOME/coreprune`, or
+        `~/.cache/coreprune`. Times are kept apart by processor, threads, versions and runtime, and not measured again.
 
     Raises BudgetError for values that contradict each other.
     """
@@ -62,10 +74,14 @@ class Budget:
     agreement: float | None = None
     metric: Loss | None = None
     loss: float | None = None
+    latency: int | float | str | None = None
     uniform: bool = False
     min_width: int = 1
     round_to: int | None = None
     absolute: bool = False
+    batch: int = 1
+    runtime: str = "eager"
+    table: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Raise BudgetError for values that contradict each other, or that no model can meet."""
@@ -85,7 +101,8 @@ class Budget:
                 "widths. Leave one of them out."
             )
         self._check_absolute()
-        for name in ("min_width", "round_to"):
+        self._check_timing()
+        for name in ("min_width", "round_to", "batch"):
             value = getattr(self, name)
             if name == "round_to" and value is None:
                 continue
@@ -101,11 +118,28 @@ class Budget:
             raise BudgetError(f"metric must be a function of two outputs, or of two and labels, not {self.metric!r}.")
         _check_limit("loss", self.loss)
 
+    def _check_timing(self) -> None:
+        """Raise BudgetError for how to measure a latency, where it is wrong or nothing is measured."""
+        if self.runtime not in RUNTIMES:
+            raise BudgetError(f"runtime must be one of {', '.join(RUNTIMES)}, but it is {self.runtime!r}.")
+        if self.table is not None and (not isinstance(self.table, (str, Path)) or not str(self.table)):
+            raise BudgetError(f"table must be the path of a file for measured times, but it is {self.table!r}.")
+        if self.table is not None:
+            object.__setattr__(self, "table", str(self.table))  # plans and reports are JSON
+        given = [name for name, value in _TIMING.items() if getattr(self, name) != value]
+        if given and self.latency is None:
+            raise BudgetError(
+                f"{' and '.join(given)} say how a latency is measured, but the budget limits {self.kind}. Use "
+                "Budget(latency=0.5, ...), or leave them out."
+            )
+
     def _check_absolute(self) -> None:
         if not isinstance(self.absolute, bool):
             raise BudgetError(f"absolute must be True or False, but it is {self.absolute!r}.")
         if not self.absolute:
             return
+        if self.kind == "latency":
+            raise BudgetError("absolute=True does not go with latency: an absolute time is text, latency='8ms'.")
         if self.kind in ("keep", "error", *RISKS):
             raise BudgetError(
                 f"absolute=True goes with macs, params, bytes or cost; {self.kind} is always a share. Leave it out."
@@ -118,7 +152,7 @@ class Budget:
 
     @property
     def kind(self) -> str:
-        """Which of keep, macs, params, bytes, cost, error, agreement and metric is limited."""
+        """Which of keep, macs, params, bytes, cost, error, agreement, metric and latency is limited."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
@@ -128,14 +162,18 @@ class Budget:
 
     def sized(self, kind: str, limit: float) -> Budget:
         """A budget of another kind, with the same rules about widths."""
-        return replace(self, **{**dict.fromkeys((*KINDS, "loss")), kind: limit})
+        others = dict.fromkeys((*KINDS, "loss"))
+        return replace(self, **{**others, **(_TIMING if kind != "latency" else {}), kind: limit})
 
 
 _USUAL = {"agreement": 0.99, "loss": 0.01}
 
 
 def _check_limit(kind: str, value: Any) -> None:
-    """Raise BudgetError unless the value is a number in the range of its kind."""
+    """Raise BudgetError unless the value is a number in the range of its kind, or a time."""
+    if kind == "latency" and isinstance(value, str):
+        seconds_of(value)
+        return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise BudgetError(f"{kind} must be a number, e.g. {kind}=0.5, but it is {value!r}.")
     if value <= 0:
@@ -145,6 +183,11 @@ def _check_limit(kind: str, value: Any) -> None:
     if kind == "error" and value >= 1:
         raise BudgetError(
             f"error={value:g} must lie below 1, which is as bad as a constant output. Use e.g. error=0.05."
+        )
+    if kind == "latency" and value >= 1:
+        raise BudgetError(
+            f"latency={value:g} is not below the dense model's own time, which is 1. Give a share such as "
+            "latency=0.5, or a time as text: latency='8ms'."
         )
     if kind == "keep" and value > 1:
         raise BudgetError(f"keep={value:g} is more than everything. It is a share: keep=0.5 keeps half.")

@@ -95,13 +95,24 @@ def decide(
 
     ranked: from `rank`. Groups that were locked after that are left out. cost: the caller's own, if there is one.
     """
-    curves = _error_by_width(traced.free, ranked)
-    widths = allocate(budget, list(traced.groups), cost or traced.cost_model, curves, tell)
+    widths = widths_within(traced, ranked, budget, cost, tell)
     decided = {}
     for name, group in traced.free.items():
         entry, coreset = choose(group, ranked[name].ranking, widths[name])
         decided[name] = _measured(replace(ranked[name], group=group, entry=entry, coreset=coreset))
     return decided
+
+
+def widths_within(
+    traced: Traced,
+    ranked: Mapping[str, Decision],
+    budget: Budget,
+    cost: CostFunction | None = None,
+    tell: Progress | None = None,
+) -> dict[str, int]:
+    """The widths that `decide` cuts to: by name of a free group, units that stay in each of its sections."""
+    curves = _error_by_width(traced.free, ranked)
+    return allocate(budget, list(traced.groups), cost or traced.cost_model, curves, tell)
 
 
 def _measured(decision: Decision) -> Decision:

@@ -16,6 +16,7 @@ from coreprune.pruning.repair.descent import Descended
 from coreprune.pruning.repair.lockstep import Refit
 from coreprune.pruning.reporting import text
 from coreprune.pruning.settings import Settings
+from coreprune.pruning.timing.pace import MetLatency
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Report:
     such a budget has tested, or None. model: the name of its class. notes: what else the caller should know of the
     result, in sentences, such as that almost nothing could be removed. seconds: per phase. memory: what was used of it.
     versions: software and hardware that the result depends on. unread: the parameters that nothing reads on the
-        examples.
+        examples. latency_budget: how a budget of time was met; None for other budgets.
     """
 
     groups: tuple[GroupReport, ...]
@@ -154,6 +155,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     memory: Memory = field(default_factory=Memory)
+    latency_budget: MetLatency | None = None
 
     @property
     def locked(self) -> dict[str, str]:
@@ -184,6 +186,7 @@ class Report:
             "versions": dict(self.versions),
             "unread": list(self.unread),
             "memory": asdict(self.memory),
+            "latency_budget": None if self.latency_budget is None else asdict(self.latency_budget),
         }
         return _finite(plain)
 

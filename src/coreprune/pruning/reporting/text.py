@@ -11,6 +11,7 @@ from typing import Any
 
 from coreprune._patterns import shortened
 from coreprune._shown import html_table
+from coreprune.pruning.allocation.durations import as_time
 
 Data = Mapping[str, Any]
 
@@ -76,6 +77,8 @@ def _sizes(report: Data) -> list[tuple[str, int, int]]:
 def _evidence(report: Data) -> list[tuple[str, str]]:
     """How good the result is, what that statement covers, and which queries it comes from."""
     told = []
+    if met := report.get("latency_budget"):
+        told.append(("latency", latency_said(met)))
     if (agreement := report["agreement"]) is not None:
         sure = f"with confidence {1 - (agreement['delta'] or 0):.0%}"
         vacuous = "; no better than a constant answer" if agreement["vacuous"] else ""
@@ -96,6 +99,14 @@ def _evidence(report: Data) -> list[tuple[str, str]]:
     if report["queries"]:
         told.append(("queries", report["queries"]))
     return told
+
+
+def latency_said(met: Data) -> str:
+    """How a budget of time was met, in one line. met: the dict of a `MetLatency`."""
+    before, after, predicted, limit = (as_time(met[key]) for key in ("before", "after", "predicted", "limit"))
+    runs = f"batch {met['batch']}, {met['runtime']}, {met['device']}, {_count(met['threads'], 'thread')}"
+    corrected = _count(met["corrections"], "correction")
+    return f"{before} → {after} a call ({runs}); limit {limit}, predicted {predicted}, {corrected}"
 
 
 def _medians(rows: Sequence[Data]) -> str:

@@ -1,0 +1,141 @@
+"""Half of the time as the budget, against the budget of MACs that takes as long: four networks, batch 1 and 32.
+
+    python benchmarks/latency_budget.py [--threads 2] [--seconds 20] [--only REGEX] [--runtime eager] [--quick]
+
+Random weights and noise. Channels by "magnitude", widths by their errors on the queries, repair; the two differ in the
+budget alone. The MACs are lowered until the median time is no longer than with the other budget. Both pruned networks
+are then timed again, in turn with the dense one. The error is that of the outputs on new inputs, relative to their
+variance: it compares widths, and says nothing of trained networks. Wanted: at least 1.9 times as fast, and an error
+that is no larger than that of the MACs. Writes latency_budget.json after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from children import Row
+from coreprune import Budget, BudgetError, Result, measure_latency, prune
+from environment import environment
+from latency_models import Case, cases
+
+RESULT = Path(__file__).parent / "results/latency_budget.json"
+WANTED = {"speedup": 1.9, "error": "no larger than with MACs"}
+SHARE, BATCHES = 0.5, (1, 32)
+QUERIES, FRESH = 64, 64
+TRIALS = 5  # budgets of MACs
+
+
+def cut(model: nn.Module, queries: Tensor, budget: Budget, repair: bool = True) -> Result:
+    return prune(model, queries[:1], budget, "magnitude", queries=queries, repair=repair, compare=False)
+
+
+def within(model: nn.Module, queries: Tensor, batch: int, limit: float, seconds: float) -> tuple[float, float]:
+    """The largest share of the MACs with which the network takes at most `limit` of the time, and that time's share.
+
+    Found by the secant, as the time is nearly a line in the MACs; sizes alone count, so that nothing is repaired.
+    """
+    fits, above = (0.0, 0.0), (1.0, 1.0)
+    share = SHARE
+    for _ in range(TRIALS):
+        small = cut(model, queries, Budget(macs=share), repair=False).model
+        row = measure_latency(
+            {"dense": model, "small": small}, queries[:1], batch_sizes=(batch,), seconds=seconds
+        ).rows[0]
+        taken = 1 / row.speedup
+        fits, above = ((share, taken), above) if taken <= limit else (fits, (share, taken))
+        if 0.95 * limit <= taken <= limit:
+            break
+        slope = (above[1] - fits[1]) / (above[0] - fits[0])
+        share = min(max(fits[0] + (0.98 * limit - fits[1]) / slope, 1.02 * fits[0]), 0.98 * above[0])
+    if not fits[0]:
+        raise BudgetError(f"no share of the MACs was found that takes {limit:.0%} of the time")
+    return fits
+
+
+@torch.no_grad()
+def error(dense: nn.Module, small: nn.Module, inputs: Tensor) -> float:
+    """The squared error of the outputs, relative to their variance."""
+    wanted, found = (torch.cat([m(part).double() for part in inputs.split(16)]) for m in (dense, small))
+    return float((wanted - found).pow(2).sum() / (wanted - wanted.mean(0)).pow(2).sum())
+
+
+def measure(name: str, case: Case, batch: int, runtime: str, seconds: float) -> Iterator[Row]:
+    """A row for each of the two budgets."""
+    model, generator = case.trained(), torch.Generator().manual_seed(1)
+    queries, fresh = case.inputs(QUERIES, generator), case.inputs(FRESH, generator)
+    about: Row = {"model": name, "batch": batch, "runtime": runtime}
+    start = time.perf_counter()
+    timed = cut(model, queries, Budget(latency=SHARE, batch=batch, runtime=runtime))
+    took = time.perf_counter() - start
+    assert timed.report.latency_budget is not None
+    met = timed.report.as_dict()["latency_budget"]
+    del met["table"]  # a path of this machine
+    rows: dict[str, tuple[Result, Row]] = {"latency": (timed, {"met": met, "wall_s": round(took, 1)})}
+    if runtime == "eager":
+        share, _ = within(model, queries, batch, met["after"] / met["before"], min(seconds, 2.0))
+        rows["macs"] = (cut(model, queries, Budget(macs=share)), {"macs_budget": round(share, 4)})
+    models = {"dense": model, **{kind: result.model for kind, (result, _) in rows.items()}}
+    again = measure_latency(models, queries[:1], batch_sizes=(batch,), seconds=seconds).rows[0].timings
+    for kind, (result, more) in rows.items():
+        before, after = result.report.macs
+        faster = again["dense"].median / again[kind].median
+        row: Row = {**about, "budget": kind, "macs": round(after / before, 4)}
+        if runtime == "eager":
+            row |= {"before": again["dense"].median, "after": again[kind].median, "speedup": round(faster, 3)}
+            row["time_per_mac"] = round((1 - 1 / faster) / max(1 - after / before, 1e-9), 3)
+        else:
+            row |= {"before": met["before"], "after": met["after"], "speedup": round(met["before"] / met["after"], 3)}
+        yield {**row, "error": round(error(model, result.model, fresh), 5), **more}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=20, help="per network and batch size, at the end")
+    parser.add_argument("--only", default="", help="networks whose name matches")
+    parser.add_argument("--runtime", default="eager", choices=("eager", "compile", "onnx"))
+    parser.add_argument("--quick", action="store_true", help="one small network, half a second, into build/quick")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    seconds = 0.5 if options.quick else options.seconds
+    console, rows = Console(highlight=False, soft_wrap=True), []
+    target = options.out or (Path("build/quick/latency_budget.json") if options.quick else RESULT)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    setup = {"latency": SHARE, "method": "magnitude", "queries": QUERIES, "fresh": FRESH, "seconds": seconds}
+    for name, case in cases(options.quick).items():
+        for batch in BATCHES if re.search(options.only, name) else ():
+            with console.status(f"{name}, batch {batch}"):
+                new = list(_rows(name, case, batch, options.runtime, seconds))
+            rows += new
+            console.print("\n".join(json.dumps(row) for row in new))
+            record: dict[str, Any] = {
+                "benchmark": "latency_budget",
+                "environment": environment("onnxruntime"),
+                "setup": {**setup, "threads": options.threads, "seed": 0},
+                "wanted": WANTED,
+                "rows": rows,
+            }
+            target.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _rows(name: str, case: Case, batch: int, runtime: str, seconds: float) -> Iterator[Row]:
+    try:
+        yield from measure(name, case, batch, runtime, seconds)
+    except BudgetError as failed:
+        yield {"model": name, "batch": batch, "runtime": runtime, "failed": str(failed)}
+
+
+if __name__ == "__main__":
+    main()
