@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import typer
 from torch import Tensor, nn
 
 from coreprune._files import check_place, refuse_taken, tidy
+from coreprune._telling import Told, telling
 from coreprune._untrained import untrained
 from coreprune.cli import libraries, options, show, source
 from coreprune.cli.commands import app, console, errors
@@ -173,6 +174,10 @@ def prune(
     ] = None,
     tokenizer: options.Tokenizer = None,
     latency: Annotated[bool, typer.Option(help="Measure seconds per batch before and after, on this machine.")] = True,
+    log_: Annotated[
+        Path | None,
+        typer.Option("--log", help="Append what happens to this file while the run goes on: one JSON object a line."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT when the new artifact is complete.")
@@ -195,7 +200,7 @@ def prune(
     tidy(out)
     check_place(out, overwrite)
     # What the user's code prints goes to standard error, so that standard output stays clean for --json.
-    with unfinished.explained(out), redirect_stdout(sys.stderr), show.progress(errors) as tell:
+    with unfinished.explained(out), redirect_stdout(sys.stderr), telling(True, log_) as tell:
         model, given = source.load(source_, weights, shape or [], example)
         if untrained(model):
             log.warning(
@@ -214,6 +219,7 @@ def prune(
             stock=stock,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, latency, result.report.macs, tell, axis, read)
+        tell.note("measured", **_measures(extra))
         found_by = {
             "source": source_,
             "weights": weights and str(weights),
@@ -235,6 +241,17 @@ def prune(
         console.print(f"report    {page}", soft_wrap=True, highlight=False)
 
 
+def _measures(extra: Mapping[str, Any]) -> dict[str, float]:
+    """The measured entries of a report, as flat figures for the log."""
+    found = {}
+    for name in ("accuracy", "perplexity"):
+        if name in extra:
+            found |= {f"{name}_{when}": extra[name][when] for when in ("before", "after")}
+    for row in extra.get("latency", {}).get("rows", ()):
+        found |= {f"latency_{when}_batch_{row['batch']}": row[when]["median"] for when in ("before", "after")}
+    return found
+
+
 @dataclass(frozen=True)
 class Exam:
     """Labelled samples, and the dense model's accuracy on them.
@@ -247,7 +264,7 @@ class Exam:
     before: float
 
     @classmethod
-    def of(cls, model: nn.Module, given: Any, path: Path, tell: show.Tell, batch_axis: Any) -> Exam:
+    def of(cls, model: nn.Module, given: Any, path: Path, tell: Told, batch_axis: Any) -> Exam:
         """Read the file, and measure the accuracy of the dense model. Raises InputError."""
         samples, labels = source.labelled(path, model, given, batch_axis)
         tell("accuracy", 0, 2)
@@ -280,7 +297,7 @@ def measured(
     exam: Exam | None,
     latency: bool,
     macs: tuple[int, int],
-    tell: show.Tell,
+    tell: Told,
     batch_axis: Any = "auto",
     read: Windows | None = None,
 ) -> dict[str, Any]:
