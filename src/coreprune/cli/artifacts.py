@@ -37,7 +37,7 @@ def certify(
     batch_axis: options.BatchAxis = None,
     json: options.Json = False,
 ) -> None:
-    """Certify a lower bound on how often the dense and the pruned model agree on samples like these (T11)."""
+    """Certify how often, at least, the dense and the pruned model give the same answer on samples like these."""
     from coreprune.artifact.manifest import QUERIES
     from coreprune.pruning import certify as run
 
@@ -63,7 +63,7 @@ def report(
         list[Path],
         typer.Argument(
             help="An artifact: a folder that `coreprune prune` or coreprune.save wrote. Several are compared.",
-            metavar="FOLDER...",
+            metavar="FOLDER",
         ),
     ],
     html: Annotated[Path | None, typer.Option(help="Write the report's page to this file.")] = None,

@@ -48,7 +48,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 success; 1 an error in coreprune or in the model's code; 2 wrong input, a budget that cannot "
+    epilog="First steps: coreprune demo, or coreprune prune mypackage.models:resnet --shape 1,3,224,224 --out small. "
+    "With --help, every command says what it takes.\n\n"
+    "Exit codes: 0 success; 1 an error in coreprune or in the model's code; 2 wrong input, a budget that cannot "
     "be met, or a file that cannot be written; 130 interrupted.",
 )
 console = Console()

@@ -91,22 +91,55 @@ class Unfinished:
 @app.command(epilog=EPILOG)
 def prune(
     source_: options.Source,
-    out: Annotated[Path, typer.Option(help="Folder to write; it must be absent or empty.", show_default=False)],
-    macs: Annotated[float | None, typer.Option(help="Share (or number) of multiply-accumulates that may stay.")] = None,
-    params: Annotated[float | None, typer.Option(help="Share (or number) of parameters that may stay.")] = None,
-    bytes_: Annotated[float | None, typer.Option("--bytes", help="Share (or number) of bytes that may stay.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder to write. It must be absent or empty, unless --overwrite is given.", show_default=False
+        ),
+    ],
+    macs: Annotated[
+        float | None,
+        typer.Option(
+            help="Share (or number) of multiply-accumulates that may stay; 0.5 if no other limit is given.",
+            rich_help_panel=options.BUDGET,
+        ),
+    ] = None,
+    params: Annotated[
+        float | None,
+        typer.Option(
+            help="Share (or number) of parameters that may stay.",
+            rich_help_panel=options.BUDGET,
+        ),
+    ] = None,
+    bytes_: Annotated[
+        float | None,
+        typer.Option(
+            "--bytes",
+            help="Share (or number) of bytes that may stay.",
+            rich_help_panel=options.BUDGET,
+        ),
+    ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
             help="Share of the channels to keep in every group, e.g. 0.5, or in the groups that match a pattern, "
-            "e.g. 'layer1.*=0.8'. Repeat for more patterns. Groups that match none are not pruned."
+            "e.g. 'layer1.*=0.8'. Repeat for more patterns. Groups that match none are not pruned.",
+            rich_help_panel=options.BUDGET,
         ),
     ] = None,
     absolute: Annotated[
-        bool, typer.Option("--absolute", help="Take --macs, --params or --bytes as a number, also from 1 to 100.")
+        bool,
+        typer.Option(
+            "--absolute",
+            help="Take --macs, --params or --bytes as a number, also from 1 to 100.",
+            rich_help_panel=options.BUDGET,
+        ),
     ] = False,
     error: Annotated[
-        float | None, typer.Option(help="Largest predicted error of the outputs, as a share of their variance.")
+        float | None,
+        typer.Option(
+            help="Largest predicted error of the outputs, as a share of their variance.", rich_help_panel=options.BUDGET
+        ),
     ] = None,
     agreement: Annotated[
         float | None,
@@ -122,6 +155,7 @@ def prune(
             "package.module:function. A wrong name lists all.",
             autocompletion=options.methods,
             show_default=True,
+            rich_help_panel=options.METHOD,
         ),
     ] = "auto",
     queries: Annotated[
@@ -131,31 +165,73 @@ def prune(
             "(.npz), the queries.safetensors of an artifact, or none. Repeat the option to combine several, e.g. a few "
             "samples and auto.",
             autocompletion=options.query_sources,
+            rich_help_panel=options.METHOD,
         ),
     ] = None,
     uniform: Annotated[
-        bool, typer.Option(help="Equal shares for all groups, and equal widths in equal groups.")
+        bool,
+        typer.Option(
+            help="Equal shares for all groups, and equal widths in equal groups.", rich_help_panel=options.BUDGET
+        ),
     ] = False,
     stock: Annotated[
         bool,
-        typer.Option("--stock", help="Cut only what the config.json of a Hugging Face model can say; equal widths."),
+        typer.Option(
+            "--stock",
+            help="Cut only what the config.json of a Hugging Face model can say; equal widths.",
+            rich_help_panel=options.BUDGET,
+        ),
     ] = False,
     round_to: Annotated[
         int | None,
-        typer.Option(min=1, help="Round widths to multiples of this; by default 8 in groups of 128 channels or more."),
+        typer.Option(
+            min=1,
+            help="Round widths to multiples of this; by default 8 in groups of 128 channels or more.",
+            rich_help_panel=options.BUDGET,
+        ),
     ] = None,
-    min_width: Annotated[int, typer.Option(min=1, help="Smallest number of units to keep in every group.")] = 1,
+    min_width: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Smallest number of units to keep in every group.",
+            rich_help_panel=options.BUDGET,
+        ),
+    ] = 1,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Do not prune groups whose name matches this pattern. Repeat for more.")
+        list[str] | None,
+        typer.Option(
+            help="Do not prune groups whose name matches this pattern. Repeat for more.", rich_help_panel=options.BUDGET
+        ),
     ] = None,
-    repair: Annotated[bool, typer.Option(help="Refit the layers that read pruned channels.")] = True,
-    distill: Annotated[int, typer.Option(min=0, help="Steps of distillation on the queries, after the repair.")] = 0,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            help="Refit the layers that read pruned channels.",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = True,
+    distill: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Steps of distillation on the queries, after the repair.", rich_help_panel=options.METHOD
+        ),
+    ] = 0,
     n_queries: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of queries; by default all samples, 4096 vectors, or 256 others."),
+        typer.Option(
+            min=1,
+            help="Number of queries; by default all samples, 4096 vectors, or 256 others.",
+            rich_help_panel=options.METHOD,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of queries and sampling.")] = 0,
-    delta: Annotated[float, typer.Option(help="The sampled certificates hold with probability 1 - delta.")] = 0.01,
+    delta: Annotated[
+        float,
+        typer.Option(
+            help="The sampled certificates hold with probability 1 - delta.", rich_help_panel=options.MEASURED
+        ),
+    ] = 0.01,
     shape: options.Shapes = None,
     also: options.Also = None,
     example: options.Example = None,
@@ -166,19 +242,36 @@ def prune(
     memory: options.Memory = None,
     labelled: Annotated[
         Path | None,
-        typer.Option(help="Test samples (.npz with inputs and labels), to measure the accuracy."),
+        typer.Option(
+            help="Test samples (.npz with inputs and labels), to measure the accuracy.",
+            rich_help_panel=options.MEASURED,
+        ),
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Option(help="A text file, to measure the perplexity of a language model. By default a text is made."),
+        typer.Option(
+            help="A text file, to measure the perplexity of a language model. By default a text is made.",
+            rich_help_panel=options.MEASURED,
+        ),
     ] = None,
     tokenizer: options.Tokenizer = None,
-    latency: Annotated[bool, typer.Option(help="Measure seconds per batch before and after, on this machine.")] = True,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            help="Measure seconds per batch before and after, on this machine.", rich_help_panel=options.MEASURED
+        ),
+    ] = True,
     log_: Annotated[
         Path | None,
         typer.Option("--log", help="Append what happens to this file while the run goes on: one JSON object a line."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue an interrupted run: the same command again, with this.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT when the new artifact is complete.")
     ] = False,
