@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["COREPRUNE_CHECK_SHAPES"] = "1"
@@ -61,6 +63,20 @@ def install_package(tmp_path, monkeypatch):
     yield put
     for path in folder.glob("*.py"):
         sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the source distribution of this checkout. Nothing is fetched for the build."""
+    absent = [name for name in ("hatchling", "hatch_vcs", "hatch_fancy_pypi_readme") if find_spec(name) is None]
+    if absent:
+        pytest.skip(f"{', '.join(absent)} is not installed: pip install -e '.[test]'")
+    folder = tmp_path_factory.mktemp("dist")
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "hatchling", "build", "-d", folder]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture

@@ -146,7 +146,12 @@ def test_a_loss_of_ones_own_and_rows_for_every_epoch(gen, tmp_path):
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert {row["validation"] for row in rows} == {0.0}  # in evaluation mode
-    assert [json.loads(line) for line in (tmp_path / "logs" / "run.jsonl").read_text().splitlines()] == rows
+    logged = [json.loads(line) for line in (tmp_path / "logs" / "run.jsonl").read_text().splitlines()]
+    assert [{key: row[key] for key in rows[0]} for row in logged] == rows
+    assert [(row["phase"], row["done"], row["total"]) for row in logged] == [
+        ("fine-tune", 3 * k, 12) for k in range(1, 5)
+    ]
+    assert all(row["time"] > 0 for row in logged)
 
 
 def test_the_averaged_weights_are_those_of_the_formula(gen):

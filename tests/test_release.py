@@ -25,7 +25,8 @@ def test_the_citation_names_the_software_and_the_paper():
     assert cff["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= set(cff)
     assert not {"version", "date-released"} & set(cff)
-    assert (cff["title"], cff["license"]) == (PROJECT["project"]["name"], PROJECT["project"]["license"])
+    assert cff["title"] == PROJECT["project"]["name"]
+    assert PROJECT["project"]["license"].split(" AND ")[0] == cff["license"]  # the wheel holds more than ours
     (paper,) = cff["references"]
     assert paper["type"] == "conference-paper"
     assert [author["family-names"] for author in paper["authors"]] == ["Tukan", "Mualem", "Maalouf"]
@@ -33,7 +34,7 @@ def test_the_citation_names_the_software_and_the_paper():
 
 
 def test_the_version_comes_from_the_tag():
-    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert "version" in PROJECT["project"]["dynamic"]
     assert PROJECT["tool"]["hatch"]["version"]["source"] == "vcs"
     assert any(need.startswith("hatch-vcs") for need in PROJECT["build-system"]["requires"])
 

@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from coreprune._chatter import without_chatter
 from coreprune._protect import protect, separate
 from coreprune.errors import ModelError, first_line
 
@@ -37,13 +38,14 @@ _ONE = threading.RLock()  # torch.export and the global random state are not mad
 def guarded(model: object) -> Iterator[None]:
     """What a public function does with a model: by one thread at a time, outside of inference mode, without a trace.
 
-    Tensors of ours are made on the CPU unless we say otherwise, whatever the caller's default device; a forward sees
-    that device.
+    torch's own logs are kept out. Tensors of ours are made on the CPU unless we say otherwise, whatever the caller's
+    default device; a forward sees that device.
 
     model: anything; what is not a module is not guarded.
     """
     with ExitStack() as stack:
         stack.enter_context(_ONE)
+        stack.enter_context(without_chatter())
         stack.enter_context(torch.inference_mode(False))
         device = _CALLERS.get() or torch.get_default_device()
         stack.callback(_CALLERS.reset, _CALLERS.set(device))

@@ -27,7 +27,7 @@ class ArtifactError(CoreprunError):
     """An artifact cannot be written, or the one on the disk cannot be trusted."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The type and the first line of an error from other code, short enough for a sentence."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line[:200]}".removesuffix(": ").removesuffix(".")

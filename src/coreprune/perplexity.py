@@ -149,7 +149,14 @@ def _made(model: nn.Module, example_inputs: Any, target: Target, seed: int) -> W
     source = SelfGenerated() if known(target) is None else MachineText()
     (other,) = np.random.SeedSequence(check_seed(seed), spawn_key=(17,)).generate_state(1).tolist()
     made = make_queries(
-        model, example_inputs, source, n=_MADE, seed=other, batch_axis=target.axes, tokenizer=target.tokenizer
+        model,
+        example_inputs,
+        source,
+        n=_MADE,
+        seed=other,
+        progress=False,
+        batch_axis=target.axes,
+        tokenizer=target.tokenizer,
     )
     return Windows(_leaf(made, target.leaf).cpu(), target.leaf, target.axes, source.name)
 

@@ -17,7 +17,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 from typer.testing import CliRunner
 
 import coreprune
-from coreprune.cli import show
+from coreprune._telling import Told
 from coreprune.cli.commands import app
 
 OPTIONS = ("--weights", "net.safetensors", "--queries", "white-noise", "--keep", "0.5", "--no-latency")
@@ -40,9 +40,9 @@ def say(phase: str) -> None:
 
 
 @contextmanager
-def told(_: Any) -> Iterator[Callable[[str, int, int], None]]:
+def told(*_: Any) -> Iterator[Told]:
     """In the place of the progress bars: where a run is."""
-    yield lambda phase, done, total: say(phase)
+    yield Told(lambda phase, done, total: say(phase))
 
 
 def saying(phase: str, function: Any) -> Any:
@@ -134,7 +134,7 @@ def main(folder: Path, wanted: int, seed: int) -> dict[str, Any]:
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     torch.set_num_threads(1)
-    show.progress = told
+    sys.modules["coreprune.cli.prune"].telling = told
     # Children inherit what is imported and compiled. No distillation here: the threads of autograd cannot be forked.
     warm = CliRunner().invoke(app, ["prune", "net_for_cli:net", "--shape", "1,8", *OPTIONS, "--out", "warm"])
     assert warm.exit_code == 0, warm.output

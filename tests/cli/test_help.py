@@ -75,3 +75,21 @@ def test_names_to_complete_are_names_that_are_taken():
 def test_no_arguments_are_a_call_for_help():
     shown = CliRunner().invoke(app, [])
     assert "Exit codes" in shown.output
+
+
+def test_the_many_options_of_prune_are_in_groups():
+    """One list of forty options is no help. What a run cannot do without is in the first group."""
+    command = typer.main.get_command(app).get_command(None, "prune")
+    groups: dict[str, list[str]] = {}
+    for parameter in command.params:
+        groups.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(parameter.name)
+    assert max(map(len, groups.values())) < 14
+    assert {"out", "resume", "json"} <= set(groups["Options"])
+    shown = helped("prune")
+    places = [shown.index(f"─ {name} ─") for name in groups if name != "Options"]
+    assert len(places) == 4
+    assert places == sorted(places)
+
+
+def test_the_limit_that_is_taken_by_itself_is_named():
+    assert f"{options.one_budget({})['macs']} if no other limit is given" in helped("prune")

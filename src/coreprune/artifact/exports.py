@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from coreprune import _onnx
 from coreprune._batch import BatchAxes
 from coreprune._batch_trials import batch_axes
+from coreprune._chatter import without_graphs
 from coreprune._example import normalise_example
 from coreprune._files import flush, refused
 from coreprune._twin import quiet
@@ -186,7 +187,8 @@ def _trace(model: nn.Module, example: Inputs, axes: BatchAxes, free: bool) -> Ex
             shapes[x] = {axis: Dim("batch", min=1)}
     try:
         dynamic: Any = shapes.dynamic_shapes(model, args, kwargs) if free else None
-        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        with without_graphs():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:
         raise ModelError(f"torch.export cannot trace {type(model).__name__}: {first_line(error)}.") from error
 

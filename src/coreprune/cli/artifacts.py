@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
+from coreprune._telling import telling
 from coreprune.cli import options, show, source
 from coreprune.cli.commands import app, console
 from coreprune.errors import ArtifactError, CoreprunError, InputError, first_line
@@ -36,7 +37,7 @@ def certify(
     batch_axis: options.BatchAxis = None,
     json: options.Json = False,
 ) -> None:
-    """Certify a lower bound on how often the dense and the pruned model agree on samples like these (T11)."""
+    """Certify how often, at least, the dense and the pruned model give the same answer on samples like these."""
     from coreprune.artifact.manifest import QUERIES
     from coreprune.pruning import certify as run
 
@@ -46,8 +47,8 @@ def certify(
     if (folder / QUERIES).exists() and Path(samples).exists() and (folder / QUERIES).samefile(samples):
         raise InputError(f"pruning has seen {samples}, so it proves nothing. Pass samples that it has not seen.")
     model, small, given, axis = both(folder, dense, weights, shape, example, batch_axis)
-    with redirect_stdout(sys.stderr):  # the user's source may print
-        found = run(model, small, given, samples, n=n, delta=delta, seed=seed, batch_axis=axis).as_dict()
+    with redirect_stdout(sys.stderr), telling(True) as tell:  # the user's source may print
+        found = run(model, small, given, samples, n=n, delta=delta, seed=seed, progress=tell, batch_axis=axis).as_dict()
     if json:
         sys.stdout.write(json_.dumps(found, indent=1) + "\n")
         return
@@ -62,7 +63,7 @@ def report(
         list[Path],
         typer.Argument(
             help="An artifact: a folder that `coreprune prune` or coreprune.save wrote. Several are compared.",
-            metavar="FOLDER...",
+            metavar="FOLDER",
         ),
     ],
     html: Annotated[Path | None, typer.Option(help="Write the report's page to this file.")] = None,

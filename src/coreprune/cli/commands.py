@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +11,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 import coreprune
+from coreprune._chatter import without_chatter
+from coreprune._telling import telling
 from coreprune.cli import options, show
 from coreprune.errors import CoreprunError
 
@@ -32,7 +29,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> object:
         """Run a command."""
         try:
-            with _quiet_torch():
+            with without_chatter():
                 return super().invoke(ctx)
         except CoreprunError as error:
             errors.print("error", style="bold red", end=" ")
@@ -44,26 +41,6 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from None
 
 
-@contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Silence torch's logs, unless TORCH_LOGS is set, and one of its warnings.
-
-    torch logs tracebacks of errors that it also raises, lists optional packages that it could not find, and warns that
-    functions which it uses itself are deprecated.
-    """
-    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
-    handlers = {handler: handler.level for name in names for handler in logging.getLogger(name).handlers}
-    try:
-        for handler in handlers if "TORCH_LOGS" not in os.environ else ():
-            handler.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            yield
-    finally:
-        for handler, level in handlers.items():
-            handler.setLevel(level)
-
-
 app = typer.Typer(
     name="coreprune",
     cls=Commands,
@@ -71,7 +48,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 success; 1 an error in coreprune or in the model's code; 2 wrong input, a budget that cannot "
+    epilog="First steps: coreprune demo, or coreprune prune mypackage.models:resnet --shape 1,3,224,224 --out small. "
+    "With --help, every command says what it takes.\n\n"
+    "Exit codes: 0 success; 1 an error in coreprune or in the model's code; 2 wrong input, a budget that cannot "
     "be met, or a file that cannot be written; 130 interrupted.",
 )
 console = Console()
@@ -103,7 +82,7 @@ def demo(
     from coreprune.demo import demo as job
 
     job.prepare(out)
-    with show.progress(errors) as tell:
+    with telling(True) as tell:
         found = job.run(seed, tell)
     report, plot = job.write(found, out)
     if json:
@@ -132,7 +111,7 @@ def inspect(
 
     axis = options.batch_axis(batch_axis)
     model, example = sources.load(source, weights, shape or [], example)
-    with show.progress(errors) as tell:
+    with telling(True) as tell:
         more = sources.further(also)
         found = list_groups(
             model, example, also=more, progress=tell, batch_axis=axis, part=part, norm_statistics=norm_statistics

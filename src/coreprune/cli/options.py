@@ -16,6 +16,10 @@ SOURCE_HELP = (
     "folder of a Hugging Face model, a .gguf file, or a .pt2 file."
 )
 
+# How the help groups the options.
+MODEL, BUDGET, METHOD = "The model and its example", "The budget", "Method, queries and repair"
+MEASURED = "Measurements"
+
 LARGEST_SEED = (1 << 32) - 1  # numpy accepts no larger one
 
 Source = Annotated[str, typer.Argument(help=SOURCE_HELP, metavar="SOURCE", show_default=False)]
@@ -24,7 +28,11 @@ Folder = Annotated[
 ]
 Shapes = Annotated[
     list[str] | None,
-    typer.Option("--shape", help="Example input, such as 1,3,224,224 or input_ids=1,16:int. Repeat for more inputs."),
+    typer.Option(
+        "--shape",
+        help="Example input, such as 1,3,224,224 or input_ids=1,16:int. Repeat for more inputs.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Also = Annotated[
     list[str] | None,
@@ -32,16 +40,21 @@ Also = Annotated[
         "--also",
         help="A further example input that makes other parts of the model run, such as a larger image: 1,3,512,512. "
         'Several inputs in one text: "input_ids=1,64:int mask=1,64:bool". Repeat for more examples.',
+        rich_help_panel=MODEL,
     ),
 ]
 Example = Annotated[
-    Path | None, typer.Option("--example", help="Example input as an .npz file: one array, or one per argument name.")
+    Path | None,
+    typer.Option(
+        "--example", help="Example input as an .npz file: one array, or one per argument name.", rich_help_panel=MODEL
+    ),
 ]
 Weights = Annotated[
     Path | None,
     typer.Option(
         help="The weights of the model: a .safetensors file, or a state dict or checkpoint (.pt, .pth, .ckpt). "
-        "FILE::KEY takes one of several state dicts in a checkpoint."
+        "FILE::KEY takes one of several state dicts in a checkpoint.",
+        rich_help_panel=MODEL,
     ),
 ]
 BatchAxis = Annotated[
@@ -50,6 +63,7 @@ BatchAxis = Annotated[
         "--batch-axis",
         help="Which axis of the inputs holds the samples: a number for all inputs, none for a model without a batch, "
         "or name=axis for one input (a keyword, or its position); repeat for more inputs. By default it is found out.",
+        rich_help_panel=MODEL,
     ),
 ]
 Part = Annotated[
@@ -57,6 +71,7 @@ Part = Annotated[
     typer.Option(
         help="Only this module of the model, e.g. backbone. The inputs are still those of the model.",
         show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 NormStatistics = Annotated[
@@ -65,13 +80,15 @@ NormStatistics = Annotated[
         "--norm-statistics",
         help="Let channels leave that a LayerNorm, RMSNorm or GroupNorm with one group takes its statistics over, such "
         "as a residual stream. This is not exact; the repair does the rest.",
+        rich_help_panel=METHOD,
     ),
 ]
 Tokenizer = Annotated[
     Path | None,
     typer.Option(
         help="A folder with a tokenizer.json, for a model that reads text; by default the model's own folder. With it, "
-        "texts of this machine are among the queries; none leaves them out."
+        "texts of this machine are among the queries; none leaves them out.",
+        rich_help_panel=METHOD,
     ),
 ]
 Memory = Annotated[
@@ -85,7 +102,9 @@ Memory = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dense = Annotated[
     str | None,
-    typer.Option("--source", help="The dense model, if the artifact does not name it: " + SOURCE_HELP),
+    typer.Option(
+        "--source", help="The dense model, if the artifact does not name it: " + SOURCE_HELP, rich_help_panel=MODEL
+    ),
 ]
 
 

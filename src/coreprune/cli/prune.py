@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import typer
 from torch import Tensor, nn
 
 from coreprune._files import check_place, refuse_taken, tidy
+from coreprune._telling import Told, telling
 from coreprune._untrained import untrained
 from coreprune.cli import libraries, options, show, source
 from coreprune.cli.commands import app, console, errors
@@ -91,39 +92,86 @@ class Unfinished:
 @app.command(epilog=EPILOG)
 def prune(
     source_: options.Source,
-    out: Annotated[Path, typer.Option(help="Folder to write; it must be absent or empty.", show_default=False)],
-    macs: Annotated[float | None, typer.Option(help="Share (or number) of multiply-accumulates that may stay.")] = None,
-    params: Annotated[float | None, typer.Option(help="Share (or number) of parameters that may stay.")] = None,
-    bytes_: Annotated[float | None, typer.Option("--bytes", help="Share (or number) of bytes that may stay.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder to write. It must be absent or empty, unless --overwrite is given.", show_default=False
+        ),
+    ],
+    macs: Annotated[
+        float | None,
+        typer.Option(
+            help="Share (or number) of multiply-accumulates that may stay; 0.5 if no other limit is given.",
+            rich_help_panel=options.BUDGET,
+        ),
+    ] = None,
+    params: Annotated[
+        float | None,
+        typer.Option(
+            help="Share (or number) of parameters that may stay.",
+            rich_help_panel=options.BUDGET,
+        ),
+    ] = None,
+    bytes_: Annotated[
+        float | None,
+        typer.Option(
+            "--bytes",
+            help="Share (or number) of bytes that may stay.",
+            rich_help_panel=options.BUDGET,
+        ),
+    ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
             help="Share of the channels to keep in every group, e.g. 0.5, or in the groups that match a pattern, "
-            "e.g. 'layer1.*=0.8'. Repeat for more patterns. Groups that match none are not pruned."
+            "e.g. 'layer1.*=0.8'. Repeat for more patterns. Groups that match none are not pruned.",
+            rich_help_panel=options.BUDGET,
         ),
     ] = None,
     absolute: Annotated[
-        bool, typer.Option("--absolute", help="Take --macs, --params or --bytes as a number, also from 1 to 100.")
+        bool,
+        typer.Option(
+            "--absolute",
+            help="Take --macs, --params or --bytes as a number, also from 1 to 100.",
+            rich_help_panel=options.BUDGET,
+        ),
     ] = False,
     error: Annotated[
-        float | None, typer.Option(help="Largest predicted error of the outputs, as a share of their variance.")
+        float | None,
+        typer.Option(
+            help="Largest predicted error of the outputs, as a share of their variance.", rich_help_panel=options.BUDGET
+        ),
     ] = None,
     agreement: Annotated[
         float | None,
         typer.Option(
             help="Find the smallest model that gives the same answer on at least this share of inputs, such as 0.99, "
-            "shown with probability 1 - delta on samples that are set aside. It needs --queries with many samples."
+            "shown with probability 1 - delta on samples that are set aside. It needs --queries with many samples.",
+            rich_help_panel=options.BUDGET,
         ),
     ] = None,
     latency: Annotated[
         str | None,
-        typer.Option(help="Time of a call on this machine: a share of the dense model's, e.g. 0.5, or e.g. 8ms."),
+        typer.Option(
+            help="Time of a call on this machine: a share of the dense model's, e.g. 0.5, or e.g. 8ms.",
+            rich_help_panel=options.BUDGET,
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples per call, for --latency.")] = 1,
-    runtime: Annotated[str, typer.Option(help="What runs the model, for --latency: eager, compile or onnx.")] = "eager",
+    batch: Annotated[
+        int, typer.Option(min=1, help="Samples per call, for --latency.", rich_help_panel=options.BUDGET)
+    ] = 1,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="What runs the model, for --latency: eager, compile or onnx.", rich_help_panel=options.BUDGET
+        ),
+    ] = "eager",
     latency_table: Annotated[
         Path | None,
-        typer.Option(help="File of measured times, for --latency; by default in the user's cache folder."),
+        typer.Option(
+            help="File of measured times, for --latency; by default in the user's cache folder.",
+            rich_help_panel=options.BUDGET,
+        ),
     ] = None,
     method: Annotated[
         str,
@@ -132,6 +180,7 @@ def prune(
             "package.module:function. A wrong name lists all.",
             autocompletion=options.methods,
             show_default=True,
+            rich_help_panel=options.METHOD,
         ),
     ] = "auto",
     queries: Annotated[
@@ -141,31 +190,73 @@ def prune(
             "(.npz), the queries.safetensors of an artifact, or none. Repeat the option to combine several, e.g. a few "
             "samples and auto.",
             autocompletion=options.query_sources,
+            rich_help_panel=options.METHOD,
         ),
     ] = None,
     uniform: Annotated[
-        bool, typer.Option(help="Equal shares for all groups, and equal widths in equal groups.")
+        bool,
+        typer.Option(
+            help="Equal shares for all groups, and equal widths in equal groups.", rich_help_panel=options.BUDGET
+        ),
     ] = False,
     stock: Annotated[
         bool,
-        typer.Option("--stock", help="Cut only what the config.json of a Hugging Face model can say; equal widths."),
+        typer.Option(
+            "--stock",
+            help="Cut only what the config.json of a Hugging Face model can say; equal widths.",
+            rich_help_panel=options.BUDGET,
+        ),
     ] = False,
     round_to: Annotated[
         int | None,
-        typer.Option(min=1, help="Round widths to multiples of this; by default 8 in groups of 128 channels or more."),
+        typer.Option(
+            min=1,
+            help="Round widths to multiples of this; by default 8 in groups of 128 channels or more.",
+            rich_help_panel=options.BUDGET,
+        ),
     ] = None,
-    min_width: Annotated[int, typer.Option(min=1, help="Smallest number of units to keep in every group.")] = 1,
+    min_width: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Smallest number of units to keep in every group.",
+            rich_help_panel=options.BUDGET,
+        ),
+    ] = 1,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Do not prune groups whose name matches this pattern. Repeat for more.")
+        list[str] | None,
+        typer.Option(
+            help="Do not prune groups whose name matches this pattern. Repeat for more.", rich_help_panel=options.BUDGET
+        ),
     ] = None,
-    repair: Annotated[bool, typer.Option(help="Refit the layers that read pruned channels.")] = True,
-    distill: Annotated[int, typer.Option(min=0, help="Steps of distillation on the queries, after the repair.")] = 0,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            help="Refit the layers that read pruned channels.",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = True,
+    distill: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Steps of distillation on the queries, after the repair.", rich_help_panel=options.METHOD
+        ),
+    ] = 0,
     n_queries: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of queries; by default all samples, 4096 vectors, or 256 others."),
+        typer.Option(
+            min=1,
+            help="Number of queries; by default all samples, 4096 vectors, or 256 others.",
+            rich_help_panel=options.METHOD,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of queries and sampling.")] = 0,
-    delta: Annotated[float, typer.Option(help="The sampled certificates hold with probability 1 - delta.")] = 0.01,
+    delta: Annotated[
+        float,
+        typer.Option(
+            help="The sampled certificates hold with probability 1 - delta.", rich_help_panel=options.MEASURED
+        ),
+    ] = 0.01,
     shape: options.Shapes = None,
     also: options.Also = None,
     example: options.Example = None,
@@ -176,18 +267,38 @@ def prune(
     memory: options.Memory = None,
     labelled: Annotated[
         Path | None,
-        typer.Option(help="Test samples (.npz with inputs and labels), to measure the accuracy."),
+        typer.Option(
+            help="Test samples (.npz with inputs and labels), to measure the accuracy.",
+            rich_help_panel=options.MEASURED,
+        ),
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Option(help="A text file, to measure the perplexity of a language model. By default a text is made."),
+        typer.Option(
+            help="A text file, to measure the perplexity of a language model. By default a text is made.",
+            rich_help_panel=options.MEASURED,
+        ),
     ] = None,
     tokenizer: options.Tokenizer = None,
     measure: Annotated[
         bool,
-        typer.Option(" /--no-latency", help="Do not measure seconds per batch before and after on this machine."),
+        typer.Option(
+            " /--no-latency",
+            help="Do not measure seconds per batch before and after on this machine.",
+            rich_help_panel=options.MEASURED,
+        ),
     ] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    log_: Annotated[
+        Path | None,
+        typer.Option("--log", help="Append what happens to this file while the run goes on: one JSON object a line."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue an interrupted run: the same command again, with this.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT when the new artifact is complete.")
     ] = False,
@@ -211,7 +322,7 @@ def prune(
     tidy(out)
     check_place(out, overwrite)
     # What the user's code prints goes to standard error, so that standard output stays clean for --json.
-    with unfinished.explained(out), redirect_stdout(sys.stderr), show.progress(errors) as tell:
+    with unfinished.explained(out), redirect_stdout(sys.stderr), telling(True, log_) as tell:
         model, given = source.load(source_, weights, shape or [], example)
         if untrained(model):
             log.warning(
@@ -230,6 +341,7 @@ def prune(
             stock=stock,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, measure, result.report.macs, tell, axis, read)
+        tell.note("measured", **_measures(extra))
         found_by = {
             "source": source_,
             "weights": weights and str(weights),
@@ -251,6 +363,17 @@ def prune(
         console.print(f"report    {page}", soft_wrap=True, highlight=False)
 
 
+def _measures(extra: Mapping[str, Any]) -> dict[str, float]:
+    """The measured entries of a report, as flat figures for the log."""
+    found = {}
+    for name in ("accuracy", "perplexity"):
+        if name in extra:
+            found |= {f"{name}_{when}": extra[name][when] for when in ("before", "after")}
+    for row in extra.get("latency", {}).get("rows", ()):
+        found |= {f"latency_{when}_batch_{row['batch']}": row[when]["median"] for when in ("before", "after")}
+    return found
+
+
 @dataclass(frozen=True)
 class Exam:
     """Labelled samples, and the dense model's accuracy on them.
@@ -263,7 +386,7 @@ class Exam:
     before: float
 
     @classmethod
-    def of(cls, model: nn.Module, given: Any, path: Path, tell: show.Tell, batch_axis: Any) -> Exam:
+    def of(cls, model: nn.Module, given: Any, path: Path, tell: Told, batch_axis: Any) -> Exam:
         """Read the file, and measure the accuracy of the dense model. Raises InputError."""
         samples, labels = source.labelled(path, model, given, batch_axis)
         tell("accuracy", 0, 2)
@@ -296,7 +419,7 @@ def measured(
     exam: Exam | None,
     latency: bool,
     macs: tuple[int, int],
-    tell: show.Tell,
+    tell: Told,
     batch_axis: Any = "auto",
     read: Windows | None = None,
 ) -> dict[str, Any]:

@@ -1,43 +1,16 @@
-"""Tables and progress bars."""
+"""Tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-from coreprune._progress import Progress as Tell
 
 if TYPE_CHECKING:
     from coreprune.demo.demo import Demo
     from coreprune.pruning import Inspection
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Tell]:
-    """Show a bar per phase, with the time spent and left, until all is done. Yields tell(phase, done, total)."""
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks = {}
-
-        def tell(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(phase, total=total)
-            bars.update(tasks[phase], completed=done, total=total)
-
-        yield tell
 
 
 def demo_table(demo: Demo) -> Table:

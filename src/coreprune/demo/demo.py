@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._progress import Progress, silent
+from coreprune._telling import Told, Wanted, telling
 from coreprune.demo.lines import Line, draw
 from coreprune.errors import InputError
 from coreprune.finetune import Batches, Tuning, accuracy, fine_tune_
@@ -90,9 +90,13 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[~test], labels[~test], images[test], labels[test]
 
 
-def run(seed: int = 0, progress: Progress | None = None) -> Demo:
+def run(seed: int = 0, progress: Wanted = None) -> Demo:
     """Train, prune with every method at every width, fine-tune each result briefly. About 15 seconds on two cores."""
-    tell = progress or silent
+    with telling(progress) as tell:
+        return _run(seed, tell)
+
+
+def _run(seed: int, tell: Told) -> Demo:
     images, labels, test_images, test_labels = digits()
     generator = torch.Generator().manual_seed(seed)
     dense = network(generator)

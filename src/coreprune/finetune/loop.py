@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coreprune._checkpoint import Checkpoint, digest
-from coreprune._files import refused
+from coreprune._journal import append, opened
 from coreprune._progress import Progress
+from coreprune._telling import Wanted, telling
 from coreprune.errors import CoreprunError, InputError, first_line
 from coreprune.finetune.tuning import Tuning
 
@@ -34,7 +34,7 @@ def fine_tune_(
     validate: Callable[[nn.Module], float] | None = None,
     checkpoint: str | Path | None = None,
     log: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Wanted = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place. Its modes are restored at the end. Returns one row for every epoch that ran.
 
@@ -47,7 +47,9 @@ def fine_tune_(
         number goes into the row.
     checkpoint: a file, written after every epoch. A later call with the same start, options and checkpoint goes on from
         there. If the batches have a `generator`, its state is kept too.
-    log: a file to which every row is appended as a line of JSON: epoch, loss, lr, seconds, and validation if any.
+    log: a file to which every row is appended as a line of JSON: epoch, loss, lr, seconds, and validation if any. The
+        line also has the time, the phase, and how many steps are done of how many, like the log of `prune`.
+    progress: as for `prune`. A function is called as progress("fine-tune", done, total) after every step.
 
     In a process group of torch.distributed, wrap the model in DistributedDataParallel; rank 0 writes the files.
 
@@ -71,26 +73,29 @@ def fine_tune_(
     run = _Run(model, batches, options, teacher, loss, steps)
     stored = Checkpoint(Path(checkpoint), run.key()) if checkpoint is not None else None
     if log is not None:
-        _write(Path(log), "")  # not after hours of work
+        opened(log).close()  # not after hours of work
     rows, start = [], 0
     if stored is not None and (found := stored.read()) is not None:
         start = run.restore(*found)
     modes = [(module, module.training) for module in model.modules()]
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     writes = not distributed or torch.distributed.get_rank() == 0
+    progress = False if progress is None and not writes else progress  # bars of one process are enough
     try:
-        for epoch in range(start, options.epochs):
-            began = time.perf_counter()
-            row = {"epoch": epoch + 1.0, **run.epoch(epoch, progress)}
-            if validate is not None:
-                with run.averaged():
-                    model.eval()
-                    row["validation"] = _number(validate(model), "validate")
-            rows.append({**row, "seconds": round(time.perf_counter() - began, 3)})
-            if log is not None and writes:
-                _write(Path(log), json.dumps(rows[-1]) + "\n")
-            if stored is not None and writes:
-                stored.write(epoch + 1, run.state())
+        with telling(progress) as tell:
+            for epoch in range(start, options.epochs):
+                began = time.perf_counter()
+                row = {"epoch": epoch + 1.0, **run.epoch(epoch, tell)}
+                if validate is not None:
+                    with run.averaged():
+                        model.eval()
+                        row["validation"] = _number(validate(model), "validate")
+                rows.append({**row, "seconds": round(time.perf_counter() - began, 3)})
+                if log is not None and writes:
+                    done = (epoch + 1) * (steps // options.epochs)
+                    append(log, phase="fine-tune", done=done, total=steps, **rows[-1])
+                if stored is not None and writes:
+                    stored.write(epoch + 1, run.state())
         run.swap()
     finally:
         for module, training in modes:
@@ -98,15 +103,6 @@ def fine_tune_(
         for parameter in model.parameters():
             parameter.grad = None
     return rows
-
-
-def _write(log: Path, text: str) -> None:
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise refused(log, error) from error
 
 
 def _number(found: Any, what: str) -> float:
@@ -150,7 +146,7 @@ class _Run:
         if options.average:
             self.average = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def epoch(self, epoch: int, progress: Progress | None) -> dict[str, float]:
+    def epoch(self, epoch: int, tell: Progress) -> dict[str, float]:
         """One pass over the batches. Returns the mean loss and the last learning rate."""
         for place in (self.batches, getattr(self.batches, "sampler", None)):
             if callable(renew := getattr(place, "set_epoch", None)):
@@ -161,8 +157,7 @@ class _Run:
             step = epoch * each + i
             rate = self._rate(step)
             total += self._step(*self._pair(batch, step), rate, step)
-            if progress is not None:
-                progress("fine-tune", step + 1, self.steps)
+            tell("fine-tune", step + 1, self.steps)
         return {"loss": round(total / each, 6), "lr": rate}
 
     def _pair(self, batch: Any, step: int) -> tuple[Tensor, Tensor]:

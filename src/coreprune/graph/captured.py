@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 
 from coreprune._batch import BatchAxes
 from coreprune._batch_trials import batch_axes
+from coreprune._chatter import without_graphs
 from coreprune._example import ANY_BATCH, normalise_example
 from coreprune._single import stored_dtype
 from coreprune._twin import quiet
@@ -114,7 +115,7 @@ def capture(
     with quiet(model, own_inputs=False) as still:
         drop(still, stale)
         try:
-            with warnings.catch_warnings():  # the twin may keep what it likes
+            with without_graphs(), warnings.catch_warnings():  # the twin may keep what it likes
                 warnings.filterwarnings("ignore", "The tensor attribute")
                 program = torch.export.export(still.train(training), args, kwargs, strict=False)
         except Exception as error:

@@ -9,7 +9,7 @@ from torch import nn
 
 from coreprune._example import device_of, example_like
 from coreprune._plain import computed
-from coreprune._progress import Progress, silent
+from coreprune._telling import Wanted, telling
 from coreprune._twin import guarded
 from coreprune.errors import BudgetError, InputError
 from coreprune.graph import Traced, adopt, find_groups
@@ -45,7 +45,7 @@ def apply_plan(
     n_queries: int | None = None,
     repair: bool | Repair = True,
     inplace: bool = False,
-    progress: Progress | None = None,
+    progress: Wanted = None,
     batch_axis: Any = "auto",
     norm_statistics: bool = False,
     tokenizer: Any = None,
@@ -70,8 +70,7 @@ def apply_plan(
     check_model(model, example_inputs)
     if not computed(model):
         check_architecture(model, plan)
-    with guarded(model):
-        tell = progress or silent
+    with telling(progress) as tell, guarded(model):
         traced = trace(model, example_inputs, tell, also=others, batch_axis=batch_axis, norm_statistics=norm_statistics)
         check_architecture(traced.model, plan)
         refuse_plain(inplace, traced.plain)

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from coreprune._progress import Progress, silent
 from coreprune._shown import html_table
+from coreprune._telling import Wanted, telling
 from coreprune._twin import guarded
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.tracing import trace
@@ -101,7 +101,7 @@ def list_groups(
     example_inputs: Any,
     *,
     also: Sequence[Any] = (),
-    progress: Progress = silent,
+    progress: Wanted = None,
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
@@ -110,18 +110,16 @@ def list_groups(
 
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
     also: further examples, as in `prune`.
-    batch_axis: which axis of the inputs holds the samples, as for `prune`.
+    progress, batch_axis: as for `prune`.
     part: list the groups of this module alone, as in `prune`.
     norm_statistics: whether channels may leave that enter the statistics of a norm, as for `prune`.
 
     Raises InputError for wrong arguments, and ModelError for a model that cannot be traced.
     """
     del part  # `of_a_part` has done what it asks for
-    with guarded(model):
+    with telling(progress) as tell, guarded(model):
         others = check_also(also)
-        traced = trace(
-            model, example_inputs, progress, also=others, batch_axis=batch_axis, norm_statistics=norm_statistics
-        )
+        traced = trace(model, example_inputs, tell, also=others, batch_axis=batch_axis, norm_statistics=norm_statistics)
     model_cost = traced.cost_model
     shares, total = model_cost.shares(), model_cost()
     rows = tuple(

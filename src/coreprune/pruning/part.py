@@ -118,7 +118,9 @@ def _inputs(model: nn.Module, name: str, given: Mapping[str, Any]) -> dict[str, 
     if queries is None or is_source(queries):
         return out
     calls = []
-    made = make_queries(model, given["example_inputs"], queries, n=given.get("n_queries"), batch_axis=axis)
+    made = make_queries(
+        model, given["example_inputs"], queries, n=given.get("n_queries"), progress=False, batch_axis=axis
+    )
     for batch in made.batches(1):
         found = _reaching(model, name, batch)[0]
         if _shapes(found) != _shapes(first):

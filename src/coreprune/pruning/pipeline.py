@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from coreprune._progress import Clock, Progress, silent
+from coreprune._progress import Clock
+from coreprune._telling import Wanted, telling
 from coreprune._twin import guarded
 from coreprune.errors import InputError
 from coreprune.graph import Recipe, Traced, adopt, recipe_of
@@ -26,6 +28,7 @@ from coreprune.pruning.memory import Shelf, bytes_of
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.reporting.figures import figures
 from coreprune.pruning.reporting.report import Compared, Memory, Report
 from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
@@ -102,7 +105,8 @@ def prune(
     inplace: bool = False,
     checkpoint: str | Path | None = None,
     cache: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Wanted = None,
+    log: str | Path | None = None,
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
@@ -143,7 +147,13 @@ def prune(
     inplace: shrink `model` itself, as the last step.
     checkpoint: a file for the state of the distillation. An interrupted run resumes from it.
     cache: a file for the queries. An interrupted run resumes from it, and a later run need not make them again.
-    progress: called as progress(phase, done, total) during the work.
+    progress: True shows bars with the time left, and plain lines where there is no terminal; False shows nothing; a
+        function is called as progress(phase, done, total). None, the default: bars in a terminal and in a notebook
+        (both need `rich`); elsewhere lines of the logger "coreprune.progress" at level INFO, one for each phase, then
+        at most one a minute.
+    log: a file for programs to which rows are appended while the work goes on: one JSON object a line. Every row has
+        the time, the phase and the seconds since the start; rows of progress have `done` and `total`, those of the
+        distillation have the `loss` of that step, and the last row has the figures of the result.
     batch_axis: which axis of the inputs holds the samples. "auto" finds it out: the axes along which the model gives
         for two samples together what it gives for each alone. Or say it: a number for all tensors, a dict with a number
         or None for each input by its position or keyword, e.g. {"x": 1, "mask": 0}, or None for a model without a
@@ -180,9 +190,10 @@ def prune(
     check_cost(cost, budget)
     check_risk(budget, queries, training is not None)
     most = bytes_of(memory)
-    clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
-    with guarded(model):
+    with telling(progress, log) as tell, guarded(model):
+        clock = Clock(tell)
+        tell.note("start", model=type(model).__name__, version=version("coreprune"))
         with clock("capture"):
             traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
         refuse_plain(inplace, traced.plain)
@@ -241,6 +252,7 @@ def prune(
             report = make_report(pruned, settings, calibration, compared, tested)
         report = replace(report, seconds=clock.seconds, memory=_used(most, calibration, clock))
         recipe = replace(recipe_of(traced.model, small), plain=traced.plain)
+        tell.note("result", **figures(report))
         rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
     if inplace:  # the last step, so that a failure before it leaves the given model unchanged
         adopt(model, small)
@@ -281,7 +293,7 @@ def make_plan(
     seed: int = 0,
     cost: CostFunction | None = None,
     cache: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Wanted = None,
     batch_axis: Any = "auto",
     part: str | nn.Module | None = None,
     norm_statistics: bool = False,
@@ -297,9 +309,9 @@ def make_plan(
     if budget.kind in RISKS:
         raise InputError(f"a budget of {budget.kind} tests pruned models. Call prune(); its result has the plan.")
     most = bytes_of(memory)
-    clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
-    with guarded(model):
+    with telling(progress) as tell, guarded(model):
+        clock = Clock(tell)
         traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
         excluded = counterparts(excluded, model, traced.model)
         if stock:

@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 from coreprune._batch import BatchAxes
 from coreprune._batch_trials import batch_axes
 from coreprune._example import check_runs, normalise_example
-from coreprune._progress import Progress, silent
+from coreprune._progress import Progress
 from coreprune._seed import as_generator
 from coreprune._single import single
+from coreprune._telling import Wanted, telling
 from coreprune._twin import guarded
 from coreprune.errors import InputError
 from coreprune.queries.auto import choose
@@ -42,7 +43,7 @@ def make_queries(
     *,
     n: int | None = None,
     seed: int | torch.Generator = 0,
-    progress: Progress | None = None,
+    progress: Wanted = None,
     cache: str | Path | None = None,
     batch_axis: Any = "auto",
     tokenizer: Any = None,
@@ -66,7 +67,7 @@ def make_queries(
         as a ResNet-50 at 224×224.
     seed: of all randomness; a number, or a generator to draw from. The same seed gives the same queries on the same
         machine.
-    progress: called as progress("queries", done, total) after every step.
+    progress: as for `prune`. A function is called as progress("queries", done, total) after every step.
     cache: a file, written after every finished batch. A later call with the same model, weights, example, spec, n and
         seed goes on from there. With any other, the file is made anew. Functions are recognised by their code and by
         the values that they close over. A source that cannot be recognised is not cached, and a warning is logged.
@@ -87,7 +88,7 @@ def make_queries(
         more = {"n": n, "seed": generator, "progress": progress, "cache": cache}
         more |= {"batch_axis": batch_axis, "tokenizer": tokenizer}
         return make_queries(found.model, found.up(example_inputs), asked, **more).changed(found.as_given)
-    with guarded(model), untouched(model) as still:
+    with telling(progress) as tell, guarded(model), untouched(model) as still:
         axes = batch_axes(model, inputs, batch_axis)
         args, kwargs = axes.cut(inputs)
         if isinstance(spec, Queries):
@@ -97,7 +98,7 @@ def make_queries(
         targets = tuple(Target(still, args, kwargs, leaf, axes, tokenizer) for leaf in drawn(args, kwargs, axes))
         check_runs(still, args, kwargs)
         first = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        run = _Run(targets, n or _enough(targets[0]), first, progress or silent, Path(cache) if cache else None)
+        run = _Run(targets, n or _enough(targets[0]), first, tell, Path(cache) if cache else None)
         return run.by_function(spec) if isinstance(spec, FromFunction) else run.by_source(spec)
 
 

@@ -109,7 +109,7 @@ def _by_error(
             continue  # this group is done; others may still have cheaper steps
         rungs[name], total, spent = to, total + adds, less
         if tell is not None and before > spending.limit:
-            tell("allocate", round(1000 * (before - spent) / (before - spending.limit)), 1000)
+            tell("allocate", min(1000, round(1000 * (before - spent) / (before - spending.limit))), 1000)
         if to > 0:
             heapq.heappush(queue, (next_step(name)[0], name))
     if most is not None:

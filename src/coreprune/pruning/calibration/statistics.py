@@ -83,6 +83,7 @@ def _swept(
         for name in dict.fromkeys(site.group for site in passed):
             if odd is None and not left[name]:
                 yield name, tuple(walk.reader(site) for site in sites if site.group == name)
+    tell("statistics", steps, steps)
     if odd is not None:  # the first one in the graph: what comes behind it is not finite for the same reason
         raise InputError(
             f"what {odd.operator.weight} reads is not finite on the queries, so nothing can be measured there. "

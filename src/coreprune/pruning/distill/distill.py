@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from coreprune._checkpoint import Checkpoint, digest
 from coreprune._example import largest_batch
-from coreprune._progress import Progress, silent
 from coreprune._seed import as_generator
+from coreprune._telling import Wanted, telling
 from coreprune._twin import quiet
 from coreprune.errors import InputError, ModelError
 from coreprune.pruning.calibration.rows import Inputs, Rows
@@ -80,7 +80,7 @@ def distill_(
     *,
     seed: int | torch.Generator = 0,
     checkpoint: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Wanted = None,
 ) -> None:
     """Train `student` in place, for a fixed number of steps, to match `teacher` on `queries`.
 
@@ -106,12 +106,11 @@ def distill_(
     damaged or from another run. Raises ModelError if the outputs of the models cannot be compared.
     """
     options = options or Distill()
-    tell = progress or silent
     rows = Rows(queries, options.batch_size, options.augment, _seed(as_generator(seed)))
     saved = None
     if checkpoint is not None:
         saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, options)))
-    with _training(student, teacher) as (parameters, still):
+    with telling(progress) as tell, _training(student, teacher) as (parameters, still):
         training = _Training(parameters, _tensors(student), options)
         most = largest_batch(next(rows.parts(0, 2)), rows.size, student, still)
         names = spread(shared_features(student, still, next(rows.parts(0, most)))) if options.features else []
@@ -122,10 +121,10 @@ def distill_(
         with Watched(student, names) as seen, Watched(still, names) as wanted:
             mine, lessons = Watching(student, seen), Lessons(Watching(still, wanted), rows, most, options.copies)
             for step in range(first, options.steps):
-                training.step(step, _loss(mine, maps, lessons.of(step), options))
+                loss = training.step(step, _loss(mine, maps, lessons.of(step), options))
                 if saved is not None and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
                     saved.write(step + 1, training.state())
-                tell("distill", step + 1, options.steps)
+                tell("distill", step + 1, options.steps, loss=loss)
 
 
 def _seed(generator: torch.Generator) -> int:
@@ -195,8 +194,8 @@ class _Training:
         self.rates = [options.lr * max(float(m.double().square().mean().sqrt()), _SMALLEST) for m in self.masters]
         self.adam = torch.optim.AdamW([{"params": [m]} for m in self.masters], lr=options.lr, weight_decay=0.0)
 
-    def step(self, step: int, loss: Tensor) -> None:
-        """Take one step of Adam on the loss."""
+    def step(self, step: int, loss: Tensor) -> float:
+        """Take one step of Adam on the loss. Returns the loss before it."""
         if not math.isfinite(value := float(loss.detach())):
             raise InputError(
                 f"the loss of the distillation is {value} in step {step}; the model is as it was before. "
@@ -212,6 +211,7 @@ class _Training:
             master.grad = None if gradient is None else gradient.to(master.dtype)
         self.adam.step()
         self._publish()
+        return value
 
     def _publish(self) -> None:
         with torch.no_grad():

@@ -76,6 +76,7 @@ def rank(
             any(reader.patches is not None for reader in found),
             found if again else (),
         )
+    tell("select", len(out), len(traced.free))
     return {name: out[name] for name in traced.free}
 
 

@@ -61,6 +61,7 @@ def descend(
         new, told = _trained(task, tensors, options, generator)
         tensors.update(new)
         done.append(told)
+        tell("descend", i + 1, len(twins.blocks))
         if i + 1 < len(twins.blocks):
             with torch.no_grad():
                 entry = [task.run([b], tensors)[0][0] for b in range(len(twins.batches))]
@@ -68,7 +69,6 @@ def descend(
             at_first = task.lost(_outputs(twins, twins.blocks[-1].exits), task.measured)
             if not done[-1].after < float(at_first):
                 return {}, [replace(block, after=block.before, changed=False) for block in done]
-        tell("descend", i + 1, len(twins.blocks))
     return {name: t for name, t in tensors.items() if t is not twins.tensors[name]}, done
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from coreprune._seed import check_seed
+from coreprune._telling import Wanted
 from coreprune.coreset import Certificate, agreement_bound
 from coreprune.errors import InputError
 from coreprune.pruning.allocation.budget import Loss
@@ -26,6 +27,7 @@ def certify(
     n: int | None = None,
     delta: float = 0.01,
     seed: int = 0,
+    progress: Wanted = None,
     batch_axis: Any = "auto",
     loss: Loss | None = None,
     paired: bool = False,
@@ -37,7 +39,7 @@ def certify(
 
     samples: samples that neither selection nor repair has seen (a tensor, a DataLoader, the path of an .npz file,
         `Queries`), or a source of queries. n: how many of them; all by default. seed: for a source. It makes other
-        inputs here than in `prune`, whichever seed `prune` got. batch_axis, tokenizer: as for `prune`.
+        inputs here than in `prune`, whichever seed `prune` got. progress, batch_axis, tokenizer: as for `prune`.
     loss: loss(output of the model, output of the pruned one) for a batch of samples: one number in [0, 1] for each, or
         a bool, with which the bound is exact. Examples are another answer among the top five, or (1 − cosine)/2 of two
         embeddings. A function of three arguments gets the samples' labels as the third: with
@@ -58,7 +60,8 @@ def certify(
         raise InputError(f"loss must be a function of two outputs, not {loss!r}.")
     if paired and loss is None:
         raise InputError("paired=True needs a loss of one model: loss(output) or loss(output, labels).")
-    fresh = make_queries(model, example_inputs, samples, n=n, seed=other, batch_axis=batch_axis, tokenizer=tokenizer)
+    more: dict[str, Any] = {"progress": progress, "batch_axis": batch_axis, "tokenizer": tokenizer}
+    fresh = make_queries(model, example_inputs, samples, n=n, seed=other, **more)
     if reason := no_draws(fresh):
         raise InputError(f"{reason} Pass samples, or a source that draws each input alone, such as leaves.")
     if loss is not None:

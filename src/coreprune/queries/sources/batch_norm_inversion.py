@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._example import ANY_BATCH
-from coreprune._progress import Progress, silent
 from coreprune._seed import as_generator
+from coreprune._telling import Wanted, telling
 from coreprune.errors import InputError, ModelError
 from coreprune.queries.sources.base import Target, Tell, draw, untouched
 from coreprune.queries.sources.norm_statistics import mismatch, norms, reached, sigma
@@ -198,7 +198,7 @@ def invert(
     *,
     steps: int | None = None,
     seed: int | torch.Generator = 0,
-    progress: Progress | None = None,
+    progress: Wanted = None,
     **options: Any,
 ) -> Tensor:
     """Run `BatchNormInversion` on a model with one input. Returns (n, *shape) on the model's device, in its dtype.
@@ -208,19 +208,18 @@ def invert(
     n: number of inputs.
     steps: of Adam, for each batch; None as for `BatchNormInversion`.
     seed: of all randomness; a number, or a generator to draw from.
-    progress: called as progress("queries", done, total) after every step.
+    progress: as for `prune`. A function is called as progress("queries", done, total) after every step.
     options: further fields of `BatchNormInversion`.
 
     Raises InputError if the model has no batch norm with running statistics.
     """
     place = next((t for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()), torch.zeros(()))
     example = (torch.zeros(1, *shape, device=place.device, dtype=place.dtype),)
-    told = progress or silent
-    with untouched(model) as still:
+    with telling(progress) as tell, untouched(model) as still:
         return draw(
             BatchNormInversion(steps=steps, **options),
             Target(still, example, {}, 0),
             n,
             as_generator(seed),
-            lambda done, total: told("queries", done, total),
+            lambda done, total: tell("queries", done, total),
         )
