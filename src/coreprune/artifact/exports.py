@@ -6,12 +6,13 @@ import importlib.util
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
@@ -77,12 +78,8 @@ def export_onnx(
     Raises ArtifactError if a package is missing (`pip install 'coreprune[onnx]'`), the disk refuses or the outputs
     differ, ModelError if the model does not run or cannot be exported, and InputError for wrong arguments.
     """
-    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ArtifactError(
-            f"an ONNX export needs {', '.join(missing)}, which cannot be found here. Run: pip install 'coreprune[onnx]'"
-        )
-    return _export(model, example, Path(path), batch, tolerance, batch_axis, _write_onnx)
+    need_onnx()
+    return export_with(write_onnx, model, example, Path(path), batch, tolerance, batch_axis)
 
 
 def export_program(
@@ -103,17 +100,26 @@ def export_program(
         raise InputError(
             f"a torch.export program ends in .pt2, but the path is {path}. Use {path.with_suffix('.pt2')}."
         )
-    return _export(model, example, path, batch, tolerance, batch_axis, _write_program)
+    return export_with(_write_program, model, example, path, batch, tolerance, batch_axis)
 
 
-def _export(
+def need_onnx() -> None:
+    """Raise ArtifactError if a package is missing that ONNX files are written, quantised or run with."""
+    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ArtifactError(
+            f"an ONNX export needs {', '.join(missing)}, which cannot be found here. Run: pip install 'coreprune[onnx]'"
+        )
+
+
+def export_with(
+    write: Write,
     model: nn.Module,
     example: Any,
     path: Path,
     batch: Batch,
     tolerance: float,
     batch_axis: Any,
-    write: Write,
 ) -> Exported:
     """Trace, write, run and compare. If asked to, try it with a free batch axis first."""
     inputs = normalise_example(example)
@@ -124,7 +130,7 @@ def _export(
     axes = batch_axes(model, inputs, batch_axis)
     own = axes.size(inputs)
     note = "The model has no batch axis: the shapes are those of the example." if axes.whole else ""
-    with quiet(model) as still, quiet(model, own_inputs=False) as traced, _in_place(path) as place:
+    with quiet(model) as still, quiet(model, own_inputs=False) as traced, in_place(path) as place:
         _outputs(still, inputs)
         job = _Job(still, traced, inputs, axes, tolerance, write, place)
         if batch == "dynamic" and not axes.whole:
@@ -203,9 +209,8 @@ def _write_program(program: ExportedProgram, axes: BatchAxes, place: Path) -> Ru
     return lambda inputs: _tensors(module(*inputs[0], **inputs[1]))
 
 
-def _write_onnx(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:
-    import onnxruntime
-
+def write_onnx(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:
+    """Write the program as an ONNX file, and return what runs it."""
     args, kwargs = program.example_inputs or ((), {})
     leaves = pytree.tree_leaves((args, kwargs))
     with warnings.catch_warnings():
@@ -226,19 +231,33 @@ def _write_onnx(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:
     if written is None:
         raise ModelError("torch.onnx.export returned nothing")
     written.save(place)
+    return onnx_run(place, program.graph_signature.user_inputs)
+
+
+def onnx_run(place: Path, names: Sequence[str | None]) -> Run:
+    """What runs an ONNX file with onnxruntime on the CPU.
+
+    names: of the file's inputs, for the leaves of a model's inputs in their order. Inputs that the file lacks are left
+    out.
+    """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(place, options, providers=["CPUExecutionProvider"])
     known = {value.name for value in session.get_inputs()}
-    names = program.graph_signature.user_inputs
 
     def run(inputs: Inputs) -> list[Tensor]:
-        leaves = zip(names, pytree.tree_leaves(inputs), strict=True)
-        given = {name: x.detach().cpu().numpy() for name, x in leaves if name in known}
-        return [torch.as_tensor(x) for x in session.run(None, given)]
+        return [torch.as_tensor(x) for x in session.run(None, onnx_feed(names, known, inputs))]
 
     return run
+
+
+def onnx_feed(names: Sequence[str | None], known: Collection[str], inputs: Inputs) -> dict[str, np.ndarray]:
+    """Inputs of a model as onnxruntime takes them. known: the inputs that the file has."""
+    leaves = zip(names, pytree.tree_leaves(inputs), strict=True)
+    return {name: x.detach().cpu().numpy() for name, x in leaves if name in known}
 
 
 def _names(outputs: Any) -> list[str]:
@@ -281,7 +300,7 @@ def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _in_place(path: Path) -> Iterator[Path]:
+def in_place(path: Path) -> Iterator[Path]:
     """Yield a path of the same name in a temporary folder beside it. In the end, move all files there into place.
 
     The file itself is moved last. An error leaves no trace. Raises ArtifactError where the disk refuses.

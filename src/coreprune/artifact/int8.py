@@ -1,0 +1,359 @@
+"""ONNX files with int8 weights: ONNX Runtime quantises them, and queries that it has not seen say what that changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from coreprune._batch import BatchAxes
+from coreprune._batch_trials import batch_axes
+from coreprune._example import normalise_example
+from coreprune._twin import quiet
+from coreprune.artifact.exports import (
+    Batch,
+    Exported,
+    Inputs,
+    Run,
+    export_with,
+    in_place,
+    need_onnx,
+    onnx_feed,
+    onnx_run,
+    write_onnx,
+)
+from coreprune.errors import ArtifactError, InputError, ModelError, first_line
+from coreprune.pruning.reporting.comparison import Apart, apart
+from coreprune.queries import Queries, make_queries
+
+Mode = Literal["auto", "static", "dynamic"]
+
+METADATA = "coreprune.int8"  # the key of what the file says about itself
+_CALIBRATE, _MEASURE = 256, 1024  # queries at most
+_TOGETHER = 32  # queries that are run together
+_CONVOLUTIONS, _PRODUCTS = ("Conv", "ConvTranspose"), ("MatMul", "Gemm")
+_TABLES = "Gather"  # embeddings: they only need less memory
+
+
+@dataclass(frozen=True)
+class Int8:
+    """An ONNX file with int8 weights that has been run and compared with the model.
+
+    path: the file. mode: "static" or "dynamic", see `export_int8`. batch: "dynamic", or the only number of samples that
+    the file accepts. calibrated, held_out: how many queries set the ranges, and how many others the model and the file
+    were compared on. source: of the queries. agreement: the share of the held-out queries to which both give the same
+    class, or the same next token; None if the model returns no such scores. error: the mean squared difference of the
+    outputs on them, relative to their variance. bytes: the sizes of the float32 file and of this one. note: why the
+    batch axis is not dynamic although you asked for that, or empty.
+    """
+
+    path: Path
+    mode: Literal["static", "dynamic"]
+    batch: int | Literal["dynamic"]
+    calibrated: int
+    held_out: int
+    source: str
+    agreement: float | None
+    error: float
+    bytes: tuple[int, int]
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "path": str(self.path), "bytes": list(self.bytes)}
+
+    def __str__(self) -> str:
+        """Two lines, followed by the note if there is one."""
+        size = "any batch size" if self.batch == "dynamic" else f"batch size {self.batch} alone"
+        before, after = (f"{n / 1e6:.2f} MB" for n in self.bytes)
+        same = "" if self.agreement is None else f"the same answer for {self.agreement:.1%}, "
+        ranges = f" (ranges from {self.calibrated} queries)" if self.calibrated else ""
+        lines = [
+            f"{self.path}: {self.mode} int8{ranges}, {size}, {before} → {after}",
+            f"on {self.held_out} held-out queries ({self.source}): {same}squared error {self.error:.2%} of the variance",
+        ]
+        return "\n".join([*lines, self.note] if self.note else lines)
+
+
+def export_int8(
+    model: nn.Module,
+    example: Any,
+    path: str | Path,
+    queries: Any = "auto",
+    *,
+    mode: Mode = "auto",
+    tolerance: float = 0.1,
+    batch: Batch = "dynamic",
+    seed: int = 0,
+    batch_axis: Any = "auto",
+) -> Int8:
+    """Write an ONNX file with int8 weights, compare it with the model on held-out queries, and keep it if it is close.
+
+    The model is exported as by `export_onnx` and quantised by ONNX Runtime: signed weights, one scale per output
+    channel, 7 of the 8 bits, because x86 processors without VNNI overflow with 8. What was measured is also in the
+    file's metadata, as JSON under "coreprune.int8".
+
+    model, example, batch, batch_axis: as for `export_onnx`. All weights must be float32.
+    path: the file. It is written to a temporary place and then moved, so a failure leaves an older file untouched.
+    queries: as for `coreprune.make_queries`: samples, the path of an .npz file, `Result.queries`, or a source. By
+        default they are made. Equal ones count once. A random half sets the ranges (in mode "static", at most 256); at
+        most 1,024 of the others are held out for the comparison, in batches of 32.
+    mode: "static" gives activations fixed ranges, those of the queries, which convolutions need to be fast. "dynamic"
+        finds the range of every batch as it comes, and quantises only matrix products and embeddings. "auto" is
+        "static" if the file has more convolutions than matrix products with fixed weights, else "dynamic".
+    tolerance: the largest accepted share of held-out queries to which the file gives another answer. If the model
+        returns no scores of classes and is no causal language model: the largest accepted error (`Int8.error`).
+    seed: of made queries, and of the choice of the held-out ones.
+
+    Raises ArtifactError if a package is missing (`pip install 'coreprune[onnx]'`), the disk refuses or the file is
+    further from the model than the tolerance, ModelError if the model cannot be exported or has nothing to quantise,
+    and InputError for wrong arguments and for queries that do not fit.
+    """
+    need_onnx()
+    _check(model, mode, tolerance)
+    path = Path(path)
+    with in_place(path) as place, tempfile.TemporaryDirectory(dir=place.parent) as folder, _calm():
+        done, names = _float32(model, example, Path(folder) / "float32.onnx", batch, batch_axis)
+        prepared = Path(folder) / "prepared.onnx"
+        chosen = _prepare(done.path, prepared, mode)
+        calibration, held_out = _queries(model, example, queries, seed, batch_axis)
+        axes = batch_axes(model, normalise_example(example), batch_axis)
+        size = None if done.batch == "dynamic" else done.batch
+        _quantise(prepared, place, chosen, _Calibration(calibration, names, axes, size))
+        file = _File(onnx_run(place, names), axes, size)
+        found = _compared(model, file, held_out)
+        result = Int8(
+            path=path,
+            mode=chosen,
+            batch=done.batch,
+            calibrated=len(calibration) if chosen == "static" else 0,
+            held_out=len(held_out),
+            source=held_out.source,
+            agreement=found.agreement,
+            error=found.error,
+            bytes=(done.path.stat().st_size, place.stat().st_size),
+            note=done.note,
+        )
+        _refuse_far(result, mode, tolerance)
+        _describe(place, result)
+        return replace(result, bytes=(result.bytes[0], place.stat().st_size))
+
+
+def _check(model: nn.Module, mode: str, tolerance: float) -> None:
+    if mode not in ("auto", "static", "dynamic"):
+        raise InputError(f'mode must be "auto", "static" or "dynamic", not {mode!r}.')
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0:
+        raise InputError(f"tolerance must be a number of at least 0, not {tolerance!r}.")
+    for name, x in model.named_parameters():
+        if x.is_floating_point() and x.dtype != torch.float32:
+            raise InputError(f"an int8 export starts from float32, but {name} is {x.dtype}. Call model.float() first.")
+
+
+def _float32(
+    model: nn.Module, example: Any, path: Path, batch: Batch, batch_axis: Any
+) -> tuple[Exported, tuple[str | None, ...]]:
+    """The float32 file, and the names of its inputs for the leaves of the model's."""
+    names: list[tuple[str | None, ...]] = []
+
+    def write(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:
+        names.append(tuple(program.graph_signature.user_inputs))
+        return write_onnx(program, axes, place)
+
+    done = export_with(write, model, example, path, batch, 1e-4, batch_axis)
+    if len(list(path.parent.iterdir())) > 1:
+        raise ModelError("the weights take more than 2 GB, and ONNX Runtime quantises no such file here.")
+    return done, names[-1]
+
+
+def _prepare(source: Path, target: Path, mode: Mode) -> Literal["static", "dynamic"]:
+    """Fold constants and infer shapes, as ONNX Runtime asks for before it quantises. Returns the mode for the file.
+
+    Raises ModelError if the file has nothing to quantise.
+    """
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(source, target, skip_symbolic_shape=True)
+    graph = onnx.load(target).graph
+    fixed = {x.name for x in graph.initializer}
+    kinds = [node.op_type for node in graph.node if fixed.intersection(node.input[:2])]
+    convolutions, products = (sum(kind in wanted for kind in kinds) for wanted in (_CONVOLUTIONS, _PRODUCTS))
+    if not convolutions + products:
+        raise ModelError(
+            "there is nothing to quantise: the exported model has no convolution and no matrix product with fixed "
+            "weights. Export it without int8."
+        )
+    if mode == "dynamic" and not products:
+        raise ModelError('mode="dynamic" quantises matrix products, and the model has none. Use mode="static".')
+    if mode != "auto":
+        return mode
+    return "static" if convolutions > products else "dynamic"
+
+
+def _queries(model: nn.Module, example: Any, spec: Any, seed: int, batch_axis: Any) -> tuple[Queries, Queries]:
+    """Some to calibrate with, and others to measure on."""
+    found = make_queries(model, example, spec, seed=seed, batch_axis=batch_axis)
+    for x in pytree.tree_leaves((found.args, found.kwargs)):
+        if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
+            raise InputError("the queries hold NaN or infinite numbers. Remove them.")
+    found = found.distinct()
+    if len(found) < 2:
+        raise InputError(
+            "an int8 export needs at least two different queries: one to set ranges, one held out. Pass more."
+        )
+    return found.sample(_CALIBRATE + _MEASURE, seed).split(min(len(found) // 2, _CALIBRATE), seed)
+
+
+@dataclass
+class _Calibration:
+    """Hands out the queries as ONNX Runtime asks for them. size: the only number of samples the file takes, or None."""
+
+    queries: Queries
+    names: Sequence[str | None]
+    axes: BatchAxes
+    size: int | None
+
+    def __post_init__(self) -> None:
+        self._left = self.queries.batches(_TOGETHER if self.size is None else 1)
+        self.known = {name for name in self.names if name is not None}
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next batch by the names of the file's inputs, or None."""
+        inputs = next(self._left, None)
+        if inputs is None:
+            return None
+        return onnx_feed(self.names, self.known, _filled(inputs, self.axes, self.size))
+
+
+def _filled(inputs: Inputs, axes: BatchAxes, size: int | None) -> Inputs:
+    """The same inputs again and again, up to the number that a file takes."""
+    return inputs if size is None else axes.repeated(inputs, size)
+
+
+def _quantise(source: Path, target: Path, mode: str, calibration: _Calibration) -> None:
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+    weights: Any = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
+    calibration.known &= {x.name for x in onnx.load(source).graph.input}
+    try:
+        if mode == "dynamic":
+            quantize_dynamic(source, target, op_types_to_quantize=[*_PRODUCTS, _TABLES], **weights)
+        else:
+            reader: Any = calibration
+            quantize_static(
+                source,
+                target,
+                reader,
+                quant_format=QuantFormat.QDQ,  # which other runtimes read, too
+                activation_type=QuantType.QUInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                **weights,
+            )
+    except OSError:
+        raise
+    except Exception as error:
+        raise ModelError(f"ONNX Runtime cannot quantise the exported model: {first_line(error)}.") from error
+
+
+class _File(nn.Module):
+    """An ONNX file in a model's place.
+
+    size: the only number of samples that the file takes, or None. It is then run on one sample, repeated.
+    """
+
+    def __init__(self, run: Run, axes: BatchAxes, size: int | None) -> None:
+        super().__init__()
+        self.run, self.axes, self.size = run, axes, size
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        inputs = args, kwargs
+        samples = self.axes.size(inputs)
+        if self.size is not None and samples > 1:  # `apart` then passes one at a time
+            raise InputError(f"the file takes {self.size} samples, not {samples}.")
+        device = next(x.device for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor))
+        found = [x.to(device) for x in self.run(_filled(inputs, self.axes, self.size))]
+        if self.size is None or self.axes.whole:
+            return tuple(found)
+        places = self.axes.outputs if len(self.axes.outputs) == len(found) else (0,) * len(found)
+        return tuple(x if place is None else x.narrow(place, 0, 1) for x, place in zip(found, places, strict=True))
+
+
+def _compared(model: nn.Module, file: _File, held_out: Queries) -> Apart:
+    """The file beside the model: first whether it runs at several batch sizes, then how close it is."""
+    inputs = next(held_out.batches(1))
+    with quiet(model) as still:
+        for size in (1, 2, 3) if file.size is None else (1,):
+            samples = file.axes.repeated(inputs, size)
+            wanted = [tuple(x.shape) for x in pytree.tree_leaves(still(*samples[0], **samples[1])) if _is_tensor(x)]
+            try:
+                found = [tuple(x.shape) for x in file(*samples[0], **samples[1])]
+            except Exception as error:
+                raise ArtifactError(f"the int8 file does not run with {size} samples: {first_line(error)}.") from error
+            if found != wanted:
+                raise ArtifactError(f"with {size} samples the int8 file returns shapes {found}, the model {wanted}.")
+    result = apart(model, file, held_out)
+    if result is None:
+        raise ModelError(
+            "the model returns no real numbers for each sample, so that its int8 file cannot be compared with it. "
+            "Export it without int8."
+        )
+    return result
+
+
+def _is_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor)
+
+
+def _refuse_far(result: Int8, mode: Mode, tolerance: float) -> None:
+    """Raise ArtifactError for a file that is further from the model than the tolerance."""
+    far = result.error if result.agreement is None else 1 - result.agreement
+    if far <= tolerance:
+        return
+    other = "static" if result.mode == "dynamic" else "dynamic"
+    what = (
+        f"its squared error is {result.error:.1%} of the outputs' variance"
+        if result.agreement is None
+        else f"it gives another answer to {far:.1%} of them"
+    )
+    advice = "Pass samples of your data as queries" if result.source != "samples" else "Pass more samples"
+    raise ArtifactError(
+        f"the {result.mode} int8 file is far from the model on {result.held_out} held-out queries ({result.source}): "
+        f"{what}, more than tolerance={tolerance:g}, so it is not kept. {advice}, try mode={other!r}"
+        f"{'' if mode == 'auto' else ' or mode=' + repr('auto')}, or export without int8. A network that was not "
+        "trained has answers that anything changes; then pass a larger tolerance."
+    )
+
+
+def _describe(place: Path, result: Int8) -> None:
+    """Write into the file what was measured of it."""
+    import onnx
+    import onnxruntime
+
+    measured = {k: v for k, v in result.as_dict().items() if k not in ("path", "bytes", "note")}
+    content = onnx.load(place)
+    entry = content.metadata_props.add()
+    entry.key, entry.value = METADATA, json.dumps({**measured, "onnxruntime": onnxruntime.__version__})
+    onnx.save(content, place)
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """ONNX Runtime's quantiser logs through the root logger, which would set up the caller's logging."""
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)
+    try:
+        yield
+    finally:
+        root.removeHandler(silent)
