@@ -231,10 +231,15 @@ def write_onnx(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:
     if written is None:
         raise ModelError("torch.onnx.export returned nothing")
     written.save(place)
-    return onnx_run(place, program.graph_signature.user_inputs)
+    return onnx_run(place, input_names(program))
 
 
-def onnx_run(place: Path, names: Sequence[str | None]) -> Run:
+def input_names(program: ExportedProgram) -> tuple[str, ...]:
+    """Names for the leaves of a model's inputs, in their order. Only tensors are inputs of an ONNX file."""
+    return tuple(map(str, program.graph_signature.user_inputs))
+
+
+def onnx_run(place: Path, names: Sequence[str]) -> Run:
     """What runs an ONNX file with onnxruntime on the CPU.
 
     names: of the file's inputs, for the leaves of a model's inputs in their order. Inputs that the file lacks are left
@@ -254,7 +259,7 @@ def onnx_run(place: Path, names: Sequence[str | None]) -> Run:
     return run
 
 
-def onnx_feed(names: Sequence[str | None], known: Collection[str], inputs: Inputs) -> dict[str, np.ndarray]:
+def onnx_feed(names: Sequence[str], known: Collection[str], inputs: Inputs) -> dict[str, np.ndarray]:
     """Inputs of a model as onnxruntime takes them. known: the inputs that the file has."""
     leaves = zip(names, pytree.tree_leaves(inputs), strict=True)
     return {name: x.detach().cpu().numpy() for name, x in leaves if name in known}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from coreprune.artifact.exports import (
     Run,
     export_with,
     in_place,
+    input_names,
     need_onnx,
     onnx_feed,
     onnx_run,
@@ -78,10 +79,11 @@ class Int8:
         size = "any batch size" if self.batch == "dynamic" else f"batch size {self.batch} alone"
         before, after = (f"{n / 1e6:.2f} MB" for n in self.bytes)
         same = "" if self.agreement is None else f"the same answer for {self.agreement:.1%}, "
+        far = f"{same}squared error {self.error:.2%} of the variance"
         ranges = f" (ranges from {self.calibrated} queries)" if self.calibrated else ""
         lines = [
             f"{self.path}: {self.mode} int8{ranges}, {size}, {before} → {after}",
-            f"on {self.held_out} held-out queries ({self.source}): {same}squared error {self.error:.2%} of the variance",
+            f"on {self.held_out} held-out queries ({self.source}): {far}",
         ]
         return "\n".join([*lines, self.note] if self.note else lines)
 
@@ -126,11 +128,11 @@ def export_int8(
     with in_place(path) as place, tempfile.TemporaryDirectory(dir=place.parent) as folder, _calm():
         done, names = _float32(model, example, Path(folder) / "float32.onnx", batch, batch_axis)
         prepared = Path(folder) / "prepared.onnx"
-        chosen = _prepare(done.path, prepared, mode)
+        chosen, known = _prepare(done.path, prepared, mode)
         calibration, held_out = _queries(model, example, queries, seed, batch_axis)
         axes = batch_axes(model, normalise_example(example), batch_axis)
         size = None if done.batch == "dynamic" else done.batch
-        _quantise(prepared, place, chosen, _Calibration(calibration, names, axes, size))
+        _quantise(prepared, place, chosen, _feeds(calibration, names, known, axes, size))
         file = _File(onnx_run(place, names), axes, size)
         found = _compared(model, file, held_out)
         result = Int8(
@@ -162,12 +164,12 @@ def _check(model: nn.Module, mode: str, tolerance: float) -> None:
 
 def _float32(
     model: nn.Module, example: Any, path: Path, batch: Batch, batch_axis: Any
-) -> tuple[Exported, tuple[str | None, ...]]:
+) -> tuple[Exported, tuple[str, ...]]:
     """The float32 file, and the names of its inputs for the leaves of the model's."""
-    names: list[tuple[str | None, ...]] = []
+    names: list[tuple[str, ...]] = []
 
     def write(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:
-        names.append(tuple(program.graph_signature.user_inputs))
+        names.append(input_names(program))
         return write_onnx(program, axes, place)
 
     done = export_with(write, model, example, path, batch, 1e-4, batch_axis)
@@ -176,8 +178,10 @@ def _float32(
     return done, names[-1]
 
 
-def _prepare(source: Path, target: Path, mode: Mode) -> Literal["static", "dynamic"]:
-    """Fold constants and infer shapes, as ONNX Runtime asks for before it quantises. Returns the mode for the file.
+def _prepare(source: Path, target: Path, mode: Mode) -> tuple[Literal["static", "dynamic"], frozenset[str]]:
+    """Fold constants and infer shapes, as ONNX Runtime asks for before it quantises.
+
+    Returns the mode for the file, and the names of its inputs.
 
     Raises ModelError if the file has nothing to quantise.
     """
@@ -196,9 +200,8 @@ def _prepare(source: Path, target: Path, mode: Mode) -> Literal["static", "dynam
         )
     if mode == "dynamic" and not products:
         raise ModelError('mode="dynamic" quantises matrix products, and the model has none. Use mode="static".')
-    if mode != "auto":
-        return mode
-    return "static" if convolutions > products else "dynamic"
+    chosen = mode if mode != "auto" else "static" if convolutions > products else "dynamic"
+    return chosen, frozenset(x.name for x in graph.input)
 
 
 def _queries(model: nn.Module, example: Any, spec: Any, seed: int, batch_axis: Any) -> tuple[Queries, Queries]:
@@ -215,25 +218,23 @@ def _queries(model: nn.Module, example: Any, spec: Any, seed: int, batch_axis: A
     return found.sample(_CALIBRATE + _MEASURE, seed).split(min(len(found) // 2, _CALIBRATE), seed)
 
 
-@dataclass
-class _Calibration:
-    """Hands out the queries as ONNX Runtime asks for them. size: the only number of samples the file takes, or None."""
+def _feeds(
+    queries: Queries, names: Sequence[str], known: Collection[str], axes: BatchAxes, size: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches as ONNX Runtime takes them. size: the only number of samples that the file takes, or None."""
+    for inputs in queries.batches(_TOGETHER if size is None else 1):
+        yield onnx_feed(names, known, _filled(inputs, axes, size))
 
-    queries: Queries
-    names: Sequence[str | None]
-    axes: BatchAxes
-    size: int | None
 
-    def __post_init__(self) -> None:
-        self._left = self.queries.batches(_TOGETHER if self.size is None else 1)
-        self.known = {name for name in self.names if name is not None}
+@dataclass(frozen=True)
+class _Reader:
+    """Batches in the form in which ONNX Runtime asks for them."""
+
+    left: Iterator[dict[str, np.ndarray]]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch by the names of the file's inputs, or None."""
-        inputs = next(self._left, None)
-        if inputs is None:
-            return None
-        return onnx_feed(self.names, self.known, _filled(inputs, self.axes, self.size))
+        """The next batch, or None."""
+        return next(self.left, None)
 
 
 def _filled(inputs: Inputs, axes: BatchAxes, size: int | None) -> Inputs:
@@ -241,17 +242,16 @@ def _filled(inputs: Inputs, axes: BatchAxes, size: int | None) -> Inputs:
     return inputs if size is None else axes.repeated(inputs, size)
 
 
-def _quantise(source: Path, target: Path, mode: str, calibration: _Calibration) -> None:
-    import onnx
+def _quantise(source: Path, target: Path, mode: str, feeds: Iterator[dict[str, np.ndarray]]) -> None:
+    """feeds: batches that set the ranges of activations, in mode "static"."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
     weights: Any = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
-    calibration.known &= {x.name for x in onnx.load(source).graph.input}
     try:
         if mode == "dynamic":
             quantize_dynamic(source, target, op_types_to_quantize=[*_PRODUCTS, _TABLES], **weights)
         else:
-            reader: Any = calibration
+            reader: Any = _Reader(feeds)
             quantize_static(
                 source,
                 target,
@@ -296,13 +296,19 @@ def _compared(model: nn.Module, file: _File, held_out: Queries) -> Apart:
     with quiet(model) as still:
         for size in (1, 2, 3) if file.size is None else (1,):
             samples = file.axes.repeated(inputs, size)
-            wanted = [tuple(x.shape) for x in pytree.tree_leaves(still(*samples[0], **samples[1])) if _is_tensor(x)]
+            try:
+                wanted = [tuple(x.shape) for x in pytree.tree_leaves(still(*samples[0], **samples[1])) if _is_tensor(x)]
+            except Exception as error:
+                raise ModelError(
+                    f"{type(model).__name__} does not run with {_count(size)} ({first_line(error)}), so that its int8 "
+                    "file cannot be compared with it on single queries. Export it without int8."
+                ) from error
             try:
                 found = [tuple(x.shape) for x in file(*samples[0], **samples[1])]
             except Exception as error:
-                raise ArtifactError(f"the int8 file does not run with {size} samples: {first_line(error)}.") from error
+                raise ArtifactError(f"the int8 file does not run with {_count(size)}: {first_line(error)}.") from error
             if found != wanted:
-                raise ArtifactError(f"with {size} samples the int8 file returns shapes {found}, the model {wanted}.")
+                raise ArtifactError(f"with {_count(size)} the int8 file returns shapes {found}, the model {wanted}.")
     result = apart(model, file, held_out)
     if result is None:
         raise ModelError(
@@ -314,6 +320,10 @@ def _compared(model: nn.Module, file: _File, held_out: Queries) -> Apart:
 
 def _is_tensor(x: Any) -> bool:
     return isinstance(x, Tensor)
+
+
+def _count(samples: int) -> str:
+    return f"{samples} sample{'s' if samples > 1 else ''}"
 
 
 def _refuse_far(result: Int8, mode: Mode, tolerance: float) -> None:
