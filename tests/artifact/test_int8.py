@@ -98,7 +98,7 @@ def test_what_was_measured_is_in_the_file(tmp_path):
 def test_what_is_measured_is_counted_on_queries_that_set_no_range(tmp_path, monkeypatch):
     """Every query twice, so that a split by position alone would leak. The numbers are counted again by hand."""
     seen: dict[str, Queries] = {}
-    feeds, compared = int8._feeds, int8._compared
+    feeds, compared = int8.feeds, int8._compared
 
     def calibrate(queries, *rest):
         seen["calibration"] = queries
@@ -108,7 +108,7 @@ def test_what_is_measured_is_counted_on_queries_that_set_no_range(tmp_path, monk
         seen["held out"] = held_out
         return compared(model, file, held_out)
 
-    monkeypatch.setattr(int8, "_feeds", calibrate)
+    monkeypatch.setattr(int8, "feeds", calibrate)
     monkeypatch.setattr(int8, "_compared", measure)
     model, x = cnn(), draws(60, 3, 10, 10)
     done = export_int8(model, x[:1], tmp_path / "m.onnx", torch.cat([x, x]), seed=3)

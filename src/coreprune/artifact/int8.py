@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -24,27 +20,21 @@ from coreprune._twin import quiet
 from coreprune.artifact.exports import (
     Batch,
     Exported,
-    Inputs,
     Run,
     export_with,
     in_place,
     input_names,
     need_onnx,
-    onnx_feed,
     onnx_run,
     write_onnx,
 )
+from coreprune.artifact.quantiser import Mode, calm, feeds, filled, prepare, quantise
 from coreprune.errors import ArtifactError, InputError, ModelError, first_line
 from coreprune.pruning.reporting.comparison import Apart, apart
 from coreprune.queries import Queries, make_queries
 
-Mode = Literal["auto", "static", "dynamic"]
-
 METADATA = "coreprune.int8"  # the key of what the file says about itself
 _CALIBRATE, _MEASURE = 256, 1024  # queries at most
-_TOGETHER = 32  # queries that are run together
-_CONVOLUTIONS, _PRODUCTS = ("Conv", "ConvTranspose"), ("MatMul", "Gemm")
-_TABLES = "Gather"  # embeddings: they only need less memory
 
 
 @dataclass(frozen=True)
@@ -125,14 +115,14 @@ def export_int8(
     need_onnx()
     _check(model, mode, tolerance)
     path = Path(path)
-    with in_place(path) as place, tempfile.TemporaryDirectory(dir=place.parent) as folder, _calm():
+    with in_place(path) as place, tempfile.TemporaryDirectory(dir=place.parent) as folder, calm():
         done, names = _float32(model, example, Path(folder) / "float32.onnx", batch, batch_axis)
         prepared = Path(folder) / "prepared.onnx"
-        chosen, known = _prepare(done.path, prepared, mode)
+        chosen, known = prepare(done.path, prepared, mode)
         calibration, held_out = _queries(model, example, queries, seed, batch_axis)
         axes = batch_axes(model, normalise_example(example), batch_axis)
         size = None if done.batch == "dynamic" else done.batch
-        _quantise(prepared, place, chosen, _feeds(calibration, names, known, axes, size))
+        quantise(prepared, place, chosen, feeds(calibration, names, known, axes, size))
         file = _File(onnx_run(place, names), axes, size)
         found = _compared(model, file, held_out)
         result = Int8(
@@ -178,32 +168,6 @@ def _float32(
     return done, names[-1]
 
 
-def _prepare(source: Path, target: Path, mode: Mode) -> tuple[Literal["static", "dynamic"], frozenset[str]]:
-    """Fold constants and infer shapes, as ONNX Runtime asks for before it quantises.
-
-    Returns the mode for the file, and the names of its inputs.
-
-    Raises ModelError if the file has nothing to quantise.
-    """
-    import onnx
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    quant_pre_process(source, target, skip_symbolic_shape=True)
-    graph = onnx.load(target).graph
-    fixed = {x.name for x in graph.initializer}
-    kinds = [node.op_type for node in graph.node if fixed.intersection(node.input[:2])]
-    convolutions, products = (sum(kind in wanted for kind in kinds) for wanted in (_CONVOLUTIONS, _PRODUCTS))
-    if not convolutions + products:
-        raise ModelError(
-            "there is nothing to quantise: the exported model has no convolution and no matrix product with fixed "
-            "weights. Export it without int8."
-        )
-    if mode == "dynamic" and not products:
-        raise ModelError('mode="dynamic" quantises matrix products, and the model has none. Use mode="static".')
-    chosen = mode if mode != "auto" else "static" if convolutions > products else "dynamic"
-    return chosen, frozenset(x.name for x in graph.input)
-
-
 def _queries(model: nn.Module, example: Any, spec: Any, seed: int, batch_axis: Any) -> tuple[Queries, Queries]:
     """Some to calibrate with, and others to measure on."""
     found = make_queries(model, example, spec, seed=seed, batch_axis=batch_axis)
@@ -216,55 +180,6 @@ def _queries(model: nn.Module, example: Any, spec: Any, seed: int, batch_axis: A
             "an int8 export needs at least two different queries: one to set ranges, one held out. Pass more."
         )
     return found.sample(_CALIBRATE + _MEASURE, seed).split(min(len(found) // 2, _CALIBRATE), seed)
-
-
-def _feeds(
-    queries: Queries, names: Sequence[str], known: Collection[str], axes: BatchAxes, size: int | None
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches as ONNX Runtime takes them. size: the only number of samples that the file takes, or None."""
-    for inputs in queries.batches(_TOGETHER if size is None else 1):
-        yield onnx_feed(names, known, _filled(inputs, axes, size))
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Batches in the form in which ONNX Runtime asks for them."""
-
-    left: Iterator[dict[str, np.ndarray]]
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch, or None."""
-        return next(self.left, None)
-
-
-def _filled(inputs: Inputs, axes: BatchAxes, size: int | None) -> Inputs:
-    """The same inputs again and again, up to the number that a file takes."""
-    return inputs if size is None else axes.repeated(inputs, size)
-
-
-def _quantise(source: Path, target: Path, mode: str, feeds: Iterator[dict[str, np.ndarray]]) -> None:
-    """feeds: batches that set the ranges of activations, in mode "static"."""
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
-
-    weights: Any = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
-    try:
-        if mode == "dynamic":
-            quantize_dynamic(source, target, op_types_to_quantize=[*_PRODUCTS, _TABLES], **weights)
-        else:
-            reader: Any = _Reader(feeds)
-            quantize_static(
-                source,
-                target,
-                reader,
-                quant_format=QuantFormat.QDQ,  # which other runtimes read, too
-                activation_type=QuantType.QUInt8,
-                calibrate_method=CalibrationMethod.MinMax,
-                **weights,
-            )
-    except OSError:
-        raise
-    except Exception as error:
-        raise ModelError(f"ONNX Runtime cannot quantise the exported model: {first_line(error)}.") from error
 
 
 class _File(nn.Module):
@@ -283,7 +198,7 @@ class _File(nn.Module):
         if self.size is not None and samples > 1:  # `apart` then passes one at a time
             raise InputError(f"the file takes {self.size} samples, not {samples}.")
         device = next(x.device for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor))
-        found = [x.to(device) for x in self.run(_filled(inputs, self.axes, self.size))]
+        found = [x.to(device) for x in self.run(filled(inputs, self.axes, self.size))]
         if self.size is None or self.axes.whole:
             return tuple(found)
         places = self.axes.outputs if len(self.axes.outputs) == len(found) else (0,) * len(found)
@@ -356,14 +271,3 @@ def _describe(place: Path, result: Int8) -> None:
     entry = content.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps({**measured, "onnxruntime": onnxruntime.__version__})
     onnx.save(content, place)
-
-
-@contextmanager
-def _calm() -> Iterator[None]:
-    """ONNX Runtime's quantiser logs through the root logger, which would set up the caller's logging."""
-    root, silent = logging.getLogger(), logging.NullHandler()
-    root.addHandler(silent)
-    try:
-        yield
-    finally:
-        root.removeHandler(silent)
