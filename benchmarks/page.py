@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from page_deployment import deployment
 from page_parts import MISSING, missing, phases, ran_on, spread, table
 from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
@@ -218,6 +219,7 @@ def main() -> None:
         ("resnet50_cost", resnet50),
         ("latency", latency),
         ("latency_budget", latency_budget),
+        ("deployment", deployment),
         ("lenet_mnist", lenet),
         ("mvee", mvee),
         ("selection", selection),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -53,15 +54,27 @@ def _written(program: ExportedProgram, axes: BatchAxes | None) -> Any:
     return written
 
 
-def opened(place: Path, program: ExportedProgram) -> Callable[[Inputs], Callable[[], Any]]:
-    """Load a file, with as many threads as torch has. Returns a function: inputs -> what runs the file on them."""
+def input_names(program: ExportedProgram) -> tuple[str, ...]:
+    """Names for the leaves of a model's inputs, in their order. Only tensors are inputs of an ONNX file."""
+    return tuple(map(str, program.graph_signature.user_inputs))
+
+
+def feed(names: Sequence[str], known: Collection[str], inputs: Inputs) -> dict[str, np.ndarray]:
+    """Inputs of a model as ONNX Runtime takes them. known: the inputs that the file has; others are left out."""
+    leaves = zip(names, pytree.tree_leaves(inputs), strict=True)
+    return {name: x.detach().cpu().numpy() for name, x in leaves if name in known}
+
+
+def opened(place: Path, names: Sequence[str]) -> Callable[[Inputs], Callable[[], Any]]:
+    """Load a file, with as many threads as torch has. Returns a function: inputs -> what runs the file on them.
+
+    names: of the file's inputs, for the leaves of a model's inputs in their order.
+    """
     session = _session(place)
     known = {value.name for value in session.get_inputs()}
-    names = program.graph_signature.user_inputs
 
     def given(inputs: Inputs) -> Callable[[], Any]:
-        leaves = zip(names, pytree.tree_leaves(inputs), strict=True)
-        arrays = {name: x.detach().cpu().numpy() for name, x in leaves if name in known}
+        arrays = feed(names, known, inputs)
         return lambda: session.run(None, arrays)
 
     return given
@@ -75,10 +88,10 @@ def branches(program: ExportedProgram, inputs: Sequence[Sequence[Tensor]]) -> li
     from onnx.utils import Extractor
 
     whole = Extractor(_written(program, None).model_proto)
-    names = iter(program.graph_signature.user_inputs)
+    names = iter(input_names(program))
     runs = []
     for i, mine in enumerate(inputs):
-        given = {str(next(names)): x.detach().cpu().numpy() for x in mine}
+        given = {next(names): x.detach().cpu().numpy() for x in mine}
         output = "output" if len(inputs) == 1 else f"output_{i}"
         session = _session(whole.extract_model(list(given), [output]).SerializeToString())
         runs.append(partial(session.run, None, given))

@@ -65,4 +65,4 @@ def _session(program: torch.export.ExportedProgram, inputs: Inputs) -> Callable[
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place = Path(folder) / "model.onnx"
         _onnx.write(program, place)
-        return _onnx.opened(place, program)(inputs)
+        return _onnx.opened(place, _onnx.input_names(program))(inputs)

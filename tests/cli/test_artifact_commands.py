@@ -203,6 +203,64 @@ def test_export_to_onnx(small, run):
         assert np.allclose(found, models()[1](torch.from_numpy(x)).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
+def test_export_with_int8_weights(small, run):
+    """With the artifact's own queries, with samples, and with made ones where the artifact holds none."""
+    runtime = pytest.importorskip("onnxruntime")
+    shown = run("export", "small", "--to", "small.onnx", "--int8").stdout.splitlines()
+    assert shown[0].startswith("small.onnx: dynamic int8, any batch size, 0.0")
+    assert shown[1].startswith("on 200 held-out queries (samples): the same answer for ")
+    (found,) = runtime.InferenceSession("small.onnx").run(None, {"input": samples(5)})
+    assert found.shape == (5, 3)
+    given = ("--queries", "fresh.npz", "--mode", "static", "--tolerance", "0.5", "--json")
+    said = json.loads(run("export", "small", "--to", "other.onnx", "--int8", *given).stdout)
+    assert said["path"] == str(small.parent / "other.onnx")
+    assert (said["mode"], said["calibrated"], said["held_out"]) == ("static", 150, 150)
+    assert "static int8 (ranges from 150 queries)" in said["summary"]
+    (small / "queries.safetensors").unlink()
+    manifest = json.loads((small / "manifest.json").read_text())
+    del manifest["files"]["queries.safetensors"]
+    (small / "manifest.json").write_text(json.dumps(manifest))
+    made = json.loads(run("export", "small", "--to", "made.onnx", "--int8", "--json").stdout)
+    assert made["source"] not in ("", "samples")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--to", "small.pt2", "--int8"), "--int8 writes an ONNX file, so --to must end in .onnx, not 'small.pt2'"),
+        (("--to", "small.onnx", "--mode", "static"), "--mode is for --int8. Add --int8."),
+        (("--to", "a.pt2", "--queries", "fresh.npz", "--tolerance", "1"), "--queries and --tolerance are for --int8"),
+        (("--to", "small.onnx", "--int8", "--queries", "none"), "int8 is measured on queries"),
+        (("--to", "small.onnx", "--int8", "--queries", "absent.npz"), "--queries absent.npz: there is no such file"),
+        (("--to", "small.onnx", "--int8", "--queries", "wite-noise"), "Did you mean white-noise?"),
+        (
+            ("--to", "small.onnx", "--int8", "--mode", "int4"),
+            'mode must be "auto", "static" or "dynamic", not \'int4\'',
+        ),
+        (("--to", "small.onnx", "--int8", "--tolerance", "-1"), "tolerance must be a number of at least 0"),
+    ],
+)
+def test_export_with_int8_weights_refuses(small, run, options, said):
+    before = everything(small.parent)
+    done = run("export", "small", *options)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert everything(small.parent) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "said"), [("wide.npz", "(N, 8) is needed"), ("nan.npz", "NaN or infinite numbers")])
+def test_export_with_int8_weights_refuses_samples(small, run, name, said):
+    np.savez("wide.npz", samples(20, width=9))
+    np.savez("nan.npz", samples(20) * np.nan)
+    before = everything(small.parent)
+    done = run("export", "small", "--to", "small.onnx", "--int8", "--queries", name)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert everything(small.parent) == before
+
+
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
 def test_export_to_a_program(small, run):
     done = run("export", "small", "--to", "small.pt2")

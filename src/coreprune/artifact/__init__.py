@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from coreprune.artifact.exports import Exported, export_onnx, export_program
+from coreprune.artifact.int8 import Int8, export_int8
 from coreprune.artifact.loading import load, read_plan
 from coreprune.artifact.manifest import Manifest, read_manifest
 from coreprune.artifact.saving import save
 
-__all__ = ["Exported", "Manifest", "export_onnx", "export_program", "load", "read_manifest", "read_plan", "save"]
+__all__ = [
+    "Exported",
+    "Int8",
+    "Manifest",
+    "export_int8",
+    "export_onnx",
+    "export_program",
+    "load",
+    "read_manifest",
+    "read_plan",
+    "save",
+]

@@ -75,11 +75,8 @@ def export_onnx(
     Raises ArtifactError if a package is missing (`pip install 'coreprune[onnx]'`), the disk refuses or the outputs
     differ, ModelError if the model does not run or cannot be exported, and InputError for wrong arguments.
     """
-    if missing := _onnx.missing():
-        raise ArtifactError(
-            f"an ONNX export needs {', '.join(missing)}, which cannot be found here. Run: pip install 'coreprune[onnx]'"
-        )
-    return _export(model, example, Path(path), batch, tolerance, batch_axis, _write_onnx)
+    need_onnx()
+    return export_with(write_onnx, model, example, Path(path), batch, tolerance, batch_axis)
 
 
 def export_program(
@@ -100,17 +97,25 @@ def export_program(
         raise InputError(
             f"a torch.export program ends in .pt2, but the path is {path}. Use {path.with_suffix('.pt2')}."
         )
-    return _export(model, example, path, batch, tolerance, batch_axis, _write_program)
+    return export_with(_write_program, model, example, path, batch, tolerance, batch_axis)
 
 
-def _export(
+def need_onnx() -> None:
+    """Raise ArtifactError if a package is missing that ONNX files are written, quantised or run with."""
+    if missing := _onnx.missing():
+        raise ArtifactError(
+            f"an ONNX export needs {', '.join(missing)}, which cannot be found here. Run: pip install 'coreprune[onnx]'"
+        )
+
+
+def export_with(
+    write: Write,
     model: nn.Module,
     example: Any,
     path: Path,
     batch: Batch,
     tolerance: float,
     batch_axis: Any,
-    write: Write,
 ) -> Exported:
     """Trace, write, run and compare. If asked to, try it with a free batch axis first."""
     inputs = normalise_example(example)
@@ -121,7 +126,7 @@ def _export(
     axes = batch_axes(model, inputs, batch_axis)
     own = axes.size(inputs)
     note = "The model has no batch axis: the shapes are those of the example." if axes.whole else ""
-    with quiet(model) as still, quiet(model, own_inputs=False) as traced, _in_place(path) as place:
+    with quiet(model) as still, quiet(model, own_inputs=False) as traced, in_place(path) as place:
         _outputs(still, inputs)
         job = _Job(still, traced, inputs, axes, tolerance, write, place)
         if batch == "dynamic" and not axes.whole:
@@ -201,10 +206,16 @@ def _write_program(program: ExportedProgram, axes: BatchAxes, place: Path) -> Ru
     return lambda inputs: _tensors(module(*inputs[0], **inputs[1]))
 
 
-def _write_onnx(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:
+def write_onnx(program: ExportedProgram, axes: BatchAxes, place: Path) -> Run:
+    """Write the program as an ONNX file, and return what runs it."""
     _onnx.write(program, place, axes)
-    run = _onnx.opened(place, program)
-    return lambda inputs: [torch.as_tensor(x) for x in run(inputs)()]
+    return onnx_run(place, _onnx.input_names(program))
+
+
+def onnx_run(place: Path, names: Sequence[str]) -> Run:
+    """What runs an ONNX file. names: of the file's inputs, for the leaves of a model's inputs in their order."""
+    given = _onnx.opened(place, names)
+    return lambda inputs: [torch.as_tensor(x) for x in given(inputs)()]
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> Any:
@@ -239,7 +250,7 @@ def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _in_place(path: Path) -> Iterator[Path]:
+def in_place(path: Path) -> Iterator[Path]:
     """Yield a path of the same name in a temporary folder beside it. In the end, move all files there into place.
 
     The file itself is moved last. An error leaves no trace. Raises ArtifactError where the disk refuses.

@@ -110,13 +110,12 @@ def _reported(folder: Path) -> tuple[dict[str, Any], Any, str]:
 
 def _write_page(folder: Path, data: dict[str, Any], html: Path) -> None:
     from coreprune._files import whole_file
-    from coreprune.artifact.manifest import QUERIES, check_file, read_manifest
     from coreprune.artifact.saving import first_images
     from coreprune.queries import Queries
     from coreprune.report import write
 
-    entry = read_manifest(folder).files.get(QUERIES)
-    images = first_images(Queries.load(check_file(folder, QUERIES, entry)).args) if entry else None
+    found = _own_queries(folder)
+    images = first_images(found.args) if isinstance(found, Queries) else None
     with _of_ours(folder), whole_file(html) as temporary:
         write(data, temporary, images)
 
@@ -140,10 +139,38 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
 
 
-@app.command(epilog="Example: coreprune export small --to small.onnx")
+@app.command(
+    epilog="Examples:\n\ncoreprune export small --to small.onnx\n\ncoreprune export small --to small.onnx --int8"
+)
 def export(
     folder: options.Folder,
     to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.", show_default=False)],
+    int8: Annotated[
+        bool, typer.Option("--int8", help="With int8 weights (.onnx), compared with the model on held-out queries.")
+    ] = False,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="With --int8: static (fixed ranges of activations, for convolutions) or dynamic (ranges of every "
+            "batch, for matrix products). By default what the model has more of.",
+            show_default=False,
+        ),
+    ] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option(
+            help="With --int8: samples (.npz) or the name of a source. By default the artifact's own, else made ones.",
+            show_default=False,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="With --int8: the largest share of held-out queries that may get another answer, by default 0.1. "
+            "Without classes: the largest squared error, relative to the variance.",
+            show_default=False,
+        ),
+    ] = None,
     dense: options.Dense = None,
     shape: options.Shapes = None,
     example: options.Example = None,
@@ -152,17 +179,44 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Export the pruned model to ONNX or torch.export, and compare the outputs with the model's."""
-    from coreprune.artifact.exports import export_onnx, export_program
+    from coreprune.artifact import export_int8, export_onnx, export_program
 
     run = {".onnx": export_onnx, ".pt2": export_program}.get(to.suffix)
     if run is None:
         raise InputError(f"--to must end in .onnx or .pt2, not {to.name!r}.")
+    more = {"mode": mode, "queries": queries, "tolerance": tolerance}
+    given_too = [f"--{name}" for name, value in more.items() if value is not None]
+    if given_too and not int8:
+        raise InputError(f"{' and '.join(given_too)} {'are' if len(given_too) > 1 else 'is'} for --int8. Add --int8.")
+    if int8 and to.suffix != ".onnx":
+        raise InputError(f"--int8 writes an ONNX file, so --to must end in .onnx, not {to.name!r}.")
+    if queries is not None:
+        options.known_queries([queries], "--queries")
+    if int8 and queries == "none":
+        raise InputError("--queries none: int8 is measured on queries. Pass some (.npz), or a source of them.")
     _, small, given, axis = both(folder, dense, weights, shape, example, batch_axis)
-    done = run(small, given, to, batch_axis=axis)
+    if int8:
+        asked = {name: value for name, value in more.items() if value is not None}
+        asked.setdefault("queries", _own_queries(folder))
+        with redirect_stdout(sys.stderr):  # the user's source may print
+            done = export_int8(small, given, to, batch_axis=axis, **asked)
+        measured = done.as_dict()
+    else:
+        done, measured = run(small, given, to, batch_axis=axis), {}
     if json:
-        sys.stdout.write(json_.dumps({"path": str(to.resolve()), "summary": str(done)}, indent=1) + "\n")
+        said = {**measured, "path": str(to.resolve()), "summary": str(done)}
+        sys.stdout.write(json_.dumps(said, indent=1) + "\n")
         return
     console.print(str(done), soft_wrap=True, highlight=False)
+
+
+def _own_queries(folder: Path) -> Any:
+    """The queries that an artifact holds, or "auto" if it holds none."""
+    from coreprune.artifact.manifest import QUERIES, check_file, read_manifest
+    from coreprune.queries import Queries
+
+    entry = read_manifest(folder).files.get(QUERIES)
+    return "auto" if entry is None else Queries.load(check_file(folder, QUERIES, entry))
 
 
 @app.command(epilog="Example: coreprune bench small --batch 1 --batch 32")
