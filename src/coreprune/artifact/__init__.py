@@ -5,6 +5,17 @@ from __future__ import annotations
 from coreprune.artifact.exports import Exported, export_onnx, export_program
 from coreprune.artifact.loading import load, read_plan
 from coreprune.artifact.manifest import Manifest, read_manifest
+from coreprune.artifact.opening import open_model
 from coreprune.artifact.saving import save
 
-__all__ = ["Exported", "Manifest", "export_onnx", "export_program", "load", "read_manifest", "read_plan", "save"]
+__all__ = [
+    "Exported",
+    "Manifest",
+    "export_onnx",
+    "export_program",
+    "load",
+    "open_model",
+    "read_manifest",
+    "read_plan",
+    "save",
+]

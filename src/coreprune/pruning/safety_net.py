@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from coreprune._mapped import copies, write_
 from coreprune._progress import Clock
 from coreprune.errors import BudgetError
 from coreprune.graph import Traced
@@ -67,16 +68,15 @@ def trained(
     """
     assert settings.repair is not None
     small, fresh = pruned.removed.model, calibration.fresh
-    tensors = tensors_of(small)
-    before = {name: tensor.clone() for name, tensor in tensors.items()} if compared else {}
+    before = copies(tensors_of(small)) if compared else {}
     with clock("descend"):
         blocks = descend_(pruned, calibration, settings.repair, settings.seed, clock.tell)
     if fresh is None or not compared or not any(block.changed for block in blocks):
         return replace(pruned, descended=blocks), compared
     with clock("compare"):
         now = apart(pruned.traced.model, small, fresh)
-        after = {name: tensor.clone() for name, tensor in tensors.items()}
-        _fill(tensors, before)
+        after = copies(tensors_of(small))
+        _fill(small, before)
         was = apart(pruned.traced.model, small, fresh)
     assert now is not None
     assert was is not None
@@ -88,14 +88,14 @@ def trained(
         )
         back = tuple(replace(block, after=block.before, changed=False) for block in blocks)
         return replace(pruned, descended=back), [*compared, Compared(name, now.error, now.agreement)]
-    _fill(tensors, after)
+    _fill(small, after)
     others = [replace(one, chosen=False) for one in compared]
     return replace(pruned, descended=blocks), [*others, Compared(name, now.error, now.agreement, chosen=True)]
 
 
-def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        tensor.copy_(values[name])
+def _fill(small: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, tensor in [*small.named_parameters(), *small.named_buffers()]:
+        write_(tensor, values[name])
 
 
 def _others(pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock) -> Iterator[tuple[str, Pruned]]:

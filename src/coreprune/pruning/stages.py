@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from coreprune._mapped import write_
 from coreprune._progress import Clock, Progress
 from coreprune.errors import ModelError, first_line
 from coreprune.graph import Removed, Traced, remove
@@ -138,7 +139,6 @@ def descend_(
         log.warning("no block descent: %s", first_line(error))  # nobody asked for it
         return ()
     mine = dict([*pruned.removed.model.named_parameters(), *pruned.removed.model.named_buffers()])
-    with torch.no_grad():
-        for name, tensor in changed.items():
-            mine[name].copy_(tensor)
+    for name, tensor in changed.items():
+        write_(mine[name], tensor)
     return tuple(done)

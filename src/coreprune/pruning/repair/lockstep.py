@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx
 
+from coreprune._mapped import stored_as
 from coreprune._progress import Progress
 from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
@@ -262,7 +263,8 @@ class _Walk:
         operator, path = problem.operator, problem.path
         tensors: dict[str, Tensor] = self.small.tensors  # type: ignore[assignment]
         new = problem.entered(start, weight)
-        tensors[operator.weight] = operator.from_matrix(new, tensors[operator.weight])
+        old = tensors[operator.weight]
+        tensors[operator.weight] = stored_as(old, operator.from_matrix(new, old))
         if operator.bias is not None:
             name, values = operator.bias, self._bias(operator, start)[:, :, None]
             values = problem.entered(values, bias[:, :, None])
