@@ -207,10 +207,9 @@ def mapped_copies(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
     out: dict[int, Tensor] = {}
     for name, new in copies({name: x.detach() for name, x in found.items()}).items():
         old = found[name]
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, old.requires_grad)
-        vars(new).update(vars(old))
-        out[id(old)] = new
+        held = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        vars(held).update(vars(old))
+        out[id(old)] = held
     return out
 
 

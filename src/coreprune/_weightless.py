@@ -16,28 +16,32 @@ from coreprune._mapped import stored_as
 from coreprune.errors import InputError
 
 T = TypeVar("T")
-_DRAWS = frozenset("rand randn randint randperm normal bernoulli multinomial rand_like randn_like randint_like".split())
-_DRAWS |= frozenset("normal_ uniform_ bernoulli_ random_ exponential_ log_normal_ geometric_ cauchy_".split())
+_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "rand_like", "randn_like"}
+_DRAWS |= {"randint_like", "normal_", "uniform_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_"}
 _MOST_NAMED = 3
+COUNTER = "num_batches_tracked"  # nothing reads it, and old files lack it
 
 
 class UnfitError(Exception):
     """A model cannot be made without its parameters, in words."""
 
 
-def weightless(make: Callable[[], T]) -> T:
+def weightless(make: Callable[[], T], *, fixed: bool = False) -> T:
     """What a function returns, with the parameters of the modules that it makes on the meta device.
 
-    Buffers are made as ever. Raises UnfitError if the function fails like this, and if it draws numbers that buffers
-    which no file holds may depend on: with parameters it would draw others.
+    Buffers are made as ever. fixed: whether it is known that no buffer depends on random numbers.
+
+    Raises UnfitError if the function fails like this, and if it draws numbers that buffers may depend on which no file
+    holds: with parameters it would draw others.
     """
     with _no_parameters(), _Draws() as draws:
         try:
             made = make()
         except Exception as error:  # it reads its own parameters
             raise UnfitError(str(error)) from error
-    found = made[0] if isinstance(made, tuple) and made else made
-    if isinstance(found, nn.Module) and draws.real and any(m._non_persistent_buffers_set for m in found.modules()):
+    found: Any = made[0] if isinstance(made, tuple) and made else made
+    random = draws.real and not fixed and isinstance(found, nn.Module)
+    if random and any(m._non_persistent_buffers_set for m in found.modules()):
         raise UnfitError("its buffers may be random")
     return made
 
@@ -81,11 +85,17 @@ def fill_(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     ties: dict[int, list[str]] = {}
     for name, p in own.items():
         ties.setdefault(id(p), []).append(name)
-    buffers = {name: b for name, b in model.named_buffers() if name in model.state_dict(keep_vars=True)}
+    state = model.state_dict(keep_vars=True)
+    buffers = {name: b for name, b in model.named_buffers() if name in state}
     found = {names[0]: next((tensors[n] for n in names if n in tensors), None) for names in ties.values()}
     kind = type(model).__name__
-    if absent := [name for name, x in found.items() if x is None]:
-        raise InputError(f"{where} does not fit {kind}: it lacks {', '.join(absent[:_MOST_NAMED])}.")
+    absent = [name for name, x in found.items() if x is None]
+    absent += [name for name in buffers if name not in tensors and not name.endswith(COUNTER)]
+    unknown = [name for name in tensors if name not in state]
+    if absent or unknown:
+        raise InputError(
+            f"{where} does not fit {kind}: it lacks {absent[:_MOST_NAMED]} and has {unknown[:_MOST_NAMED]} too many."
+        )
     for name, old in [*((n, own[n]) for n in found), *buffers.items()]:
         new = found.get(name, tensors.get(name, old))
         if new is not None and new.shape != old.shape:

@@ -23,12 +23,12 @@ _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 def open_model(source: str | Path, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
     """A model whose parameters are mapped from safetensors files. `prune` and the like then read them from there.
 
-    The operating system reads what is used, and drops it again when memory is short, so that the model need not fit into
-    memory. Nothing is ever written into the files. They must not be changed while the model is in use.
+    The operating system reads what is used, and drops it again when memory is short, so that the model need not fit
+    into memory. Nothing is ever written into the files. They must not be changed while the model is in use.
 
     source: a folder with a config.json of transformers and model.safetensors, in one file or in several with an index;
-        or a .safetensors file. factory: makes the model of such a file; its own weights are not used. It is not needed
-        for a folder.
+        or a .safetensors file. factory: makes the model of such a file; its own weights are not used. A folder needs
+        none.
 
     Returns the model in evaluation mode, if it comes from a folder, else in the mode that the factory leaves it in. A
     model that transformers has to convert while it loads is read whole, and a warning says so.
@@ -44,7 +44,7 @@ def open_model(source: str | Path, factory: Callable[[], nn.Module] | None = Non
         raise InputError(f"{path} is neither a folder nor a .safetensors file, and other files cannot be mapped.")
     tensors = mapped_file(path)
     if factory is None:
-        raise InputError(f"{path} holds weights alone. Pass a factory that makes their model: open_model(file, factory).")
+        raise InputError(f"{path} holds weights alone. Pass a factory of their model: open_model(file, factory).")
     try:
         model = weightless(factory)
     except UnfitError as error:
@@ -84,7 +84,9 @@ def _pretrained(folder: Path) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise InputError(f"{folder} is a Hugging Face model. Install transformers: pip install transformers.") from error
+        raise InputError(
+            f"{folder} is a Hugging Face model, which needs transformers: pip install transformers."
+        ) from error
     try:
         architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -96,7 +98,7 @@ def _pretrained(folder: Path) -> Any:
         raise InputError(f"{folder} names the architecture {architecture!r}, which transformers does not have.")
     why = "it has no model.safetensors"
     if (folder / _INDEX).exists() or (folder / _ONE).exists():
-        model, why = _mapped(cls, folder, shards(folder))
+        model, why = mapped_from(cls, folder)
         if model is not None:
             return model
     log.warning("%s is read into memory as a whole, because %s", folder, why)
@@ -106,14 +108,21 @@ def _pretrained(folder: Path) -> Any:
         raise InputError(f"transformers cannot load {folder}: {first_line(error)}") from error
 
 
-def _mapped(cls: Any, folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Any, str]:
-    """The model, or None and why transformers has to load it. Raises InputError if shapes differ."""
+def mapped_from(cls: Any, folder: Path, **way: Any) -> tuple[Any, str]:
+    """The model from a folder, or None and why transformers has to load it.
+
+    cls: its class. way: what `from_pretrained` takes beside the folder, such as attn_implementation.
+
+    Raises ArtifactError for files that cannot be read, and InputError if shapes differ.
+    """
     from transformers import GenerationConfig
 
+    tensors = shards(folder)
     try:
         config = cls.config_class.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"transformers cannot read {folder / 'config.json'}: {first_line(error)}") from error
+    config.name_or_path = str(folder)
     if getattr(config, "quantization_config", None) is not None:
         return None, "it is quantised"
     dtype = getattr(config, "dtype", None)
@@ -124,7 +133,7 @@ def _mapped(cls: Any, folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Any,
         return None, f"parts of a {cls.__name__} stay in float32"
     try:
         with torch.random.fork_rng(devices=[]):
-            model = weightless(lambda: cls._from_config(config, dtype=dtype))
+            model = weightless(lambda: cls._from_config(config, dtype=dtype, **way), fixed=True)
     except UnfitError as error:
         return None, f"a {cls.__name__} needs its parameters when it is made ({error})"
     named = _named(model, tensors)
