@@ -89,10 +89,12 @@ def mapped_file(path: Path) -> dict[str, Tensor]:
         header = json.loads(os.pread(file.handle, length, _LENGTH))
         whole = mmap.mmap(file.handle, 0, access=mmap.ACCESS_COPY)
     except FileNotFoundError as error:
-        raise ArtifactError(f"there is no file {path}. Copy it there, or download the model again.") from error
+        raise ArtifactError(
+            f"cannot read {path}: there is no such file. Copy it there, or download the model again."
+        ) from error
     except (OSError, SafetensorError, ValueError) as error:
         raise ArtifactError(
-            f"{path} cannot be read as safetensors: {error}. It may be cut off; copy or download it again."
+            f"cannot read {path} as safetensors: {error}. It may be cut off; copy or download it again."
         ) from error
     out: dict[str, Tensor] = {}
     for name, entry in header.items():

@@ -109,6 +109,6 @@ def fill_(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         p = nn.Parameter(stored_as(new, new.to(old.dtype)), old.requires_grad)
         for name in names:
             path, _, last = name.rpartition(".")
-            model.get_submodule(path)._parameters[last] = p
+            setattr(model.get_submodule(path), last, p)  # recurrent layers keep a second list of theirs
     for name in buffers.keys() & tensors.keys():
         buffers[name].copy_(tensors[name])

@@ -50,8 +50,6 @@ def open_model(source: str | Path, factory: Callable[[], nn.Module] | None = Non
     except UnfitError as error:
         log.warning("the model is made whole in memory, because its factory needs its parameters: %s", error)
         model = factory()
-        model.load_state_dict(dict(tensors), strict=False)
-        return model
     if not isinstance(model, nn.Module):
         raise InputError(f"the factory gave a {type(model).__name__}, not a torch.nn.Module.")
     fill_(model, tensors, str(path))

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 
 from coreprune._mapped import copies, write_
 from coreprune._progress import Clock
-from coreprune.errors import BudgetError
 from coreprune.graph import Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.read import tensors_of
-from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank
+from coreprune.pruning.plans.decide import plan_of, rank
+from coreprune.pruning.plans.decision import Decision
+from coreprune.pruning.plans.other_cuts import other_cuts, other_decisions
 from coreprune.pruning.reporting.comparison import Apart, apart
 from coreprune.pruning.reporting.report import Compared
 from coreprune.pruning.selectors.norms import Magnitude
 from coreprune.pruning.settings import Settings
 from coreprune.pruning.stages import Pruned, carry_out, descend_, repair_
+from coreprune.pruning.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ MAGNITUDE = "magnitude pruning"
 
 
 def best_of(
-    pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock
+    pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock, state: Unfinished | None = None
 ) -> tuple[Pruned, list[Compared]]:
     """The best of several cuts under the same budget, and how each did on the queries that were held back.
 
@@ -47,7 +49,7 @@ def best_of(
     name = "the repaired cut" if repaired else "the cut"
     best, best_name, best_apart = pruned, name, first
     seen: dict[str, Apart] = {name: first}
-    for other, candidate in _others(pruned, settings, calibration, clock):
+    for other, candidate in _others(pruned, settings, calibration, clock, state):
         with clock("compare"):
             found = apart(pruned.traced.model, candidate.removed.model, fresh)
         assert found is not None  # its outputs have the same shapes
@@ -98,50 +100,40 @@ def _fill(small: nn.Module, values: Mapping[str, Tensor]) -> None:
         write_(tensor, values[name])
 
 
-def _others(pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock) -> Iterator[tuple[str, Pruned]]:
+def _others(
+    pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock, state: Unfinished | None
+) -> Iterator[tuple[str, Pruned]]:
     budget, options = settings.budget, settings.repair
     if options is not None:
         with clock("surgery"):
             plain = replace(carry_out(pruned.traced, pruned.plan), decisions=pruned.decisions)
         yield "the cut without repair", plain
-        for name, other, locked in _other_cuts(pruned, budget):
-            again = _cut(pruned.traced.locking(locked), pruned.decisions, settings, other, clock)
+        for name, other, locked in other_cuts(pruned.traced, pruned.plan, budget):
+            traced = pruned.traced.locking(locked)
+            if name in pruned.others:
+                decisions = pruned.others[name]
+            else:
+                decisions = other_decisions(traced, pruned.decisions, settings.cost, other, clock)
+            again = _carried_out(traced, decisions, settings, other, clock)
             if again is not None and again.plan.groups != pruned.plan.groups:
                 with clock("repair"):
-                    fits = repair_(again, calibration, options, clock.tell)
+                    fits = repair_(again, calibration, options, clock.tell, state)
                 yield name, replace(again, fits=fits)
     if budget.kind != "error" and (options is not None or settings.method.name not in ("magnitude", "l2")):
         selector = Magnitude()
         with clock("compare"):
             ranked = rank(pruned.traced, selector, (), settings.seed, clock.tell)
-        magnitude = _cut(pruned.traced, ranked, replace(settings, method=selector), budget, clock)
+        decisions = other_decisions(pruned.traced, ranked, settings.cost, budget, clock)
+        magnitude = _carried_out(pruned.traced, decisions, replace(settings, method=selector), budget, clock)
         if magnitude is not None:
             yield MAGNITUDE, magnitude
 
 
-def _other_cuts(pruned: Pruned, budget: Budget) -> list[tuple[str, Budget, dict[str, str]]]:
-    """Their names, their budgets, and the groups that stay whole in them. `keep` says itself what stays."""
-    cuts = [("the cut with the widest groups whole", budget, _widest(pruned))] if budget.kind != "keep" else []
-    if budget.kind not in ("keep", "error"):
-        cuts.append(("the cut spread evenly", replace(budget, uniform=True), {}))
-    return cuts
-
-
-def _widest(pruned: Pruned) -> dict[str, str]:
-    """The groups that are the widest of the model, and were cut."""
-    free = [g for g in pruned.traced.free.values() if len(pruned.plan.groups[g.name].kept) < g.size]
-    most = max((g.size for g in pruned.traced.groups), default=0)
-    return {g.name: "one of the widest groups, which the safety net left whole" for g in free if 2 * g.size > most}
-
-
-def _cut(
-    traced: Traced, ranked: Mapping[str, Decision], settings: Settings, budget: Budget, clock: Clock
+def _carried_out(
+    traced: Traced, decisions: Mapping[str, Decision] | None, settings: Settings, budget: Budget, clock: Clock
 ) -> Pruned | None:
-    """Rankings cut to a budget, without repair; None if the budget cannot be met so."""
-    try:
-        with clock("allocate"):
-            decisions = decide(traced, ranked, budget, settings.cost, clock.tell)
-    except BudgetError:
+    """A cut without repair; None if its budget could not be met, or if a group has to stay whole after all."""
+    if decisions is None:
         return None
     with clock("surgery"):
         again = carry_out(traced, plan_of(traced, decisions, settings.method, budget, settings.seed))

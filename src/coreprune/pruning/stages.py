@@ -16,7 +16,15 @@ from coreprune.graph import Removed, Traced, remove
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import Read, collect_readers
-from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank
+from coreprune.pruning.plans.decide import decide, plan_of, rank
+from coreprune.pruning.plans.decision import Decision
+from coreprune.pruning.plans.other_cuts import (
+    Decided,
+    other_cuts,
+    other_decisions,
+    packed_decided,
+    unpacked_decided,
+)
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
 from coreprune.pruning.repair.descent import Descended, descend
@@ -24,6 +32,7 @@ from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
 from coreprune.pruning.repair.products import Mix, mix_of, mixed_start
 from coreprune.pruning.repair.twins import Descent, affordable, twins
 from coreprune.pruning.settings import Settings
+from coreprune.pruning.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +44,7 @@ class Pruned:
     traced: the original. Groups that could not shrink after all are locked in it. plan: the plan that was carried out.
     removed: the smaller model, and which positions stayed. start: the tensors of the smaller model in the original's
     shapes, before any repair. decisions: by name of the group; empty if the plan was made earlier. fits: the repair.
+    others: the decisions of `other_cuts`, where they were made at once.
     """
 
     traced: Traced
@@ -44,16 +54,46 @@ class Pruned:
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     fits: tuple[Refit, ...] = ()
     descended: tuple[Descended, ...] = ()
+    others: Mapping[str, Mapping[str, Decision] | None] = field(default_factory=dict)
 
 
-def prune_to(traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock) -> Pruned:
-    """Select, allocate and cut."""
+def prune_to(
+    traced: Traced,
+    settings: Settings,
+    calibration: Calibration | None,
+    clock: Clock,
+    state: Unfinished | None = None,
+) -> Pruned:
+    """Select, allocate and cut. state: keeps what is decided."""
+    state, made = state or Unfinished(), []
+
+    def decided() -> Decided:
+        pruned = _decided(traced, settings, calibration, clock, state)
+        made.append(pruned)
+        stayed = {g.name: g.locked_because or "" for g in pruned.traced.groups if g.locked_because is not None}
+        locked = {name: why for name, why in stayed.items() if name in traced.free}
+        return Decided(locked, pruned.decisions, {} if state.folder is None else _others(pruned, settings, clock))
+
+    found = state.once(
+        "decided", decided, packed_decided, lambda about, tensors: unpacked_decided(traced.free, about, tensors)
+    )
+    if not made:
+        with clock("surgery"):
+            again = traced.locking(found.locked)
+            plan = plan_of(again, found.decisions, settings.method, settings.budget, settings.seed)
+            made.append(replace(carry_out(again, plan), decisions=found.decisions))
+    return replace(made[0], others=found.others)
+
+
+def _decided(
+    traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock, state: Unfinished
+) -> Pruned:
     readers: Iterator[Read] = iter(())
     if calibration is not None:
         generator = torch.Generator().manual_seed(settings.seed)
         readers = collect_readers(traced, calibration, Collect(), generator, clock.tell)
     with clock("select"):
-        ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell)
+        ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell, state)
     return cut_to(traced, ranked, settings, clock)
 
 
@@ -73,6 +113,15 @@ def cut_to(traced: Traced, ranked: Mapping[str, Decision], settings: Settings, c
         traced = traced.locking(pruned.removed.locked)
 
 
+def _others(pruned: Pruned, settings: Settings, clock: Clock) -> dict[str, dict[str, Decision] | None]:
+    """What the comparison at the end will ask for, decided while the moments are there."""
+    out: dict[str, dict[str, Decision] | None] = {}
+    if settings.compare and settings.repair is not None:
+        for name, budget, locked in other_cuts(pruned.traced, pruned.plan, settings.budget):
+            out[name] = other_decisions(pruned.traced.locking(locked), pruned.decisions, settings.cost, budget, clock)
+    return out
+
+
 def carry_out(traced: Traced, plan: Plan) -> Pruned:
     """A smaller copy with re-weighted consumers. `removed.locked` names the groups that had to stay whole after all."""
     keep = {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
@@ -82,11 +131,13 @@ def carry_out(traced: Traced, plan: Plan) -> Pruned:
     return Pruned(traced, plan, removed, start)
 
 
-def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Progress) -> tuple[Refit, ...]:
-    """Refit the pruned model in place."""
+def repair_(
+    pruned: Pruned, calibration: Calibration, options: Repair, tell: Progress, state: Unfinished | None = None
+) -> tuple[Refit, ...]:
+    """Refit the pruned model in place. state: keeps every layer as it is refit."""
     masks, mixes = pruned.removed.masks, _mixes(pruned, calibration)
     start = mixed_start(pruned.start, mixes, calibration.operators)
-    after, fits = repaired(Cut(pruned.traced.tensors, start, masks, mixes), calibration, options, tell)
+    after, fits = repaired(Cut(pruned.traced.tensors, start, masks, mixes), calibration, options, tell, state)
     fits = [*(Refit(name, mix.before, mix.after, joined=False) for name, mix in mixes.items()), *fits]
     for name, tensor in after.items():
         if tensor.is_floating_point() and bool((torch.isfinite(pruned.start[name]) & ~torch.isfinite(tensor)).any()):
