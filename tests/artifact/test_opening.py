@@ -66,7 +66,7 @@ def test_pruning_gives_the_same_bits(dtype, tmp_path, spilled):
     model.save_pretrained(tmp_path, max_shard_size="4KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     before = digests(tmp_path)
-    call = {"budget": Budget(macs=0.7), "queries": {"input_ids": IDS}, "tokenizer": False}
+    call = {"budget": Budget(keep={"*mlp*": 0.5}), "queries": {"input_ids": IDS}, "tokenizer": False, "compare": False}
     example = {"input_ids": IDS[:1]}
     opened = open_model(tmp_path)
     was = {n: t.clone() for n, t in opened.state_dict().items()}
@@ -218,7 +218,7 @@ def test_arguments_that_do_not_go_together(tmp_path):
         open_model(tmp_path, net)
     with pytest.raises(InputError, match=r"neither a folder nor a \.safetensors"):
         open_model(tmp_path / "net.pt", net)
-    with pytest.raises(InputError, match="not a torch.nn.Module"):
+    with pytest.raises(InputError, match=r"not a torch\.nn\.Module"):
         open_model(tmp_path / "net.safetensors", lambda: 3)  # type: ignore[arg-type, return-value]
     save_file({"other": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"lacks \['0.weight'.* and has \['other'\] too many"):
@@ -265,7 +265,7 @@ def test_without_room_for_temporary_files(tmp_path, monkeypatch, spilled):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(mapping, "in_file", full)
-    with pytest.raises(ArtifactError, match="No space left on device. Set TMPDIR"):
+    with pytest.raises(ArtifactError, match=r"No space left on device\. Set TMPDIR"):
         stored_as(x, x.clone())
 
 

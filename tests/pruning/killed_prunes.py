@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.chmod", "tempfile.mkstemp")
 def net() -> nn.Module:
     sizes = (8, 32, 24, 20, 16, 4)
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

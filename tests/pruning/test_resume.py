@@ -33,9 +33,9 @@ def bits(result) -> tuple:
     return result.plan, weights, result.report.compared, [(g.name, g.certificates) for g in result.report.groups]
 
 
-def run(state: Path | None, seed: int = 0, **more):
-    call = {"budget": Budget(macs=0.5), "queries": X, **more}
-    return prune(net(seed), X[:1], resume=state, **call)
+def run(state: Path | None, weights: int = 0, **more):
+    call = {"budget": Budget(macs=0.5), "queries": X, "repair": Repair(descent=False), **more}
+    return prune(net(weights), X[:1], resume=state, **call)
 
 
 @pytest.fixture(scope="module", params=[6, pytest.param(40, marks=pytest.mark.long)], ids="{} kills".format)
@@ -111,14 +111,14 @@ def test_the_state_of_another_run_is_refused(more, tmp_path):
     run(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(InputError, match="belongs to another run"):
-        prune(net(), X[:1], resume=tmp_path, **{"budget": Budget(macs=0.5), "queries": X, **more})
+        run(tmp_path, **more)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_other_weights_are_another_run(tmp_path):
     run(tmp_path)
     with pytest.raises(InputError, match="belongs to another run"):
-        run(tmp_path, seed=1)
+        run(tmp_path, weights=1)
 
 
 def test_a_damaged_state_is_named(tmp_path):
@@ -165,8 +165,8 @@ def test_a_full_disk_leaves_no_half_written_file(tmp_path, monkeypatch):
     before = {n: t.clone() for n, t in model.state_dict().items()}
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", full)
-        with pytest.raises(ArtifactError, match="No space left on device. Free some space"):
-            prune(model, X[:1], Budget(macs=0.5), queries=X, resume=tmp_path / "state")
+        with pytest.raises(ArtifactError, match=r"No space left on device\. Free some space"):
+            prune(model, X[:1], Budget(macs=0.5), queries=X, repair=Repair(descent=False), resume=tmp_path / "state")
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     left = sorted(p.name for p in (tmp_path / "state").iterdir())
     assert len(left) == 2
