@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds the names
-    from coreprune.artifact import export_int8, export_onnx, export_program, load, read_plan, save
+    from coreprune.artifact import export_int8, export_onnx, export_program, load, open_model, read_plan, save
     from coreprune.errors import ArtifactError, BudgetError, CoreprunError, GeometryError, InputError, ModelError
     from coreprune.finetune import Tuning, fine_tune_
     from coreprune.latency import Latency, compare_latency, measure_latency
@@ -106,6 +106,7 @@ __all__ = [
     "make_plan",
     "make_queries",
     "measure_latency",
+    "open_model",
     "prune",
     "read_plan",
     "save",

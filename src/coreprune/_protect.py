@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from coreprune._mapped import copies
+
 _WRITTEN: WeakKeyDictionary[nn.Module, dict[bool, frozenset[str]]] = WeakKeyDictionary()  # by model and training mode
 
 
@@ -23,11 +25,12 @@ def protect(twin: nn.Module, model: nn.Module) -> None:
 
     def before(module: nn.Module, args: Any) -> None:  # noqa: ARG001 (torch calls it)
         names = known.get(module.training)
-        for name, p in module.named_parameters():
-            if not is_lazy(p) and not p.is_meta and (names is None or name in names):
-                if names is None:
-                    shared[name] = p.data
-                p.data = p.data.clone(memory_format=torch.preserve_format)
+        own = {n: p for n, p in module.named_parameters() if not is_lazy(p) and not p.is_meta}
+        wanted = {n: p.data for n, p in own.items() if names is None or n in names}
+        if names is None:
+            shared.update(wanted)
+        for name, copied in copies(wanted).items():
+            own[name].data = copied
 
     def after(module: nn.Module, args: Any, result: Any) -> None:  # noqa: ARG001 (torch calls it)
         if not shared:
@@ -46,9 +49,9 @@ def protect(twin: nn.Module, model: nn.Module) -> None:
 def separate(twin: nn.Module, model: nn.Module) -> None:
     """Give a twin copies of the parameters that the model is known to write into."""
     names = frozenset().union(*_WRITTEN.get(model, {}).values())
-    for name, p in twin.named_parameters():
-        if name in names:
-            p.data = p.data.clone(memory_format=torch.preserve_format)
+    own = {name: p for name, p in twin.named_parameters() if name in names}
+    for name, copied in copies({name: p.data for name, p in own.items()}).items():
+        own[name].data = copied
 
 
 def as_in(model: nn.Module, other: nn.Module) -> None:

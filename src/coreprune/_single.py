@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from coreprune._mapped import is_mapped, stored_as
 from coreprune._twin import quiet, twin
 from coreprune.errors import ModelError, first_line
 
@@ -51,7 +52,7 @@ class Single:
             vars(t).pop(_STORED, None)
             if mine[name] == t.dtype:
                 continue
-            stored = t.detach().to(mine[name])
+            stored = stored_as(t, t.detach().to(mine[name]))
             if bool((torch.isfinite(t) & ~torch.isfinite(stored)).any()):
                 raise ModelError(
                     f"{name} has entries that are too large for {mine[name]}. Leave the repair out, or in Python use a "
@@ -77,11 +78,11 @@ def single(model: Any, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Singl
     real = {x.dtype for x in given if x.is_floating_point()}
     if any(x.device.type != "cpu" for x in given) or len(real) > 1 or not real <= set(HALF):
         return None
-    if sum(t.numel() for _, t in named) > _MOST:
+    if sum(t.numel() for _, t in named if not is_mapped(t)) > _MOST:
         return None
     new = twin(model)
     before = {name: t.dtype for name, t in named}
-    new._apply(lambda t: t.float() if _is_half(t) else t)
+    new._apply(lambda t: stored_as(t, t.float()) if _is_half(t) else t)
     for name, t in [*new.named_parameters(), *new.named_buffers()]:
         if before[name] != t.dtype:
             vars(t)[_STORED] = before[name]

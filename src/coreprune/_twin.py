@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from coreprune._chatter import without_chatter
+from coreprune._mapped import mapped_copies
 from coreprune._protect import protect, separate
 from coreprune.errors import ModelError, first_line
 
@@ -106,7 +107,8 @@ def duplicate(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
     Raises ModelError if the model cannot be copied.
     """
-    memo = dict(memo)
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    memo = {**mapped_copies({n: t for n, t in own.items() if id(t) not in memo and not is_lazy(t)}), **memo}
     for _ in range(_MOST_SHARED):
         filled = dict(memo)
         try:

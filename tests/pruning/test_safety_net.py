@@ -39,7 +39,7 @@ def spoiled(monkeypatch, first_only):
     """Repairs that turn the weights upside down: all of them, or only the first."""
     real, calls = stages.repair_, []
 
-    def repair_(pruned, calibration, options, tell):
+    def repair_(pruned, calibration, options, tell, state=None):
         fits = real(pruned, calibration, options, tell)
         if not (first_only and calls):
             with torch.no_grad():

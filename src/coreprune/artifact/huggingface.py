@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from coreprune._example import device_of
+from coreprune._mapped import is_mapped
+from coreprune.artifact.opening import mapped_from
 from coreprune.errors import InputError
 from coreprune.pruning.configured import is_pretrained, outputs, same
 from coreprune.pruning.stock import on_meta, stock_config
@@ -141,7 +143,11 @@ def _save(small: Any, config: Any, inside: Path) -> None:
 
 def _differs(small: Any, inside: Path, example_inputs: Any) -> str:
     """Why the files are not the pruned model, or "". Weights must agree bit for bit, outputs up to rounding."""
-    loaded, problem = _load(type(small), inside, **_implementations(small.config))
+    way = _implementations(small.config)
+    if any(map(is_mapped, small.parameters())):  # the whole model need not fit into memory
+        loaded, problem = mapped_from(type(small), inside, **way)
+    else:
+        loaded, problem = _load(type(small), inside, **way)
     if problem:
         return f"what transformers saves does not fit its own class: {problem}"
     theirs = loaded.state_dict()

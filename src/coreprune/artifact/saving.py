@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from coreprune._example import device_of, example_like
 from coreprune._files import whole_folder
+from coreprune._mapped import is_mapped
 from coreprune._plain import plain
 from coreprune.artifact import huggingface
 from coreprune.artifact.manifest import (
@@ -187,8 +188,9 @@ def _tensors(model: nn.Module, preferred: frozenset[str]) -> tuple[dict[str, Ten
     for ties in names.values():
         chosen = next((n for n in ties if n in preferred), ties[0])
         t = state[chosen].detach()
-        # A separate copy on the CPU, because safetensors refuses tensors that share memory.
-        tensors[chosen] = torch.empty(t.shape, dtype=t.dtype).copy_(t)
+        # A separate copy on the CPU, because safetensors refuses tensors that share memory. Mapped ones share none.
+        apart = is_mapped(t) and t.is_contiguous()
+        tensors[chosen] = t if apart else torch.empty(t.shape, dtype=t.dtype).copy_(t)
         aliases |= {name: chosen for name in ties if name != chosen}
     return tensors, aliases
 

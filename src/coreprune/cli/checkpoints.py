@@ -11,17 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune.errors import InputError, first_line
+from coreprune._mapped import mapped_file
+from coreprune._weightless import COUNTER, fill_
+from coreprune.errors import ArtifactError, InputError, first_line
 
 log = logging.getLogger(__name__)
 
 State = Mapping[str, Tensor]
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
-_COUNTER = "num_batches_tracked"  # nothing reads it, and old files lack it
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
     """Fill a model with the weights of a file: .safetensors, or what torch.save wrote of tensors (.pt, .pth, .ckpt).
+
+    A model from `weightless` gets parameters that are mapped from a .safetensors file.
 
     Of a checkpoint with several state dicts, an average of the weights (EMA) is taken if there is one, because that is
     what training scripts evaluate. Names may have a prefix, such as those of data parallel and compiled models.
@@ -34,18 +37,21 @@ def load_weights(model: nn.Module, file: Path) -> None:
     path = Path(name)
     place, state = _chosen(_read(path), path, key)
     state = {name.replace(_COMPILED, ""): tensor for name, tensor in state.items()}
-    wanted = {name for name in model.state_dict() if not name.endswith(_COUNTER)}
+    wanted = {name for name in model.state_dict() if not name.endswith(COUNTER)}
     prefix = _prefix(state, wanted)
     inside = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     log.info(
         "weights from %s%s%s", path, f", {place}" if place else "", f", names that start with {prefix}" * bool(prefix)
     )
+    if any(p.is_meta for p in model.parameters()):
+        fill_(model, inside, str(path))
+        return
     try:
         missing, unexpected = model.load_state_dict(inside, strict=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{path} does not fit {type(model).__name__}: {reason}") from error
-    missing = [name for name in missing if not name.endswith(_COUNTER)]
+    missing = [name for name in missing if not name.endswith(COUNTER)]
     if missing or unexpected:
         raise InputError(
             f"{path} does not fit {type(model).__name__}: it lacks {missing[:3]} and has {unexpected[:3]} too many."
@@ -55,13 +61,10 @@ def load_weights(model: nn.Module, file: Path) -> None:
 def _read(path: Path) -> Any:
     """What the file holds, as long as it is tensors in dicts and lists."""
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot read {path} as safetensors: {error}") from error
+            return mapped_file(path)
+        except ArtifactError as error:
+            raise InputError(str(error)) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

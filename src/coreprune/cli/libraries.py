@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune.artifact import open_model
 from coreprune.cli.checkpoints import load_weights
 from coreprune.errors import InputError, first_line
 from coreprune.queries.tokenizer import LONGEST, beside
@@ -55,24 +56,18 @@ def _image(*shape: int) -> Tensor:
 
 
 def pretrained(folder: Path) -> tuple[nn.Module, Any]:
-    """The model from a folder that save_pretrained wrote, and an example that fits it. Nothing is downloaded."""
+    """The model from a folder that save_pretrained wrote, and an example that fits it. Nothing is downloaded.
+
+    Its weights stay in their files (`open_model`).
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if "architectures" not in config and isinstance(config.get("architecture"), str):
+        if isinstance(config, dict) and "architectures" not in config and isinstance(config.get("architecture"), str):
             return _timm_folder(folder, config)
-        architecture = config["architectures"][0]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(
-            f"{folder} is not a Hugging Face model: it needs a config.json that names its architectures ({error})."
-        ) from error
-    transformers = _transformers(folder)
-    cls = getattr(transformers, str(architecture), None)
-    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-        raise InputError(f"{folder} names the architecture {architecture!r}, which transformers does not have.")
-    try:
-        model = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"transformers cannot load {folder}: {first_line(error)}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is not a Hugging Face model: its config.json cannot be read ({error}).") from error
+    _transformers(folder)
+    model = open_model(folder)
     return model, _from_config(model)
 
 

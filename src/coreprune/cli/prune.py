@@ -16,6 +16,7 @@ import typer
 from torch import Tensor, nn
 
 from coreprune._files import check_place, refuse_taken, tidy
+from coreprune._mapped import is_mapped
 from coreprune._telling import Told, telling
 from coreprune._untrained import untrained
 from coreprune.cli import libraries, options, show, source
@@ -41,7 +42,10 @@ EPILOG = (
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The folder beside OUT that holds the queries and the state of the distillation until OUT is written."""
+    """The folder beside OUT that holds the queries and the state of the distillation until OUT is written.
+
+    Of a model whose weights stay in their files, it also holds what was decided and refitted.
+    """
 
     folder: Path
 
@@ -338,7 +342,7 @@ def prune(
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
             also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words, memory=memory,
-            stock=stock,
+            stock=stock, resume=unfinished.folder if any(map(is_mapped, model.parameters())) else None,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, measure, result.report.macs, tell, axis, read)
         tell.note("measured", **_measures(extra))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import traceback
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 
 from coreprune._example import example_like
 from coreprune._plugins import imported
+from coreprune._weightless import UnfitError, weightless
 from coreprune.cli.checkpoints import load_weights
 from coreprune.cli.libraries import LIBRARIES, gguf, pretrained
 from coreprune.errors import CoreprunError, InputError
+
+log = logging.getLogger(__name__)
 
 _MOST_ENTRIES = 1 << 28
 _LAST = 3  # frames of a factory that raises
@@ -48,7 +52,7 @@ def load(
         files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
         model, given = gguf(files[0]) if len(files) == 1 else pretrained(path)
     else:
-        model, given = _made(source)
+        model, given = _made(source, mapped=weights is not None and weights.suffix == ".safetensors")
     if weights is not None:
         load_weights(model, weights)
     if shapes and example_file is not None:
@@ -64,8 +68,11 @@ def load(
     return model, found
 
 
-def _made(source: str) -> tuple[nn.Module, Any]:
-    """The model and example from the user's factory."""
+def _made(source: str, mapped: bool = False) -> tuple[nn.Module, Any]:
+    """The model and example from the user's factory.
+
+    mapped: whether its weights will be mapped from a file. Then it is made without memory for them, if it can be.
+    """
     module_name, colon, name = source.partition(":")
     if not colon or not module_name or not name:
         raise InputError(
@@ -73,15 +80,24 @@ def _made(source: str) -> tuple[nn.Module, Any]:
             f"or be a folder that save_pretrained wrote, or a .pt2 file. {source!r} is none of these."
         )
     if module_name in LIBRARIES:
-        return LIBRARIES[module_name](name)
+        return _lean(lambda: LIBRARIES[module_name](name), mapped)
     factory = users_own(source)
     if not callable(factory):  # a model is callable too
         raise InputError(f"{source} is a {type(factory).__name__}, neither a model nor a function that makes one.")
-    made = factory if isinstance(factory, nn.Module) else _called(factory, source)
+    made = factory if isinstance(factory, nn.Module) else _lean(lambda: _called(factory, source), mapped)
     model, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} gave a {type(model).__name__}, not a torch.nn.Module.")
     return model, given
+
+
+def _lean(make: Callable[[], Any], mapped: bool) -> Any:
+    if mapped:
+        try:
+            return weightless(make)
+        except UnfitError as error:
+            log.info("the model is made whole, because it needs its own parameters: %s", error)
+    return make()
 
 
 def _called(factory: Callable[[], Any], source: str) -> Any:

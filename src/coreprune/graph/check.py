@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._alive import amplified, enlivened
+from coreprune._mapped import stored_as
 from coreprune._twin import quiet
 from coreprune.errors import ModelError, first_line
 from coreprune.graph.caches import drop
@@ -348,7 +349,8 @@ class Check:
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)  # `model.to` would drop imaginary parts
+    # `model.to` would drop imaginary parts
+    return model._apply(lambda t: stored_as(t, t.to(dtype)) if t.is_floating_point() else t)
 
 
 def _rows(grad: Tensor, s: ParamSlice) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune._mapped import stored_as
 from coreprune.graph.groups import Group
 from coreprune.graph.numbers import Keys, change_numbers, numbers
 from coreprune.graph.slicing import kept_positions
@@ -159,7 +160,7 @@ def _shake(model: nn.Module, moved: Chosen) -> None:
             for section, other, m in zip(new.chunk(len(sections)), noise.chunk(len(sections)), sections, strict=True):
                 where = m.to(weight.device)
                 section.movedim(s.dim, 0)[where] = other.movedim(s.dim, 0)[where]
-            named[s.param].data = new
+            named[s.param].data = stored_as(weight, new)
 
 
 def _cuts(model: nn.Module, masks: Mapping[tuple[str, int], Tensor]) -> dict[int, dict[int, Tensor]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from coreprune._mapped import stored_as
 from coreprune._protect import as_in
 from coreprune._twin import duplicate
 from coreprune.errors import ModelError
@@ -28,7 +29,7 @@ def smaller(model: nn.Module, captured: Captured, chosen: list[tuple[Group, Tens
     touched = {name for name, _ in masks if relative(name, inside) is not None}
     for name in touched:
         old = named[name]
-        new = cut(old, {dim: m for (n, dim), m in masks.items() if n == name})
+        new = stored_as(old, cut(old, {dim: m for (n, dim), m in masks.items() if n == name}))
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     small = duplicate(model.get_submodule(inside), memo)
     if not inside:

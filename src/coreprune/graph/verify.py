@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from coreprune._mapped import stored_as
 from coreprune.graph.captured import Captured
-from coreprune.graph.groups import Group
+from coreprune.graph.groups import Group, ParamSlice
 
 # Largest difference that rounding explains, relative to the largest output.
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
@@ -21,22 +22,26 @@ _FLIPPED = 0.02  # share of the whole numbers of an output that rounding may cha
 def zeroed(model: nn.Module, chosen: Sequence[tuple[Group, Tensor]]) -> dict[str, Tensor]:
     """The weights of the consumers by name, with zeros where they read removed channels."""
     named = dict([*model.named_parameters(), *model.named_buffers()])
-    out: dict[str, Tensor] = {}
+    gone: dict[str, list[tuple[ParamSlice, Tensor]]] = {}
     for group, keep in chosen:
-        gone = torch.ones(group.size + 1, dtype=torch.bool)
-        gone[keep] = False
-        gone[-1] = False
-        for consumer in group.consumers:
-            for s in consumer.slices:
-                weight = out[s.param] if s.param in out else named[s.param].detach().clone()
-                out[s.param] = weight
-                mask = gone[s.index].to(weight.device)
-                if mask.dim() == 2:
-                    for section, m in zip(weight.chunk(mask.shape[0], 0), mask, strict=True):
-                        section.movedim(s.dim, 0)[m] = 0
-                else:
-                    weight.movedim(s.dim, 0)[mask] = 0
-    return out
+        leaves = torch.ones(group.size + 1, dtype=torch.bool)
+        leaves[keep] = False
+        leaves[-1] = False
+        for s in (s for consumer in group.consumers for s in consumer.slices):
+            gone.setdefault(s.param, []).append((s, leaves))
+    return {name: stored_as(named[name], _zeroed(named[name], slices)) for name, slices in gone.items()}
+
+
+def _zeroed(old: Tensor, gone: Sequence[tuple[ParamSlice, Tensor]]) -> Tensor:
+    weight = old.detach().clone()
+    for s, leaves in gone:
+        mask = leaves[s.index].to(weight.device)
+        if mask.dim() == 2:
+            for section, m in zip(weight.chunk(mask.shape[0], 0), mask, strict=True):
+                section.movedim(s.dim, 0)[m] = 0
+        else:
+            weight.movedim(s.dim, 0)[mask] = 0
+    return weight
 
 
 def zero_masks(captured: Captured, chosen: Sequence[tuple[Group, Tensor]]) -> dict[str, list[tuple[str, Tensor]]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from coreprune._mapped import in_file
 from coreprune.errors import InputError
 
 _UNITS = {"": 1, "B": 1, **{f"{p}B": 10 ** (3 * i) for i, p in enumerate("KMGT", start=1)}}
@@ -101,29 +102,15 @@ class Shelf:
         self.held -= count
 
     def _written(self, x: Tensor) -> Tensor:
-        order = sorted(range(x.dim()), key=lambda axis: (-x.stride(axis), axis))
-        flat = x.detach().resolve_conj().resolve_neg().permute(order).contiguous()
         try:
-            mapped = self._mapped(flat)
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="coreprune-", ignore_cleanup_errors=True)
+            mapped = in_file(x, self._folder.name)
         except OSError as error:
             raise InputError(
-                f"{said(flat.nbytes)} do not fit into memory={said(self.limit or 0)}, and cannot be written into the "
+                f"{said(x.nbytes)} do not fit into memory={said(self.limit or 0)}, and cannot be written into the "
                 f"folder for temporary files: {error}. Allow more memory, or set TMPDIR to a folder with more room."
             ) from error
         self._known.add(mapped.untyped_storage())
-        self.spilled += flat.nbytes
-        back = sorted(range(x.dim()), key=order.__getitem__)
-        return mapped.view(flat.shape).permute(back)
-
-    def _mapped(self, flat: Tensor) -> Tensor:
-        """A contiguous tensor, written into a file and mapped from there. Raises OSError."""
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="coreprune-", ignore_cleanup_errors=True)
-        handle, path = tempfile.mkstemp(dir=self._folder.name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                flat.reshape(-1).view(torch.uint8).numpy().tofile(file)
-            return torch.from_file(path, shared=False, size=flat.numel(), dtype=flat.dtype)
-        finally:
-            with suppress(OSError):  # a system that keeps the names of open files removes them with the folder
-                os.unlink(path)
+        self.spilled += x.nbytes
+        return mapped

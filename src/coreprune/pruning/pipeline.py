@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils import _pytree as pytree
 
+from coreprune._example import normalise_example
 from coreprune._progress import Clock
 from coreprune._telling import Wanted, telling
 from coreprune._twin import guarded
@@ -29,7 +31,7 @@ from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.reporting.figures import figures
-from coreprune.pruning.reporting.report import Compared, Memory, Report
+from coreprune.pruning.reporting.report import Compared, Memory, Report, versions
 from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
@@ -37,6 +39,7 @@ from coreprune.pruning.stages import Pruned, prune_to, repair_
 from coreprune.pruning.summing_up import make_report
 from coreprune.pruning.timing.pace import Pace, pace_of
 from coreprune.pruning.tracing import exclude_names, trace
+from coreprune.pruning.unfinished import Unfinished, unfinished
 from coreprune.pruning.validate import (
     check_also,
     check_cost,
@@ -49,6 +52,7 @@ from coreprune.pruning.validate import (
     repair_options,
 )
 from coreprune.queries import Queries
+from coreprune.queries.describe import description
 from coreprune.queries.spec import is_source
 
 log = logging.getLogger(__name__)
@@ -113,6 +117,7 @@ def prune(
     stock: bool = False,
     tokenizer: Any = None,
     memory: int | str | None = None,
+    resume: str | Path | None = None,
 ) -> Result:
     """Make a model physically smaller without data.
 
@@ -176,6 +181,10 @@ def prune(
         The result is the same, up to rounding.
     stock: cut only what the configuration of a Hugging Face model can say, with equal widths in equal layers, so that
         `from_pretrained` reads what `save_pretrained` writes. Groups that none of its numbers sizes stay whole.
+    resume: a folder for what is finished: the queries, the decision about each group, each refitted layer, the state of
+        the distillation. A run that was killed goes on from there, with the same arguments, and ends with the same bits
+        as one that was not, on the same machine with the same number of threads and the same `memory`. A budget of
+        agreement, another loss or time only resumes its queries. The folder is not deleted at the end. The state of another run is refused.
 
     Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
     met). All are CoreprunErrors.
@@ -185,6 +194,9 @@ def prune(
     options = asked if queries is not None else None
     budget = check_settings(budget, seed, delta)
     selector = resolve(method, options is not None, queries is not None)
+    if resume is not None:
+        cache = cache or Path(resume) / "queries.safetensors"
+        checkpoint = checkpoint or (Path(resume) / "distill.safetensors" if distill else None)
     training = _distill_options(distill, queries, checkpoint)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
@@ -221,6 +233,7 @@ def prune(
             memory=memory,
         )
         calibration = exam = None
+        state = unfinished(resume, lambda: _identity(traced, settings, example_inputs, others, queries))
         by_queries = queries is not None and _by_queries(selector, budget)
         if by_queries or options is not None or training is not None:
             if options is None and training is None:
@@ -230,12 +243,14 @@ def prune(
                 if budget.kind in RISKS:
                     asked, exam = set_aside(traced, asked, budget, delta, seed)
                 calibration = gather(traced, asked, seed, clock.tell)
+            state = state.after(pytree.tree_leaves((calibration.batches, calibration.kinds)))
         tested = None
         if calibration is not None and exam is not None:
             pruned, compared, path = smallest(traced, settings, calibration, exam, clock)
             tested = path, certificate(traced, exam, path)
         else:
-            pruned, compared = _pruned(traced, settings, calibration, clock, pace)
+            kept = state if pace is None else Unfinished()  # what depends on measured times is not what it was
+            pruned, compared = _pruned(traced, settings, calibration, clock, pace, kept)
         small = pruned.removed.model
         if calibration is not None and training is not None:
             with clock("distill"):
@@ -261,18 +276,23 @@ def prune(
 
 
 def _pruned(
-    traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock, pace: Pace | None
+    traced: Traced,
+    settings: Settings,
+    calibration: Calibration | None,
+    clock: Clock,
+    pace: Pace | None,
+    state: Unfinished,
 ) -> tuple[Pruned, list[Compared]]:
     """Cut to the budget, repair, and take the best on the queries that are held back."""
-    pruned, options = prune_to(traced, settings, calibration, clock, pace), settings.repair
+    pruned, options = prune_to(traced, settings, calibration, clock, pace, state), settings.repair
     compared: list[Compared] = []
     if calibration is None:
         return pruned, compared
     if options is not None and calibration.useful:
         with clock("repair"):
-            pruned = replace(pruned, fits=repair_(pruned, calibration, options, clock.tell))
+            pruned = replace(pruned, fits=repair_(pruned, calibration, options, clock.tell, state))
     if settings.compare and calibration.useful:
-        pruned, compared = best_of(pruned, settings, calibration, clock)
+        pruned, compared = best_of(pruned, settings, calibration, clock, state)
     if options is not None and pruned.fits:
         pruned, compared = trained(pruned, settings, calibration, compared, clock)
     return pruned, compared
@@ -327,6 +347,20 @@ def make_plan(
             asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)
             calibration = gather(traced, asked, seed, clock.tell)
         return prune_to(traced, settings, calibration, clock, pace).plan
+
+
+def _identity(
+    traced: Traced, settings: Settings, example: Any, others: Sequence[Any], queries: Any
+) -> Iterator[tuple[str, Any]]:
+    """Everything that the result depends on, by name."""
+    yield from traced.tensors.items()
+    yield "example_inputs", pytree.tree_leaves(normalise_example(example))
+    yield "also", [pytree.tree_leaves(normalise_example(other)) for other in others]
+    given = pytree.tree_leaves((queries.args, queries.kwargs)) if isinstance(queries, Queries) else queries
+    yield "queries", given if description(given) is not None else type(given).__name__  # what it yields is seen later
+    yield from ((name, getattr(settings, name)) for name in ("budget", "method", "repair", "distill", "cost"))
+    yield "settings", {name: repr(value) for name, value in settings.as_dict().items()}
+    yield "versions", versions()
 
 
 def _used(most: int, calibration: Calibration | None, clock: Clock) -> Memory:

@@ -6,21 +6,25 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from coreprune._mapped import copies, write_
 from coreprune._progress import Clock
 from coreprune.errors import BudgetError
 from coreprune.graph import Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.read import tensors_of
-from coreprune.pruning.plans.decide import Decision, rank
+from coreprune.pruning.plans.decide import plan_of, rank
+from coreprune.pruning.plans.decision import Decision
+from coreprune.pruning.plans.other_cuts import other_cuts
 from coreprune.pruning.reporting.comparison import Apart, apart
 from coreprune.pruning.reporting.report import Compared
 from coreprune.pruning.selectors.norms import Magnitude
 from coreprune.pruning.settings import Settings
 from coreprune.pruning.stages import Pruned, carry_out, cut_once, descend_, repair_
 from coreprune.pruning.timing.pace import Pace
+from coreprune.pruning.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +32,7 @@ MAGNITUDE = "magnitude pruning"
 
 
 def best_of(
-    pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock
+    pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock, state: Unfinished | None = None
 ) -> tuple[Pruned, list[Compared]]:
     """The best of several cuts under the same budget, and how each did on the queries that were held back.
 
@@ -47,7 +51,7 @@ def best_of(
     name = "the repaired cut" if repaired else "the cut"
     best, best_name, best_apart = pruned, name, first
     seen: dict[str, Apart] = {name: first}
-    for other, candidate in _others(pruned, settings, calibration, clock):
+    for other, candidate in _others(pruned, settings, calibration, clock, state):
         with clock("compare"):
             found = apart(pruned.traced.model, candidate.removed.model, fresh)
         assert found is not None  # its outputs have the same shapes
@@ -68,16 +72,15 @@ def trained(
     """
     assert settings.repair is not None
     small, fresh = pruned.removed.model, calibration.fresh
-    tensors = tensors_of(small)
-    before = {name: tensor.clone() for name, tensor in tensors.items()} if compared else {}
+    before = copies(tensors_of(small)) if compared else {}
     with clock("descend"):
         blocks = descend_(pruned, calibration, settings.repair, settings.seed, clock.tell)
     if fresh is None or not compared or not any(block.changed for block in blocks):
         return replace(pruned, descended=blocks), compared
     with clock("compare"):
         now = apart(pruned.traced.model, small, fresh)
-        after = {name: tensor.clone() for name, tensor in tensors.items()}
-        _fill(tensors, before)
+        after = copies(tensors_of(small))
+        _fill(small, before)
         was = apart(pruned.traced.model, small, fresh)
     assert now is not None
     assert was is not None
@@ -89,28 +92,34 @@ def trained(
         )
         back = tuple(replace(block, after=block.before, changed=False) for block in blocks)
         return replace(pruned, descended=back), [*compared, Compared(name, now.error, now.agreement)]
-    _fill(tensors, after)
+    _fill(small, after)
     others = [replace(one, chosen=False) for one in compared]
     return replace(pruned, descended=blocks), [*others, Compared(name, now.error, now.agreement, chosen=True)]
 
 
-def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        tensor.copy_(values[name])
+def _fill(small: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, tensor in [*small.named_parameters(), *small.named_buffers()]:
+        write_(tensor, values[name])
 
 
-def _others(pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock) -> Iterator[tuple[str, Pruned]]:
+def _others(
+    pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock, state: Unfinished | None
+) -> Iterator[tuple[str, Pruned]]:
     budget, options = settings.budget, settings.repair
     if options is not None:
         with clock("surgery"):
             cut = carry_out(pruned.traced, pruned.plan)
             plain = replace(cut, decisions=pruned.decisions, pace=pruned.pace, met=pruned.met)
         yield "the cut without repair", plain
-        for name, other, locked in _other_cuts(pruned, budget):
-            again = _cut(pruned.traced.locking(locked), pruned.decisions, settings, other, clock, pruned.pace)
+        for name, other, locked in other_cuts(pruned.traced, pruned.plan, budget):
+            traced = pruned.traced.locking(locked)
+            if name in pruned.others:
+                again = _carried_out(traced, pruned.others[name], settings, other, clock)
+            else:
+                again = _cut(traced, pruned.decisions, settings, other, clock, pruned.pace)
             if again is not None and again.plan.groups != pruned.plan.groups:
                 with clock("repair"):
-                    fits = repair_(again, calibration, options, clock.tell)
+                    fits = repair_(again, calibration, options, clock.tell, state)
                 yield name, replace(again, fits=fits)
     if budget.kind != "error" and (options is not None or settings.method.name not in ("magnitude", "l2")):
         selector = Magnitude()
@@ -119,21 +128,6 @@ def _others(pruned: Pruned, settings: Settings, calibration: Calibration, clock:
         magnitude = _cut(pruned.traced, ranked, replace(settings, method=selector), budget, clock, pruned.pace)
         if magnitude is not None:
             yield MAGNITUDE, magnitude
-
-
-def _other_cuts(pruned: Pruned, budget: Budget) -> list[tuple[str, Budget, dict[str, str]]]:
-    """Their names, their budgets, and the groups that stay whole in them. `keep` says itself what stays."""
-    cuts = [("the cut with the widest groups whole", budget, _widest(pruned))] if budget.kind != "keep" else []
-    if budget.kind not in ("keep", "error"):
-        cuts.append(("the cut spread evenly", replace(budget, uniform=True), {}))
-    return cuts
-
-
-def _widest(pruned: Pruned) -> dict[str, str]:
-    """The groups that are the widest of the model, and were cut."""
-    free = [g for g in pruned.traced.free.values() if len(pruned.plan.groups[g.name].kept) < g.size]
-    most = max((g.size for g in pruned.traced.groups), default=0)
-    return {g.name: "one of the widest groups, which the safety net left whole" for g in free if 2 * g.size > most}
 
 
 def _cut(
@@ -150,6 +144,17 @@ def _cut(
     except BudgetError:
         return None
     return None if again.removed.locked else again
+
+
+def _carried_out(
+    traced: Traced, decisions: Mapping[str, Decision] | None, settings: Settings, budget: Budget, clock: Clock
+) -> Pruned | None:
+    """A cut that is decided already; None if its budget could not be met, or if a group has to stay whole after all."""
+    if decisions is None:
+        return None
+    with clock("surgery"):
+        again = carry_out(traced, plan_of(traced, decisions, settings.method, budget, settings.seed))
+    return None if again.removed.locked else replace(again, decisions=decisions)
 
 
 def _tell(seen: dict[str, Apart], first: str, chosen: str, queries: int) -> None:

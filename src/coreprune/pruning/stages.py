@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from coreprune._mapped import write_
 from coreprune._progress import Clock, Progress
 from coreprune.errors import ModelError, first_line
 from coreprune.graph import Removed, Traced, remove
@@ -16,7 +17,15 @@ from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import Read, collect_readers
-from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank, widths_within
+from coreprune.pruning.plans.decide import decide, plan_of, rank, widths_within
+from coreprune.pruning.plans.decision import Decision
+from coreprune.pruning.plans.other_cuts import (
+    Decided,
+    other_cuts,
+    other_decisions,
+    packed_decided,
+    unpacked_decided,
+)
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.plans.weights_after import pour_, weights_after
 from coreprune.pruning.repair.descent import Descended, descend
@@ -25,6 +34,7 @@ from coreprune.pruning.repair.products import Mix, mix_of, mixed_start
 from coreprune.pruning.repair.twins import Descent, affordable, twins
 from coreprune.pruning.settings import Settings
 from coreprune.pruning.timing.pace import MetLatency, Pace
+from coreprune.pruning.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +46,8 @@ class Pruned:
     traced: the original. Groups that could not shrink after all are locked in it. plan: the plan that was carried out.
     removed: the smaller model, and which positions stayed. start: the tensors of the smaller model in the original's
     shapes, before any repair. decisions: by name of the group; empty if the plan was made earlier. fits: the repair.
-    pace: what a budget of time goes by, if there is one. met: how this model met it.
+    pace: what a budget of time goes by, if there is one. met: how this model met it. others: the decisions of
+    `other_cuts`, where they were made at once.
     """
 
     traced: Traced
@@ -48,18 +59,52 @@ class Pruned:
     descended: tuple[Descended, ...] = ()
     pace: Pace | None = None
     met: MetLatency | None = None
+    others: Mapping[str, Mapping[str, Decision] | None] = field(default_factory=dict)
 
 
 def prune_to(
-    traced: Traced, settings: Settings, calibration: Calibration | None, clock: Clock, pace: Pace | None = None
+    traced: Traced,
+    settings: Settings,
+    calibration: Calibration | None,
+    clock: Clock,
+    pace: Pace | None = None,
+    state: Unfinished | None = None,
 ) -> Pruned:
-    """Select, allocate and cut. pace: what a budget of time goes by."""
+    """Select, allocate and cut. pace: what a budget of time goes by. state: keeps what is decided."""
+    state, made = state or Unfinished(), []
+
+    def decided() -> Decided:
+        pruned = _decided(traced, settings, calibration, clock, pace, state)
+        made.append(pruned)
+        stayed = {g.name: g.locked_because or "" for g in pruned.traced.groups if g.locked_because is not None}
+        locked = {name: why for name, why in stayed.items() if name in traced.free}
+        return Decided(locked, pruned.decisions, {} if state.folder is None else _others(pruned, settings, clock))
+
+    found = state.once(
+        "decided", decided, packed_decided, lambda about, tensors: unpacked_decided(traced.free, about, tensors)
+    )
+    if not made:
+        with clock("surgery"):
+            again = traced.locking(found.locked)
+            plan = plan_of(again, found.decisions, settings.method, settings.budget, settings.seed)
+            made.append(replace(carry_out(again, plan), decisions=found.decisions))
+    return replace(made[0], others=found.others)
+
+
+def _decided(
+    traced: Traced,
+    settings: Settings,
+    calibration: Calibration | None,
+    clock: Clock,
+    pace: Pace | None,
+    state: Unfinished,
+) -> Pruned:
     readers: Iterator[Read] = iter(())
     if calibration is not None:
         generator = torch.Generator().manual_seed(settings.seed)
         readers = collect_readers(traced, calibration, Collect(), generator, clock.tell)
     with clock("select"):
-        ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell)
+        ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell, state)
     return cut_to(traced, ranked, settings, clock, pace)
 
 
@@ -103,6 +148,15 @@ def cut_once(
         return replace(carry_out(traced, plan), decisions=decisions, pace=pace, met=met)
 
 
+def _others(pruned: Pruned, settings: Settings, clock: Clock) -> dict[str, dict[str, Decision] | None]:
+    """What the comparison at the end will ask for, decided while the moments are there."""
+    out: dict[str, dict[str, Decision] | None] = {}
+    if settings.compare and settings.repair is not None:
+        for name, budget, locked in other_cuts(pruned.traced, pruned.plan, settings.budget):
+            out[name] = other_decisions(pruned.traced.locking(locked), pruned.decisions, settings.cost, budget, clock)
+    return out
+
+
 def carry_out(traced: Traced, plan: Plan) -> Pruned:
     """A smaller copy with re-weighted consumers. `removed.locked` names the groups that had to stay whole after all."""
     keep = {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
@@ -112,11 +166,13 @@ def carry_out(traced: Traced, plan: Plan) -> Pruned:
     return Pruned(traced, plan, removed, start)
 
 
-def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Progress) -> tuple[Refit, ...]:
-    """Refit the pruned model in place."""
+def repair_(
+    pruned: Pruned, calibration: Calibration, options: Repair, tell: Progress, state: Unfinished | None = None
+) -> tuple[Refit, ...]:
+    """Refit the pruned model in place. state: keeps every layer as it is refit."""
     masks, mixes = pruned.removed.masks, _mixes(pruned, calibration)
     start = mixed_start(pruned.start, mixes, calibration.operators)
-    after, fits = repaired(Cut(pruned.traced.tensors, start, masks, mixes), calibration, options, tell)
+    after, fits = repaired(Cut(pruned.traced.tensors, start, masks, mixes), calibration, options, tell, state)
     fits = [*(Refit(name, mix.before, mix.after, joined=False) for name, mix in mixes.items()), *fits]
     for name, tensor in after.items():
         if tensor.is_floating_point() and bool((torch.isfinite(pruned.start[name]) & ~torch.isfinite(tensor)).any()):
@@ -169,7 +225,6 @@ def descend_(
         log.warning("no block descent: %s", first_line(error))  # nobody asked for it
         return ()
     mine = dict([*pruned.removed.model.named_parameters(), *pruned.removed.model.named_buffers()])
-    with torch.no_grad():
-        for name, tensor in changed.items():
-            mine[name].copy_(tensor)
+    for name, tensor in changed.items():
+        write_(mine[name], tensor)
     return tuple(done)

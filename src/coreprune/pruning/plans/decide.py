@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from coreprune._example import describe_example
 from coreprune._progress import Progress
-from coreprune.coreset import Coreset, FunctionalCoreset
 from coreprune.graph import Group, Traced
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
@@ -20,41 +19,27 @@ from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.layer.read import read_layer
 from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.plans.cut_ranking import choose
+from coreprune.pruning.plans.decision import Decision, packed, unpacked
 from coreprune.pruning.plans.error_curves import held_out, on_queries
-from coreprune.pruning.plans.plan import GroupPlan, Plan, fingerprint
+from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.selectors import Ranking, Selector, ranking_of
-
-
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """The decision about one free group, and what it is based on.
-
-    group: its channels. ranking: the selector's ranking of its units. curve: for every k, the error on the queries if
-    the first k units of that order are kept; None without queries. held_out: (n+1,) the same on queries that the order
-    and the refit have not seen; None with fewer than two queries. estimated: whether the errors are scaled by what some
-    whole patches show (T14). readers: what reads the group, if it can be needed once widths are allocated; their
-    moments are most of the memory of a run. entry, coreset: what stays at the allocated width; None as long as no width
-    is allocated.
-    """
-
-    group: Group
-    ranking: Ranking
-    curve: FunctionalCoreset | None
-    held_out: Tensor | None = None
-    estimated: bool = False
-    readers: tuple[Reader, ...] = ()
-    entry: GroupPlan | None = None
-    coreset: Coreset | None = None
+from coreprune.pruning.unfinished import Unfinished
 
 
 def rank(
-    traced: Traced, selector: Selector, readers: Iterable[tuple[str, tuple[Reader, ...]]], seed: int, tell: Progress
+    traced: Traced,
+    selector: Selector,
+    readers: Iterable[tuple[str, tuple[Reader, ...]]],
+    seed: int,
+    tell: Progress,
+    state: Unfinished | None = None,
 ) -> dict[str, Decision]:
     """Rank the units of every free group.
 
     readers: names of groups and what reads them, from the queries, one after the other; empty without queries. If a
-    group comes twice, the second time counts.
+    group comes twice, the second time counts. state: keeps the decision of every group as it is made.
     """
+    state = state or Unfinished()
     generator = torch.Generator().manual_seed(seed)
     # Who needs no queries draws in the order of the groups, whatever the order in which the readers come.
     early = {} if selector.reads else {n: ranking_of(selector, _layer(traced, n), generator) for n in traced.free}
@@ -62,22 +47,42 @@ def rank(
     others = ((name, ()) for name in traced.free if name not in out)
     for name, found in chain(readers, others):
         tell("select", len(out), len(traced.free))
-        group, ranking = traced.free[name], early.get(name)
-        layer = _layer(traced, name, found)
-        if ranking is None:
-            ranking = ranking_of(selector, layer, generator)
-        unseen = held_out(group, layer, ranking, selector, generator)
-        again = ranking.rule is not None or any(reader.partner for reader in found)
-        out[name] = Decision(
-            group,
-            ranking,
-            on_queries(group, found, ranking),
-            unseen,
-            any(reader.patches is not None for reader in found),
-            found if again else (),
+        group, first = traced.free[name], early.get(name)
+        out[name], after = state.once(
+            "group",
+            lambda name=name, found=found, first=first: (
+                _ranked(traced, selector, name, found, first, generator),
+                generator.get_state(),
+            ),
+            lambda made: packed(*made),
+            lambda about, tensors, group=group: unpacked(group, about, tensors),
         )
+        generator.set_state(after)
     tell("select", len(out), len(traced.free))
     return {name: out[name] for name in traced.free}
+
+
+def _ranked(
+    traced: Traced,
+    selector: Selector,
+    name: str,
+    found: tuple[Reader, ...],
+    ranking: Ranking | None,
+    generator: torch.Generator,
+) -> Decision:
+    group, layer = traced.free[name], _layer(traced, name, found)
+    if ranking is None:
+        ranking = ranking_of(selector, layer, generator)
+    unseen = held_out(group, layer, ranking, selector, generator)
+    again = ranking.rule is not None or any(reader.partner for reader in found)
+    return Decision(
+        group,
+        ranking,
+        on_queries(group, found, ranking),
+        unseen,
+        any(reader.patches is not None for reader in found),
+        found if again else (),
+    )
 
 
 def _layer(traced: Traced, name: str, readers: tuple[Reader, ...] = ()) -> LayerWeights:

@@ -80,7 +80,7 @@ class Plan:
                 raise InputError(
                     f"the plan has schema {reprlib.repr(raw['schema'])}; this version of coreprune reads {SCHEMA}."
                 )
-            groups = {name: _group_from(name, entry) for name, entry in raw["groups"].items()}
+            groups = {name: group_from(name, entry) for name, entry in raw["groups"].items()}
             return Plan(
                 groups,
                 _of_type(raw, "fingerprint", str),
@@ -103,7 +103,8 @@ def _of_type(raw: Mapping[str, Any], key: str, kind: type[T]) -> T:
     return value
 
 
-def _group_from(name: str, entry: Mapping[str, Any]) -> GroupPlan:
+def group_from(name: str, entry: Mapping[str, Any]) -> GroupPlan:
+    """The inverse of `asdict`. Raises InputError for values that do not fit each other."""
     size, kept = entry["size"], tuple(entry["kept"])
     name = name[:200]  # for the messages
     if type(size) is not int or not kept or any(type(i) is not int for i in kept):

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from coreprune._mapped import is_mapped, stored_as, write_
 from coreprune.errors import InputError
 from coreprune.graph import Group, ParamSlice, Traced, cut
 from coreprune.pruning.plans.plan import GroupPlan
@@ -43,7 +44,7 @@ def weights_after(traced: Traced, plans: Mapping[str, GroupPlan]) -> dict[str, T
         value = tensors[name].to(torch.float64)
         for step in work:
             value = step(value)
-        tensors[name] = value.to(tensors[name].dtype)
+        tensors[name] = stored_as(tensors[name], value.to(tensors[name].dtype))
     return tensors
 
 
@@ -54,9 +55,10 @@ def pour_(small: nn.Module, tensors: Mapping[str, Tensor], masks: Mapping[tuple[
     every axis stayed (`Removed.masks`); on an axis that is absent, all stayed.
     """
     mine = dict([*small.named_parameters(), *small.named_buffers()])
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            mine[name].copy_(cut(tensor, {dim: mask for (param, dim), mask in masks.items() if param == name}))
+    for name, tensor in tensors.items():
+        new = cut(tensor, {dim: mask for (param, dim), mask in masks.items() if param == name})
+        if not is_mapped(mine[name]) or not torch.equal(mine[name], new):
+            write_(mine[name], new)
 
 
 def _read(weight: Tensor, *, piece: ParamSlice, group: Group, plan: GroupPlan) -> Tensor:

@@ -15,11 +15,13 @@ Later layers read the outputs of the repaired layers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from coreprune._mapped import stored_as
 from coreprune._progress import Progress
 from coreprune.errors import InputError
 from coreprune.graph.execution import Execution, last_uses, overwritten
@@ -30,6 +32,7 @@ from coreprune.pruning.repair.products import Mix
 from coreprune.pruning.repair.residual_paths import Path, affine, path_of, schedule
 from coreprune.pruning.repair.twins import Descent
 from coreprune.pruning.repair.wide import WIDEST, channels, mixed, positions_of
+from coreprune.pruning.unfinished import Packed, Unfinished
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,14 @@ class Cut:
 
 
 def repaired(
-    cut: Cut, calibration: Calibration, options: Repair, tell: Progress
+    cut: Cut, calibration: Calibration, options: Repair, tell: Progress, state: Unfinished | None = None
 ) -> tuple[dict[str, Tensor], list[Refit]]:
-    """Refit the pruned model. Returns its parameters and buffers in the original's shapes, and what was refit."""
+    """Refit the pruned model. Returns its parameters and buffers in the original's shapes, and what was refit.
+
+    state: keeps every layer as it is refit.
+    """
     walk = _Walk(cut, calibration, options)
+    walk.state = state or Unfinished()
     done: list[Refit] = []
     nodes, uses = walk.order, last_uses(walk.order)
     # Nothing needs to run after the last layer: the logits of a language model are larger than all before them.
@@ -108,6 +115,8 @@ def repaired(
 
 class _Walk:
     """The executions of both models, and what is known about the operators."""
+
+    state = Unfinished()
 
     def __init__(self, both: Cut, calibration: Calibration, options: Repair) -> None:
         captured, batches, found = calibration.captured, calibration.batches, calibration.operators
@@ -140,7 +149,7 @@ class _Walk:
         fit = None
         operator = self.operators.get(node)
         if operator is not None and (node in self.cut or (self.options.producers and operator.source in self.tainted)):
-            fit = self._refit(operator, self.paths[node])
+            fit = self._refit_once(operator, self.paths[node])
         reads = [n for n in node.all_input_nodes]
         changed = any(n in self.tainted or self._parameter_changed(n) for n in reads)
         if changed:
@@ -165,6 +174,21 @@ class _Walk:
         for step in (*path.steps, path.join):
             if step is not None and step not in self.full.values:
                 self.full.run(step)
+
+    def _refit_once(self, operator: Operator, path: Path) -> Refit | None:
+        """`_refit`, or what it gave before the run was interrupted."""
+        tensors: dict[str, Tensor] = self.small.tensors  # type: ignore[assignment]
+        before = dict(tensors)
+
+        def pack(fit: Refit | None) -> Packed:
+            changed = {name: t for name, t in tensors.items() if t is not before[name]}
+            return {"fit": None if fit is None else asdict(fit)}, changed
+
+        def unpack(about: Mapping[str, Any], changed: Mapping[str, Tensor]) -> Refit | None:
+            tensors.update({name: stored_as(tensors[name], t.to(tensors[name].device)) for name, t in changed.items()})
+            return None if about["fit"] is None else Refit(**about["fit"])
+
+        return self.state.once("layer", lambda: self._refit(operator, path), pack, unpack)
 
     def _refit(self, operator: Operator, path: Path) -> Refit | None:
         tensors: dict[str, Tensor] = self.small.tensors  # type: ignore[assignment]
@@ -262,7 +286,8 @@ class _Walk:
         operator, path = problem.operator, problem.path
         tensors: dict[str, Tensor] = self.small.tensors  # type: ignore[assignment]
         new = problem.entered(start, weight)
-        tensors[operator.weight] = operator.from_matrix(new, tensors[operator.weight])
+        old = tensors[operator.weight]
+        tensors[operator.weight] = stored_as(old, operator.from_matrix(new, old))
         if operator.bias is not None:
             name, values = operator.bias, self._bias(operator, start)[:, :, None]
             values = problem.entered(values, bias[:, :, None])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from coreprune._mapped import stored_as
 from coreprune._shapes import Float, Int, Tensor
 from coreprune.coreset import bilinear_map, held_out_curve
 from coreprune.coreset.held_out import RIDGES
@@ -64,7 +65,8 @@ def mixed_start(
     out = dict(start)
     for name, mix in mixes.items():
         operator, weight = operators[name], start[name]
-        out[name] = operator.from_matrix(mix.weight(operator.matrix(weight)[0].double())[None], weight)
+        new = operator.from_matrix(mix.weight(operator.matrix(weight)[0].double())[None], weight)
+        out[name] = stored_as(weight, new)
         if operator.bias is not None:
             bias = start[operator.bias]
             out[operator.bias] = mix.weight(bias.double()[:, None])[:, 0].to(bias)

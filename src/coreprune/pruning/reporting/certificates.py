@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,17 +49,42 @@ def embedded(traced: Traced, removed: Removed, operators: Mapping[str, Operator]
 
     Tensors of grouped convolutions whose sections are cut differently keep the original's values; no theorem uses them.
     """
-    before, after = traced.tensors, {}
-    for name, tensor in tensors_of(removed.model).items():
-        cuts = {dim: mask for (param, dim), mask in removed.masks.items() if param == name}
-        after[name] = before[name]
-        if all(mask.dim() == 1 for mask in cuts.values()):
-            axes = [
-                cuts.get(d, torch.ones(n, dtype=torch.bool)).nonzero()[:, 0] for d, n in enumerate(before[name].shape)
-            ]
-            after[name] = torch.zeros_like(before[name])
-            after[name][torch.meshgrid(*axes, indexing="ij") if axes else ...] = tensor
-    return Embedded(before, after, removed.masks, operators)
+    small = tensors_of(removed.model)
+    after = _Embedded(traced.tensors, small, removed.masks)
+    return Embedded(traced.tensors, after, removed.masks, operators)
+
+
+class _Embedded(Mapping[str, Tensor]):
+    """Tensors in the original's shapes, each made when it is asked for: all of them are as much as the model."""
+
+    def __init__(
+        self,
+        before: Mapping[str, Tensor],
+        small: Mapping[str, Tensor],
+        masks: Mapping[tuple[str, int], Tensor],
+    ) -> None:
+        self._before, self._small, self._masks = before, small, masks
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One tensor."""
+        before, small = self._before[name], self._small[name]
+        cuts = {dim: mask for (param, dim), mask in self._masks.items() if param == name}
+        if any(mask.dim() > 1 for mask in cuts.values()):
+            return before
+        if not cuts:
+            return small
+        out = torch.zeros_like(before)
+        axes = [cuts.get(d, torch.ones(n, dtype=torch.bool)).nonzero()[:, 0] for d, n in enumerate(before.shape)]
+        out[torch.meshgrid(*axes, indexing="ij")] = small
+        return out
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+        return iter(self._small)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._small)
 
 
 def group_report(traced: Traced, decision: Decision, change: Embedded | None, delta: float) -> GroupReport:
