@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from coreprune import _ranks
 from coreprune._progress import Clock, Progress, silent
 from coreprune._twin import guarded
 from coreprune.errors import InputError
@@ -23,6 +24,7 @@ from coreprune.pruning.controlled import certificate, first_size, set_aside, sma
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import Shelf, bytes_of
+from coreprune.pruning.over_ranks import agree_on, agree_on_weights, over_ranks
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
@@ -79,6 +81,7 @@ class Result:
         return self.report._repr_html_()
 
 
+@over_ranks
 @with_true_config
 @of_a_part
 @in_single_precision
@@ -166,8 +169,12 @@ def prune(
     stock: cut only what the configuration of a Hugging Face model can say, with equal widths in equal layers, so that
         `from_pretrained` reads what `save_pretrained` writes. Groups that none of its numbers sizes stay whole.
 
-    Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
-    met). All are CoreprunErrors.
+    Where torch.distributed is initialised, every process must make the call, with the same model and the same
+    arguments. The queries are those of the first process. All of them share the work, and each gets the result. They
+    wait for each other as long as the process group says (`timeout`).
+
+    Raises InputError (wrong arguments), ModelError (the model cannot be traced), BudgetError (the budget cannot be met)
+    and RankError (another process has failed). All are CoreprunErrors.
     """
     del part  # `of_a_part` has done what it asks for
     asked = repair_options(repair)
@@ -175,6 +182,8 @@ def prune(
     budget = check_settings(budget, seed, delta)
     selector = resolve(method, options is not None, queries is not None)
     training = _distill_options(distill, queries, checkpoint)
+    if training is not None and _ranks.world() > 1:
+        raise InputError("distill trains in one process. Leave it out here, and train the pruned model as you like.")
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     check_risk(budget, queries, training is not None)
@@ -208,6 +217,7 @@ def prune(
             tokenizer=tokenizer,
             memory=memory,
         )
+        agree_on(traced, settings.as_dict())
         calibration = exam = None
         by_queries = queries is not None and _by_queries(selector, budget)
         if by_queries or options is not None or training is not None:
@@ -225,6 +235,7 @@ def prune(
         else:
             pruned, compared = _pruned(traced, settings, calibration, clock)
         small = pruned.removed.model
+        agree_on_weights(small)
         if calibration is not None and training is not None:
             with clock("distill"):
                 distill_(
@@ -265,6 +276,7 @@ def _pruned(
     return pruned, compared
 
 
+@over_ranks
 @of_a_part
 @in_single_precision
 def make_plan(
@@ -309,6 +321,7 @@ def make_plan(
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
         more: dict[str, Any] = {"tokenizer": tokenizer, "memory": memory}
         settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics, **more)
+        agree_on(traced, settings.as_dict())
         calibration = None
         if queries is not None and _by_queries(selector, budget):
             asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)

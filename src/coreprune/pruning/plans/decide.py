@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
+from coreprune import _ranks
 from coreprune._example import describe_example
 from coreprune._progress import Progress
 from coreprune.coreset import Coreset, FunctionalCoreset
+from coreprune.errors import RankError
 from coreprune.graph import Group, Traced
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.curves import widths_curve
 from coreprune.pruning.allocation.spending import CostFunction
+from coreprune.pruning.calibration.statistics import Read, owners
 from coreprune.pruning.layer.read import read_layer
 from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.plans.cut_ranking import choose
@@ -33,8 +36,9 @@ class Decision:
     the first k units of that order are kept; None without queries. held_out: (n+1,) the same on queries that the order
     and the refit have not seen; None with fewer than two queries. estimated: whether the errors are scaled by what some
     whole patches show (T14). readers: what reads the group, if it can be needed once widths are allocated; their
-    moments are most of the memory of a run. entry, coreset: what stays at the allocated width; None as long as no width
-    is allocated.
+    moments are most of the memory of a run. owner: of several processes, the one that has ranked the group; it alone
+    has the readers, and can cut the ranking. entry, coreset: what stays at the allocated width; None as long as no
+    width is allocated.
     """
 
     group: Group
@@ -43,25 +47,40 @@ class Decision:
     held_out: Tensor | None = None
     estimated: bool = False
     readers: tuple[Reader, ...] = ()
+    owner: int = 0
     entry: GroupPlan | None = None
     coreset: Coreset | None = None
 
 
-def rank(
-    traced: Traced, selector: Selector, readers: Iterable[tuple[str, tuple[Reader, ...]]], seed: int, tell: Progress
-) -> dict[str, Decision]:
+@dataclass(frozen=True)
+class _Elsewhere:
+    """Stands for the rule of a ranking that another process has made, and that stays there."""
+
+    owner: int
+
+    def __call__(self, k: int) -> Coreset:
+        """Raise RankError."""
+        raise RankError(f"process {self.owner} has made this ranking, so it cannot be cut to {k} units here.")
+
+
+def rank(traced: Traced, selector: Selector, readers: Iterable[Read], seed: int, tell: Progress) -> dict[str, Decision]:
     """Rank the units of every free group.
 
     readers: names of groups and what reads them, from the queries, one after the other; empty without queries. If a
-    group comes twice, the second time counts.
+    group comes twice, the second time counts. Of several processes, each ranks the groups that are its own (`owners`),
+    some at a time, so that none waits for another one's group. At the end they tell each other.
     """
     generator = torch.Generator().manual_seed(seed)
     # Who needs no queries draws in the order of the groups, whatever the order in which the readers come.
     early = {} if selector.reads else {n: ranking_of(selector, _layer(traced, n), generator) for n in traced.free}
-    out: dict[str, Decision] = {}
+    out: dict[str, Decision | None] = {}
     others = ((name, ()) for name in traced.free if name not in out)
-    for name, found in chain(readers, others):
+    owner = owners(traced.free)
+    for name, found in chain(_some_at_a_time(iter(readers)), others):
         tell("select", len(out), len(traced.free))
+        if found is None or owner[name] != _ranks.rank():
+            out[name] = None
+            continue
         group, ranking = traced.free[name], early.get(name)
         layer = _layer(traced, name, found)
         if ranking is None:
@@ -75,8 +94,32 @@ def rank(
             unseen,
             any(reader.patches is not None for reader in found),
             found if again else (),
+            owner[name],
         )
-    return {name: out[name] for name in traced.free}
+    return _shared({name: out[name] for name in traced.free}, traced.free)
+
+
+def _some_at_a_time(readers: Iterator[Read]) -> Iterator[Read]:
+    """The same. With several processes, the walk over the queries, for which all of them meet, goes ahead until each
+    has about two groups to rank."""
+    if _ranks.world() == 1:
+        yield from readers
+        return
+    while waiting := list(islice(readers, 2 * _ranks.world())):
+        while waiting:
+            yield waiting.pop(0)
+
+
+def _shared(mine: Mapping[str, Decision | None], free: Mapping[str, Group]) -> dict[str, Decision]:
+    """The decisions of all processes. Those of others come without what only the owner needs."""
+    told = {}
+    for name, one in mine.items():
+        if one is not None:
+            rule = one.ranking.rule and _Elsewhere(one.owner)
+            ranking = replace(one.ranking, rule=rule)
+            told[name] = (ranking, one.curve, one.held_out, one.estimated, (), one.owner)
+    everyone = {name: parts for each in _ranks.gathered("the rankings", told) for name, parts in each.items()}
+    return {name: one or Decision(free[name], *everyone[name]) for name, one in mine.items()}
 
 
 def _layer(traced: Traced, name: str, readers: tuple[Reader, ...] = ()) -> LayerWeights:
@@ -96,12 +139,18 @@ def decide(
     ranked: from `rank`. Groups that were locked after that are left out. cost: the caller's own, if there is one.
     """
     curves = _error_by_width(traced.free, ranked)
-    widths = allocate(budget, list(traced.groups), cost or traced.cost_model, curves, tell)
-    decided = {}
+    # The caller's cost may be measured, so that it differs from process to process.
+    widths = _ranks.from_first(
+        "the widths", lambda: allocate(budget, list(traced.groups), cost or traced.cost_model, curves, tell)
+    )
+    told = {}
     for name, group in traced.free.items():
-        entry, coreset = choose(group, ranked[name].ranking, widths[name])
-        decided[name] = _measured(replace(ranked[name], group=group, entry=entry, coreset=coreset))
-    return decided
+        if ranked[name].owner == _ranks.rank():
+            entry, coreset = choose(group, ranked[name].ranking, widths[name])
+            one = _measured(replace(ranked[name], group=group, entry=entry, coreset=coreset))
+            told[name] = {"entry": entry, "coreset": coreset, "curve": one.curve}
+    everyone = {name: parts for each in _ranks.gathered("the cuts", told) for name, parts in each.items()}
+    return {name: replace(ranked[name], group=group, **everyone[name]) for name, group in traced.free.items()}
 
 
 def _measured(decision: Decision) -> Decision:
