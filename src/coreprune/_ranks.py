@@ -192,8 +192,9 @@ def _joined(device: torch.device) -> _Together:
         dist.all_gather_object(hosts, platform.node(), group=group)
     except Exception as error:
         raise RankError(
-            f"not all of the {dist.get_world_size()} processes came to this run ({first_line(error)}). In an initialised "
-            "process group every process must make the call; to make it in one alone, destroy the group before."
+            f"not all of the {dist.get_world_size()} processes came to this run ({first_line(error)}). In an "
+            "initialised process group every process must make the call; to make it in one alone, destroy the group "
+            "before."
         ) from error
     now.neighbours = hosts.count(platform.node())
     return now

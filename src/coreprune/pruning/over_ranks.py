@@ -87,7 +87,8 @@ def _sums(model: Any) -> dict[str, tuple[Any, ...]]:
 
 def _checksum(tensor: Tensor) -> int:
     with suppress(RuntimeError, TypeError, NotImplementedError):  # a tensor without such a memory, e.g. quantised
-        return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return zlib.crc32(memoryview(flat.numpy()))
     return 0
 
 

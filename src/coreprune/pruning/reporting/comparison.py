@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -84,10 +85,10 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
             chosen = [read((args, kwargs), output) for output in pairs[0]]
             if chosen[0] is not None and chosen[1] is not None:
                 classes += (chosen[0].argmax(dim=1) == chosen[1].argmax(dim=1)).tolist()
-    told = _ranks.gathered("the comparison", (alike, errors, [x.cpu() for x in sums], classes))
-    if not all(fits for fits, *_ in told):
+    if not all(_ranks.gathered("the comparison", alike)):
         return None
-    errors, sums, classes = ([x for each in told for x in each[i]] for i in (1, 2, 3))
+    errors, sums = (list(chain(*_ranks.gathered("the comparison", [x.cpu() for x in each]))) for each in (errors, sums))
+    classes = list(chain(*_ranks.gathered("the comparison", classes)))
     total, square, count = torch.stack(sums).sum(dim=0).unbind(dim=1)
     variance = square / count - (total / count).square()
     relative = torch.stack(errors) / torch.where(variance > 0, variance, 1.0)
