@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 import coreprune
-from coreprune.cli import options, show
+from coreprune.cli import options, processes, show
 from coreprune.errors import CoreprunError
 
 _ORDER = ("prune", "inspect", "report", "certify", "bench", "export", "demo")
@@ -35,7 +35,8 @@ class Commands(TyperGroup):
             with _quiet_torch():
                 return super().invoke(ctx)
         except CoreprunError as error:
-            errors.print("error", style="bold red", end=" ")
+            number = processes.number()  # torchrun shows what all of them say
+            errors.print("error" if number is None else f"error in process {number}:", style="bold red", end=" ")
             for text in (str(error), *getattr(error, "__notes__", ())):
                 errors.print(text, markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None

@@ -88,7 +88,8 @@ def _sums(model: Any) -> dict[str, tuple[Any, ...]]:
 def _checksum(tensor: Tensor) -> int:
     with suppress(RuntimeError, TypeError, NotImplementedError):  # a tensor without such a memory, e.g. quantised
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return zlib.crc32(memoryview(flat.numpy()))
+        data: Any = flat.numpy()  # a buffer, which its type does not say in Python 3.11
+        return zlib.crc32(data)
     return 0
 
 
