@@ -86,7 +86,7 @@ def fitted(
     features, share = start.shape[2], share or Share(range(len(batches)))
     if len(batches) * sum(x.numel() for x in batches[0]) <= _HELD:
         batches = list(batches)
-    if features > _MANY and 2 * _count([x.shape[1] for x, _, _ in batches], share) < features:
+    if features > _MANY and 2 * _sum(float(sum(x.shape[1] for x, _, _ in batches)), share) < features:
         # The refit changes the weights in the span of the rows alone, which is small here, so it is found there.
         basis = _basis([x for x, _, _ in batches], share)
         inside = Made(len(batches), partial(_in_basis, batches, basis))
@@ -153,15 +153,11 @@ def _basis(features: Sequence[Tensor], share: Share) -> Tensor:
     return _ranks.from_first("their basis", lambda: torch.linalg.qr(rows.double().mT).Q)
 
 
-def _count(numbers: Sequence[int], share: Share) -> int:
-    return round(_sum(sum(numbers), share))
-
-
 def _sum(number: float, share: Share) -> float:
     """The sum over all processes."""
     if _ranks.world() == 1:
         return number
-    total = torch.tensor(float(number if share.counts else 0.0), dtype=torch.float64)
+    total = torch.tensor(number if share.counts else 0.0, dtype=torch.float64)
     _ranks.total_("a sum", [total])
     return float(total)
 
