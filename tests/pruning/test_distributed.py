@@ -146,7 +146,7 @@ def test_every_batch_is_run_once(n, world, monkeypatch):
     assert all(share.numbers for share in shares)
 
 
-def test_groups_go_to_who_has_the_least_to_do(monkeypatch, unchecked):  # noqa: ARG001
+def test_groups_go_to_who_has_the_least_to_do(monkeypatch, unchecked):
     monkeypatch.setattr(ranks, "world", lambda: 2)
 
     class Sized:
