@@ -124,19 +124,23 @@ def gathered(what: str, value: T) -> list[T]:
 
 
 def from_first(what: str, make: Callable[[], T]) -> T:
-    """What the first process makes, in all of them. A CoreprunError that `make` raises there is raised in all."""
+    """What the first process makes, in all of them. A CoreprunError that `make` raises there is raised in all.
+
+    The first process does this alone: nothing inside of `make` meets the others.
+    """
     now = _NOW.get()
     if now is None:
         return make()
     value: Any = None
     failed: CoreprunError | None = None
     if now.rank == 0:
+        token = _NOW.set(None)
         try:
             value = make()
-        except RankError:
-            raise
         except CoreprunError as error:
             failed = error
+        finally:
+            _NOW.reset(token)
     box: list[Any] = [_packed((value, failed)) if now.rank == 0 else None]
     _meet(now, what)
     with _wire(now, what):

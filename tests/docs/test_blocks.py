@@ -105,8 +105,8 @@ def test_only_installing_and_several_machines_are_not_run():
         "pip install coreprune",
         "pip install 'coreprune[cli,report]'",
         "pip install '.[demo,onnx]'",
-        "torchrun --nnodes=4 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=first:29500 --rdzv-id=1 -m coreprune "
-        "prune mydecoder:net --macs 0.7 --timeout 7200 --out small",
+        "torchrun --nnodes=4 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=first:29500 --rdzv-id=1 "
+        "-m coreprune prune mydecoder:net --macs 0.7 --timeout 7200 --out small",
     }
 
 

@@ -60,6 +60,8 @@ def same() -> dict[str, tuple[str, dict[str, torch.Tensor], list[tuple[str, floa
         "cnn": prune(cnn(), torch.zeros(1, 3, 9, 9), half, queries=normal(96, 3, 9, 9), **QUICK),
         "llama": prune(llama(), *words, queries={"input_ids": texts}, tokenizer=False, **QUICK),
     }
+    asked = {"queries": normal(400, 6), "delta": 0.1, **QUICK}
+    runs["tested"] = prune(mlp(), ROW, Budget(agreement=0.8), **asked)
     found = {
         name: (r.plan.to_json(), dict(r.model.state_dict()), [(c.name, c.error) for c in r.report.compared])
         for name, r in runs.items()
