@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds the names
     from coreprune.artifact import export_int8, export_onnx, export_program, load, open_model, read_plan, save
-    from coreprune.errors import ArtifactError, BudgetError, CoreprunError, GeometryError, InputError, ModelError
+    from coreprune.errors import (
+        ArtifactError,
+        BudgetError,
+        CoreprunError,
+        GeometryError,
+        InputError,
+        ModelError,
+        RankError,
+    )
     from coreprune.finetune import Tuning, fine_tune_
     from coreprune.latency import Latency, compare_latency, measure_latency
     from coreprune.pruning import (
@@ -88,6 +96,7 @@ __all__ = [
     "Plan",
     "Queries",
     "Random",
+    "RankError",
     "Ranking",
     "Repair",
     "Report",

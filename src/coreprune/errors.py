@@ -27,6 +27,10 @@ class ArtifactError(CoreprunError):
     """An artifact cannot be written, or the one on the disk cannot be trusted."""
 
 
+class RankError(CoreprunError):
+    """In a run over several processes, another one has failed, died, fallen silent, or does not do the same."""
+
+
 def first_line(error: BaseException) -> str:
     """The type and the first line of an error from other code, short enough for a sentence."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.M | re.S)
 FILE = re.compile(r"# (\w+\.py)\n")
-NOT_RUN = ("make ", "pip install ", "git clone ")  # they make what the tests run in
+# They make what the tests run in, or need several machines.
+NOT_RUN = ("make ", "pip install ", "git clone ", "torchrun --nnodes=4 ")
 
 BLOCKS = {str(page.relative_to(ROOT)): BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES}
 SLOW = [name for name, blocks in BLOCKS.items() if any(language == "sh" for language, _ in blocks)]
@@ -93,7 +94,7 @@ def test_every_block_says_what_it_is():
         assert len(fences) == 2 * len(blocks), page
 
 
-def test_only_installing_is_not_run():
+def test_only_installing_and_several_machines_are_not_run():
     lines = [
         line for blocks in BLOCKS.values() for language, code in blocks if language == "sh" for line in code.split("\n")
     ]
@@ -104,6 +105,8 @@ def test_only_installing_is_not_run():
         "pip install coreprune",
         "pip install 'coreprune[cli,report]'",
         "pip install '.[demo,onnx]'",
+        "torchrun --nnodes=4 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=first:29500 --rdzv-id=1 "
+        "-m coreprune prune mydecoder:net --macs 0.7 --timeout 7200 --out small",
     }
 
 

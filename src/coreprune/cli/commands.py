@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 import coreprune
 from coreprune._chatter import without_chatter
 from coreprune._telling import telling
-from coreprune.cli import options, show
+from coreprune.cli import options, processes, show
 from coreprune.errors import CoreprunError
 
 _ORDER = ("prune", "inspect", "report", "certify", "bench", "export", "demo")
@@ -32,7 +32,8 @@ class Commands(TyperGroup):
             with without_chatter():
                 return super().invoke(ctx)
         except CoreprunError as error:
-            errors.print("error", style="bold red", end=" ")
+            number = processes.number()  # torchrun shows what all of them say
+            errors.print("error" if number is None else f"error in process {number}:", style="bold red", end=" ")
             for text in (str(error), *getattr(error, "__notes__", ())):
                 errors.print(text, markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from coreprune._files import check_place, refuse_taken, tidy
 from coreprune._mapped import is_mapped
 from coreprune._telling import Told, telling
 from coreprune._untrained import untrained
-from coreprune.cli import libraries, options, show, source
+from coreprune.cli import libraries, options, processes, show, source
 from coreprune.cli.commands import app, console, errors
 from coreprune.errors import ArtifactError, CoreprunError, InputError
 
@@ -306,9 +306,16 @@ def prune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT when the new artifact is complete.")
     ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Under torchrun: seconds that the processes wait for each other.")
+    ] = 1800,
     json: options.Json = False,
 ) -> None:
-    """Prune a model, and write a folder with its weights, the plan, certificates and a report."""
+    """Prune a model, and write a folder with its weights, the plan, certificates and a report.
+
+    Under torchrun all processes share the work, and the first one writes.
+    """
+    from coreprune import _ranks
     from coreprune.artifact import save
     from coreprune.pruning import Budget
     from coreprune.pruning import prune as run
@@ -322,28 +329,39 @@ def prune(
     axis = options.batch_axis(batch_axis)
     specs, chosen = options.known_queries(queries or ["auto"]), options.known_method(method)
     out = Path(os.path.realpath(out))
-    unfinished = Unfinished.beside(out, resume, overwrite)
-    tidy(out)
-    check_place(out, overwrite)
-    # What the user's code prints goes to standard error, so that standard output stays clean for --json.
-    with unfinished.explained(out), redirect_stdout(sys.stderr), telling(True, log_) as tell:
+    with ExitStack() as stack:
+        first = stack.enter_context(processes.joined(timeout))
+        alone = processes.number() is None
+        unfinished = Unfinished(out)
+        if first:
+            unfinished = Unfinished.beside(out, resume, overwrite)
+            tidy(out)
+            check_place(out, overwrite)
+            stack.enter_context(unfinished.explained(out))
+        # What the user's code prints goes to standard error, so that standard output stays clean for --json.
+        stack.enter_context(redirect_stdout(sys.stderr))
+        tell = stack.enter_context(telling(first, log_ if first else None))
         model, given = source.load(source_, weights, shape or [], example)
-        if untrained(model):
+        if first and untrained(model):
             log.warning(
                 "the weights look as initialisation draws them: no training shows in any of them. What is pruned from "
                 "random weights is worth nothing. Load the trained ones: --weights FILE, or inside of the factory."
             )
         words = libraries.tokenizer(tokenizer, source_)
-        read = reading(model, given, text, words, seed, axis)
-        exam = None if labelled is None else Exam.of(model, given, labelled, tell, axis)
-        spec = source.queries(specs, model, given, seed, unfinished.queries, tell, axis, words)
+        read = reading(model, given, text, words, seed, axis) if first else None
+        exam = Exam.of(model, given, labelled, tell, axis) if first and labelled is not None else None
+        spec = _ranks.from_first(
+            "the queries", lambda: source.queries(specs, model, given, seed, unfinished.queries, tell, axis, words)
+        )
         result = run(
             model, given, budget, chosen, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
             also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words, memory=memory,
-            stock=stock, resume=unfinished.folder if any(map(is_mapped, model.parameters())) else None,
+            stock=stock, resume=unfinished.folder if alone and any(map(is_mapped, model.parameters())) else None,
         )  # fmt: skip
+        if not first:
+            return
         extra = measured(model, result.model, given, exam, measure, result.report.macs, tell, axis, read)
         tell.note("measured", **_measures(extra))
         found_by = {

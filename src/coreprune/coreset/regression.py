@@ -39,10 +39,7 @@ class LeastSquares:
             # Sums are taken around the mean of the first chunk, so that large means cause no cancellation.
             keep = 1.0 if self.intercept else 0.0
             self._shift_x, self._shift_y = (keep * t.mean(1, keepdim=True, dtype=torch.float64) for t in (x, y))
-            self._sum_x, self._sum_y = torch.zeros_like(self._shift_x), torch.zeros_like(self._shift_y)
-            self._xx = self._shift_x.new_zeros(x.shape[0], x.shape[2], x.shape[2])
-            self._yx = self._shift_x.new_zeros(x.shape[0], y.shape[2], x.shape[2])
-            self._yy = self._shift_x.new_zeros(x.shape[0], y.shape[2])
+            self._empty(x.shape[2], y.shape[2])
         x, y = _minus(x, self._shift_x), _minus(y, self._shift_y)
         self.rows, self._factor = self.rows + x.shape[1], None
         self._sum_x += x.sum(1, keepdim=True)
@@ -50,6 +47,12 @@ class LeastSquares:
         _add_gram_(self._xx, x)
         self._yx.baddbmm_(y.mT, x)
         self._yy += y.square().sum(1)
+
+    def _empty(self, f: int, o: int) -> None:
+        """Sums over no rows, around the shifts."""
+        g, zeros = self._shift_x.shape[0], self._shift_x.new_zeros
+        self._sum_x, self._sum_y = torch.zeros_like(self._shift_x), torch.zeros_like(self._shift_y)
+        self._xx, self._yx, self._yy = zeros(g, f, f), zeros(g, o, f), zeros(g, o)
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means (g, f) and (g, o), and XᵀX (g, f, f) and YᵀX (g, o, f) per row, central if there is an intercept."""
@@ -105,6 +108,36 @@ class LeastSquares:
         for name in ("_sum_x", "_sum_y", "_xx", "_yx", "_yy"):
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
+
+    def around_(self, x: Float[Tensor, "g 1 f"], y: Float[Tensor, "g 1 o"]) -> None:
+        """Take the sums around other points, x of the features and y of the targets; nothing else changes.
+
+        Sums that were taken around the same points add up. Without an intercept the points are zero.
+        """
+        if self._shift_x.numel() == 0:
+            self._shift_x, self._shift_y = x.clone(), y.clone()
+            self._empty(x.shape[2], y.shape[2])
+            return
+        to_x, to_y = self._shift_x - x, self._shift_y - y
+        self._xx += self._sum_x.mT @ to_x + to_x.mT @ self._sum_x + self.rows * (to_x.mT @ to_x)
+        self._yx += self._sum_y.mT @ to_x + to_y.mT @ self._sum_x + self.rows * (to_y.mT @ to_x)
+        self._yy += (2 * to_y * self._sum_y + self.rows * to_y.square())[:, 0]
+        self._sum_x += self.rows * to_x
+        self._sum_y += self.rows * to_y
+        self._shift_x, self._shift_y, self._factor = x.clone(), y.clone(), None
+
+    @property
+    def points(self) -> tuple[Float[Tensor, "g 1 f"], Float[Tensor, "g 1 o"]]:
+        """The points around which the sums are taken."""
+        return self._shift_x, self._shift_y
+
+    def sums(self, targets_only: bool = False) -> list[Tensor]:
+        """The sums themselves. Over parts of the rows, and around the same points, they add up.
+
+        targets_only: without those over X alone.
+        """
+        of_targets = [self._sum_y, self._yx, self._yy]
+        return of_targets if targets_only else [self._sum_x, self._xx, *of_targets]
 
     def retarget(self) -> LeastSquares:
         """The same X with empty sums over Y, to be filled by `add_targets`."""

@@ -17,9 +17,11 @@ from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.configured import with_true_config
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import bytes_of
+from coreprune.pruning.over_ranks import agree_on, over_ranks
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.settings import asked_queries
 from coreprune.pruning.stages import carry_out, descend_, repair_
 from coreprune.pruning.tracing import trace
 from coreprune.pruning.validate import (
@@ -32,6 +34,7 @@ from coreprune.pruning.validate import (
 )
 
 
+@over_ranks
 @with_true_config
 @of_a_part
 @in_single_precision
@@ -86,6 +89,8 @@ def apply_plan(
                 f"the plan lets channels of {entered} leave, which enter the statistics of a norm. If it was made with "
                 "norm_statistics=True, apply it with that, too."
             )
+        said = {"norm_statistics": norm_statistics, "batch_axis": batch_axis, "repair": options, "n_queries": n_queries}
+        agree_on(traced, {**said, "plan": plan, "queries": asked_queries(queries)})
         pruned = carry_out(traced, plan)
         if pruned.removed.locked:
             name, reason = next(iter(pruned.removed.locked.items()))

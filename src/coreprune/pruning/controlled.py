@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune import _ranks
 from coreprune._progress import Clock
 from coreprune.coreset import Certificate
 from coreprune.errors import BudgetError, InputError
@@ -59,9 +60,13 @@ class Exam:
         return level_of(self.budget)
 
     def losses(self, model: nn.Module, small: nn.Module, queries: Queries) -> Tensor:
-        """(n,) of some queries, bool or in [0, 1]."""
-        metric = self.budget.metric
-        return other_answers(model, small, queries) if metric is None else losses(model, small, queries, metric)
+        """(n,) of some queries, bool or in [0, 1]. Of several processes, the first one runs the models."""
+
+        def found() -> Tensor:
+            metric = self.budget.metric
+            return other_answers(model, small, queries) if metric is None else losses(model, small, queries, metric)
+
+        return _ranks.from_first("the losses", found)
 
 
 @dataclass(eq=False)
@@ -86,9 +91,33 @@ def first_size(budget: Budget, cost: CostFunction | None) -> Budget:
 def set_aside(traced: Traced, asked: Asked, budget: Budget, delta: float, seed: int) -> tuple[Asked, Exam]:
     """Divide the samples: what pruning may use, and what only the test sees. Sources make inputs for each.
 
+    Of several processes, the first one does this for all.
+
     Raises InputError if the queries are no independent draws, if they are too few to show the level, or if the loss of
     the dense model against itself shows that the budget cannot be met or not be measured.
     """
+    mine: list[Asked] = []  # what the caller gave stays in the first process: it may not be possible to send it
+
+    def divide() -> tuple[Queries, str]:
+        fitting, held_out, whole = _divided(traced, asked, budget, delta, seed)
+        mine.append(fitting)
+        return held_out, whole
+
+    held_out, whole = _ranks.from_first("the samples of the test", divide)
+    exam, level = Exam(budget, delta, held_out), level_of(budget)
+    itself = exam.losses(traced.model, traced.model, held_out.take(min(len(held_out), 8)))
+    best = upper_bound(torch.zeros(len(held_out), dtype=itself.dtype), delta)
+    if best > level:
+        raise InputError(
+            f"{_said(budget)} at delta={delta:g} {_need(level, delta)} {len(held_out)}{whole} were set aside for the "
+            f"test: the best that they can show is {1 - best if budget.kind == 'agreement' else best:.4g}. Pass more "
+            "samples, ask for less, or allow a larger delta."
+        )
+    return (mine or [asked])[0], exam
+
+
+def _divided(traced: Traced, asked: Asked, budget: Budget, delta: float, seed: int) -> tuple[Asked, Queries, str]:
+    """What pruning may use, what is set aside, and of how many that is, in words."""
     level, spec = level_of(budget), asked.spec
     axes, model = traced.captured.axes, traced.model
     generator = torch.Generator().manual_seed(seed)
@@ -119,16 +148,7 @@ def set_aside(traced: Traced, asked: Asked, budget: Budget, delta: float, seed: 
         first = min(len(given) // 2, max(_FIT, len(given) // 4))
         own, held_out = given.split(first)
         fitting, whole = replace(asked, spec=own, n=None), f" of {len(given)}"
-    exam = Exam(budget, delta, held_out)
-    itself = exam.losses(model, model, held_out.take(min(len(held_out), 8)))
-    best = upper_bound(torch.zeros(len(held_out), dtype=itself.dtype), delta)
-    if best > level:
-        raise InputError(
-            f"{_said(budget)} at delta={delta:g} {_need(level, delta)} {len(held_out)}{whole} were set aside for the "
-            f"test: the best that they can show is {1 - best if budget.kind == 'agreement' else best:.4g}. Pass more "
-            "samples, ask for less, or allow a larger delta."
-        )
-    return fitting, exam
+    return fitting, held_out, whole
 
 
 def smallest(

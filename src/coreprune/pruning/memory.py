@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from coreprune import _ranks
 from coreprune._mapped import in_file
 from coreprune.errors import InputError
 
@@ -27,10 +28,12 @@ _UNKNOWN = 4 << 30  # free bytes, where the system does not say
 def bytes_of(memory: Any) -> int:
     """A number of bytes, or text such as "8GiB", as bytes; None means half of what is free.
 
+    Of several processes on one machine, each has its part of that half.
+
     Raises InputError for anything else.
     """
     if memory is None:
-        return free_bytes() // 2
+        return free_bytes() // 2 // _ranks.neighbours()
     value: float = math.nan
     if isinstance(memory, str):
         found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*", memory)

@@ -27,6 +27,7 @@ from coreprune.pruning.controlled import certificate, first_size, set_aside, sma
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import Shelf, bytes_of
+from coreprune.pruning.over_ranks import agree_on, agree_on_weights, over_ranks, refuse_over_ranks
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
@@ -87,6 +88,7 @@ class Result:
         return self.report._repr_html_()
 
 
+@over_ranks
 @with_true_config
 @of_a_part
 @in_single_precision
@@ -184,10 +186,15 @@ def prune(
     resume: a folder for what is finished: the queries, the decision about each group, each refitted layer, the state of
         the distillation. A run that was killed goes on from there, with the same arguments, and ends with the same bits
         as one that was not, on the same machine with the same number of threads and the same `memory`. A budget of
-        agreement, another loss or time only resumes its queries. The folder is not deleted at the end. The state of another run is refused.
+        agreement, another loss or time only resumes its queries. The folder is not deleted at the end. The state of
+        another run is refused.
 
-    Raises InputError (wrong arguments), ModelError (the model cannot be traced) and BudgetError (the budget cannot be
-    met). All are CoreprunErrors.
+    Where torch.distributed is initialised, every process must make the call, with the same model and the same
+    arguments. The queries are those of the first process. All of them share the work, and each gets the result. They
+    wait for each other as long as the process group says (`timeout`).
+
+    Raises InputError (wrong arguments), ModelError (the model cannot be traced), BudgetError (the budget cannot be met)
+    and RankError (another process has failed). All are CoreprunErrors.
     """
     del part  # `of_a_part` has done what it asks for
     asked = repair_options(repair)
@@ -198,6 +205,7 @@ def prune(
         cache = cache or Path(resume) / "queries.safetensors"
         checkpoint = checkpoint or (Path(resume) / "distill.safetensors" if distill else None)
     training = _distill_options(distill, queries, checkpoint)
+    refuse_over_ranks(training is not None, resume is not None, budget)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     check_risk(budget, queries, training is not None)
@@ -232,6 +240,7 @@ def prune(
             tokenizer=tokenizer,
             memory=memory,
         )
+        agree_on(traced, settings.as_dict())
         calibration = exam = None
         state = unfinished(resume, lambda: _identity(traced, settings, example_inputs, others, queries))
         by_queries = queries is not None and _by_queries(selector, budget)
@@ -252,6 +261,7 @@ def prune(
             kept = state if pace is None else Unfinished()  # what depends on measured times is not what it was
             pruned, compared = _pruned(traced, settings, calibration, clock, pace, kept)
         small = pruned.removed.model
+        agree_on_weights(small)
         if calibration is not None and training is not None:
             with clock("distill"):
                 distill_(
@@ -298,6 +308,7 @@ def _pruned(
     return pruned, compared
 
 
+@over_ranks
 @of_a_part
 @in_single_precision
 def make_plan(
@@ -324,6 +335,7 @@ def make_plan(
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     del part  # `of_a_part` has done what it asks for
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
+    refuse_over_ranks(False, False, budget)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     if budget.kind in RISKS:
@@ -342,6 +354,7 @@ def make_plan(
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
         more: dict[str, Any] = {"tokenizer": tokenizer, "memory": memory}
         settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics, **more)
+        agree_on(traced, settings.as_dict())
         calibration = None
         if queries is not None and _by_queries(selector, budget):
             asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from coreprune import _ranks
 from coreprune._mapped import write_
 from coreprune._progress import Clock, Progress
 from coreprune.errors import ModelError, first_line
@@ -161,6 +162,7 @@ def carry_out(traced: Traced, plan: Plan) -> Pruned:
     """A smaller copy with re-weighted consumers. `removed.locked` names the groups that had to stay whole after all."""
     keep = {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
     removed = remove(traced, keep)
+    _ranks.agree("the plans", (plan.to_json(), sorted(removed.locked)))
     start = weights_after(traced, {n: entry for n, entry in plan.groups.items() if n not in removed.locked})
     pour_(removed.model, start, removed.masks)
     return Pruned(traced, plan, removed, start)
@@ -185,12 +187,13 @@ def repair_(
 
 def _mixes(pruned: Pruned, calibration: Calibration) -> dict[str, Mix]:
     """What the layers in front of products (q·k) are to compute. A plan that was made earlier has no statistics."""
-    found: dict[str, Mix] = {}
-    for decision in pruned.decisions.values():
-        if decision.coreset is not None and decision.coreset.merge is None:
+    mine: dict[str, dict[str, Mix]] = {}
+    for name, decision in pruned.decisions.items():
+        if decision.owner == _ranks.rank() and decision.coreset is not None and decision.coreset.merge is None:
             kept = decision.coreset.indices.cpu()
-            found |= mix_of(decision.group, decision.readers, kept, calibration.operators)
-    return found
+            mine[name] = mix_of(decision.group, decision.readers, kept, calibration.operators)
+    everyone = {name: found for each in _ranks.gathered("the products", mine) for name, found in each.items()}
+    return {weight: mix for name in pruned.decisions for weight, mix in everyone.get(name, {}).items()}
 
 
 def descend_(
@@ -210,21 +213,29 @@ def descend_(
             log.info("no block descent: it would take long. Ask for it with Repair(descent=True).")
             return ()
         chosen = cheap
-    generator = torch.Generator().manual_seed(seed)
-    try:
-        both = twins(pruned.traced, pruned.removed, calibration.queries, chosen, generator)
-        if isinstance(both, str):
-            log.info("no block descent: %s", both)
-            return ()
-        changed, done = descend(both, chosen, generator, tell)
-    except Exception as error:
-        if options.descent is not None:
-            raise ModelError(
-                f"the block descent fails: {first_line(error)}. Leave it out: Repair(descent=False)."
-            ) from error
-        log.warning("no block descent: %s", first_line(error))  # nobody asked for it
-        return ()
+    asked = options.descent is not None
+    # Its steps follow each other and are small, so of several processes the first one does it for all.
+    changed, done = _ranks.from_first("the descent", lambda: _descended(pruned, calibration, chosen, asked, seed, tell))
     mine = dict([*pruned.removed.model.named_parameters(), *pruned.removed.model.named_buffers()])
     for name, tensor in changed.items():
         write_(mine[name], tensor)
     return tuple(done)
+
+
+def _descended(
+    pruned: Pruned, calibration: Calibration, chosen: Descent, asked: bool, seed: int, tell: Progress
+) -> tuple[dict[str, Tensor], list[Descended]]:
+    """The tensors that changed, and what happened to every block. asked: whether the caller has asked for it."""
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        both = twins(pruned.traced, pruned.removed, calibration.queries, chosen, generator)
+        if not isinstance(both, str):
+            return descend(both, chosen, generator, tell)
+        log.info("no block descent: %s", both)
+    except Exception as error:
+        if asked:
+            raise ModelError(
+                f"the block descent fails: {first_line(error)}. Leave it out: Repair(descent=False)."
+            ) from error
+        log.warning("no block descent: %s", first_line(error))  # nobody asked for it
+    return {}, []

@@ -44,8 +44,8 @@ def calibrated(captured, x, batches):
 
 def worth_by_autograd(model, layer, x, blocks=1):
     """Second moment, per sample, of the gradient at a layer's output of the outputs' random projection."""
-    generator, total = torch.Generator().manual_seed(0), 0
-    for part in x.tensor_split(blocks):
+    first, total = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(0))), 0
+    for b, part in enumerate(x.tensor_split(blocks)):
         held = []
 
         def hook(m, a, y, held=held):
@@ -55,7 +55,7 @@ def worth_by_autograd(model, layer, x, blocks=1):
         handle = model.get_submodule(layer).register_forward_hook(hook)
         out = model(part)
         handle.remove()
-        noise = torch.randn(out.shape, generator=generator).to(out)
+        noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(first + b)).to(out)
         scale = out.std(correction=0) * out[0].numel() ** 0.5
         (gradient,) = torch.autograd.grad((out * noise).sum() / scale.detach(), held)
         flat = rows_of(gradient) if gradient.dim() > 2 else gradient

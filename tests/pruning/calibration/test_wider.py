@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 from torch import nn
@@ -107,17 +109,17 @@ def test_one_kind_of_text_does_not_spoil_another(monkeypatch):
     ids[0, 1], ids[1, 1] = 3, 59  # the vocabulary that the user's texts span
     other = texts(200, 40, 60, seed=1)
 
-    def error():
-        result = prune(
-            model, (ids[:1], mask[:1]), budget, queries=(ids, mask), compare=False, repair=Repair(descent=False)
-        )
+    asked = {"queries": (ids, mask), "compare": False, "repair": Repair(descent=False)}
+
+    def error(seed):
+        result = prune(model, (ids[:1], mask[:1]), budget, seed=seed, **asked)
         assert torch.equal(result.queries.args[0], ids)
         with torch.no_grad():
             return float((result.model(*other) - model(*other)).square().mean() / model(*other).var())
 
-    wide = error()
+    wide = [error(seed) for seed in range(5)]
     monkeypatch.setattr("coreprune.pruning.calibration.calibration.other_kinds", lambda *_: [])
-    assert wide < 0.7 * error()
+    assert statistics.median(w / error(seed) for seed, w in enumerate(wide)) < 0.7
 
 
 def test_kinds_take_turns_and_both_halves_have_each():

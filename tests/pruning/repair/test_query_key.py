@@ -70,13 +70,13 @@ def test_moments_are_those_of_centred_keys_and_their_gradients(way):
     keys = (keys - keys.mean(dim=1, keepdim=True)).reshape(-1, 8)
     assert torch.allclose(reader.covariance, keys.T @ keys / len(keys))
     assert reader.partner == "q.weight"
-    generator, worth = torch.Generator().manual_seed(0), 0.0
-    for part in x.chunk(2):
+    first, worth = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(0))), 0.0
+    for b, part in enumerate(x.chunk(2)):
         k = model.k(part).detach().requires_grad_()
         model.k.forward = lambda _, k=k: k
         out = model(part)
         del model.k.forward
-        noise = torch.randn(out.shape, generator=generator).to(out)
+        noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(first + b)).to(out)
         scale = out.detach().std(correction=0) * out[0].numel() ** 0.5
         (gradient,) = torch.autograd.grad((out * noise).sum() / scale, k)
         worth = worth + torch.einsum("bta,btc->ac", gradient, gradient) / len(part) / 2

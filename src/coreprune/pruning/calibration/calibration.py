@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from coreprune import _ranks
 from coreprune._progress import Progress
 from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
@@ -77,7 +78,44 @@ class Calibration:
 
 
 def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibration:
-    """Make the queries, or take those that were given. Raises what `make_queries` raises."""
+    """Make the queries, or take those that were given. Raises what `make_queries` raises.
+
+    Of several processes, the first one does this for all.
+    """
+    made = _ranks.from_first("the queries", lambda: _made(traced, asked, seed, tell))
+    found = _in_batches(traced, [made.queries, *made.others], made.fresh, made.given)
+    _ranks.agree("the batches", (len(found.batches), tuple(found.operators)))
+    if (idle := _ranks.world() - len(found.batches)) > 0 and _ranks.rank() == 0:
+        log.warning(
+            "%d of %d processes have no queries to run, because there are %d batches. Use fewer processes, or more "
+            "queries.",
+            idle, _ranks.world(), len(found.batches),
+        )  # fmt: skip
+    return replace(
+        found,
+        queries=made.mixture,
+        useful=made.useful,
+        padding=_ranks.from_first("the padding", lambda: padding(found.captured, traced.tensors, found.batches)),
+        shelf=Shelf(asked.memory),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """Queries, before they are in batches. others: as many of every other kind. mixture: of all kinds, in random order.
+
+    The rest is as in `Calibration`.
+    """
+
+    queries: Queries
+    fresh: Queries | None
+    others: list[Queries]
+    mixture: Queries
+    given: Queries
+    useful: bool
+
+
+def _made(traced: Traced, asked: Asked, seed: int, tell: Progress) -> _Made:
     model, spec, cache = traced.model, asked.spec, asked.cache
     generator = torch.Generator().manual_seed(seed)
     axes = traced.captured.axes
@@ -103,15 +141,8 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
         log.warning(
             "with a single query nothing can be checked on another one, so no layer is refitted. Pass more queries."
         )
-    found = _in_batches(traced, [queries, *others], fresh, given)
-    if others:
-        found = replace(found, queries=functools.reduce(operator.add, others, queries).shuffled(generator))
-    return replace(
-        found,
-        useful=useful,
-        padding=padding(found.captured, traced.tensors, found.batches),
-        shelf=Shelf(asked.memory),
-    )
+    mixture = functools.reduce(operator.add, others, queries).shuffled(generator) if others else queries
+    return _Made(queries, fresh, others, mixture, given, useful)
 
 
 def _held_back(n: int) -> int:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coreprune import _ranks
 from coreprune.coreset import Fold, Patches
 from coreprune.coreset.regression import LeastSquares
 from coreprune.graph import Captured, Group, ParamSlice
+from coreprune.pruning.calibration.pooling import pool_
 from coreprune.pruning.layer.linear_maps import Operator
 from coreprune.pruning.layer.products import Product, products_of
 from coreprune.pruning.layer.weights import Reader
@@ -139,6 +141,24 @@ def add(site: Site, features: Tensor, options: Collect, batches: int, b: int) ->
 def _some(rows: Tensor, most: int) -> Tensor:
     """At most so many of the rows, evenly from the first to the last."""
     return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
+
+
+def pool_site_(site: Site, counts: bool, outputs: int | None, to: int) -> None:
+    """Give one of several processes what all of them have seen. What the others have of it is of no use after that.
+
+    counts: whether what this process has seen counts. outputs: over how many outputs errors are weighed, if any process
+    could weigh them. to: the process that needs it.
+    """
+    what, device = f"the moments of {site.group}", next(half for half in site.halves if half.rows).points[0].device
+    pool_(what, site.halves, counts, to)
+    if outputs is not None:
+        if site.worth is None or not counts:
+            site.worth = torch.zeros(outputs, outputs, dtype=torch.float64, device=device)
+        _ranks.total_(what, [site.worth], to)
+    mine = (site.kept or [], site.patches) if counts else ([], site.patches and [])
+    told = _ranks.gathered(what, mine)
+    site.kept = [x for kept, _ in told for x in kept]
+    site.patches = None if site.patches is None else [x for _, patches in told for x in patches or ()]
 
 
 def is_finite(site: Site) -> bool:

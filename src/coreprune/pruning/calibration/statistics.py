@@ -19,18 +19,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from coreprune import _ranks
 from coreprune._progress import Progress
 from coreprune.errors import InputError
-from coreprune.graph import Traced
+from coreprune.graph import Group, Traced
 from coreprune.graph.execution import Execution, last_uses, varying
 from coreprune.graph.segments import Segment, segments
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.calibration.sites import Collect, Site, add, is_finite, reader_of, sites_of
+from coreprune.pruning.calibration.sites import Collect, Site, add, is_finite, pool_site_, reader_of, sites_of
 from coreprune.pruning.layer.weights import Reader
 
 log = logging.getLogger(__name__)
 
-Read = tuple[str, tuple[Reader, ...]]  # the name of a group, and its readers
+# The name of a group, and its readers; None if another process has them.
+Read = tuple[str, tuple[Reader, ...] | None]
 
 
 class _NoGradientError(Exception):
@@ -45,44 +47,62 @@ def collect_readers(
     A reader is a linear map, or a product of two activations (q·k). A group that is only read in other ways (by a sum)
     has none. If a group comes twice, the second time counts: then the walk began again, because the model has no
     gradient.
+
+    Of several processes, each runs its share of the batches. What they have seen is added up, segment by segment, and
+    every group's readers are in the process that ranks it (`owners`).
     """
-    state = generator.get_state()
+    seed = int(torch.randint(2**62, (), generator=generator))
     try:
-        yield from _swept(traced, calibration, options, generator, tell)
+        yield from _swept(traced, calibration, options, seed, tell)
     except _NoGradientError as error:
         log.warning("output errors of all layers weigh the same, because the model has no gradient: %s", error)
-        generator.set_state(state)
-        yield from _swept(traced, calibration, replace(options, worth=False), generator, tell)
+        yield from _swept(traced, calibration, replace(options, worth=False), seed, tell)
 
 
-def _swept(
-    traced: Traced, calibration: Calibration, options: Collect, generator: torch.Generator, tell: Progress
-) -> Iterator[Read]:
+def owners(free: Mapping[str, Group]) -> dict[str, int]:
+    """Which process ranks which group: each in turn goes to the one that has the least to do, n³ for n channels."""
+    load, found = [0] * _ranks.world(), {}
+    for name, group in free.items():
+        found[name] = load.index(min(load))
+        load[found[name]] += group.size**3
+    return found
+
+
+def _swept(traced: Traced, calibration: Calibration, options: Collect, seed: int, tell: Progress) -> Iterator[Read]:
     sites = sites_of(traced.free, calibration.captured, calibration.operators)
     left = Counter(site.group for site in sites)
     yield from ((name, ()) for name in traced.free if not left[name])
     by_node: dict[fx.Node, list[Site]] = {}
     for site in sites:
         by_node.setdefault(site.operator.node, []).append(site)
-    walk = _Walk(traced.tensors, calibration, by_node, options, generator)
-    parts = segments(calibration.captured)
-    steps = walk.batches * (2 * len(parts) - 1)
+    walk = _Walk(traced.tensors, calibration, by_node, options, seed)
+    parts, owner, mine = segments(calibration.captured), owners(traced.free), walk.share.numbers
+    steps = len(mine) * (2 * len(parts) - 1)
     for i, part in enumerate(parts[:-1]):
-        for b in range(walk.batches):
-            tell("statistics", i * walk.batches + b, steps)
+        for k, b in enumerate(mine):
+            tell("statistics", i * len(mine) + k, steps)
             walk.forward(part, b)
     odd: Site | None = None
     for i, part in enumerate(reversed(parts), start=len(parts) - 1):
-        for b in range(walk.batches):
-            tell("statistics", i * walk.batches + b, steps)
-            walk.backward(part, b, last=part is parts[-1])
+        failed = ""
+        try:
+            for k, b in enumerate(mine):
+                tell("statistics", i * len(mine) + k, steps)
+                walk.backward(part, b, last=part is parts[-1])
+        except _NoGradientError as error:
+            failed = str(error) or "none of an operation"
         walk.forget(part)
         passed = [site for node in part.nodes for site in by_node.get(node, ())]
-        odd = next((site for site in passed if not is_finite(site)), odd)
+        seen = _seen(passed, failed)
+        odd = next((site for site, finite in zip(passed, seen.finite, strict=True) if not finite), odd)
         left.subtract(site.group for site in passed)
+        if odd is None:
+            for site, outputs in zip(passed, seen.outputs, strict=True):
+                walk.pool_(site, outputs, owner[site.group])
         for name in dict.fromkeys(site.group for site in passed):
             if odd is None and not left[name]:
-                yield name, tuple(walk.reader(site) for site in sites if site.group == name)
+                found = [site for site in sites if site.group == name]
+                yield name, tuple(map(walk.reader, found)) if owner[name] == _ranks.rank() else None
     tell("statistics", steps, steps)
     if odd is not None:  # the first one in the graph: what comes behind it is not finite for the same reason
         raise InputError(
@@ -91,10 +111,35 @@ def _swept(
         )
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What all processes say about the sites of a segment: whether all is finite, and for how many outputs errors were
+    weighed, if they were."""
+
+    finite: list[bool]
+    outputs: list[int | None]
+
+
+def _seen(sites: Sequence[Site], failed: str) -> _Seen:
+    """Hear the others. Raises _NoGradientError in all processes if an operation has no gradient in one of them."""
+    mine = (
+        ([], [])
+        if failed
+        else ([is_finite(s) for s in sites], [None if s.worth is None else len(s.worth) for s in sites])
+    )
+    told = _ranks.gathered("what was seen in a segment", (failed, *mine))
+    if errors := [text for text, _, _ in told if text]:
+        raise _NoGradientError(errors[0])
+    finite = [all(each) for each in zip(*(x for _, x, _ in told), strict=True)]
+    outputs = [next((n for n in each if n is not None), None) for each in zip(*(x for _, _, x in told), strict=True)]
+    return _Seen(finite, outputs)
+
+
 @dataclass(eq=False)
 class _Walk:
     """What all batches have in common, and what is kept between segments.
 
+    seed: of the projections; every batch has a generator of its own, so that it does not matter who runs it.
     values: for the nodes that later segments read, what they are for every batch, or once if it does not vary.
     taped: those of them that depend on a reader. gradients: what the segments behind have left for them, per batch.
     weighed: for every batch, whether errors could be weighed.
@@ -104,7 +149,7 @@ class _Walk:
     calibration: Calibration
     by_node: Mapping[fx.Node, list[Site]]
     options: Collect
-    generator: torch.Generator
+    seed: int
     values: dict[fx.Node, dict[int, Any]] = field(default_factory=dict)
     taped: set[fx.Node] = field(default_factory=set)
     gradients: dict[fx.Node, dict[int, Tensor]] = field(default_factory=dict)
@@ -113,19 +158,17 @@ class _Walk:
     def __post_init__(self) -> None:
         captured = self.calibration.captured
         self._moving = varying(captured)
-        self._runs = [Execution(captured, self.tensors, [batch]) for batch in self.calibration.batches]
-
-    @property
-    def batches(self) -> int:
-        """How many there are."""
-        return len(self.calibration.batches)
+        self.batches = len(self.calibration.batches)
+        self.share = _ranks.share(self.batches)
+        given = self.calibration.batches
+        self._runs = {b: Execution(captured, self.tensors, [given[b]]) for b in self.share.numbers}
 
     def forward(self, part: Segment, b: int) -> None:
         """Run one batch through a segment, and keep what later segments read."""
         run, _, _ = self._run(part, b, self.options.worth)
         for node in part.exits:
             (value,) = run.values[node]
-            if b and node not in self._moving:
+            if b != self.share.numbers[0] and node not in self._moving:
                 continue
             if isinstance(value, Tensor) and value.requires_grad:
                 self.taped.add(node)
@@ -153,6 +196,13 @@ class _Walk:
             self.values.pop(node, None)
             self.gradients.pop(node, None)
 
+    def pool_(self, site: Site, outputs: int | None, owner: int) -> None:
+        """Give the process that ranks a site's group what all processes have seen; nothing is done in a single one."""
+        if _ranks.world() > 1:
+            pool_site_(site, self.share.counts, outputs, owner)
+            if owner != _ranks.rank():
+                site.halves, site.worth, site.kept, site.patches = [], None, None, None
+
     def reader(self, site: Site) -> Reader:
         """What a site has seen, as selectors take it."""
         return reader_of(site, self.tensors, self.calibration.shelf.put)
@@ -170,7 +220,7 @@ class _Walk:
         for node in part.outer:
             run.run(node)
         for node in part.entries:
-            value = self.values[node][b if node in self._moving else 0]
+            value = self.values[node][b if node in self._moving else self.share.numbers[0]]
             if worth and node in self.taped:
                 value = inputs[node] = value.detach().requires_grad_()
             run.values[node] = [value]
@@ -213,7 +263,8 @@ class _Walk:
         if not outputs:
             return False
         padding = self.calibration.padding_of(b)
-        noise = [padding.silent(torch.randn(x.shape, generator=self.generator).to(x)) for x in outputs]
+        generator = torch.Generator().manual_seed(self.seed + b)
+        noise = [padding.silent(torch.randn(x.shape, generator=generator).to(x)) for x in outputs]
         scaled = [each / _scale(x, self._samples) for x, each in zip(outputs, noise, strict=True)]
         self._weigh(outputs, scaled, inputs, marked, b)
         return True

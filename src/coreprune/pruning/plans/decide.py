@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
+from coreprune import _ranks
 from coreprune._example import describe_example
 from coreprune._progress import Progress
+from coreprune.coreset import Coreset
+from coreprune.errors import RankError
 from coreprune.graph import Group, Traced
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.curves import widths_curve
 from coreprune.pruning.allocation.spending import CostFunction
+from coreprune.pruning.calibration.statistics import Read, owners
 from coreprune.pruning.layer.read import read_layer
 from coreprune.pruning.layer.weights import LayerWeights, Reader
 from coreprune.pruning.plans.cut_ranking import choose
@@ -26,10 +30,21 @@ from coreprune.pruning.selectors import Ranking, Selector, ranking_of
 from coreprune.pruning.unfinished import Unfinished
 
 
+@dataclass(frozen=True)
+class _Elsewhere:
+    """Stands for the rule of a ranking that another process has made, and that stays there."""
+
+    owner: int
+
+    def __call__(self, k: int) -> Coreset:
+        """Raise RankError."""
+        raise RankError(f"process {self.owner} has made this ranking, so it cannot be cut to {k} units here.")
+
+
 def rank(
     traced: Traced,
     selector: Selector,
-    readers: Iterable[tuple[str, tuple[Reader, ...]]],
+    readers: Iterable[Read],
     seed: int,
     tell: Progress,
     state: Unfinished | None = None,
@@ -37,18 +52,24 @@ def rank(
     """Rank the units of every free group.
 
     readers: names of groups and what reads them, from the queries, one after the other; empty without queries. If a
-    group comes twice, the second time counts. state: keeps the decision of every group as it is made.
+    group comes twice, the second time counts. Of several processes, each ranks the groups that are its own (`owners`),
+    some at a time, so that none waits for another one's group. At the end they tell each other. state: keeps the
+    decision of every group as it is made.
     """
     state = state or Unfinished()
     generator = torch.Generator().manual_seed(seed)
     # Who needs no queries draws in the order of the groups, whatever the order in which the readers come.
     early = {} if selector.reads else {n: ranking_of(selector, _layer(traced, n), generator) for n in traced.free}
-    out: dict[str, Decision] = {}
+    out: dict[str, Decision | None] = {}
     others = ((name, ()) for name in traced.free if name not in out)
-    for name, found in chain(readers, others):
+    owner = owners(traced.free)
+    for name, found in chain(_some_at_a_time(iter(readers)), others):
         tell("select", len(out), len(traced.free))
+        if found is None or owner[name] != _ranks.rank():
+            out[name] = None
+            continue
         group, first = traced.free[name], early.get(name)
-        out[name], after = state.once(
+        one, after = state.once(
             "group",
             lambda name=name, found=found, first=first: (
                 _ranked(traced, selector, name, found, first, generator),
@@ -57,9 +78,33 @@ def rank(
             lambda made: packed(*made),
             lambda about, tensors, group=group: unpacked(group, about, tensors),
         )
+        out[name] = replace(one, owner=owner[name])
         generator.set_state(after)
     tell("select", len(out), len(traced.free))
-    return {name: out[name] for name in traced.free}
+    return _shared({name: out[name] for name in traced.free}, traced.free)
+
+
+def _some_at_a_time(readers: Iterator[Read]) -> Iterator[Read]:
+    """The same. With several processes, the walk over the queries, for which all of them meet, goes ahead until each
+    has about two groups to rank."""
+    if _ranks.world() == 1:
+        yield from readers
+        return
+    while waiting := list(islice(readers, 2 * _ranks.world())):
+        while waiting:
+            yield waiting.pop(0)
+
+
+def _shared(mine: Mapping[str, Decision | None], free: Mapping[str, Group]) -> dict[str, Decision]:
+    """The decisions of all processes. Those of others come without what only the owner needs."""
+    told = {}
+    for name, one in mine.items():
+        if one is not None:
+            rule = one.ranking.rule and _Elsewhere(one.owner)
+            ranking = replace(one.ranking, rule=rule)
+            told[name] = (ranking, one.curve, one.held_out, one.estimated, (), one.owner)
+    everyone = {name: parts for each in _ranks.gathered("the rankings", told) for name, parts in each.items()}
+    return {name: one or Decision(free[name], *everyone[name]) for name, one in mine.items()}
 
 
 def _ranked(
@@ -102,11 +147,14 @@ def decide(
     ranked: from `rank`. Groups that were locked after that are left out. cost: the caller's own, if there is one.
     """
     widths = widths_within(traced, ranked, budget, cost, tell)
-    decided = {}
+    told = {}
     for name, group in traced.free.items():
-        entry, coreset = choose(group, ranked[name].ranking, widths[name])
-        decided[name] = _measured(replace(ranked[name], group=group, entry=entry, coreset=coreset))
-    return decided
+        if ranked[name].owner == _ranks.rank():
+            entry, coreset = choose(group, ranked[name].ranking, widths[name])
+            one = _measured(replace(ranked[name], group=group, entry=entry, coreset=coreset))
+            told[name] = {"entry": entry, "coreset": coreset, "curve": one.curve}
+    everyone = {name: parts for each in _ranks.gathered("the cuts", told) for name, parts in each.items()}
+    return {name: replace(ranked[name], group=group, **everyone[name]) for name, group in traced.free.items()}
 
 
 def widths_within(
@@ -118,7 +166,10 @@ def widths_within(
 ) -> dict[str, int]:
     """The widths that `decide` cuts to: by name of a free group, units that stay in each of its sections."""
     curves = _error_by_width(traced.free, ranked)
-    return allocate(budget, list(traced.groups), cost or traced.cost_model, curves, tell)
+    # The caller's cost may be measured, so that it differs from process to process.
+    return _ranks.from_first(
+        "the widths", lambda: allocate(budget, list(traced.groups), cost or traced.cost_model, curves, tell)
+    )
 
 
 def _measured(decision: Decision) -> Decision:

@@ -24,8 +24,9 @@ class Decision:
     the first k units of that order are kept; None without queries. held_out: (n+1,) the same on queries that the order
     and the refit have not seen; None with fewer than two queries. estimated: whether the errors are scaled by what some
     whole patches show (T14). readers: what reads the group, if it can be needed once widths are allocated; their
-    moments are most of the memory of a run. entry, coreset: what stays at the allocated width; None as long as no width
-    is allocated.
+    moments are most of the memory of a run. owner: of several processes, the one that has ranked the group; it alone
+    has the readers, and can cut the ranking. entry, coreset: what stays at the allocated width; None as long as no
+    width is allocated.
     """
 
     group: Group
@@ -34,6 +35,7 @@ class Decision:
     held_out: Tensor | None = None
     estimated: bool = False
     readers: tuple[Reader, ...] = ()
+    owner: int = 0
     entry: GroupPlan | None = None
     coreset: Coreset | None = None
 
@@ -117,4 +119,4 @@ def _unpacked(group: Group, about: Mapping[str, Any], tensors: Mapping[str, Tens
         coreset = Coreset(tensors["indices"], tensors["weights"], negative, about["draws"], merge)
     entry = group_from(group.name, about["entry"]) if "entry" in about else None
     held_out = tensors.get("held_out")
-    return Decision(group, ranking, curve, held_out, about["estimated"], (), entry, coreset)
+    return Decision(group, ranking, curve, held_out, about["estimated"], entry=entry, coreset=coreset)

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
+from coreprune import _ranks
+from coreprune._ranks import Share
 from coreprune._shapes import Float, Tensor
 from coreprune.coreset.cross_validation import checked
 from coreprune.coreset.held_out import RIDGES
 from coreprune.coreset.regression import LeastSquares
+from coreprune.pruning.calibration.pooling import pool_, pool_targets_
 
 Rows = tuple[Tensor, Tensor, Tensor]  # features (g, rows, f), targets and zeros (g, o, rows)
 
@@ -65,6 +68,7 @@ def fitted(
     rounds: int | None,
     unit: float = 1.0,
     kinds: Sequence[int] = (),
+    share: Share | None = None,
 ) -> Fit | None:
     """Fit the targets by ridge least squares, from the start.
 
@@ -74,23 +78,26 @@ def fitted(
     rounds: at most this many rounds of one-sided targets; None if more than a ReLU reads the outputs.
     unit: what every ridge is multiplied by, for a problem with fewer features than the layer has.
     kinds: the kind of the queries of every batch, from 0 on; one kind by default. An output must get better on each.
+    share: which of all batches these are, if several processes have some of them each. All get the same fit. `kinds` is
+    about all batches.
 
     Returns None if nothing is to be written: no output gets better, or there is only one batch to check on.
     """
-    features = start.shape[2]
+    features, share = start.shape[2], share or Share(range(len(batches)))
     if len(batches) * sum(x.numel() for x in batches[0]) <= _HELD:
         batches = list(batches)
-    if features > _MANY and 2 * sum(x.shape[1] for x, _, _ in batches) < features:
+    if features > _MANY and 2 * _sum(float(sum(x.shape[1] for x, _, _ in batches)), share) < features:
         # The refit changes the weights in the span of the rows alone, which is small here, so it is found there.
-        basis = torch.linalg.qr(torch.cat([x for x, _, _ in batches], dim=1).double().mT).Q  # (g, f, rows)
+        basis = _basis([x for x, _, _ in batches], share)
         inside = Made(len(batches), partial(_in_basis, batches, basis))
         fewer = basis.shape[2] / features  # the same sum of moments has a larger mean
         near = start @ basis
         found = fitted(
-            inside, near, bias, worth, intercept=intercept, ridge=ridge, rounds=rounds, unit=fewer, kinds=kinds
-        )
+            inside, near, bias, worth, intercept=intercept, ridge=ridge, rounds=rounds, unit=fewer, kinds=kinds,
+            share=share,
+        )  # fmt: skip
         return found and replace(found, weight=start + (found.weight - near) @ basis.mT)
-    by_kind = _halves(batches, intercept, kinds or [0] * len(batches))
+    by_kind = _halves(batches, intercept, kinds, share)
     fits, better = reduce(add, [half for halves in by_kind for half in halves]), None
     if ridge is not None:
         ridge = unit * ridge
@@ -98,7 +105,7 @@ def fitted(
         return None
     else:
         ridges = [unit * each for each in RIDGES]
-        found = checked(by_kind[0], start, bias, worth, ridges, by_kind[1:])
+        found = _ranks.from_first("the ridge", lambda: checked(by_kind[0], start, bias, worth, ridges, by_kind[1:]))
         ridge, better = found.ridge, found.better
         if not bool(better.any()):
             return None
@@ -112,6 +119,8 @@ def fitted(
             wanted = one_sided(said, y, zero)
             again.add_targets(x, wanted.mT)
             off += float(torch.linalg.vector_norm(said.sub_(wanted)).square())
+        pool_targets_("one-sided targets", again, share.counts)
+        off = _sum(off, share)
         solution = again.solve(start, ridge)
         weight, shift = (now.lerp(new, _BEYOND) for now, new in zip((weight, shift), solution, strict=True))
         if off > _SETTLED * last:
@@ -121,7 +130,7 @@ def fitted(
         weight, shift = torch.where(better[..., None], weight, start), torch.where(better, shift, bias)
     size = float(fits.variance().clamp_min(0).mean()) or 1.0
     before, after = (
-        (float(fits.error(w, b).mean()) if rounds is None else _off(batches, w, b)) / size
+        (float(fits.error(w, b).mean()) if rounds is None else _off(batches, w, b, share)) / size
         for w, b in ((start, bias), (weight, shift))
     )
     return Fit(weight, shift, before, after)
@@ -137,27 +146,47 @@ def one_sided(said: Tensor, y: Tensor, zero: Tensor) -> Tensor:
     return torch.where(y < zero, torch.minimum(said, zero), y)
 
 
-def _off(batches: Sequence[Rows], weight: Tensor, bias: Tensor) -> float:
+def _basis(features: Sequence[Tensor], share: Share) -> Tensor:
+    """An orthonormal basis of the rows of all batches, (g, f, rows), the same in all processes."""
+    mine = torch.cat(list(features), dim=1) if share.counts else features[0][:, :0]
+    rows = torch.cat(_ranks.gathered("the rows of a wide layer", mine), dim=1)
+    return _ranks.from_first("their basis", lambda: torch.linalg.qr(rows.double().mT).Q)
+
+
+def _sum(number: float, share: Share) -> float:
+    """The sum over all processes."""
+    if _ranks.world() == 1:
+        return number
+    total = torch.tensor(number if share.counts else 0.0, dtype=torch.float64)
+    _ranks.total_("a sum", [total])
+    return float(total)
+
+
+def _off(batches: Sequence[Rows], weight: Tensor, bias: Tensor, share: Share) -> float:
     """The mean one-sided squared error."""
     total = count = 0.0
     for x, y, zero in batches:
         said = torch.baddbmm(bias[:, :, None], weight, x.double().mT)
         total += float((said - one_sided(said, y, zero)).square().sum())
         count += said.numel()
-    return total / count
+    return _sum(total, share) / _sum(count, share)
 
 
-def _halves(batches: Sequence[Rows], intercept: bool, kinds: Sequence[int]) -> list[tuple[LeastSquares, LeastSquares]]:
+def _halves(
+    batches: Sequence[Rows], intercept: bool, kinds: Sequence[int], share: Share
+) -> list[tuple[LeastSquares, LeastSquares]]:
     """For every kind, the moments of its batches with an even number, and of those with an odd number."""
-    first, found = LeastSquares(intercept), []
-    for b, (x, y, _) in enumerate(batches):
-        if not b:
+    first, found = LeastSquares(intercept), list[list[LeastSquares]]()
+    for b, (x, y, _) in zip(share.numbers, batches, strict=True):
+        kind = kinds[b] if kinds else 0
+        if not found:
             first.add(x, y.mT)
-            found = [(first.sibling(), first.sibling()) for _ in range(max(kinds) + 1)]
-            found[kinds[0]] = (first, found[kinds[0]][1])
+            found = [[first.sibling(), first.sibling()] for _ in range(max(kinds, default=0) + 1)]
+            found[kind][b % 2] = first
         else:
-            found[kinds[b]][b % 2].add(x, y.mT)
-    return found
+            found[kind][b % 2].add(x, y.mT)
+    pool_("the moments of a layer", [half for halves in found for half in halves], share.counts)
+    return [(even, odd) for even, odd in found]
 
 
 def _together(batches: Sequence[Rows]) -> Sequence[Rows]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from coreprune import _ranks
 from coreprune._mapped import stored_as
 from coreprune._progress import Progress
 from coreprune.errors import InputError
@@ -119,10 +120,12 @@ class _Walk:
     state = Unfinished()
 
     def __init__(self, both: Cut, calibration: Calibration, options: Repair) -> None:
-        captured, batches, found = calibration.captured, calibration.batches, calibration.operators
+        captured, found = calibration.captured, calibration.operators
+        self.share = _ranks.share(len(calibration.batches))  # of several processes, each runs some of the batches
+        self.count, batches = len(calibration.batches), [calibration.batches[b] for b in self.share.numbers]
         original, masks = both.original, both.masks
         self.captured, self.masks, self.options, self.mixes = captured, masks, options, both.mixes
-        self.samples = sum(map(captured.axes.size, batches))
+        self.samples = sum(map(captured.axes.size, calibration.batches))
         self.full = Execution(captured, original, batches, calibration.shelf.put)
         # Equal tensors become the same object, so that only what changed is run again.
         same = {n: original[n] if torch.equal(t, original[n]) else t for n, t in both.start.items()}
@@ -214,7 +217,10 @@ class _Walk:
                 ridge=self.options.ridge,
                 rounds=self.options.one_sided if path.gated else None,
                 kinds=self.kinds,
+                share=self.share,
             )
+        # All processes have the same sums. They give the same weights, bit by bit, only on machines of one kind.
+        fit = _ranks.from_first("a refit", lambda: fit)
         if fit is None:
             return None
         weight = fit.weight
@@ -230,7 +236,7 @@ class _Walk:
 
         def batch(b: int) -> Rows:
             output, rows = full.batch(operator.node, b), max(self.options.rows, 16 * start.shape[2] // operator.taps)
-            at = positions_of(operator, output, rows, small.batches)
+            at = positions_of(operator, output, rows, self.count)
             source = full.batch(operator.source, b), small.batch(operator.source, b)
             return channels(operator, *source, at, alive)
 
@@ -243,6 +249,7 @@ class _Walk:
             alive,
             intercept=_has_intercept(operator, problem.path),
             ridge=self.options.ridge,
+            share=self.share,
         )
         if fit is None:
             return None
@@ -332,12 +339,15 @@ class _Problem:
         return _sign(self.scale).mT[self.groups][:, self.kept]  # (g, o, 1)
 
     def batch(self, walk: _Walk, b: int, alive: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (g, rows, f), targets, and the outputs at which the value behind the path is zero, (g, o, rows)."""
+        """Features (g, rows, f), targets, and the outputs at which the value behind the path is zero, (g, o, rows).
+
+        b: among the batches of this process.
+        """
         operator, path = self.operator, self.path
         full = walk.full.batch(path.join or operator.node, b)
         features = operator.matrix(walk.full.tensors[operator.weight]).shape[2]
         most = max(min(self.rows, max(self.rows // 2, 64 * walk.samples)), 16 * features)
-        rows = walk.padding(b).rows(operator, full, most // walk.small.batches + 1)
+        rows = walk.padding(walk.share.numbers[b]).rows(operator, full, most // walk.count + 1)
         x = operator.features(walk.small.batch(operator.source, b), rows, alive)
         y = operator.outputs(full, rows).double()
         if (mix := walk.mixes.get(operator.weight)) is not None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from coreprune._ranks import Share
 from coreprune._shapes import Float, Int, Tensor
 from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.repair.fit import Fit, Rows, fitted
@@ -44,6 +45,7 @@ def mixed(
     *,
     intercept: bool,
     ridge: float | None,
+    share: Share | None = None,
 ) -> Fit | None:
     """Fit M, and return the weights (g, o, left·taps) and the change of the biases (g, o).
 
@@ -58,7 +60,7 @@ def mixed(
         start = start.gather(2, alive[:, None, :].expand(-1, count, -1))
     worth = (by_tap.square() * scale.square()[:, :, None, None]).sum(dim=(1, 3))
     bias = torch.zeros(g, count, dtype=torch.float64, device=weight.device)
-    fit = fitted(batches, start, bias, worth, intercept=intercept, ridge=ridge, rounds=None)
+    fit = fitted(batches, start, bias, worth, intercept=intercept, ridge=ridge, rounds=None, share=share)
     if fit is None:
         return None
     return Fit(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from coreprune import _ranks
 from coreprune._batch import usual
 from coreprune._example import largest_batch, reals
 from coreprune._shapes import Float
@@ -51,14 +53,20 @@ class Apart:
 
 @torch.no_grad()
 def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
-    """Run both models on the queries, a few at a time. None if they have no outputs that can be compared."""
+    """Run both models on the queries, a few at a time. None if they have no outputs that can be compared.
+
+    Of several processes, each runs some of the queries, and all get the same result.
+    """
     errors: list[Tensor] = []  # of every query: (outputs,)
     sums: list[Tensor] = []  # (outputs, 3): sum, sum of squares, count
     classes: list[bool] = []
+    alike = True
     read = scores(model, queries)
     with quiet(model) as full, quiet(small) as left:
         size = largest_batch(next(queries.batches(2)), _BATCH, full, left)
-        for args, kwargs in queries.batches(size):
+        batches = list(queries.batches(size))
+        share = _ranks.share(len(batches))
+        for args, kwargs in (batches[b] for b in share.numbers if share.counts):
             axes = queries.axes or usual((args, kwargs))
             rows = axes.size((args, kwargs))
             outputs = [axes.rows(reals(m(*args, **kwargs)), rows) for m in (full, left)]
@@ -66,7 +74,8 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
                 (x, y) for x, y in zip(*outputs, strict=False) if x is not None and y is not None and x.shape == y.shape
             ]
             if not pairs:
-                return None
+                alike = False
+                break
             for i in range(rows):  # one at a time: in float64 the logits of a batch of texts are gigabytes
                 one = [(x[i].double(), y[i].double()) for x, y in pairs]
                 errors.append(torch.stack([(x - y).square().mean() for x, y in one]).cpu())
@@ -76,7 +85,11 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
             chosen = [read((args, kwargs), output) for output in pairs[0]]
             if chosen[0] is not None and chosen[1] is not None:
                 classes += (chosen[0].argmax(dim=1) == chosen[1].argmax(dim=1)).tolist()
-    total, square, count = torch.stack(sums).sum(dim=0).cpu().unbind(dim=1)
+    if not all(_ranks.gathered("the comparison", alike)):
+        return None
+    errors, sums = (list(chain(*_ranks.gathered("the comparison", [x.cpu() for x in each]))) for each in (errors, sums))
+    classes = list(chain(*_ranks.gathered("the comparison", classes)))
+    total, square, count = torch.stack(sums).sum(dim=0).unbind(dim=1)
     variance = square / count - (total / count).square()
     relative = torch.stack(errors) / torch.where(variance > 0, variance, 1.0)
     same = sum(classes) if len(classes) == len(relative) else None
