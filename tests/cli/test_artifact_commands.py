@@ -74,7 +74,7 @@ def test_a_bound_that_says_nothing_is_called_vacuous(small, prune, run):
 def test_certify_takes_other_inputs_of_a_source_than_pruning_saw(place, prune, run, monkeypatch):
     """Seeded like pruning, a source makes the very queries that pruning went by, and T11 would be wrong."""
     seen = []
-    module = sys.modules["coreprune.pruning.reporting.certificates"]
+    module = sys.modules["coreprune.pruning.reporting.certify"]
     real = module.agreement
 
     def spy(model, pruned, fresh, delta):

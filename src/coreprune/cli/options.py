@@ -18,7 +18,7 @@ SOURCE_HELP = (
 
 # How the help groups the options.
 MODEL, BUDGET, METHOD = "The model and its example", "The budget", "Method, queries and repair"
-MEASURED = "Measurements"
+WIDTHS, MEASURED = "Where channels may leave", "Measurements"
 
 LARGEST_SEED = (1 << 32) - 1  # numpy accepts no larger one
 

@@ -200,7 +200,7 @@ def prune(
     uniform: Annotated[
         bool,
         typer.Option(
-            help="Equal shares for all groups, and equal widths in equal groups.", rich_help_panel=options.BUDGET
+            help="Equal shares for all groups, and equal widths in equal groups.", rich_help_panel=options.WIDTHS
         ),
     ] = False,
     stock: Annotated[
@@ -208,7 +208,7 @@ def prune(
         typer.Option(
             "--stock",
             help="Cut only what the config.json of a Hugging Face model can say; equal widths.",
-            rich_help_panel=options.BUDGET,
+            rich_help_panel=options.WIDTHS,
         ),
     ] = False,
     round_to: Annotated[
@@ -216,7 +216,7 @@ def prune(
         typer.Option(
             min=1,
             help="Round widths to multiples of this; by default 8 in groups of 128 channels or more.",
-            rich_help_panel=options.BUDGET,
+            rich_help_panel=options.WIDTHS,
         ),
     ] = None,
     min_width: Annotated[
@@ -224,13 +224,13 @@ def prune(
         typer.Option(
             min=1,
             help="Smallest number of units to keep in every group.",
-            rich_help_panel=options.BUDGET,
+            rich_help_panel=options.WIDTHS,
         ),
     ] = 1,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            help="Do not prune groups whose name matches this pattern. Repeat for more.", rich_help_panel=options.BUDGET
+            help="Do not prune groups whose name matches this pattern. Repeat for more.", rich_help_panel=options.WIDTHS
         ),
     ] = None,
     repair: Annotated[
