@@ -27,7 +27,7 @@ def environment() -> dict[str, str]:
 # --- kill -9 -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[10, pytest.param(60, marks=pytest.mark.long)], ids="{} kills".format)
+@pytest.fixture(scope="module", params=[14, pytest.param(60, marks=pytest.mark.long)], ids="{} kills".format)
 def killed(request, tmp_path_factory):
     """What killed_runs.py found, the user's files before, and its folder."""
     folder = tmp_path_factory.mktemp("killed")
@@ -37,7 +37,7 @@ def killed(request, tmp_path_factory):
     save_file({name: 1.5 * t for name, t in space["net"]().state_dict().items()}, folder / "net.safetensors")
     own = everything(folder)
     script = Path(__file__).with_name("killed_runs.py")
-    call = [sys.executable, script, folder, str(request.param), "1"]
+    call = [sys.executable, script, folder, str(request.param), "4"]
     done = subprocess.run(call, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), own, folder
