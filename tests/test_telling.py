@@ -25,6 +25,7 @@ from torch import nn
 import coreprune
 from coreprune import InputError, Tuning
 from coreprune._bars import bars
+from coreprune._chatter import without_chatter
 from coreprune._telling import Lines, telling
 from coreprune.finetune import Batches
 from coreprune.pruning.distill.distill import distill_
@@ -410,3 +411,20 @@ def test_what_torch_says_to_its_developers_is_kept_out():
         [sys.executable, "-c", FAILS], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr) == ("ModelError\n", "")
+
+
+def test_a_handler_that_torch_shares_still_gets_what_others_say(caplog):
+    """pytest, and users too, may hang one handler on several loggers."""
+    torch_log, own = logging.getLogger("torch.export.of_a_test"), logging.getLogger("coreprune.of_a_test")
+    torch_log.addHandler(caplog.handler)
+    try:
+        with without_chatter():
+            torch_log.warning("chatter")
+            own.warning("ours")
+        torch_log.warning("afterwards")
+    finally:
+        torch_log.removeHandler(caplog.handler)
+    said = [record.message for record in caplog.records]
+    assert "chatter" not in said
+    assert "ours" in said
+    assert "afterwards" in said

@@ -18,17 +18,26 @@ def without_chatter() -> Iterator[None]:
     torch logs tracebacks and graphs of errors that it also raises, lists optional packages that it could not find, and
     warns that functions which it uses itself are deprecated.
     """
-    names = [name for name in list(logging.root.manager.loggerDict) if name.partition(".")[0] == "torch"]
-    handlers = {handler: handler.level for name in names for handler in logging.getLogger(name).handlers}
+    names = [name for name in list(logging.root.manager.loggerDict) if _of_torch(name)]
+    handlers = dict.fromkeys(handler for name in names for handler in logging.getLogger(name).handlers)
+
+    def ours(record: logging.LogRecord) -> bool:
+        """Whether a record is not torch's: others may use the same handlers."""
+        return record.levelno >= logging.CRITICAL or not _of_torch(record.name)
+
     try:
         for handler in handlers if "TORCH_LOGS" not in os.environ else ():
-            handler.setLevel(logging.CRITICAL)
+            handler.addFilter(ours)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             yield
     finally:
-        for handler, level in handlers.items():
-            handler.setLevel(level)
+        for handler in handlers:
+            handler.removeFilter(ours)
+
+
+def _of_torch(name: str) -> bool:
+    return name.partition(".")[0] == "torch"
 
 
 @contextmanager

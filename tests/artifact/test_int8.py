@@ -16,9 +16,9 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from coreprune import Queries, export_int8, export_onnx, make_queries
+from coreprune import Queries, _onnx, export_int8, export_onnx, make_queries
 from coreprune._twin import quiet
-from coreprune.artifact import exports, int8
+from coreprune.artifact import int8
 from coreprune.errors import ArtifactError, InputError, ModelError
 from graph.zoo import ZOO, randomise
 from small_networks import bits
@@ -309,8 +309,8 @@ def test_what_cannot_be_done_is_an_error_and_leaves_nothing(
 
 @pytest.mark.parametrize("name", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named_with_the_way_to_get_it(name, tmp_path, monkeypatch):
-    find = exports.importlib.util.find_spec
-    monkeypatch.setattr(exports.importlib.util, "find_spec", lambda n: None if n == name else find(n))
+    find = _onnx.importlib.util.find_spec
+    monkeypatch.setattr(_onnx.importlib.util, "find_spec", lambda n: None if n == name else find(n))
     with pytest.raises(ArtifactError, match=rf"needs {name}, .*pip install 'coreprune\[onnx\]'"):
         export_int8(mlp(), torch.zeros(1, 20), tmp_path / "m.onnx", draws(9, 20))
     assert not list(tmp_path.iterdir())
