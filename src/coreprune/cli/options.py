@@ -67,6 +67,13 @@ NormStatistics = Annotated[
         "as a residual stream. This is not exact; the repair does the rest.",
     ),
 ]
+Depth = Annotated[
+    bool,
+    typer.Option(
+        "--depth",
+        help="Let whole blocks leave, such as those of a transformer, where that is better than narrower layers.",
+    ),
+]
 Tokenizer = Annotated[
     Path | None,
     typer.Option(

@@ -174,6 +174,7 @@ def prune(
     part: options.Part = None,
     norm_statistics: options.NormStatistics = False,
     memory: options.Memory = None,
+    depth: options.Depth = False,
     labelled: Annotated[
         Path | None,
         typer.Option(help="Test samples (.npz with inputs and labels), to measure the accuracy."),
@@ -227,6 +228,7 @@ def prune(
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
             also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words, memory=memory,
+            depth=depth,
             stock=stock,
         )  # fmt: skip
         extra = measured(model, result.model, given, exam, measure, result.report.macs, tell, axis, read)

@@ -13,7 +13,7 @@ from torch import nn
 from coreprune._progress import Clock, Progress, silent
 from coreprune._twin import guarded
 from coreprune.errors import InputError
-from coreprune.graph import Recipe, Traced, adopt, recipe_of
+from coreprune.graph import Recipe, Traced, adopt
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import RISKS, Budget
 from coreprune.pruning.allocation.spending import CostFunction
@@ -24,13 +24,14 @@ from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import Shelf, bytes_of
 from coreprune.pruning.part import of_a_part
+from coreprune.pruning.plans.depth import without_any
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.reporting.report import Compared, Memory, Report
 from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
-from coreprune.pruning.stages import Pruned, prune_to, repair_
+from coreprune.pruning.stages import Pruned, finished, prune_to, repair_
 from coreprune.pruning.summing_up import make_report
 from coreprune.pruning.timing.pace import Pace, pace_of
 from coreprune.pruning.tracing import exclude_names, trace
@@ -38,6 +39,7 @@ from coreprune.pruning.validate import (
     check_also,
     check_cost,
     check_count,
+    check_depth,
     check_exclude,
     check_risk,
     check_settings,
@@ -109,6 +111,7 @@ def prune(
     stock: bool = False,
     tokenizer: Any = None,
     memory: int | str | None = None,
+    depth: bool = False,
 ) -> Result:
     """Make a model physically smaller without data.
 
@@ -164,6 +167,9 @@ def prune(
         in bytes or as text such as "8GiB"; half of what is free by default. The rest lies in files in the folder for
         temporary files (TMPDIR). The process takes more than that: the models, one batch, the matrices of one layer.
         The result is the same, up to rounding.
+    depth: let whole elements of module lists leave, such as the blocks of a transformer, where the errors on the
+        queries say that this is better than narrower layers. A skip connection has to lead around them on the graph.
+        What enters them passes on. The budget limits macs, params or bytes.
     stock: cut only what the configuration of a Hugging Face model can say, with equal widths in equal layers, so that
         `from_pretrained` reads what `save_pretrained` writes. Groups that none of its numbers sizes stay whole.
 
@@ -179,6 +185,7 @@ def prune(
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     check_risk(budget, queries, training is not None)
+    check_depth(depth, budget, queries, inplace)
     most = bytes_of(memory)
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
@@ -190,7 +197,7 @@ def prune(
         if stock:
             odd, budget = unsaid(traced), replace(budget, uniform=True)
             traced, excluded = traced.locking(odd), (*excluded, *odd)
-        pace = _affordable(budget, traced, cost, clock)
+        pace = _affordable(budget, traced, cost, clock, depth)
         settings = Settings(
             budget=budget,
             method=selector,
@@ -208,9 +215,10 @@ def prune(
             norm_statistics=norm_statistics,
             tokenizer=tokenizer,
             memory=memory,
+            depth=depth,
         )
         calibration = exam = None
-        by_queries = queries is not None and _by_queries(selector, budget)
+        by_queries = queries is not None and (depth or _by_queries(selector, budget))
         if by_queries or options is not None or training is not None:
             if options is None and training is None:
                 _say_what_queries_are_for(selector, queries)
@@ -240,7 +248,7 @@ def prune(
         with clock("certify"):
             report = make_report(pruned, settings, calibration, compared, tested)
         report = replace(report, seconds=clock.seconds, memory=_used(most, calibration, clock))
-        recipe = replace(recipe_of(traced.model, small), plain=traced.plain)
+        small, recipe = finished(small, traced, pruned.plan.dropped)
         rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
     if inplace:  # the last step, so that a failure before it leaves the given model unchanged
         adopt(model, small)
@@ -288,6 +296,7 @@ def make_plan(
     stock: bool = False,
     tokenizer: Any = None,
     memory: int | str | None = None,
+    depth: bool = False,
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     del part  # `of_a_part` has done what it asks for
@@ -296,6 +305,7 @@ def make_plan(
     check_cost(cost, budget)
     if budget.kind in RISKS:
         raise InputError(f"a budget of {budget.kind} tests pruned models. Call prune(); its result has the plan.")
+    check_depth(depth, budget, queries, False)
     most = bytes_of(memory)
     clock = Clock(progress or silent)
     excluded, others = check_exclude(exclude), check_also(also)
@@ -305,13 +315,13 @@ def make_plan(
         if stock:
             odd, budget = unsaid(traced), replace(budget, uniform=True)
             traced, excluded = traced.locking(odd), (*excluded, *odd)
-        pace = _affordable(budget, traced, cost, clock)
+        pace = _affordable(budget, traced, cost, clock, depth)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
-        more: dict[str, Any] = {"tokenizer": tokenizer, "memory": memory}
+        more: dict[str, Any] = {"tokenizer": tokenizer, "memory": memory, "depth": depth}
         settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics, **more)
         calibration = None
-        if queries is not None and _by_queries(selector, budget):
+        if queries is not None and (depth or _by_queries(selector, budget)):
             asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)
             calibration = gather(traced, asked, seed, clock.tell)
         return prune_to(traced, settings, calibration, clock, pace).plan
@@ -339,7 +349,9 @@ def _by_queries(selector: Selector, budget: Budget) -> bool:
     return allocates or getattr(selector, "reads", False)
 
 
-def _affordable(budget: Budget, traced: Traced, cost: CostFunction | None, clock: Clock) -> Pace | None:
+def _affordable(
+    budget: Budget, traced: Traced, cost: CostFunction | None, clock: Clock, depth: bool = False
+) -> Pace | None:
     """Raise BudgetError if the budget cannot be met. This runs before queries are made, which may take long.
 
     Returns what was measured for it, if it is one of time.
@@ -349,7 +361,10 @@ def _affordable(budget: Budget, traced: Traced, cost: CostFunction | None, clock
             return pace_of(budget, traced, clock.tell)
     if budget.kind in RISKS:
         budget = first_size(budget, cost)
-    if budget.kind != "error":
+    if depth and without_any(traced):
+        log.warning("depth=True changes nothing: %s", without_any(traced))
+        depth = False
+    if budget.kind != "error" and not depth:  # what remains without some blocks is known later
         allocate(budget, list(traced.groups), cost or traced.cost_model)
     return None
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coreprune._progress import Clock, Progress
 from coreprune.errors import ModelError, first_line
-from coreprune.graph import Removed, Traced, remove
+from coreprune.graph import Recipe, Removed, Traced, elements, passing_, recipe_of, remove, shallow, shallow_
+from coreprune.graph.elements import named
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.calibration.losses import Losses
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import Read, collect_readers
 from coreprune.pruning.plans.decide import Decision, decide, plan_of, rank, widths_within
-from coreprune.pruning.plans.plan import Plan
+from coreprune.pruning.plans.depth import shallower
+from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.plans.weights_after import pour_, weights_after
 from coreprune.pruning.repair.descent import Descended, descend
 from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
@@ -36,7 +39,8 @@ class Pruned:
     traced: the original. Groups that could not shrink after all are locked in it. plan: the plan that was carried out.
     removed: the smaller model, and which positions stayed. start: the tensors of the smaller model in the original's
     shapes, before any repair. decisions: by name of the group; empty if the plan was made earlier. fits: the repair.
-    pace: what a budget of time goes by, if there is one. met: how this model met it.
+    pace: what a budget of time goes by, if there is one. met: how this model met it. ranked: the rankings of all
+    groups, before widths were allocated; empty if the plan was made earlier.
     """
 
     traced: Traced
@@ -48,6 +52,7 @@ class Pruned:
     descended: tuple[Descended, ...] = ()
     pace: Pace | None = None
     met: MetLatency | None = None
+    ranked: Mapping[str, Decision] = field(default_factory=dict)
 
 
 def prune_to(
@@ -55,11 +60,17 @@ def prune_to(
 ) -> Pruned:
     """Select, allocate and cut. pace: what a budget of time goes by."""
     readers: Iterator[Read] = iter(())
+    losses = Losses()
     if calibration is not None:
         generator = torch.Generator().manual_seed(settings.seed)
-        readers = collect_readers(traced, calibration, Collect(), generator, clock.tell)
+        if settings.depth:
+            losses = Losses(elements(calibration.captured, traced.model)[0].values())
+        readers = collect_readers(traced, calibration, Collect(), generator, clock.tell, losses)
     with clock("select"):
         ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell)
+    if settings.depth:
+        with clock("depth"):
+            traced = shallower(traced, ranked, losses.found, settings.budget, clock.tell)
     return cut_to(traced, ranked, settings, clock, pace)
 
 
@@ -73,7 +84,7 @@ def cut_to(
     while True:
         pruned = cut_once(traced, ranked, settings, settings.budget, clock, pace)
         if not pruned.removed.locked:
-            return pruned
+            return replace(pruned, ranked=ranked)
         traced = traced.locking(pruned.removed.locked)
 
 
@@ -108,15 +119,31 @@ def carry_out(traced: Traced, plan: Plan) -> Pruned:
     keep = {name: torch.tensor(entry.kept, dtype=torch.int64) for name, entry in plan.groups.items()}
     removed = remove(traced, keep)
     start = weights_after(traced, {n: entry for n, entry in plan.groups.items() if n not in removed.locked})
+    if traced.dropped:
+        passing_(removed.model, [e.name for e in traced.dropped], traced.captured.args, traced.captured.kwargs)
     pour_(removed.model, start, removed.masks)
     return Pruned(traced, plan, removed, start)
+
+
+def finished(small: nn.Module, traced: Traced, dropped: Sequence[str]) -> tuple[nn.Module, Recipe]:
+    """The pruned model without what stands for the elements that have left, and how the dense model becomes it.
+
+    small: is changed in place. dropped: the names of the elements.
+    """
+    if not dropped:
+        return small, replace(recipe_of(traced.model, small), plain=traced.plain)
+    dense = shallow(traced.model, dropped)
+    small = shallow_(small, dropped)
+    return small, replace(recipe_of(dense, small), plain=traced.plain, dropped=tuple(dropped), rest=fingerprint(dense))
 
 
 def repair_(pruned: Pruned, calibration: Calibration, options: Repair, tell: Progress) -> tuple[Refit, ...]:
     """Refit the pruned model in place."""
     masks, mixes = pruned.removed.masks, _mixes(pruned, calibration)
     start = mixed_start(pruned.start, mixes, calibration.operators)
-    after, fits = repaired(Cut(pruned.traced.tensors, start, masks, mixes), calibration, options, tell)
+    gone = named(calibration.captured, pruned.traced.model, [e.name for e in pruned.traced.dropped])
+    cut = Cut(pruned.traced.tensors, start, masks, mixes, tuple(gone.values()))
+    after, fits = repaired(cut, calibration, options, tell)
     fits = [*(Refit(name, mix.before, mix.after, joined=False) for name, mix in mixes.items()), *fits]
     for name, tensor in after.items():
         if tensor.is_floating_point() and bool((torch.isfinite(pruned.start[name]) & ~torch.isfinite(tensor)).any()):

@@ -25,6 +25,7 @@ from coreprune.graph import Traced
 from coreprune.graph.execution import Execution, last_uses, varying
 from coreprune.graph.segments import Segment, segments
 from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.calibration.losses import Losses
 from coreprune.pruning.calibration.sites import Collect, Site, add, is_finite, reader_of, sites_of
 from coreprune.pruning.layer.weights import Reader
 
@@ -38,25 +39,38 @@ class _NoGradientError(Exception):
 
 
 def collect_readers(
-    traced: Traced, calibration: Calibration, options: Collect, generator: torch.Generator, tell: Progress
+    traced: Traced,
+    calibration: Calibration,
+    options: Collect,
+    generator: torch.Generator,
+    tell: Progress,
+    losses: Losses | None = None,
 ) -> Iterator[Read]:
     """The readers of every free group, group by group as they are done, and the groups without readers first.
 
     A reader is a linear map, or a product of two activations (q·k). A group that is only read in other ways (by a sum)
     has none. If a group comes twice, the second time counts: then the walk began again, because the model has no
     gradient.
+
+    losses: gets what the outputs lose without its elements, on the same walk.
     """
+    losses = losses or Losses()
     state = generator.get_state()
     try:
-        yield from _swept(traced, calibration, options, generator, tell)
+        yield from _swept(traced, calibration, options, generator, tell, losses)
     except _NoGradientError as error:
         log.warning("output errors of all layers weigh the same, because the model has no gradient: %s", error)
         generator.set_state(state)
-        yield from _swept(traced, calibration, replace(options, worth=False), generator, tell)
+        yield from _swept(traced, calibration, replace(options, worth=False), generator, tell, Losses())
 
 
 def _swept(
-    traced: Traced, calibration: Calibration, options: Collect, generator: torch.Generator, tell: Progress
+    traced: Traced,
+    calibration: Calibration,
+    options: Collect,
+    generator: torch.Generator,
+    tell: Progress,
+    losses: Losses,
 ) -> Iterator[Read]:
     sites = sites_of(traced.free, calibration.captured, calibration.operators)
     left = Counter(site.group for site in sites)
@@ -64,7 +78,7 @@ def _swept(
     by_node: dict[fx.Node, list[Site]] = {}
     for site in sites:
         by_node.setdefault(site.operator.node, []).append(site)
-    walk = _Walk(traced.tensors, calibration, by_node, options, generator)
+    walk = _Walk(traced.tensors, calibration, by_node, options, generator, losses)
     parts = segments(calibration.captured)
     steps = walk.batches * (2 * len(parts) - 1)
     for i, part in enumerate(parts[:-1]):
@@ -104,6 +118,7 @@ class _Walk:
     by_node: Mapping[fx.Node, list[Site]]
     options: Collect
     generator: torch.Generator
+    losses: Losses
     values: dict[fx.Node, dict[int, Any]] = field(default_factory=dict)
     taped: set[fx.Node] = field(default_factory=set)
     gradients: dict[fx.Node, dict[int, Tensor]] = field(default_factory=dict)
@@ -122,7 +137,7 @@ class _Walk:
     def forward(self, part: Segment, b: int) -> None:
         """Run one batch through a segment, and keep what later segments read."""
         run, _, _ = self._run(part, b, self.options.worth)
-        for node in part.exits:
+        for node in self._kept(part):
             (value,) = run.values[node]
             if b and node not in self._moving:
                 continue
@@ -145,12 +160,17 @@ class _Walk:
             if outputs:
                 self._weigh(list(outputs.values()), [self.gradients[n].pop(b) for n in outputs], inputs, marked, b)
         run.values.clear()
+        self.losses.forget()
 
     def forget(self, part: Segment) -> None:
         """Drop what only segments behind this one read."""
-        for node in part.exits:
+        for node in self._kept(part):
             self.values.pop(node, None)
             self.gradients.pop(node, None)
+
+    def _kept(self, part: Segment) -> list[fx.Node]:
+        """The values that segments behind read, and those that enter an element, which may end in another segment."""
+        return list(dict.fromkeys([*part.exits, *filter(self.losses.enters, part.nodes)]))
 
     def reader(self, site: Site) -> Reader:
         """What a site has seen, as selectors take it."""
@@ -178,14 +198,16 @@ class _Walk:
                 value = run.run(node)[0]
                 if collect and node in self.by_node:
                     self._add(run, node, value, b)
-                if worth and isinstance(value, Tensor) and node in self.by_node:
+                if collect and worth:
+                    self.losses.see(node, value, lambda n: self.values[n][b])
+                if worth and isinstance(value, Tensor) and (node in self.by_node or self.losses.weighs(node)):
                     # A copy in place of a view: a later in-place operation then works on another copy, and the gradient
                     # is that of the value before the operation.
                     value = value.clone() if value._is_view() else value
                     run.values[node] = [value if value.requires_grad else value.requires_grad_()]
                     marked[node] = value
                 for gone in uses[node]:
-                    if gone not in part.exits:
+                    if gone not in part.exits and not self.losses.enters(gone):
                         run.values.pop(gone, None)
         return run, inputs, marked
 
@@ -239,8 +261,10 @@ class _Walk:
             if gradient is None:
                 continue
             if node in marked:
-                for site in self.by_node[node]:
-                    _add_worth(site, gradient, self.options.window, (self._samples or len(gradient)) * self.batches)
+                samples = self._samples or len(gradient)
+                self.losses.add(node, gradient, samples, self.batches)
+                for site in self.by_node.get(node, ()):
+                    _add_worth(site, gradient, self.options.window, samples * self.batches)
             else:
                 mine = self.gradients.setdefault(node, {})
                 mine[b] = self.calibration.shelf.put(mine[b] + gradient if b in mine else gradient)

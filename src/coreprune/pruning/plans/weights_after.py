@@ -51,11 +51,14 @@ def pour_(small: nn.Module, tensors: Mapping[str, Tensor], masks: Mapping[tuple[
     """Write the kept part of full-shaped tensors into the model after surgery, in place.
 
     small: the model after surgery. tensors: by canonical name, in the original's shapes. masks: which positions of
-    every axis stayed (`Removed.masks`); on an axis that is absent, all stayed.
+    every axis stayed (`Removed.masks`); on an axis that is absent, all stayed. Tensors of elements that have left are
+    passed over.
     """
     mine = dict([*small.named_parameters(), *small.named_buffers()])
     with torch.no_grad():
         for name, tensor in tensors.items():
+            if name not in mine:
+                continue
             mine[name].copy_(cut(tensor, {dim: mask for (param, dim), mask in masks.items() if param == name}))
 
 
