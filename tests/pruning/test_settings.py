@@ -75,6 +75,7 @@ def test_every_field_is_in_the_report_and_in_a_call_that_differs_from_the_defaul
         norm_statistics=True,
         tokenizer="folder",
         memory="8GiB",
+        depth=True,
     )
     names = {f.name for f in fields(Settings)}
     assert settings.as_dict().keys() == names

@@ -23,9 +23,10 @@ from coreprune._mapped import is_mapped
 from coreprune.artifact.opening import mapped_from
 from coreprune.errors import InputError
 from coreprune.pruning.configured import is_pretrained, outputs, same
+from coreprune.pruning.fewer_layers import with_fewer_layers
 from coreprune.pruning.stock import on_meta, stock_config
 
-__all__ = ["config_of", "is_pretrained", "read_stock", "rebuild", "stock_config", "write_stock"]
+__all__ = ["config_of", "is_pretrained", "read_stock", "rebuild", "stock_config", "with_fewer_layers", "write_stock"]
 
 _ONE_FILE = "1000000GB"  # transformers splits weights above 50 GB into several files
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9_]*")

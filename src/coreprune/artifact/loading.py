@@ -17,7 +17,7 @@ from coreprune._plain import plain
 from coreprune.artifact import huggingface
 from coreprune.artifact.manifest import DTYPES, PLAN, WEIGHTS, Manifest, TensorEntry, check_file, json_of, read_manifest
 from coreprune.errors import ArtifactError, CoreprunError, InputError, ModelError, first_line
-from coreprune.graph import all_names, named_tensors, rebuilt
+from coreprune.graph import all_names, named_tensors, rebuilt, shallow
 from coreprune.pruning import Plan
 from coreprune.pruning.configured import configure_, held_by, put_refusal
 from coreprune.pruning.plans.plan import fingerprint
@@ -59,7 +59,7 @@ def load(
     held = [one for one in held_by(model) if one.name == ""]
     small = rebuilt(model, manifest.recipe, _weights(path, manifest, where))
     if held and manifest.loads_with == "transformers":
-        configure_(small, held[0], plan.groups)
+        configure_(small, held[0], plan.groups, dropped=manifest.recipe.dropped)
     elif held:
         put_refusal(small, manifest.why)
     return small.eval()
@@ -140,7 +140,7 @@ def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.
         with torch.device("meta"):
             model = dense()
         if isinstance(model, nn.Module):
-            model = plain(model, manifest.recipe.plain, values=False)
+            model = _without(plain(model, manifest.recipe.plain, values=False), manifest)
             if not _needs_values(model, manifest):
                 return model
     except ModelError as error:  # a parametrization that reads values
@@ -156,14 +156,31 @@ def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.
 
 
 def _plain(model: nn.Module, manifest: Manifest) -> nn.Module:
-    """The dense model with parameters in place of the weights that it computes. Raises InputError for another model."""
+    """The dense model with parameters in place of the weights that it computes, and without elements that left.
+
+    Raises InputError for another model.
+    """
     try:
-        return plain(model, manifest.recipe.plain, values=False)
+        return _without(plain(model, manifest.recipe.plain, values=False), manifest)
     except ModelError as error:
-        raise InputError(
-            f"this dense model is not the one that was pruned: {error} Load with the code and the settings that it was "
-            "made with."
-        ) from error
+        raise _another(error) from error
+
+
+def _without(model: nn.Module, manifest: Manifest) -> nn.Module:
+    """The model without the elements that have left. Raises InputError if it has no such elements."""
+    if not manifest.recipe.dropped:
+        return model
+    try:
+        return shallow(model, manifest.recipe.dropped)
+    except InputError as error:
+        raise _another(error) from error
+
+
+def _another(error: CoreprunError) -> InputError:
+    return InputError(
+        f"this dense model is not the one that was pruned: {error} Load with the code and the settings that it was "
+        "made with."
+    )
 
 
 def _affordable(model: nn.Module, pruned: int) -> None:
@@ -212,7 +229,7 @@ def _check_model(model: nn.Module, manifest: Manifest) -> None:
     for alias, name in manifest.aliases.items():
         if alias not in found or found[alias] is not found[name]:
             raise InputError(f"{alias} and {name} were one tensor in the model that was pruned. {settings}")
-    if fingerprint(model) != manifest.fingerprint:
+    if fingerprint(model) != (manifest.recipe.rest or manifest.fingerprint):
         raise InputError(
             f"this dense model is another architecture than the one that was pruned (fingerprint "
             f"{manifest.fingerprint}): it has further tensors. {settings}"

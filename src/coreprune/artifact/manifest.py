@@ -218,7 +218,8 @@ def _recipe(x: Any) -> Recipe:
             a, b = ((n,) if isinstance(n, int) else n for n in (before, after))
             if type(before) is not type(after) or len(a) != len(b) or any(y > x for x, y in zip(a, b, strict=True)):
                 raise ValueError(f"pruning cannot make {path}.{key} {after} out of {before}")
-    return Recipe(shapes, numbers, tuple(map(_text, x.get("plain", ()))))
+    dropped = tuple(map(_text, x.get("dropped", ())))
+    return Recipe(shapes, numbers, tuple(map(_text, x.get("plain", ()))), dropped, _text(x.get("rest", "")))
 
 
 def _number(x: Any) -> int | tuple[int, ...]:

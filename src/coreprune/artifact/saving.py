@@ -146,13 +146,16 @@ def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
         return None, str(error)
     computed = result.recipe.plain
     rebuilt = plain(huggingface.rebuild(type(model).__name__, dense), computed, values=False)
-    if fingerprint(rebuilt) != result.plan.fingerprint:
+    if fingerprint(rebuilt) != result.plan.fingerprint:  # of the dense model, with all of its blocks
         return None, "the configuration does not describe the dense model: pass a factory when loading."
     if computed:
         return dense, f"stock transformers computes weights that are plain parameters here, such as {computed[0]}."
     if result.plan.part:
         return dense, f"only {result.plan.part} was pruned, and configurations are written for whole models."
-    config, why = huggingface.stock_config(model, result.plan.groups, result.config)
+    config, why = huggingface.with_fewer_layers(type(model), result.config or model.config, result.plan.dropped)
+    if config is None:
+        return dense, why
+    config, why = huggingface.stock_config(model, result.plan.groups, config)
     if config is None:
         return dense, why
     if result.plan.example is None:
@@ -217,7 +220,7 @@ def _check_model(model: nn.Module, result: Result) -> None:
             )
     if lost := [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in state]:
         raise InputError(f"the state dict lacks the parameter {lost[0]}, so it would be lost. Keep it in there.")
-    if fingerprint(model, _dense_shapes(own, result.recipe)) != result.plan.fingerprint:
+    if fingerprint(model, _dense_shapes(own, result.recipe)) != (result.recipe.rest or result.plan.fingerprint):
         raise InputError(
             f"this {type(model).__name__} is not as prune() left it: a shape, a dtype or a name has changed, and it "
             "could not be loaded. Save it first, and change it after loading."

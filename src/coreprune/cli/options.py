@@ -83,6 +83,13 @@ NormStatistics = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Depth = Annotated[
+    bool,
+    typer.Option(
+        "--depth",
+        help="Let whole blocks leave, such as those of a transformer, where that is better than narrower layers.",
+    ),
+]
 Tokenizer = Annotated[
     Path | None,
     typer.Option(

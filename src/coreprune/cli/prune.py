@@ -269,6 +269,7 @@ def prune(
     part: options.Part = None,
     norm_statistics: options.NormStatistics = False,
     memory: options.Memory = None,
+    depth: options.Depth = False,
     labelled: Annotated[
         Path | None,
         typer.Option(
@@ -353,12 +354,13 @@ def prune(
         spec = _ranks.from_first(
             "the queries", lambda: source.queries(specs, model, given, seed, unfinished.queries, tell, axis, words)
         )
+        mapped = any(map(is_mapped, model.parameters()))
         result = run(
             model, given, budget, chosen, queries=spec, n_queries=n_queries, exclude=tuple(exclude or ()),
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
             also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words, memory=memory,
-            stock=stock, resume=unfinished.folder if alone and any(map(is_mapped, model.parameters())) else None,
+            depth=depth, stock=stock, resume=unfinished.folder if alone and not depth and mapped else None,
         )  # fmt: skip
         if not first:
             return

@@ -23,6 +23,7 @@ from coreprune._batch_trials import batch_axes
 from coreprune._example import normalise_example
 from coreprune.graph.captured import Captured, capture
 from coreprune.graph.costs import Cost, CostModel, cost
+from coreprune.graph.elements import Element, elements
 from coreprune.graph.grouping import find_groups
 from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, lock
 from coreprune.graph.lengths import Extent, extents
@@ -31,6 +32,7 @@ from coreprune.graph.rules.compute import product
 from coreprune.graph.rules.einsum_space import pointwise, statistic
 from coreprune.graph.rules.movement import move
 from coreprune.graph.rules.registry import Call, rule
+from coreprune.graph.shallow import passing_, shallow, shallow_
 from coreprune.graph.slicing import cut, kept_positions
 from coreprune.graph.surgery import Removed, adopt, probe, remove
 from coreprune.graph.traced import Traced
@@ -43,6 +45,7 @@ __all__ = [
     "Consumer",
     "Cost",
     "CostModel",
+    "Element",
     "Extent",
     "Group",
     "ParamSlice",
@@ -57,6 +60,7 @@ __all__ = [
     "cost",
     "cut",
     "describe",
+    "elements",
     "extents",
     "find_groups",
     "kept_positions",
@@ -64,6 +68,7 @@ __all__ = [
     "move",
     "named_tensors",
     "normalise_example",
+    "passing_",
     "pointwise",
     "probe",
     "product",
@@ -71,5 +76,7 @@ __all__ = [
     "recipe_of",
     "remove",
     "rule",
+    "shallow",
+    "shallow_",
     "statistic",
 ]

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -27,10 +27,12 @@ from coreprune.graph.caches import drop
 from coreprune.graph.captured import Captured, capture
 from coreprune.graph.check_inputs import BATCH, LENGTH, STYLES, Drawing, drawing
 from coreprune.graph.costs import CostModel
+from coreprune.graph.elements import Element
 from coreprune.graph.failure import failed
 from coreprune.graph.groups import Group, ParamSlice
 from coreprune.graph.ops import operation
 from coreprune.graph.replay import replay
+from coreprune.graph.shallow import passing_, shallow_
 from coreprune.graph.slicing import cut
 from coreprune.graph.verify import compare, differ, tensors, zero_masks, zeroed
 
@@ -89,6 +91,35 @@ class Check:
         if not compared:
             return "the model cannot be traced on the inputs of the check"
         return self._trained(small, own)
+
+    def without(self, gone: Sequence[Element]) -> str | None:
+        """None if the model runs without some elements, and computes what it computes when they pass on what enters.
+
+        Both ways are tried: without them in their lists (`shallow_`), and with a `Passing` in their places.
+        """
+        if self.blind:
+            return self.blind
+        names, compared = [e.name for e in gone], False
+        for inputs in self._inputs:
+            graph = self._graph(inputs)
+            args, kwargs = inputs.inputs(_SEED, self.dtype)
+            want = None
+            if graph is not None:
+                with self._ready(self.model, self._alive) as still:
+                    want = replay(graph, still, {}, {}, {e.exit.name: e.entry.name for e in gone})
+            for take in (shallow_, partial(passing_, args=args, kwargs=kwargs)):
+                try:
+                    with self._ready(self.model, self._alive) as still:
+                        take(still, names)
+                        got = tensors(still(*args, **kwargs))
+                except Exception as error:
+                    return failed(error)
+                if want is None:
+                    continue
+                compared, problem = True, compare(got[: len(want)], want, True, self._rounded)
+                if problem is not None:
+                    return problem
+        return None if compared else "the model cannot be traced on the inputs of the check"
 
     def _trained(self, small: nn.Module, own: Mapping[str, Tensor]) -> str | None:
         """What is wrong in training mode, which is run and not compared. None if the original does not run, either."""

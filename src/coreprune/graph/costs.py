@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from coreprune.graph.captured import Captured
+from coreprune.graph.elements import Element
 from coreprune.graph.groups import Group
 from coreprune.graph.tracer import Work
 from coreprune.graph.unionfind import one_thread
@@ -40,11 +41,14 @@ class CostModel:
     MAC).
     """
 
-    def __init__(self, captured: Captured, groups: Sequence[Group]) -> None:
+    def __init__(self, captured: Captured, groups: Sequence[Group], gone: Sequence[Element] = ()) -> None:
+        """gone: elements that have left, whose operations and weights cost nothing."""
         with one_thread():
-            self._collect(captured, groups)
+            self._collect(captured, groups, gone)
 
-    def _collect(self, captured: Captured, groups: Sequence[Group]) -> None:
+    def _collect(self, captured: Captured, groups: Sequence[Group], gone: Sequence[Element]) -> None:
+        idle = {n.name for element in gone for n in element.nodes}
+        lost = {name for element in gone for name in element.tensors}
         self.groups = groups
         self.names = [g.name for g in groups]
         self._sizes = np.array([g.size for g in groups], dtype=np.float64)
@@ -57,6 +61,8 @@ class CostModel:
         terms = {"macs": [], "params": [], "bytes": []}
         free = torch.tensor([g.locked_because is None for g in groups] + [False])  # the last: of no group
         for w in tracer.work:
+            if w.node in idle:
+                continue
             factor, maps = _apart(w, [set(owner[ids[ids >= 0]][free[owner[ids[ids >= 0]]]].tolist()) for ids in w.maps])
             kept = {i: self._axis(w.maps[i], owner) for i in maps}
             if w.made is not None:
@@ -65,6 +71,8 @@ class CostModel:
             terms["macs"].append((factor, list(kept.values())))
         slots = {(s.param, s.dim): s for s in [*tracer.slots.values(), *tracer.sectioned]}
         for name, (shape, dtype) in captured.tensors.items():
+            if name in lost:
+                continue
             factor, kept = 1.0, []
             for dim, n in enumerate(shape):
                 slot = slots.get((name, dim))

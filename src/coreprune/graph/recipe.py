@@ -27,6 +27,8 @@ class Recipe:
     plain: dotted names of the weights that the dense model computes, and that were made parameters first. All names are
     those of the model with plain weights (`_plain.plain`).
     shapes: canonical name of a parameter or buffer -> (shape before, shape after), for those that were cut.
+    dropped: the elements of module lists that have left, by their names in the dense model. Names of shapes and numbers
+        are those after that (`shallow`). rest: then the fingerprint of the model without them, in its dense shapes.
     numbers: dotted name of a module -> attribute -> (before, after), e.g. in_features and num_heads. A number inside of
         a container or an object that the module holds is called attribute/key.
     """
@@ -34,6 +36,8 @@ class Recipe:
     shapes: Mapping[str, tuple[Shape, Shape]]
     numbers: Mapping[str, Mapping[str, tuple[Number, Number]]]
     plain: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    rest: str = ""
 
 
 def recipe_of(model: nn.Module, small: nn.Module) -> Recipe:

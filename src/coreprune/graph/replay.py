@@ -17,11 +17,14 @@ Masks = Mapping[str, list[tuple[str, Tensor]]]
 
 
 class _Masked(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, masks: Masks) -> None:
-        super().__init__(module)
-        self._masks = masks
+    def __init__(self, module: fx.GraphModule, masks: Masks, skips: Mapping[str, str]) -> None:
+        super().__init__(module, garbage_collect_values=not skips)
+        self._masks, self._skips = masks, skips
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.name in self._skips:
+            entry = self._skips[n.name]
+            return next(value for node, value in self.env.items() if node.name == entry)
         if n.name not in self._masks:
             return super().run_node(n)
         factors = dict(self._masks[n.name])
@@ -35,7 +38,13 @@ class _Masked(fx.Interpreter):
             return getattr(self, n.op)(n.target, args, kwargs)
 
 
-def replay(captured: Captured, model: nn.Module, replaced: Mapping[str, Tensor], masks: Masks) -> list[Tensor]:
+def replay(
+    captured: Captured,
+    model: nn.Module,
+    replaced: Mapping[str, Tensor],
+    masks: Masks,
+    skips: Mapping[str, str] | None = None,
+) -> list[Tensor]:
     """Run the captured graph on its example, and return the tensors of its output.
 
     Args:
@@ -43,6 +52,7 @@ def replay(captured: Captured, model: nn.Module, replaced: Mapping[str, Tensor],
         model: where parameters and buffers come from.
         replaced: tensors to use in place of the model's own, by canonical name.
         masks: factors to multiply inputs by, before a node reads them.
+        skips: names of nodes whose value is that of an earlier node, given by its name.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **replaced}
     inputs = iter(pytree.tree_leaves((captured.args, captured.kwargs)))
@@ -55,5 +65,5 @@ def replay(captured: Captured, model: nn.Module, replaced: Mapping[str, Tensor],
             else:
                 feed.append(captured.constants[node.name] if kind == "constant" else tensors[name])
     with torch.no_grad():
-        result = _Masked(captured.graph, masks).run(*feed)
+        result = _Masked(captured.graph, masks, skips or {}).run(*feed)
     return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]

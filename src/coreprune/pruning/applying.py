@@ -22,7 +22,7 @@ from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.settings import asked_queries
-from coreprune.pruning.stages import carry_out, descend_, repair_
+from coreprune.pruning.stages import carry_out, descend_, finished, repair_
 from coreprune.pruning.tracing import trace
 from coreprune.pruning.validate import (
     check_also,
@@ -91,6 +91,8 @@ def apply_plan(
             )
         said = {"norm_statistics": norm_statistics, "batch_axis": batch_axis, "repair": options, "n_queries": n_queries}
         agree_on(traced, {**said, "plan": plan, "queries": asked_queries(queries)})
+        if plan.dropped:
+            traced = _without(traced, plan, inplace)
         pruned = carry_out(traced, plan)
         if pruned.removed.locked:
             name, reason = next(iter(pruned.removed.locked.items()))
@@ -103,7 +105,22 @@ def apply_plan(
     if inplace:
         adopt(model, pruned.removed.model)
         return model
-    return pruned.removed.model
+    return finished(pruned.removed.model, traced, plan.dropped)[0]
+
+
+def _without(traced: Traced, plan: Plan, inplace: bool) -> Traced:
+    """The model without the blocks that the plan drops. Raises InputError if it has no such blocks, or needs them."""
+    if inplace:
+        raise InputError("the plan drops blocks, which leave a copy of the model alone. Leave inplace out.")
+    found, refused = traced.elements
+    for name in plan.dropped:
+        if name not in found:
+            why = refused.get(name, "there is no such element of a list of modules")
+            raise InputError(f"the plan drops {name!r}, which this model needs: {why}. Make a plan for this model.")
+    gone = [found[name] for name in plan.dropped]
+    if problem := traced.check.without(gone):
+        raise InputError(f"the plan drops {', '.join(plan.dropped)}, and without them {problem}.")
+    return traced.dropping(gone)
 
 
 def _needs_norm_statistics(traced: Traced, plan: Plan) -> str:

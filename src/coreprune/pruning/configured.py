@@ -19,6 +19,7 @@ from coreprune._example import device_of, example_like, normalise_example
 from coreprune._twin import quiet
 from coreprune.errors import InputError, first_line
 from coreprune.graph import Traced
+from coreprune.pruning.fewer_layers import with_fewer_layers
 from coreprune.pruning.stock import Path, on_meta, said, scopes, stock_config
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,11 @@ def with_true_config(function: Callable[P, R]) -> Callable[P, R]:
         example = example_like(plan.example, device_of(small)) if example is None else example
         groups = [f"{plan.part}.{name}" if plan.part else name for name in plan.groups]
         recipe = getattr(made, "recipe", None)
+        dropped = tuple(f"{plan.part}.{name}" if plan.part else name for name in plan.dropped)
+        after = {one.name: one.places for one in held_by(small)} if dropped else {}
         for one in held:
-            configure_(small, one, groups, recipe.plain if recipe is not None else (), example)
+            now = replace(one, places=after.get(one.name, one.places))
+            configure_(small, now, groups, recipe.plain if recipe is not None else (), example, dropped)
         if given.get("stock") and (refused := vars(small).get("save_pretrained")):
             log.warning("stock=True: no configuration says the widths that were chosen: %s", refused.why)
         if not isinstance(made, nn.Module) and held[0].name == "":
@@ -135,18 +139,25 @@ def held_by(model: nn.Module) -> list[Held]:
 
 
 def configure_(
-    small: nn.Module, held: Held, groups: Iterable[str], plain: tuple[str, ...] = (), example: Any = None
+    small: nn.Module,
+    held: Held,
+    groups: Iterable[str],
+    plain: tuple[str, ...] = (),
+    example: Any = None,
+    dropped: tuple[str, ...] = (),
 ) -> None:
     """Give a pruned model of transformers in `small` its configuration, or a `save_pretrained` that refuses.
 
     held: what the dense model held. groups: names of the pruned groups. plain: parameters that the dense model
     computes. example: on this the model and one made by its class from the configuration must agree. Without, the
-    shapes are compared alone.
+    shapes are compared alone. dropped: names of the elements of lists that have left.
     """
-    put_refusal(small.get_submodule(held.name), _configured(small, held, groups, plain, example))
+    put_refusal(small.get_submodule(held.name), _configured(small, held, groups, plain, example, dropped))
 
 
-def _configured(small: nn.Module, held: Held, groups: Iterable[str], plain: tuple[str, ...], example: Any) -> str:
+def _configured(
+    small: nn.Module, held: Held, groups: Iterable[str], plain: tuple[str, ...], example: Any, dropped: tuple[str, ...]
+) -> str:
     """Why there is no configuration, or "" if the model has it now."""
     model = small.get_submodule(held.name)
     dot = f"{held.name}." if held.name else ""
@@ -154,7 +165,11 @@ def _configured(small: nn.Module, held: Held, groups: Iterable[str], plain: tupl
         return f"stock transformers computes weights that are plain parameters here, such as {plain[0]}."
     was = [(path, key, vars(model.get_submodule(path))[key]) for path, key, _ in held.places]
     try:  # the model is pruned by now: whatever its configuration does, that is not lost
-        config, why = stock_config(model, [g.removeprefix(dot) for g in groups if g.startswith(dot)], held.config)
+        gone = [name.removeprefix(dot) for name in dropped if name.startswith(dot)]
+        config, why = with_fewer_layers(type(model), held.config, gone)
+        if config is None:
+            return why
+        config, why = stock_config(model, [g.removeprefix(dot) for g in groups if g.startswith(dot)], config)
         if config is None:
             return why
         before = None if example is None else outputs(small, example)

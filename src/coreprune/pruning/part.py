@@ -16,7 +16,7 @@ from coreprune._example import describe_example, device_of, example_like, normal
 from coreprune._plain import computed, plain
 from coreprune._twin import duplicate, guarded, quiet
 from coreprune.errors import InputError, ModelError, first_line
-from coreprune.graph import Recipe, adopt
+from coreprune.graph import Recipe, adopt, shallow
 from coreprune.pruning.allocation.budget import RISKS
 from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.settings import EXAMPLES, asked_queries
@@ -208,10 +208,13 @@ def _of_the_whole(made: Any, model: nn.Module, whole: nn.Module, name: str, give
         "batch_axis": given.get("batch_axis", "auto"),
     }
     settings = replace(made.report.settings, part=name, **asked)
+    dropped = tuple(f"{name}.{key}" for key in made.recipe.dropped)
     recipe = Recipe(
         {f"{name}.{key}": value for key, value in made.recipe.shapes.items()},
         {f"{name}.{key}" if key else name: value for key, value in made.recipe.numbers.items()},
         tuple(f"{name}.{key}" for key in made.recipe.plain),
+        dropped,
+        fingerprint(shallow(_plain(model, name), dropped)) if dropped else "",
     )
     return replace(
         made,

@@ -17,7 +17,7 @@ from coreprune._progress import Clock
 from coreprune._telling import Wanted, telling
 from coreprune._twin import guarded
 from coreprune.errors import InputError
-from coreprune.graph import Recipe, Traced, adopt, recipe_of
+from coreprune.graph import Recipe, Traced, adopt
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import RISKS, Budget
 from coreprune.pruning.allocation.spending import CostFunction
@@ -29,6 +29,7 @@ from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import Shelf, bytes_of
 from coreprune.pruning.over_ranks import agree_on, agree_on_weights, over_ranks, refuse_over_ranks
 from coreprune.pruning.part import of_a_part
+from coreprune.pruning.plans.depth import without_any
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.reporting.figures import figures
@@ -36,7 +37,7 @@ from coreprune.pruning.reporting.report import Compared, Memory, Report, version
 from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
-from coreprune.pruning.stages import Pruned, prune_to, repair_
+from coreprune.pruning.stages import Pruned, finished, prune_to, repair_
 from coreprune.pruning.summing_up import make_report
 from coreprune.pruning.timing.pace import Pace, pace_of
 from coreprune.pruning.tracing import exclude_names, trace
@@ -45,6 +46,7 @@ from coreprune.pruning.validate import (
     check_also,
     check_cost,
     check_count,
+    check_depth,
     check_exclude,
     check_risk,
     check_settings,
@@ -120,6 +122,7 @@ def prune(
     tokenizer: Any = None,
     memory: int | str | None = None,
     resume: str | Path | None = None,
+    depth: bool = False,
 ) -> Result:
     """Make a model physically smaller without data.
 
@@ -181,6 +184,9 @@ def prune(
         in bytes or as text such as "8GiB"; half of what is free by default. The rest lies in files in the folder for
         temporary files (TMPDIR). The process takes more than that: the models, one batch, the matrices of one layer.
         The result is the same, up to rounding.
+    depth: let whole elements of module lists leave, such as the blocks of a transformer, where the errors on the
+        queries say that this is better than narrower layers. A skip connection has to lead around them on the graph.
+        What enters them passes on. The budget limits macs, params or bytes.
     stock: cut only what the configuration of a Hugging Face model can say, with equal widths in equal layers, so that
         `from_pretrained` reads what `save_pretrained` writes. Groups that none of its numbers sizes stay whole.
     resume: a folder for what is finished: the queries, the decision about each group, each refitted layer, the state of
@@ -209,6 +215,7 @@ def prune(
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     check_risk(budget, queries, training is not None)
+    check_depth(depth, budget, queries, inplace)
     most = bytes_of(memory)
     excluded, others = check_exclude(exclude), check_also(also)
     with telling(progress, log) as tell, guarded(model):
@@ -221,7 +228,7 @@ def prune(
         if stock:
             odd, budget = unsaid(traced), replace(budget, uniform=True)
             traced, excluded = traced.locking(odd), (*excluded, *odd)
-        pace = _affordable(budget, traced, cost, clock)
+        pace = _affordable(budget, traced, cost, clock, depth)
         settings = Settings(
             budget=budget,
             method=selector,
@@ -239,11 +246,12 @@ def prune(
             norm_statistics=norm_statistics,
             tokenizer=tokenizer,
             memory=memory,
+            depth=depth,
         )
         agree_on(traced, settings.as_dict())
         calibration = exam = None
         state = unfinished(resume, lambda: _identity(traced, settings, example_inputs, others, queries))
-        by_queries = queries is not None and _by_queries(selector, budget)
+        by_queries = queries is not None and (depth or _by_queries(selector, budget))
         if by_queries or options is not None or training is not None:
             if options is None and training is None:
                 _say_what_queries_are_for(selector, queries)
@@ -276,7 +284,7 @@ def prune(
         with clock("certify"):
             report = make_report(pruned, settings, calibration, compared, tested)
         report = replace(report, seconds=clock.seconds, memory=_used(most, calibration, clock))
-        recipe = replace(recipe_of(traced.model, small), plain=traced.plain)
+        small, recipe = finished(small, traced, pruned.plan.dropped)
         tell.note("result", **figures(report))
         rankings = {name: decision.ranking for name, decision in pruned.decisions.items()}
     if inplace:  # the last step, so that a failure before it leaves the given model unchanged
@@ -331,6 +339,7 @@ def make_plan(
     stock: bool = False,
     tokenizer: Any = None,
     memory: int | str | None = None,
+    depth: bool = False,
 ) -> Plan:
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     del part  # `of_a_part` has done what it asks for
@@ -340,6 +349,7 @@ def make_plan(
     check_cost(cost, budget)
     if budget.kind in RISKS:
         raise InputError(f"a budget of {budget.kind} tests pruned models. Call prune(); its result has the plan.")
+    check_depth(depth, budget, queries, False)
     most = bytes_of(memory)
     excluded, others = check_exclude(exclude), check_also(also)
     with telling(progress) as tell, guarded(model):
@@ -349,14 +359,14 @@ def make_plan(
         if stock:
             odd, budget = unsaid(traced), replace(budget, uniform=True)
             traced, excluded = traced.locking(odd), (*excluded, *odd)
-        pace = _affordable(budget, traced, cost, clock)
+        pace = _affordable(budget, traced, cost, clock, depth)
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
-        more: dict[str, Any] = {"tokenizer": tokenizer, "memory": memory}
+        more: dict[str, Any] = {"tokenizer": tokenizer, "memory": memory, "depth": depth}
         settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics, **more)
         agree_on(traced, settings.as_dict())
         calibration = None
-        if queries is not None and _by_queries(selector, budget):
+        if queries is not None and (depth or _by_queries(selector, budget)):
             asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)
             calibration = gather(traced, asked, seed, clock.tell)
         return prune_to(traced, settings, calibration, clock, pace).plan
@@ -398,7 +408,9 @@ def _by_queries(selector: Selector, budget: Budget) -> bool:
     return allocates or getattr(selector, "reads", False)
 
 
-def _affordable(budget: Budget, traced: Traced, cost: CostFunction | None, clock: Clock) -> Pace | None:
+def _affordable(
+    budget: Budget, traced: Traced, cost: CostFunction | None, clock: Clock, depth: bool = False
+) -> Pace | None:
     """Raise BudgetError if the budget cannot be met. This runs before queries are made, which may take long.
 
     Returns what was measured for it, if it is one of time.
@@ -408,7 +420,10 @@ def _affordable(budget: Budget, traced: Traced, cost: CostFunction | None, clock
             return pace_of(budget, traced, clock.tell)
     if budget.kind in RISKS:
         budget = first_size(budget, cost)
-    if budget.kind != "error":
+    if depth and without_any(traced):
+        log.warning("depth=True changes nothing: %s", without_any(traced))
+        depth = False
+    if budget.kind != "error" and not depth:  # what remains without some blocks is known later
         allocate(budget, list(traced.groups), cost or traced.cost_model)
     return None
 

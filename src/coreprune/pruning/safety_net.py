@@ -22,13 +22,14 @@ from coreprune.pruning.reporting.comparison import Apart, apart
 from coreprune.pruning.reporting.report import Compared
 from coreprune.pruning.selectors.norms import Magnitude
 from coreprune.pruning.settings import Settings
-from coreprune.pruning.stages import Pruned, carry_out, cut_once, descend_, repair_
+from coreprune.pruning.stages import Pruned, carry_out, cut_once, cut_to, descend_, repair_
 from coreprune.pruning.timing.pace import Pace
 from coreprune.pruning.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
 MAGNITUDE = "magnitude pruning"
+WITH_ALL = "the cut with all blocks"
 
 
 def best_of(
@@ -37,7 +38,8 @@ def best_of(
     """The best of several cuts under the same budget, and how each did on the queries that were held back.
 
     pruned: the result of selection and repair. It is compared with the cut without its repair, with the widest groups
-    left whole, with the cut spread evenly over all groups, and with magnitude pruning. Another one is taken only if its
+    left whole, with the cut spread evenly over all groups, with all blocks left if some were dropped, and with
+    magnitude pruning. Another one is taken only if its
     error is lower by more than the standard error of the difference. Without a repair, nothing else is taken: then the
     comparison is only a warning.
 
@@ -106,6 +108,7 @@ def _others(
     pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock, state: Unfinished | None
 ) -> Iterator[tuple[str, Pruned]]:
     budget, options = settings.budget, settings.repair
+    traced = pruned.traced
     if options is not None:
         with clock("surgery"):
             cut = carry_out(pruned.traced, pruned.plan)
@@ -121,13 +124,27 @@ def _others(
                 with clock("repair"):
                     fits = repair_(again, calibration, options, clock.tell, state)
                 yield name, replace(again, fits=fits)
+    if traced.whole is not None and options is not None and (again := _with_all(pruned, settings, clock)) is not None:
+        with clock("repair"):
+            fits = repair_(again, calibration, options, clock.tell)
+        yield WITH_ALL, replace(again, fits=fits)
     if budget.kind != "error" and (options is not None or settings.method.name not in ("magnitude", "l2")):
         selector = Magnitude()
         with clock("compare"):
-            ranked = rank(pruned.traced, selector, (), settings.seed, clock.tell)
-        magnitude = _cut(pruned.traced, ranked, replace(settings, method=selector), budget, clock, pruned.pace)
+            ranked = rank(traced.whole or traced, selector, (), settings.seed, clock.tell)
+        other = replace(settings, method=selector)
+        magnitude = _cut(traced.whole or traced, ranked, other, budget, clock, pruned.pace)
         if magnitude is not None:
             yield MAGNITUDE, magnitude
+
+
+def _with_all(pruned: Pruned, settings: Settings, clock: Clock) -> Pruned | None:
+    """The cut in which all blocks stay, and are narrower; None if that does not meet the budget."""
+    assert pruned.traced.whole is not None
+    try:
+        return cut_to(pruned.traced.whole, pruned.ranked, settings, clock)
+    except BudgetError:
+        return None
 
 
 def _cut(

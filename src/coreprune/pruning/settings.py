@@ -47,6 +47,7 @@ class Settings:
     norm_statistics: bool = False
     tokenizer: Any = None
     memory: int | str | None = None
+    depth: bool = False
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
@@ -63,6 +64,7 @@ class Settings:
         "norm_statistics": False,
         "tokenizer": None,
         "memory": None,
+        "depth": False,
     }
 
     def as_dict(self) -> dict[str, Any]:

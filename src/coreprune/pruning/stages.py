@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coreprune import _ranks
 from coreprune._mapped import write_
 from coreprune._progress import Clock, Progress
 from coreprune.errors import ModelError, first_line
-from coreprune.graph import Removed, Traced, remove
+from coreprune.graph import Recipe, Removed, Traced, elements, passing_, recipe_of, remove, shallow, shallow_
+from coreprune.graph.elements import named
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.calibration.losses import Losses
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import Read, collect_readers
 from coreprune.pruning.plans.decide import decide, plan_of, rank, widths_within
 from coreprune.pruning.plans.decision import Decision
+from coreprune.pruning.plans.depth import shallower
 from coreprune.pruning.plans.other_cuts import (
     Decided,
     other_cuts,
@@ -27,7 +30,7 @@ from coreprune.pruning.plans.other_cuts import (
     packed_decided,
     unpacked_decided,
 )
-from coreprune.pruning.plans.plan import Plan
+from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.plans.weights_after import pour_, weights_after
 from coreprune.pruning.repair.descent import Descended, descend
 from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
@@ -48,7 +51,8 @@ class Pruned:
     removed: the smaller model, and which positions stayed. start: the tensors of the smaller model in the original's
     shapes, before any repair. decisions: by name of the group; empty if the plan was made earlier. fits: the repair.
     pace: what a budget of time goes by, if there is one. met: how this model met it. others: the decisions of
-    `other_cuts`, where they were made at once.
+    `other_cuts`, where they were made at once. ranked: the rankings of all groups, before widths were allocated; empty
+    if the plan was made earlier.
     """
 
     traced: Traced
@@ -61,6 +65,7 @@ class Pruned:
     pace: Pace | None = None
     met: MetLatency | None = None
     others: Mapping[str, Mapping[str, Decision] | None] = field(default_factory=dict)
+    ranked: Mapping[str, Decision] = field(default_factory=dict)
 
 
 def prune_to(
@@ -101,11 +106,17 @@ def _decided(
     state: Unfinished,
 ) -> Pruned:
     readers: Iterator[Read] = iter(())
+    losses = Losses()
     if calibration is not None:
         generator = torch.Generator().manual_seed(settings.seed)
-        readers = collect_readers(traced, calibration, Collect(), generator, clock.tell)
+        if settings.depth:
+            losses = Losses(elements(calibration.captured, traced.model)[0].values())
+        readers = collect_readers(traced, calibration, Collect(), generator, clock.tell, losses)
     with clock("select"):
         ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell, state)
+    if settings.depth:
+        with clock("depth"):
+            traced = shallower(traced, ranked, losses.found, settings.budget, clock.tell)
     return cut_to(traced, ranked, settings, clock, pace)
 
 
@@ -119,7 +130,7 @@ def cut_to(
     while True:
         pruned = cut_once(traced, ranked, settings, settings.budget, clock, pace)
         if not pruned.removed.locked:
-            return pruned
+            return replace(pruned, ranked=ranked)
         traced = traced.locking(pruned.removed.locked)
 
 
@@ -164,8 +175,22 @@ def carry_out(traced: Traced, plan: Plan) -> Pruned:
     removed = remove(traced, keep)
     _ranks.agree("the plans", (plan.to_json(), sorted(removed.locked)))
     start = weights_after(traced, {n: entry for n, entry in plan.groups.items() if n not in removed.locked})
+    if traced.dropped:
+        passing_(removed.model, [e.name for e in traced.dropped], traced.captured.args, traced.captured.kwargs)
     pour_(removed.model, start, removed.masks)
     return Pruned(traced, plan, removed, start)
+
+
+def finished(small: nn.Module, traced: Traced, dropped: Sequence[str]) -> tuple[nn.Module, Recipe]:
+    """The pruned model without what stands for the elements that have left, and how the dense model becomes it.
+
+    small: is changed in place. dropped: the names of the elements.
+    """
+    if not dropped:
+        return small, replace(recipe_of(traced.model, small), plain=traced.plain)
+    dense = shallow(traced.model, dropped)
+    small = shallow_(small, dropped)
+    return small, replace(recipe_of(dense, small), plain=traced.plain, dropped=tuple(dropped), rest=fingerprint(dense))
 
 
 def repair_(
@@ -174,7 +199,9 @@ def repair_(
     """Refit the pruned model in place. state: keeps every layer as it is refit."""
     masks, mixes = pruned.removed.masks, _mixes(pruned, calibration)
     start = mixed_start(pruned.start, mixes, calibration.operators)
-    after, fits = repaired(Cut(pruned.traced.tensors, start, masks, mixes), calibration, options, tell, state)
+    gone = named(calibration.captured, pruned.traced.model, [e.name for e in pruned.traced.dropped])
+    cut = Cut(pruned.traced.tensors, start, masks, mixes, tuple(gone.values()))
+    after, fits = repaired(cut, calibration, options, tell, state)
     fits = [*(Refit(name, mix.before, mix.after, joined=False) for name, mix in mixes.items()), *fits]
     for name, tensor in after.items():
         if tensor.is_floating_point() and bool((torch.isfinite(pruned.start[name]) & ~torch.isfinite(tensor)).any()):

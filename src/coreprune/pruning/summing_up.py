@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from coreprune._patterns import shortened
 from coreprune.coreset import Certificate
-from coreprune.graph import Captured, Group
+from coreprune.graph import Captured, Group, Traced
 from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.plans.depth import without_any
 from coreprune.pruning.reporting.certificates import embedded, group_report
 from coreprune.pruning.reporting.certify import agreement, no_draws
 from coreprune.pruning.reporting.little import little
@@ -35,8 +36,9 @@ def make_report(
     traced, small = pruned.traced, pruned.removed.model
     costs = traced.cost_model
     widths = {name: len(entry.kept) for name, entry in pruned.plan.groups.items()}
-    before, after = costs(), costs(widths)
-    made, made_after = costs.making(), costs.making(widths)
+    dense = costs if traced.whole is None else traced.whole.cost_model
+    before, after = dense(), costs(widths)
+    made, made_after = dense.making(), costs.making(widths)
     change = None
     if calibration is not None and (pruned.fits or settings.distill is not None):
         change = embedded(traced, pruned.removed, calibration.operators)
@@ -59,6 +61,8 @@ def make_report(
             "Weights that the original computes (weight norm, weight standardisation, a parametrization) are plain "
             f"parameters in the pruned model, which training changes directly: {shortened(traced.plain)}."
         )
+    if settings.depth:
+        notes.append(_of_depth(traced))
     if entered := [g.name for g in rows if g.kept < g.channels and "norm-statistics" in flags[g.name]]:
         notes.append(
             "Channels left that enter the statistics of a norm, whose mean and variance are now taken over fewer "
@@ -85,7 +89,17 @@ def make_report(
         versions=versions(),
         unread=traced.captured.unread,
         latency_budget=pruned.met,
+        dropped=pruned.plan.dropped,
     )
+
+
+def _of_depth(traced: Traced) -> str:
+    """Which blocks were left out whole, or why none was."""
+    if traced.dropped:
+        gone = shortened([e.name for e in traced.dropped])
+        return f"Left out whole, {len(traced.dropped)} of {len(traced.elements[0])} blocks: {gone}."
+    why = without_any(traced)
+    return f"No block was left out whole: {why or 'narrower layers have a smaller predicted error, or were better.'}"
 
 
 def _by_depth(captured: Captured, groups: list[Group]) -> list[Group]:

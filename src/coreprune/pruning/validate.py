@@ -186,3 +186,23 @@ def repair_options(repair: bool | Repair) -> Repair | None:
     if not isinstance(repair, (bool, Repair)):
         raise InputError(f"repair must be True, False or Repair(...), not {repair!r}.")
     return repair if isinstance(repair, Repair) else Repair() if repair else None
+
+
+def check_depth(depth: object, budget: Budget, queries: Any, inplace: bool) -> None:
+    """Raise InputError unless blocks may leave under this budget, with these queries."""
+    if not isinstance(depth, bool):
+        raise InputError(f"depth must be True or False, not {depth!r}.")
+    if not depth:
+        return
+    if budget.kind not in ("macs", "params", "bytes"):
+        raise InputError(
+            f"depth=True weighs the error of a block against what it costs, so it needs a budget of macs, params or "
+            f"bytes, not of {budget.kind}. Use e.g. Budget(params=0.7)."
+        )
+    if queries is None:
+        raise InputError(
+            "depth=True goes by what the queries show, and there are to be none. Have them made (queries='auto'), or "
+            "pass samples."
+        )
+    if inplace:
+        raise InputError("depth=True takes modules out of a copy of the model. Leave inplace out, and use the result.")

@@ -26,6 +26,7 @@ from coreprune.graph import Group, Traced
 from coreprune.graph.execution import Execution, last_uses, varying
 from coreprune.graph.segments import Segment, segments
 from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.calibration.losses import Losses
 from coreprune.pruning.calibration.sites import Collect, Site, add, is_finite, pool_site_, reader_of, sites_of
 from coreprune.pruning.layer.weights import Reader
 
@@ -40,7 +41,12 @@ class _NoGradientError(Exception):
 
 
 def collect_readers(
-    traced: Traced, calibration: Calibration, options: Collect, generator: torch.Generator, tell: Progress
+    traced: Traced,
+    calibration: Calibration,
+    options: Collect,
+    generator: torch.Generator,
+    tell: Progress,
+    losses: Losses | None = None,
 ) -> Iterator[Read]:
     """The readers of every free group, group by group as they are done, and the groups without readers first.
 
@@ -50,13 +56,16 @@ def collect_readers(
 
     Of several processes, each runs its share of the batches. What they have seen is added up, segment by segment, and
     every group's readers are in the process that ranks it (`owners`).
+
+    losses: gets what the outputs lose without its elements, on the same walk.
     """
+    losses = losses or Losses()
     seed = int(torch.randint(2**62, (), generator=generator))
     try:
-        yield from _swept(traced, calibration, options, seed, tell)
+        yield from _swept(traced, calibration, options, seed, tell, losses)
     except _NoGradientError as error:
         log.warning("output errors of all layers weigh the same, because the model has no gradient: %s", error)
-        yield from _swept(traced, calibration, replace(options, worth=False), seed, tell)
+        yield from _swept(traced, calibration, replace(options, worth=False), seed, tell, Losses())
 
 
 def owners(free: Mapping[str, Group]) -> dict[str, int]:
@@ -68,14 +77,16 @@ def owners(free: Mapping[str, Group]) -> dict[str, int]:
     return found
 
 
-def _swept(traced: Traced, calibration: Calibration, options: Collect, seed: int, tell: Progress) -> Iterator[Read]:
+def _swept(
+    traced: Traced, calibration: Calibration, options: Collect, seed: int, tell: Progress, losses: Losses
+) -> Iterator[Read]:
     sites = sites_of(traced.free, calibration.captured, calibration.operators)
     left = Counter(site.group for site in sites)
     yield from ((name, ()) for name in traced.free if not left[name])
     by_node: dict[fx.Node, list[Site]] = {}
     for site in sites:
         by_node.setdefault(site.operator.node, []).append(site)
-    walk = _Walk(traced.tensors, calibration, by_node, options, seed)
+    walk = _Walk(traced.tensors, calibration, by_node, options, seed, losses)
     parts, owner, mine = segments(calibration.captured), owners(traced.free), walk.share.numbers
     steps = len(mine) * (2 * len(parts) - 1)
     for i, part in enumerate(parts[:-1]):
@@ -150,6 +161,7 @@ class _Walk:
     by_node: Mapping[fx.Node, list[Site]]
     options: Collect
     seed: int
+    losses: Losses
     values: dict[fx.Node, dict[int, Any]] = field(default_factory=dict)
     taped: set[fx.Node] = field(default_factory=set)
     gradients: dict[fx.Node, dict[int, Tensor]] = field(default_factory=dict)
@@ -166,7 +178,7 @@ class _Walk:
     def forward(self, part: Segment, b: int) -> None:
         """Run one batch through a segment, and keep what later segments read."""
         run, _, _ = self._run(part, b, self.options.worth)
-        for node in part.exits:
+        for node in self._kept(part):
             (value,) = run.values[node]
             if b != self.share.numbers[0] and node not in self._moving:
                 continue
@@ -189,10 +201,11 @@ class _Walk:
             if outputs:
                 self._weigh(list(outputs.values()), [self.gradients[n].pop(b) for n in outputs], inputs, marked, b)
         run.values.clear()
+        self.losses.forget()
 
     def forget(self, part: Segment) -> None:
         """Drop what only segments behind this one read."""
-        for node in part.exits:
+        for node in self._kept(part):
             self.values.pop(node, None)
             self.gradients.pop(node, None)
 
@@ -202,6 +215,10 @@ class _Walk:
             pool_site_(site, self.share.counts, outputs, owner)
             if owner != _ranks.rank():
                 site.halves, site.worth, site.kept, site.patches = [], None, None, None
+
+    def _kept(self, part: Segment) -> list[fx.Node]:
+        """The values that segments behind read, and those that enter an element, which may end in another segment."""
+        return list(dict.fromkeys([*part.exits, *filter(self.losses.enters, part.nodes)]))
 
     def reader(self, site: Site) -> Reader:
         """What a site has seen, as selectors take it."""
@@ -229,14 +246,16 @@ class _Walk:
                 value = run.run(node)[0]
                 if collect and node in self.by_node:
                     self._add(run, node, value, b)
-                if worth and isinstance(value, Tensor) and node in self.by_node:
+                if collect and worth:
+                    self.losses.see(node, value, lambda n: self.values[n][b])
+                if worth and isinstance(value, Tensor) and (node in self.by_node or self.losses.weighs(node)):
                     # A copy in place of a view: a later in-place operation then works on another copy, and the gradient
                     # is that of the value before the operation.
                     value = value.clone() if value._is_view() else value
                     run.values[node] = [value if value.requires_grad else value.requires_grad_()]
                     marked[node] = value
                 for gone in uses[node]:
-                    if gone not in part.exits:
+                    if gone not in part.exits and not self.losses.enters(gone):
                         run.values.pop(gone, None)
         return run, inputs, marked
 
@@ -291,8 +310,10 @@ class _Walk:
             if gradient is None:
                 continue
             if node in marked:
-                for site in self.by_node[node]:
-                    _add_worth(site, gradient, self.options.window, (self._samples or len(gradient)) * self.batches)
+                samples = self._samples or len(gradient)
+                self.losses.add(node, gradient, samples, self.batches)
+                for site in self.by_node.get(node, ()):
+                    _add_worth(site, gradient, self.options.window, samples * self.batches)
             else:
                 mine = self.gradients.setdefault(node, {})
                 mine[b] = self.calibration.shelf.put(mine[b] + gradient if b in mine else gradient)

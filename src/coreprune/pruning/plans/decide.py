@@ -166,10 +166,26 @@ def widths_within(
 ) -> dict[str, int]:
     """The widths that `decide` cuts to: by name of a free group, units that stay in each of its sections."""
     curves = _error_by_width(traced.free, ranked)
+    budget = _of_the_whole(budget, traced)
     # The caller's cost may be measured, so that it differs from process to process.
     return _ranks.from_first(
         "the widths", lambda: allocate(budget, list(traced.groups), cost or traced.cost_model, curves, tell)
     )
+
+
+def error_of(traced: Traced, ranked: Mapping[str, Decision], budget: Budget) -> float:
+    """The sum of the errors on queries at the widths that the budget gives. Raises BudgetError."""
+    curves = _error_by_width(traced.free, ranked) or {}
+    widths = widths_within(traced, ranked, budget)
+    return sum(float(curves[name][width]) for name, width in widths.items() if name in curves)
+
+
+def _of_the_whole(budget: Budget, traced: Traced) -> Budget:
+    """The budget as a number, if elements are to leave: its share is one of the model with all of them."""
+    if traced.whole is None or budget.absolute or budget.kind not in ("macs", "params", "bytes") or budget.limit > 1:
+        return budget
+    limit = budget.limit * getattr(traced.whole.cost_model(), budget.kind)
+    return replace(budget, absolute=True, **{budget.kind: max(limit, 2)})
 
 
 def _measured(decision: Decision) -> Decision:
@@ -189,7 +205,8 @@ def plan_of(traced: Traced, decisions: Mapping[str, Decision], selector: Selecto
     """The decisions as a plan, which can be saved."""
     entries = {name: d.entry for name, d in decisions.items() if d.entry is not None}
     example = describe_example(traced.captured.args, traced.captured.kwargs)
-    return Plan(entries, fingerprint(traced.model), selector.name, seed, asdict(budget), example)
+    dropped = tuple(element.name for element in traced.dropped)
+    return Plan(entries, fingerprint(traced.model), selector.name, seed, asdict(budget), example, dropped=dropped)
 
 
 def _error_by_width(free: Mapping[str, Group], ranked: Mapping[str, Decision]) -> dict[str, Tensor] | None:

@@ -53,6 +53,7 @@ class Plan:
     method, seed, budget: how it was made. example: structure, shapes and dtypes of the example input that the model was
     traced with (`describe_example`), so that `apply_plan` needs no example input; None if it cannot be written as JSON.
     part: the name of the module that the groups are in, if only that was pruned. Their names are those inside of it.
+    dropped: the elements of module lists that leave whole, by the names that they have in the dense model.
     """
 
     groups: Mapping[str, GroupPlan]
@@ -62,6 +63,7 @@ class Plan:
     budget: Mapping[str, Any]
     example: Any = None
     part: str = ""
+    dropped: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -89,6 +91,7 @@ class Plan:
                 _of_type(raw, "budget", dict),
                 raw.get("example"),
                 _of_type({"part": "", **raw}, "part", str),
+                _names(raw.get("dropped", [])),
             )
         except InputError:
             raise
@@ -101,6 +104,12 @@ def _of_type(raw: Mapping[str, Any], key: str, kind: type[T]) -> T:
     if type(value) is not kind:
         raise InputError(f"{key} of the plan is {reprlib.repr(value)}, not a {kind.__name__}.")
     return value
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values) or len(set(values)) < len(values):
+        raise InputError("dropped of the plan must list names of modules, each once.")
+    return tuple(values)
 
 
 def group_from(name: str, entry: Mapping[str, Any]) -> GroupPlan:

@@ -52,10 +52,13 @@ def pour_(small: nn.Module, tensors: Mapping[str, Tensor], masks: Mapping[tuple[
     """Write the kept part of full-shaped tensors into the model after surgery, in place.
 
     small: the model after surgery. tensors: by canonical name, in the original's shapes. masks: which positions of
-    every axis stayed (`Removed.masks`); on an axis that is absent, all stayed.
+    every axis stayed (`Removed.masks`); on an axis that is absent, all stayed. Tensors of elements that have left are
+    passed over.
     """
     mine = dict([*small.named_parameters(), *small.named_buffers()])
     for name, tensor in tensors.items():
+        if name not in mine:
+            continue
         new = cut(tensor, {dim: mask for (param, dim), mask in masks.items() if param == name})
         if not is_mapped(mine[name]) or not torch.equal(mine[name], new):
             write_(mine[name], new)

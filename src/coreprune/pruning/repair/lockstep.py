@@ -25,6 +25,7 @@ from coreprune import _ranks
 from coreprune._mapped import stored_as
 from coreprune._progress import Progress
 from coreprune.errors import InputError
+from coreprune.graph import Element
 from coreprune.graph.execution import Execution, last_uses, overwritten
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.linear_maps import Operator
@@ -82,13 +83,15 @@ class Cut:
 
     original: the original's tensors by name. start: those of the pruned model, from `weights_after`.
     masks: (name, axis) -> which positions stay. mixes: by name of the weight, for layers that are to compute something
-    else than the original's layer; `start` has their new weights.
+    else than the original's layer; `start` has their new weights. gone: the elements, on the graph of the calibration,
+    that the pruned model has no more: there what enters passes on.
     """
 
     original: Mapping[str, Tensor]
     start: Mapping[str, Tensor]
     masks: Mapping[tuple[str, int], Tensor]
     mixes: Mapping[str, Mix] = field(default_factory=dict)
+    gone: tuple[Element, ...] = ()
 
 
 def repaired(
@@ -120,9 +123,13 @@ class _Walk:
     state = Unfinished()
 
     def __init__(self, both: Cut, calibration: Calibration, options: Repair) -> None:
-        captured, found = calibration.captured, calibration.operators
+        captured = calibration.captured
         self.share = _ranks.share(len(calibration.batches))  # of several processes, each runs some of the batches
         self.count, batches = len(calibration.batches), [calibration.batches[b] for b in self.share.numbers]
+        self.skipped = frozenset(n for e in both.gone for n in e.nodes)
+        self.passed = {e.exit: e.entry for e in both.gone}
+        self.held: dict[fx.Node, Any] = {}  # what passes on
+        found = {n: o for n, o in calibration.operators.items() if o.node not in self.skipped}
         original, masks = both.original, both.masks
         self.captured, self.masks, self.options, self.mixes = captured, masks, options, both.mixes
         self.samples = sum(map(captured.axes.size, calibration.batches))
@@ -149,6 +156,12 @@ class _Walk:
         """Run one node in both models. If it is a layer whose inputs have changed, refit it first."""
         if node not in self.full.values:
             self.full.run(node)
+        if node in self.skipped:
+            if node in self.passed:
+                self.tainted.add(node)
+                self.small.values[node] = self.held.pop(node)
+                self._hold(node)
+            return None
         fit = None
         operator = self.operators.get(node)
         if operator is not None and (node in self.cut or (self.options.producers and operator.source in self.tainted)):
@@ -160,7 +173,12 @@ class _Walk:
             self.small.run(node)
         else:
             self.small.values[node] = self.full.values[node]
+        self._hold(node)
         return fit
+
+    def _hold(self, node: fx.Node) -> None:
+        """Keep a value that passes on, which may be forgotten before the place where it does."""
+        self.held.update({exit_: self.small.values[node] for exit_, entry in self.passed.items() if entry is node})
 
     def forget(self, nodes: Sequence[fx.Node]) -> None:
         """Drop values that nothing reads any more."""

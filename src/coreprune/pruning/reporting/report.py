@@ -135,7 +135,8 @@ class Report:
     such a budget has tested, or None. model: the name of its class. notes: what else the caller should know of the
     result, in sentences, such as that almost nothing could be removed. seconds: per phase. memory: what was used of it.
     versions: software and hardware that the result depends on. unread: the parameters that nothing reads on the
-        examples. latency_budget: how a budget of time was met; None for other budgets.
+        examples. latency_budget: how a budget of time was met; None for other budgets. dropped: the blocks that were
+        left out whole, by the names that they have in the dense model.
     """
 
     groups: tuple[GroupReport, ...]
@@ -156,6 +157,7 @@ class Report:
     unread: tuple[str, ...] = ()
     memory: Memory = field(default_factory=Memory)
     latency_budget: MetLatency | None = None
+    dropped: tuple[str, ...] = ()
 
     @property
     def locked(self) -> dict[str, str]:
@@ -187,6 +189,7 @@ class Report:
             "unread": list(self.unread),
             "memory": asdict(self.memory),
             "latency_budget": None if self.latency_budget is None else asdict(self.latency_budget),
+            "dropped": list(self.dropped),
         }
         return _finite(plain)
 
