@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "worth-of-the-sum-instead-of-the-mean",
         "pruning/calibration/statistics.py",
-        "(self._samples or len(gradient)) * self.batches)",
-        "self._samples or len(gradient))",
+        "self.options.window, samples * self.batches)",
+        "self.options.window, samples)",
         STATISTICS,
         "the worth of an error grows with the number of batches",
     ),

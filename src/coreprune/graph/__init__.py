@@ -23,16 +23,16 @@ from coreprune._batch_trials import batch_axes
 from coreprune._example import normalise_example
 from coreprune.graph.captured import Captured, capture
 from coreprune.graph.costs import Cost, CostModel, cost
-from coreprune.graph.elements import Element, elements
 from coreprune.graph.grouping import find_groups
 from coreprune.graph.groups import Consumer, Group, ParamSlice, describe, lock
 from coreprune.graph.lengths import Extent, extents
+from coreprune.graph.members import Element, elements
 from coreprune.graph.recipe import Recipe, all_names, named_tensors, rebuilt, recipe_of
 from coreprune.graph.rules.compute import product
 from coreprune.graph.rules.einsum_space import pointwise, statistic
 from coreprune.graph.rules.movement import move
 from coreprune.graph.rules.registry import Call, rule
-from coreprune.graph.shallow import passing_, shallow, shallow_
+from coreprune.graph.shorter import passing_, shallow, shallow_
 from coreprune.graph.slicing import cut, kept_positions
 from coreprune.graph.surgery import Removed, adopt, probe, remove
 from coreprune.graph.traced import Traced

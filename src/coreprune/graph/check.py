@@ -27,12 +27,12 @@ from coreprune.graph.caches import drop
 from coreprune.graph.captured import Captured, capture
 from coreprune.graph.check_inputs import BATCH, LENGTH, STYLES, Drawing, drawing
 from coreprune.graph.costs import CostModel
-from coreprune.graph.elements import Element
 from coreprune.graph.failure import failed
 from coreprune.graph.groups import Group, ParamSlice
+from coreprune.graph.members import Element
 from coreprune.graph.ops import operation
 from coreprune.graph.replay import replay
-from coreprune.graph.shallow import passing_, shallow_
+from coreprune.graph.shorter import passing_, shallow_
 from coreprune.graph.slicing import cut
 from coreprune.graph.verify import compare, differ, tensors, zero_masks, zeroed
 

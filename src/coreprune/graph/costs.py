@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from coreprune.graph.captured import Captured
-from coreprune.graph.elements import Element
 from coreprune.graph.groups import Group
+from coreprune.graph.members import Element
 from coreprune.graph.tracer import Work
 from coreprune.graph.unionfind import one_thread
 from coreprune.graph.values import axes

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from coreprune.graph.captured import Captured
 from coreprune.graph.check import Check
 from coreprune.graph.costs import CostModel
-from coreprune.graph.elements import Element, elements
 from coreprune.graph.groups import Group, lock
+from coreprune.graph.members import Element, elements
 from coreprune.graph.remembered import numbers_read
 from coreprune.graph.tracked import Slot
 

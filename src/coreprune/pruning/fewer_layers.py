@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from coreprune.graph.shallow import per_layer
+from coreprune.graph.shorter import per_layer
 from coreprune.pruning.stock import scopes, stock_shapes
 
 

@@ -211,11 +211,11 @@ def prune(
         cache = cache or Path(resume) / "queries.safetensors"
         checkpoint = checkpoint or (Path(resume) / "distill.safetensors" if distill else None)
     training = _distill_options(distill, queries, checkpoint)
-    refuse_over_ranks(training is not None, resume is not None, budget)
+    refuse_over_ranks(training is not None, resume is not None, depth, budget)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     check_risk(budget, queries, training is not None)
-    check_depth(depth, budget, queries, inplace)
+    check_depth(depth, budget, queries, inplace, resume is not None)
     most = bytes_of(memory)
     excluded, others = check_exclude(exclude), check_also(also)
     with telling(progress, log) as tell, guarded(model):
@@ -344,12 +344,12 @@ def make_plan(
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     del part  # `of_a_part` has done what it asks for
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
-    refuse_over_ranks(False, False, budget)
+    refuse_over_ranks(False, False, depth, budget)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     if budget.kind in RISKS:
         raise InputError(f"a budget of {budget.kind} tests pruned models. Call prune(); its result has the plan.")
-    check_depth(depth, budget, queries, False)
+    check_depth(depth, budget, queries)
     most = bytes_of(memory)
     excluded, others = check_exclude(exclude), check_also(also)
     with telling(progress) as tell, guarded(model):

@@ -14,7 +14,7 @@ from coreprune._mapped import write_
 from coreprune._progress import Clock, Progress
 from coreprune.errors import ModelError, first_line
 from coreprune.graph import Recipe, Removed, Traced, elements, passing_, recipe_of, remove, shallow, shallow_
-from coreprune.graph.elements import named
+from coreprune.graph.members import named
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.losses import Losses

@@ -188,7 +188,7 @@ def repair_options(repair: bool | Repair) -> Repair | None:
     return repair if isinstance(repair, Repair) else Repair() if repair else None
 
 
-def check_depth(depth: object, budget: Budget, queries: Any, inplace: bool) -> None:
+def check_depth(depth: object, budget: Budget, queries: Any, inplace: bool = False, resume: bool = False) -> None:
     """Raise InputError unless blocks may leave under this budget, with these queries."""
     if not isinstance(depth, bool):
         raise InputError(f"depth must be True or False, not {depth!r}.")
@@ -206,3 +206,5 @@ def check_depth(depth: object, budget: Budget, queries: Any, inplace: bool) -> N
         )
     if inplace:
         raise InputError("depth=True takes modules out of a copy of the model. Leave inplace out, and use the result.")
+    if resume:
+        raise InputError("depth=True keeps no state of an unfinished run. Leave resume out; cache keeps the queries.")

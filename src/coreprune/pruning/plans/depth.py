@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from coreprune._progress import Progress, silent
 from coreprune.errors import BudgetError
 from coreprune.graph import Element, Traced
-from coreprune.graph.elements import apart
+from coreprune.graph.members import apart
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.plans.decide import Decision, error_of
 
