@@ -92,8 +92,8 @@ MUTANTS = (
     Mutant(
         "saved-though-changed",
         "artifact/saving.py",
-        "    if fingerprint(model, _dense_shapes(own, result.recipe)) != (result.recipe.rest or result.plan.fingerprint):\n",
-        "    if False:\n",
+        "fingerprint(model, _dense_shapes(own, result.recipe)) != (result.recipe.rest or result.plan.fingerprint)",
+        "False",
         SAVE_LOAD,
         "a model that was changed since prune() is written, and cannot be loaded",
     ),
