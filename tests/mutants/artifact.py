@@ -161,4 +161,20 @@ MUTANTS = (
         EXPORTS,
         "a free batch axis is only tried at the size that it was traced with",
     ),
+    Mutant(
+        "int8-far-kept",
+        "artifact/int8.py",
+        "    if far <= tolerance:\n",
+        "    if True:\n",
+        ("artifact/test_int8.py::test_a_file_with_other_answers_is_refused_and_says_what_to_do",),
+        "an int8 file with other answers is kept",
+    ),
+    Mutant(
+        "int8-measured-on-what-set-its-ranges",
+        "artifact/int8.py",
+        "    found = found.distinct()\n",
+        "",
+        ("artifact/test_int8.py::test_what_is_measured_is_counted_on_queries_that_set_no_range",),
+        "a query that came twice sets ranges and is held out",
+    ),
 )
