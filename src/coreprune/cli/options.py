@@ -88,6 +88,7 @@ Depth = Annotated[
     typer.Option(
         "--depth",
         help="Let whole blocks leave, such as those of a transformer, where that is better than narrower layers.",
+        rich_help_panel=METHOD,
     ),
 ]
 Tokenizer = Annotated[

@@ -108,7 +108,7 @@ def _others(
     pruned: Pruned, settings: Settings, calibration: Calibration, clock: Clock, state: Unfinished | None
 ) -> Iterator[tuple[str, Pruned]]:
     budget, options = settings.budget, settings.repair
-    traced = pruned.traced
+    whole = pruned.traced.whole
     if options is not None:
         with clock("surgery"):
             cut = carry_out(pruned.traced, pruned.plan)
@@ -124,25 +124,24 @@ def _others(
                 with clock("repair"):
                     fits = repair_(again, calibration, options, clock.tell, state)
                 yield name, replace(again, fits=fits)
-    if traced.whole is not None and options is not None and (again := _with_all(pruned, settings, clock)) is not None:
+    if whole is not None and options is not None and (again := _with_all(whole, pruned, settings, clock)) is not None:
         with clock("repair"):
             fits = repair_(again, calibration, options, clock.tell)
         yield WITH_ALL, replace(again, fits=fits)
     if budget.kind != "error" and (options is not None or settings.method.name not in ("magnitude", "l2")):
         selector = Magnitude()
         with clock("compare"):
-            ranked = rank(traced.whole or traced, selector, (), settings.seed, clock.tell)
+            ranked = rank(whole or pruned.traced, selector, (), settings.seed, clock.tell)
         other = replace(settings, method=selector)
-        magnitude = _cut(traced.whole or traced, ranked, other, budget, clock, pruned.pace)
+        magnitude = _cut(whole or pruned.traced, ranked, other, budget, clock, pruned.pace)
         if magnitude is not None:
             yield MAGNITUDE, magnitude
 
 
-def _with_all(pruned: Pruned, settings: Settings, clock: Clock) -> Pruned | None:
+def _with_all(whole: Traced, pruned: Pruned, settings: Settings, clock: Clock) -> Pruned | None:
     """The cut in which all blocks stay, and are narrower; None if that does not meet the budget."""
-    assert pruned.traced.whole is not None
     try:
-        return cut_to(pruned.traced.whole, pruned.ranked, settings, clock)
+        return cut_to(whole, pruned.ranked, settings, clock)
     except BudgetError:
         return None
 
