@@ -28,9 +28,11 @@ from hf_cases import (
     made,
     pruned,
 )
+from safetensors import safe_open
 from torch import nn
 
-from coreprune import Budget, InputError, prune
+from coreprune import Budget, InputError, load, prune, save
+from coreprune.artifact import read_manifest
 from coreprune.artifact.huggingface import config_of, is_pretrained, read_stock, rebuild, stock_config, write_stock
 from coreprune.graph import named_tensors, rebuilt
 from coreprune.pruning.plans.plan import fingerprint
@@ -130,12 +132,23 @@ def test_stock_transformers_gives_the_same_outputs(
     assert small.config.to_dict() == before
     files = {p.name for p in tmp_path.iterdir()}
     assert files - {"generation_config.json"} == {"config.json", "model.safetensors"}
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:  # the artifact's manifest has the model's own names
+        assert set(file.keys()) <= set(small.state_dict())
     how = small.config._attn_implementation
     stock = getattr(hf, auto).from_pretrained(tmp_path, local_files_only=True, attn_implementation=how)
     assert type(stock) is type(small)
     equal(small, stock, case[2])
     if how == "sdpa":
         equal(small, read_stock(case[0], tmp_path), case[2])
+
+
+@pytest.mark.parametrize("case", [BERT, VIT], ids=lambda case: case[0])
+def test_an_artifact_that_transformers_can_read_is_read_by_us_too(tmp_path: Path, case: Case) -> None:
+    """Regression: transformers wrote a ViT under the names of older releases, and `load` missed those of the model."""
+    result = prune(made(case), case[2], Budget(params=0.9), "l2", queries=None, stock=True)
+    save(result, tmp_path / "small")
+    assert read_manifest(tmp_path / "small").loads_with == "transformers"
+    equal(result.model, load(tmp_path / "small"), case[2])
 
 
 def test_weights_that_were_made_plain_on_loading_are_saved(tmp_path: Path) -> None:

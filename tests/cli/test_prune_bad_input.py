@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit(place, refuses):
         ("absent", "cannot read absent.safetensors"),
         ("junk", "cannot read junk.safetensors as safetensors"),
         ("names", ["names.safetensors does not fit Sequential", "it lacks", "'other'"]),
-        ("shapes", ["shapes.safetensors does not fit Sequential", "torch.Size([1])"]),
+        ("shapes", ["shapes.safetensors does not fit Sequential", "0.weight has shape (1,)"]),
     ):
         refuses(said, *NET, "--queries", "none", "--weights", f"{name}.safetensors")
 
@@ -136,7 +136,7 @@ def environment() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--macs", "0.5", "--params", "0.5"), "give one of --macs, --params, --bytes, --keep, --error, not 2 of them"),
+        (("--macs", "0.5", "--params", "0.5"), "--error, --agreement, --latency, not 2 of them"),
         # 8·1 + 1·1 + 1·3 multiplications are left with one neuron in every hidden layer
         (("--macs", "0.001"), ["macs=0.001", "least width 12 are left (1.4%)", "Raise the budget"]),
         (("--macs", "11"), "11 MACs of 840: did you mean 0.11?"),

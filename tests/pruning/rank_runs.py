@@ -114,7 +114,7 @@ def asleep() -> tuple[str, str]:
 
     def sleep(phase: str, done: int, total: int) -> None:
         if phase == "statistics" and done == 0 < total and dist.get_rank() == 1:
-            time.sleep(9)
+            time.sleep(22)
 
     return _end(lambda: prune(mlp(), ROW, Budget(macs=0.5), queries=normal(200, 6), progress=sleep, **QUICK))
 
@@ -138,7 +138,7 @@ def _end(call) -> tuple[str, str]:
 
 def _work(case: str, world: int, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
-    wait = timedelta(seconds=4 if case in SHORT else 120)
+    wait = timedelta(seconds=10 if case in SHORT else 120)
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=wait)
     torch.save(CASES[case](), folder / f"{rank}.pt")

@@ -135,7 +135,10 @@ def _save(small: Any, config: Any, inside: Path) -> None:
         vars(small.config).pop("quantization_config", None)
     try:
         with _silent():
-            type(small).save_pretrained(small, inside, max_shard_size=_ONE_FILE)  # the instance's own may refuse
+            # The class's own, because the instance's may refuse. The names stay those of the model: the manifest has
+            # them, and `from_pretrained` reads them as well as those of older releases.
+            names = {"save_original_format": False}
+            type(small).save_pretrained(small, inside, max_shard_size=_ONE_FILE, **names)
     finally:
         small.config = was
         if quantizer is not None:
