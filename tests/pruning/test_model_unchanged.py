@@ -123,7 +123,7 @@ PLACES = (
     "pruning.repair.descent._walked",
     "pruning.safety_net.apart",
     "pruning.summing_up.group_report",
-    "pruning.pipeline.recipe_of",
+    "pruning.stages.recipe_of",
     "graph.surgery._resize",
 )
 
