@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numbers import Integral
 
+import numpy as np
 import torch
 
 from coreprune.errors import InputError
@@ -27,3 +28,16 @@ def check_seed(seed: object) -> int:
     if not 0 <= number < _END:
         raise InputError(f"seed must lie between 0 and 2**64 - 1, but it is {number}.")
     return number
+
+
+def seed_apart(seed: int, key: int) -> int:
+    """A seed for inputs that nothing else has seen, made with the seed that prune() gets.
+
+    prune() seeds its generator with the seed itself. With that, a source would make the same inputs that pruning uses.
+    So the seed is hashed here. The hash equals a given seed of prune() with probability 2⁻³² (torch's generator takes
+    32 bits).
+
+    key: any number, another one for each use; those here are the numbers of the theorems.
+    """
+    (other,) = np.random.SeedSequence(check_seed(seed), spawn_key=(key,)).generate_state(1).tolist()
+    return other

@@ -29,9 +29,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked: None) -> I
     np.savez(tmp_path / "labelled.npz", inputs=samples(40, seed=1), labels=np.arange(40) % 3)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("net_for_cli", None)  # that of another test, whose folder is another one
     yield tmp_path
-    sys.modules.pop("net_for_cli", None)
+    for name, module in list(sys.modules.items()):  # the next test has a folder of its own
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
     torch.set_num_threads(threads)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from coreprune._progress import Clock, silent
 from coreprune.errors import BudgetError, InputError
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.controlled import set_aside, smallest
+from coreprune.pruning.reporting.figures import figures
 from coreprune.pruning.selectors import Magnitude
 from coreprune.pruning.settings import Settings
 from coreprune.pruning.tracing import trace
@@ -61,19 +63,24 @@ def test_the_smallest_model_that_passes_is_returned_with_the_whole_path():
     assert [s.macs for s in path.steps] == sorted((s.macs for s in path.steps), reverse=True)
     assert result.report.macs[1] == path.chosen.macs < result.report.macs[0]
     assert sum(p.numel() for p in result.model.parameters()) == path.chosen.parameters
-    assert result.report.agreement.theorem == "T19"
-    assert result.report.agreement.bound == pytest.approx(0.05)
+    assert result.report.agreement == path.certificate
+    assert path.certificate.theorem == "T19"
+    assert path.certificate.bound == pytest.approx(0.05)
+    assert figures(result.report)["agreement_at_least"] == pytest.approx(0.95)
     assert f"returned: {path.chosen.macs:,} MACs" in str(result.report)
     assert certify(model, result.model, x[:1], samples(20_000, seed=9)).bound < 0.06  # of other inputs
 
 
 def test_the_losses_and_bounds_of_the_path_are_those_of_the_models_on_the_samples_that_were_set_aside(monkeypatch):
     model, x, seen = mlp(), samples(900), []
-    module = __import__("coreprune.pruning.controlled", fromlist=["Exam"])
+    module = sys.modules["coreprune.pruning.controlled"]
     real = module.Exam.losses
     monkeypatch.setattr(module.Exam, "losses", lambda self, m, s, q: seen.append((s, q)) or real(self, m, s, q))
     result = prune(model, x[:1], Budget(metric=far, loss=0.03), queries=x, **QUICK)
     path = result.report.path
+    assert result.report.agreement is None  # a bound on another loss is none on the agreement
+    assert "agreement_at_least" not in figures(result.report)
+    assert "the expected loss is at most 0.03" in str(result.report)
     tested = [(s, q) for s, q in seen if len(q) == path.samples]
     assert len(tested) == len(path.steps)
     used = {row.numpy().tobytes() for row in result.queries.args[0]}
@@ -196,6 +203,26 @@ def test_made_queries_are_enough_where_they_are_independent_draws():
     result = prune(model, samples(1), Budget(agreement=0.9), queries="propagated-moments", n_queries=128, **QUICK)
     assert result.report.path.source != "the user's data"
     assert result.report.path.source in result.report.agreement.statement
+
+
+def test_made_inputs_of_the_test_are_other_ones_than_those_that_pruning_uses(monkeypatch):
+    """Regression: with the seed of prune() itself the test got the inputs that decide about the training of blocks."""
+    module, seen = sys.modules["coreprune.pruning.controlled"], []
+    divide, collect = module.set_aside, sys.modules["coreprune.pruning.pipeline"].gather
+    monkeypatch.setattr(
+        sys.modules["coreprune.pruning.pipeline"],
+        "set_aside",
+        lambda *a: (found := divide(*a), seen.append({"test": found[1].held_out}))[0],
+    )
+    monkeypatch.setattr(
+        sys.modules["coreprune.pruning.pipeline"],
+        "gather",
+        lambda *a: (found := collect(*a), seen.append({"given": found.given, "fresh": found.fresh}))[0],
+    )
+    prune(mlp(), samples(1), Budget(agreement=0.9), queries="white-noise", n_queries=128, seed=3, **QUICK)
+    rows = {k: {r.numpy().tobytes() for r in q.args[0]} for part in seen for k, q in part.items()}
+    assert len(rows["test"]) > 60
+    assert not rows["test"] & (rows["given"] | rows["fresh"])
 
 
 def test_too_few_samples_are_refused_before_any_work_and_the_message_says_what_they_can_show():

@@ -141,6 +141,8 @@ def result_notes(data: Mapping[str, Any]) -> str:
         lines.append(f"queries   {data['queries']}")
     if data.get("agreement"):
         lines.append(f"agreement {agreement(data['agreement'])}")
+    elif path := data.get("path"):
+        lines.append(f"loss      {agreement(path['certificate'])}")
     locked = [g for g in data["groups"] if g["locked_because"] not in (None, "", "model output")]
     if locked:
         more = f", and {len(locked) - 1} more (see the report)" if len(locked) > 1 else ""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from coreprune import _ranks
-from coreprune._progress import Clock
+from coreprune._progress import Clock, Progress, silent
+from coreprune._seed import seed_apart
 from coreprune.coreset import Certificate
 from coreprune.errors import BudgetError, InputError
 from coreprune.graph import Cost, Traced
@@ -43,7 +44,7 @@ _LEAST = 0.02  # the smallest share of the cost that is tried
 _AHEAD = 4  # so many sizes at once are passed over where the risk is far below the level
 _FAR = 0.25  # of the level: that far
 _FIT = 256  # samples that pruning gets before the rest is set aside, if there are at least twice as many
-_TWICE = 3  # times the least number that can show the level is set aside of what can be drawn without end
+_MANY = 3  # times the least number that can show the level is set aside of what can be drawn without end
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,9 @@ def first_size(budget: Budget, cost: CostFunction | None) -> Budget:
     return _sizes(budget, cost)[0]
 
 
-def set_aside(traced: Traced, asked: Asked, budget: Budget, delta: float, seed: int) -> tuple[Asked, Exam]:
+def set_aside(
+    traced: Traced, asked: Asked, budget: Budget, delta: float, seed: int, tell: Progress = silent
+) -> tuple[Asked, Exam]:
     """Divide the samples: what pruning may use, and what only the test sees. Sources make inputs for each.
 
     Of several processes, the first one does this for all.
@@ -99,7 +102,7 @@ def set_aside(traced: Traced, asked: Asked, budget: Budget, delta: float, seed: 
     mine: list[Asked] = []  # what the caller gave stays in the first process: it may not be possible to send it
 
     def divide() -> tuple[Queries, str]:
-        fitting, held_out, whole = _divided(traced, asked, budget, delta, seed)
+        fitting, held_out, whole = _divided(traced, asked, budget, delta, seed, tell)
         mine.append(fitting)
         return held_out, whole
 
@@ -116,13 +119,15 @@ def set_aside(traced: Traced, asked: Asked, budget: Budget, delta: float, seed: 
     return (mine or [asked])[0], exam
 
 
-def _divided(traced: Traced, asked: Asked, budget: Budget, delta: float, seed: int) -> tuple[Asked, Queries, str]:
+def _divided(
+    traced: Traced, asked: Asked, budget: Budget, delta: float, seed: int, tell: Progress
+) -> tuple[Asked, Queries, str]:
     """What pruning may use, what is set aside, and of how many that is, in words."""
     level, spec = level_of(budget), asked.spec
     axes, model = traced.captured.axes, traced.model
-    generator = torch.Generator().manual_seed(seed)
-    more: dict[str, Any] = {"seed": generator, "batch_axis": axes, "tokenizer": asked.tokenizer}
-    count = _TWICE * needed(level, delta)
+    generator = torch.Generator().manual_seed(seed_apart(seed, 19))  # `gather` makes its inputs with the seed itself
+    more: dict[str, Any] = {"seed": generator, "batch_axis": axes, "tokenizer": asked.tokenizer, "progress": tell}
+    count = _MANY * needed(level, delta)
     if is_source(spec):
         few = make_queries(model, asked.example, spec, n=2, **more)
         if few.jointly:
@@ -182,32 +187,37 @@ def smallest(
         raise BudgetError(_nothing(rows, exam))
     chosen = last[-1] if path.steps[-1].passed else last[-2]
     told = TestedPath(
-        _said(settings.budget), exam.level, exam.delta, len(exam.held_out), source_of(exam.held_out), tuple(rows)
+        asked=_said(settings.budget),
+        level=exam.level,
+        delta=exam.delta,
+        samples=len(exam.held_out),
+        source=source_of(exam.held_out),
+        steps=tuple(rows),
+        certificate=_certificate(traced, exam, rows[path.chosen], len(rows)),
     )
     log.info("%s: %d models were tested; the last that passed has %.0f %%", told.asked, len(rows), 100 * chosen.share)
     return chosen.pruned, chosen.compared, told
 
 
-def certificate(traced: Traced, exam: Exam, path: TestedPath) -> Certificate:
-    """T19 about the model that was chosen."""
-    trivial = 1.0
+def _certificate(traced: Traced, exam: Exam, chosen: Tested, tested: int) -> Certificate:
+    """T19 about the model that was chosen. tested: how many were."""
+    source, samples, trivial = source_of(exam.held_out), len(exam.held_out), 1.0
+    told = "the expected loss is"
     if exam.budget.metric is None:
+        told = "another answer has a probability of"
         found = answers(traced.model, traced.model, exam.held_out)
-        trivial = 1.0 if found is None else 1 - int(found[0].bincount().max()) / len(found[0])
-    step = path.chosen
-    what = "another answer" if exam.budget.metric is None else "the expected loss"
-    is_ = "has a probability of" if exam.budget.metric is None else "is"
+        trivial = 1.0 if found is None else 1 - int(found[0].bincount().max()) / samples
     return Certificate(
         theorem="T19",
         kind="sampled",
         bound=exam.level,
         trivial=trivial,
         statement=(
-            f"on inputs like {path.source} {what} {is_} at most {exam.level:g} ({step.risk:.4g} on the {path.samples} "
-            f"samples that were set aside; {len(path.steps)} models were tested from the largest on)"
+            f"on inputs like {source} {told} at most {exam.level:g} ({chosen.risk:.4g} on the {samples} samples that "
+            f"were set aside; {tested} models were tested from the largest on)"
         ),
         assumptions=(
-            f"the {path.samples} samples are independent draws from {path.source}",
+            f"the {samples} samples are independent draws from {source}",
             "none of them was used to make a model or to choose which are tested; the choice among those that were "
             "tested is accounted for",
         ),

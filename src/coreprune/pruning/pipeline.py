@@ -23,7 +23,7 @@ from coreprune.pruning.allocation.budget import RISKS, Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, Calibration, gather
 from coreprune.pruning.configured import unsaid, with_true_config
-from coreprune.pruning.controlled import certificate, first_size, set_aside, smallest
+from coreprune.pruning.controlled import first_size, set_aside, smallest
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import Shelf, bytes_of
@@ -258,13 +258,12 @@ def prune(
             with clock("queries"):
                 asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)
                 if budget.kind in RISKS:
-                    asked, exam = set_aside(traced, asked, budget, delta, seed)
+                    asked, exam = set_aside(traced, asked, budget, delta, seed, clock.tell)
                 calibration = gather(traced, asked, seed, clock.tell)
             state = state.after(pytree.tree_leaves((calibration.batches, calibration.kinds)))
-        tested = None
+        path = None
         if calibration is not None and exam is not None:
             pruned, compared, path = smallest(traced, settings, calibration, exam, clock)
-            tested = path, certificate(traced, exam, path)
         else:
             kept = state if pace is None else Unfinished()  # what depends on measured times is not what it was
             pruned, compared = _pruned(traced, settings, calibration, clock, pace, kept)
@@ -282,7 +281,7 @@ def prune(
                     progress=clock.tell,
                 )
         with clock("certify"):
-            report = make_report(pruned, settings, calibration, compared, tested)
+            report = make_report(pruned, settings, calibration, compared, path)
         report = replace(report, seconds=clock.seconds, memory=_used(most, calibration, clock))
         small, recipe = finished(small, traced, pruned.plan.dropped)
         tell.note("result", **figures(report))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from coreprune._patterns import shortened
-from coreprune.coreset import Certificate
 from coreprune.graph import Captured, Group, Traced
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.plans.depth import without_any
@@ -26,12 +25,12 @@ def make_report(
     settings: Settings,
     calibration: Calibration | None,
     compared: Sequence[Compared] = (),
-    tested: tuple[TestedPath, Certificate] | None = None,
+    path: TestedPath | None = None,
 ) -> Report:
     """The report: sizes, groups with their certificates, repairs, comparison, agreement.
 
-    tested: what a budget of risk has tested, and what that shows. The queries that are held back for the agreement are
-    not unseen then, because they helped to decide which models are tested.
+    path: what a budget of risk has tested. The queries that are held back for the agreement are not unseen then,
+    because they helped to decide which models are tested.
     """
     traced, small = pruned.traced, pruned.removed.model
     costs = traced.cost_model
@@ -68,8 +67,8 @@ def make_report(
             "Channels left that enter the statistics of a norm, whose mean and variance are now taken over fewer "
             f"channels; the check after surgery ran the model and could not compare it: {shortened(entered)}."
         )
-    fresh = calibration.fresh if calibration and tested is None else None
-    path, shown = (None, None) if tested is None else tested
+    fresh = calibration.fresh if calibration and path is None else None
+    shown = path.certificate if path is not None and settings.budget.kind == "agreement" else None
     if fresh is not None and (reason := no_draws(fresh)):
         notes.append(reason)
     return Report(

@@ -32,7 +32,8 @@ def view(data: Mapping[str, Any]) -> dict[str, Any]:
         for g, raw in zip(groups, _rows(data, "groups"), strict=True)
         for c in _rows(raw, "certificates")
     ]
-    agreement = _certificate(data["agreement"], "the whole model", None) if data.get("agreement") else None
+    agreement = _of_the_whole(data.get("agreement"))
+    certain = agreement or _of_the_whole(_mapping(data.get("path") or {}, "path").get("certificate"))
     return {
         "model": str(data.get("model") or ""),
         "notes": [str(note) for note in data.get("notes") or ()],
@@ -48,7 +49,8 @@ def view(data: Mapping[str, Any]) -> dict[str, Any]:
         "path": _path(data),
         "refits": [_refit(f, i) for i, f in enumerate(_rows(data, "refits"))],
         "agreement": agreement,
-        "certificates": _by_kind(found + ([agreement] if agreement else [])),
+        "certain": certain,
+        "certificates": _by_kind(found + ([certain] if certain else [])),
         "bounds": _bounds(found),
         "locked": _locked(groups),
         "independent": _independent(_rows(data, "groups")),
@@ -221,6 +223,10 @@ def _certificate(raw: Any, about: str, number: int | None) -> Row:
         "assumptions": [str(a) for a in raw.get("assumptions") or ()],
         "delta": _number(raw.get("delta")),
     }
+
+
+def _of_the_whole(raw: Any) -> Row | None:
+    return _certificate(raw, "the whole model", None) if raw else None
 
 
 def _by_kind(found: list[Row]) -> list[Row]:

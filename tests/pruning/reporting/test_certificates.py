@@ -243,9 +243,9 @@ def test_t8_after_repair_is_the_formula_on_the_final_weights(method, after, bias
 
 
 def test_the_change_of_the_biases_counts_in_t8():
-    """With the biases as they were, the same weights have another bound."""
+    """With the biases as they were, the same weights have a smaller bound."""
     model = network()
-    x = torch.randn(96, SIZES[0], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(96, SIZES[0], dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     result = pruned(model, "functional", queries=x, repair=Repair(descent=False))
     for name in GROUPS:
         at, following = int(name), result.plan.groups.get(str(int(name) + 2))
@@ -254,4 +254,4 @@ def test_the_change_of_the_biases_counts_in_t8():
         with torch.no_grad():
             result.model[at + 2].bias.copy_(model[at + 2].bias[alive])
         (without, _), _ = expected_t8_of_the_result(model, result, name)
-        assert abs(without - bound) > 1e-3 * bound
+        assert without < bound * (1 - 1e-3)

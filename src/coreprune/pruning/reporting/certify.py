@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from coreprune._seed import check_seed
+from coreprune._seed import seed_apart
 from coreprune._telling import Wanted
 from coreprune.coreset import Certificate, agreement_bound
 from coreprune.errors import InputError
@@ -52,10 +51,7 @@ def certify(
     InputError if the samples do not fit, if they are no independent draws (`batch-norm-inversion`), or if the models
     return no such scores; with `loss`, if that does not return losses or wants labels that the samples do not have.
     """
-    # prune() seeds its generator with the seed itself. If this did too, a source would make the same inputs that
-    # pruning used, but T11 needs inputs that nothing has seen. So the seed is hashed here. The hash equals a given seed
-    # of prune() with probability 2⁻³² (torch's generator takes 32 bits). The key may be any number; 11 is for T11.
-    (other,) = np.random.SeedSequence(check_seed(seed), spawn_key=(11,)).generate_state(1).tolist()
+    other = seed_apart(seed, 11)
     if loss is not None and not callable(loss):
         raise InputError(f"loss must be a function of two outputs, not {loss!r}.")
     if paired and loss is None:

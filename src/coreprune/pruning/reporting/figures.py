@@ -11,7 +11,7 @@ def figures(report: Report) -> dict[str, Any]:
     """Sizes before and after; how far the result is from the original on the queries that were held back; the phases.
 
     error: of the outputs, relative to their variance. agreement: the share of queries with the same answer.
-    agreement_at_least: what T11 certifies of it. phases: seconds of each.
+    agreement_at_least: what is certified of it (T11, T19). phases: seconds of each.
     """
     found: dict[str, Any] = {}
     for name in ("parameters", "macs", "bytes"):

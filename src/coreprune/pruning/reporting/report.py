@@ -88,6 +88,7 @@ class TestedPath:
     """What a budget of risk has tested (T19), from the largest model to the first that failed, or to the smallest.
 
     asked: the budget, in words. level: of the loss. samples: how many were set aside. source: where they come from.
+    certificate: T19 about the model that was chosen.
     """
 
     asked: str
@@ -96,6 +97,7 @@ class TestedPath:
     samples: int
     source: str
     steps: tuple[Tested, ...]
+    certificate: Certificate
 
     @property
     def chosen(self) -> Tested:
@@ -106,6 +108,10 @@ class TestedPath:
     def next_one(self) -> Tested | None:
         """The next smaller model, which failed; None if there was none."""
         return None if self.steps[-1].passed else self.steps[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "certificate": self.certificate.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class Report:
     sample, or of one whole example of a model without a batch. settings: the arguments of `prune`. queries: where they
     come from. refits: the layers that were repaired. descended: the blocks that were trained after that.
     compared: the models that could be returned, on queries that were held back. agreement: T11 on the same queries, or
-    on fresh ones from the same source; T19 if the budget is one of agreement or of another loss. path: the models that
+    on fresh ones from the same source; T19 if the budget is one of agreement. path: the models that
     such a budget has tested, or None. model: the name of its class. notes: what else the caller should know of the
     result, in sentences, such as that almost nothing could be removed. seconds: per phase. memory: what was used of it.
     versions: software and hardware that the result depends on. unread: the parameters that nothing reads on the
@@ -177,7 +183,7 @@ class Report:
             "notes": list(self.notes),
             "queries": self.queries,
             "agreement": None if self.agreement is None else self.agreement.as_dict(),
-            "path": None if self.path is None else asdict(self.path),
+            "path": None if self.path is None else self.path.as_dict(),
             "groups": [g.as_dict() for g in self.groups],
             "refits": [asdict(fit) for fit in self.refits],
             "descended": [asdict(block) for block in self.descended],

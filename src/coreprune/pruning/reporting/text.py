@@ -79,12 +79,15 @@ def _evidence(report: Data) -> list[tuple[str, str]]:
     told = []
     if met := report.get("latency_budget"):
         told.append(("latency", latency_said(met)))
+    path = report.get("path")
+    if path and report["agreement"] is None:
+        told.append(("loss", f"{path['certificate']['statement']}, with confidence {1 - path['delta']:.0%}"))
     if (agreement := report["agreement"]) is not None:
         sure = f"with confidence {1 - (agreement['delta'] or 0):.0%}"
         vacuous = "; no better than a constant answer" if agreement["vacuous"] else ""
         told.append(("agreement", f"{agreement['statement']}, {sure}{vacuous}"))
         told.append(("", _COVERS))
-    if path := report.get("path"):
+    if path:
         told.append(("tested", _tested(path)))
     if refits := report["refits"]:
         layers = _count(len(refits), "layer")
