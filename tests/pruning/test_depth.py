@@ -15,7 +15,7 @@ from artifact.hf_cases import GQA, IDS, equal, hf
 from coreprune import Budget, BudgetError, InputError, Plan, apply_plan, load, make_plan, prune, save
 from coreprune.graph import Traced, capture, elements, find_groups, shallow
 from coreprune.pruning.calibration.calibration import Asked, gather
-from coreprune.pruning.calibration.losses import Losses
+from coreprune.pruning.calibration.element_losses import ElementLosses
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import collect_readers
 from coreprune.pruning.reporting.comparison import apart
@@ -108,7 +108,7 @@ def test_the_loss_of_a_block_is_the_error_without_it_where_the_model_is_linear()
     captured = capture(model, (EXAMPLE,))
     traced = Traced(model, captured, find_groups(captured))
     calibration = gather(traced, Asked(EXAMPLE, SAMPLES), 0, lambda *_: None)
-    losses = Losses(elements(calibration.captured, model)[0].values())
+    losses = ElementLosses(elements(calibration.captured, model)[0].values())
     list(collect_readers(traced, calibration, Collect(), torch.Generator().manual_seed(0), lambda *_: None, losses))
     assert len(losses.found) == 4
     for name, loss in losses.found.items():

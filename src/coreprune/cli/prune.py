@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from torch import Tensor, nn
 
-from coreprune._files import check_place, refuse_taken, tidy
+from coreprune._files import check_place, tidy
 from coreprune._mapped import is_mapped
-from coreprune._telling import Told, telling
+from coreprune._telling import telling
 from coreprune._untrained import untrained
 from coreprune.cli import libraries, options, processes, show, source
-from coreprune.cli.commands import app, console, errors
-from coreprune.errors import ArtifactError, CoreprunError, InputError
-
-if TYPE_CHECKING:
-    from coreprune.perplexity import Windows
-    from coreprune.queries import Queries
+from coreprune.cli.commands import app, console
+from coreprune.cli.measuring import Exam, as_figures, measured, reading
+from coreprune.cli.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -38,59 +31,6 @@ EPILOG = (
     "coreprune prune models:net --latency 8ms --batch 32 --out small\n\n"
     "coreprune prune models:net --queries images.npz --labelled test.npz --out small --resume"
 )
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """The folder beside OUT that holds the queries and the state of the distillation until OUT is written.
-
-    Of a model whose weights stay in their files, it also holds what was decided and refitted.
-    """
-
-    folder: Path
-
-    @classmethod
-    def beside(cls, out: Path, resume: bool, overwrite: bool) -> Unfinished:
-        """Raise ArtifactError if an interrupted run has left its work here, unless `resume` says to continue it."""
-        folder = out.parent / f".{out.name}.unfinished"
-        if os.path.exists(folder) and not resume:  # if we have no permission, `check_place` says so
-            refuse_taken(out, overwrite)  # if OUT exists, that run did finish, and only failed to delete the folder
-            raise ArtifactError(
-                f"an earlier run that did not end left {folder}. Add --resume to go on with it, or delete that folder."
-            )
-        return cls(folder)
-
-    @property
-    def queries(self) -> Path:
-        """The finished batches of queries."""
-        return self.folder / "queries.safetensors"
-
-    @property
-    def distill(self) -> Path:
-        """The state of the distillation."""
-        return self.folder / "distill.safetensors"
-
-    @contextmanager
-    def explained(self, out: Path) -> Iterator[None]:
-        """If the run is interrupted or fails, say where its work is kept. The next run can use the queries."""
-        had = self.folder.exists()
-        try:
-            yield
-        except KeyboardInterrupt:
-            kept = f" {self._kept()}" if self.folder.exists() else ""
-            errors.print(f"interrupted. {out} was not written.{kept}", markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(130) from None
-        except CoreprunError as error:
-            if self.folder.exists() and not had:
-                error.add_note(self._kept())
-            raise
-
-    def _kept(self) -> str:
-        return f"What was made so far is in {self.folder}; --resume goes on."
-
-    def done(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @app.command(epilog=EPILOG)
@@ -365,7 +305,7 @@ def prune(
         if not first:
             return
         extra = measured(model, result.model, given, exam, measure, result.report.macs, tell, axis, read)
-        tell.note("measured", **_measures(extra))
+        tell.note("measured", **as_figures(extra))
         found_by = {
             "source": source_,
             "weights": weights and str(weights),
@@ -385,107 +325,3 @@ def prune(
     console.print(f"artifact  {out}", soft_wrap=True, highlight=False)
     if (page := out / "report.html").exists():
         console.print(f"report    {page}", soft_wrap=True, highlight=False)
-
-
-def _measures(extra: Mapping[str, Any]) -> dict[str, float]:
-    """The measured entries of a report, as flat figures for the log."""
-    found = {}
-    for name in ("accuracy", "perplexity"):
-        if name in extra:
-            found |= {f"{name}_{when}": extra[name][when] for when in ("before", "after")}
-    for row in extra.get("latency", {}).get("rows", ()):
-        found |= {f"latency_{when}_batch_{row['batch']}": row[when]["median"] for when in ("before", "after")}
-    return found
-
-
-@dataclass(frozen=True)
-class Exam:
-    """Labelled samples, and the dense model's accuracy on them.
-
-    It is measured first, so that a mistake in the samples is reported before hours of work.
-    """
-
-    samples: Queries
-    labels: Tensor
-    before: float
-
-    @classmethod
-    def of(cls, model: nn.Module, given: Any, path: Path, tell: Told, batch_axis: Any) -> Exam:
-        """Read the file, and measure the accuracy of the dense model. Raises InputError."""
-        samples, labels = source.labelled(path, model, given, batch_axis)
-        tell("accuracy", 0, 2)
-        try:
-            before = accuracy(model, samples, labels)
-        except InputError as error:
-            raise InputError(f"--labelled {path}: {error}") from error
-        tell("accuracy", 1, 2)
-        return cls(samples, labels, before)
-
-
-def reading(
-    model: nn.Module, given: Any, text: Path | None, tokenizer: Any, seed: int, batch_axis: Any
-) -> Windows | None:
-    """The text that a language model is measured on; None for any other model. Raises InputError for a text for it."""
-    from coreprune.perplexity import windows
-
-    try:
-        return windows(model, given, text, tokenizer=tokenizer, seed=seed, batch_axis=batch_axis)
-    except CoreprunError as error:
-        if text is None:
-            return None
-        raise InputError(f"--text {text}: {error}") from error
-
-
-def measured(
-    model: nn.Module,
-    small: nn.Module,
-    given: Any,
-    exam: Exam | None,
-    latency: bool,
-    macs: tuple[int, int],
-    tell: Told,
-    batch_axis: Any = "auto",
-    read: Windows | None = None,
-) -> dict[str, Any]:
-    """The measured entries of the report: accuracy on labelled samples, perplexity, and seconds per batch."""
-    from coreprune.latency import compare_latency
-    from coreprune.perplexity import compare_perplexity
-
-    found: dict[str, Any] = {}
-    if exam is not None:
-        after = accuracy(small, exam.samples, exam.labels)
-        tell("accuracy", 2, 2)
-        found["accuracy"] = {"before": exam.before, "after": after, "samples": len(exam.labels)}
-    if read is not None:
-        tell("perplexity", 0, 1)
-        found["perplexity"] = compare_perplexity(model, small, given, read).as_dict()
-        tell("perplexity", 1, 1)
-    if latency:
-        tell("latency", 0, 1)
-        found["latency"] = compare_latency(model, small, given, macs=macs, batch_axis=batch_axis).as_dict()
-        tell("latency", 1, 1)
-    return found
-
-
-def accuracy(model: nn.Module, samples: Queries, labels: Tensor) -> float:
-    """The share of samples whose label has the highest score. Raises InputError where the scores do not fit."""
-    from coreprune._example import first_tensor, largest_batch
-    from coreprune._twin import quiet
-
-    right = at = 0
-    with quiet(model) as still:
-        for args, kwargs in samples.batches(largest_batch(next(samples.batches(2)), 64, still)):
-            scores = first_tensor(still(*args, **kwargs))
-            if samples.whole and scores is not None:
-                scores = scores[None]
-            if scores is None or scores.dim() != 2:
-                raise InputError("accuracy needs a model that returns scores of shape (samples, classes).")
-            wanted = labels[at : at + len(scores)]
-            if int(wanted.min()) < 0 or int(wanted.max()) >= scores.shape[1]:
-                raise InputError(
-                    f"the labels go from {int(labels.min())} to {int(labels.max())}, but the model has "
-                    f"{scores.shape[1]} classes, which count from 0."
-                )
-            right += int((scores.argmax(dim=1).cpu() == wanted).sum())
-            at += len(scores)
-    return right / at

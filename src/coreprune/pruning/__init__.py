@@ -5,7 +5,8 @@ from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.applying import apply_plan
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.inspection import GroupRow, Inspection, list_groups
-from coreprune.pruning.pipeline import Result, make_plan, prune
+from coreprune.pruning.pipeline import Result, prune
+from coreprune.pruning.planning import make_plan
 from coreprune.pruning.plans.plan import GroupPlan, Plan
 from coreprune.pruning.repair.descent import Descended
 from coreprune.pruning.repair.lockstep import Refit, Repair

@@ -18,28 +18,27 @@ from coreprune._telling import Wanted, telling
 from coreprune._twin import guarded
 from coreprune.errors import InputError
 from coreprune.graph import Recipe, Traced, adopt
-from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import RISKS, Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, Calibration, gather
 from coreprune.pruning.configured import unsaid, with_true_config
-from coreprune.pruning.controlled import first_size, set_aside, smallest
+from coreprune.pruning.controlled import set_aside, smallest
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import Shelf, bytes_of
 from coreprune.pruning.over_ranks import agree_on, agree_on_weights, over_ranks, refuse_over_ranks
 from coreprune.pruning.part import of_a_part
-from coreprune.pruning.plans.depth import without_any
+from coreprune.pruning.planning import affordable, by_queries, say_what_queries_are_for
 from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.reporting.figures import figures
 from coreprune.pruning.reporting.report import Compared, Memory, Report, versions
 from coreprune.pruning.safety_net import best_of, trained
-from coreprune.pruning.selectors import Method, Ranking, Selector, resolve
+from coreprune.pruning.selectors import Method, Ranking, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
 from coreprune.pruning.stages import Pruned, finished, prune_to, repair_
 from coreprune.pruning.summing_up import make_report
-from coreprune.pruning.timing.pace import Pace, pace_of
+from coreprune.pruning.timing.pace import Pace
 from coreprune.pruning.tracing import exclude_names, trace
 from coreprune.pruning.unfinished import Unfinished, unfinished
 from coreprune.pruning.validate import (
@@ -56,7 +55,6 @@ from coreprune.pruning.validate import (
 )
 from coreprune.queries import Queries
 from coreprune.queries.describe import description
-from coreprune.queries.spec import is_source
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +226,7 @@ def prune(
         if stock:
             odd, budget = unsaid(traced), replace(budget, uniform=True)
             traced, excluded = traced.locking(odd), (*excluded, *odd)
-        pace = _affordable(budget, traced, cost, clock, depth)
+        pace = affordable(budget, traced, cost, clock, depth)
         settings = Settings(
             budget=budget,
             method=selector,
@@ -251,10 +249,10 @@ def prune(
         agree_on(traced, settings.as_dict())
         calibration = exam = None
         state = unfinished(resume, lambda: _identity(traced, settings, example_inputs, others, queries))
-        by_queries = queries is not None and (depth or _by_queries(selector, budget))
-        if by_queries or options is not None or training is not None:
+        needed = queries is not None and (depth or by_queries(selector, budget))
+        if needed or options is not None or training is not None:
             if options is None and training is None:
-                _say_what_queries_are_for(selector, queries)
+                say_what_queries_are_for(selector, queries)
             with clock("queries"):
                 asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)
                 if budget.kind in RISKS:
@@ -315,62 +313,6 @@ def _pruned(
     return pruned, compared
 
 
-@over_ranks
-@of_a_part
-@in_single_precision
-def make_plan(
-    model: nn.Module,
-    example_inputs: Any,
-    budget: Budget | None = None,
-    method: Method = "auto",
-    *,
-    queries: Any = "auto",
-    n_queries: int | None = None,
-    exclude: str | nn.Module | Collection[str | nn.Module] = (),
-    also: Sequence[Any] = (),
-    seed: int = 0,
-    cost: CostFunction | None = None,
-    cache: str | Path | None = None,
-    progress: Wanted = None,
-    batch_axis: Any = "auto",
-    part: str | nn.Module | None = None,
-    norm_statistics: bool = False,
-    stock: bool = False,
-    tokenizer: Any = None,
-    memory: int | str | None = None,
-    depth: bool = False,
-) -> Plan:
-    """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
-    del part  # `of_a_part` has done what it asks for
-    budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
-    refuse_over_ranks(False, False, depth, budget)
-    check_count(n_queries, "n_queries")
-    check_cost(cost, budget)
-    if budget.kind in RISKS:
-        raise InputError(f"a budget of {budget.kind} tests pruned models. Call prune(); its result has the plan.")
-    check_depth(depth, budget, queries)
-    most = bytes_of(memory)
-    excluded, others = check_exclude(exclude), check_also(also)
-    with telling(progress) as tell, guarded(model):
-        clock = Clock(tell)
-        traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
-        excluded = counterparts(excluded, model, traced.model)
-        if stock:
-            odd, budget = unsaid(traced), replace(budget, uniform=True)
-            traced, excluded = traced.locking(odd), (*excluded, *odd)
-        pace = _affordable(budget, traced, cost, clock, depth)
-        names = exclude_names(traced, excluded)
-        settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
-        more: dict[str, Any] = {"tokenizer": tokenizer, "memory": memory, "depth": depth}
-        settings = replace(settings, batch_axis=batch_axis, norm_statistics=norm_statistics, **more)
-        agree_on(traced, settings.as_dict())
-        calibration = None
-        if queries is not None and (depth or _by_queries(selector, budget)):
-            asked = Asked(example_inputs, queries, n_queries, cache, tokenizer, most)
-            calibration = gather(traced, asked, seed, clock.tell)
-        return prune_to(traced, settings, calibration, clock, pace).plan
-
-
 def _identity(
     traced: Traced, settings: Settings, example: Any, others: Sequence[Any], queries: Any
 ) -> Iterator[tuple[str, Any]]:
@@ -388,43 +330,6 @@ def _identity(
 def _used(most: int, calibration: Calibration | None, clock: Clock) -> Memory:
     shelf = Shelf() if calibration is None else calibration.shelf
     return Memory(most, shelf.most, shelf.spilled, clock.peaks)
-
-
-def _say_what_queries_are_for(selector: Selector, queries: Any) -> None:
-    """Warn that queries will be made, which may take minutes, if nothing but the allocation needs them."""
-    if not selector.reads and is_source(queries):
-        log.warning(
-            "queries are made for the allocation of widths alone, because %s needs none and nothing is repaired. "
-            "With queries=None, or Budget(..., uniform=True), none are made, and all groups give up about the same "
-            "share.",
-            selector.name,
-        )
-
-
-def _by_queries(selector: Selector, budget: Budget) -> bool:
-    """Whether the plan depends on queries, through the selector or through the allocation."""
-    allocates = budget.kind in ("error", *RISKS) or (budget.kind != "keep" and not budget.uniform)
-    return allocates or getattr(selector, "reads", False)
-
-
-def _affordable(
-    budget: Budget, traced: Traced, cost: CostFunction | None, clock: Clock, depth: bool = False
-) -> Pace | None:
-    """Raise BudgetError if the budget cannot be met. This runs before queries are made, which may take long.
-
-    Returns what was measured for it, if it is one of time.
-    """
-    if budget.latency is not None:
-        with clock("latency"):
-            return pace_of(budget, traced, clock.tell)
-    if budget.kind in RISKS:
-        budget = first_size(budget, cost)
-    if depth and without_any(traced):
-        log.warning("depth=True changes nothing: %s", without_any(traced))
-        depth = False
-    if budget.kind != "error" and not depth:  # what remains without some blocks is known later
-        allocate(budget, list(traced.groups), cost or traced.cost_model)
-    return None
 
 
 def _distill_options(distill: int | Distill, queries: Any, checkpoint: str | Path | None) -> Distill | None:

@@ -17,7 +17,7 @@ from coreprune.graph import Recipe, Removed, Traced, elements, passing_, recipe_
 from coreprune.graph.members import named
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.calibration.losses import Losses
+from coreprune.pruning.calibration.element_losses import ElementLosses
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import Read, collect_readers
 from coreprune.pruning.plans.decide import decide, plan_of, rank, widths_within
@@ -106,11 +106,11 @@ def _decided(
     state: Unfinished,
 ) -> Pruned:
     readers: Iterator[Read] = iter(())
-    losses = Losses()
+    losses = ElementLosses()
     if calibration is not None:
         generator = torch.Generator().manual_seed(settings.seed)
         if settings.depth:
-            losses = Losses(elements(calibration.captured, traced.model)[0].values())
+            losses = ElementLosses(elements(calibration.captured, traced.model)[0].values())
         readers = collect_readers(traced, calibration, Collect(), generator, clock.tell, losses)
     with clock("select"):
         ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell, state)

@@ -26,7 +26,7 @@ from coreprune.graph import Group, Traced
 from coreprune.graph.execution import Execution, last_uses, varying
 from coreprune.graph.segments import Segment, segments
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.calibration.losses import Losses
+from coreprune.pruning.calibration.element_losses import ElementLosses
 from coreprune.pruning.calibration.sites import Collect, Site, add, is_finite, pool_site_, reader_of, sites_of
 from coreprune.pruning.layer.weights import Reader
 
@@ -46,7 +46,7 @@ def collect_readers(
     options: Collect,
     generator: torch.Generator,
     tell: Progress,
-    losses: Losses | None = None,
+    losses: ElementLosses | None = None,
 ) -> Iterator[Read]:
     """The readers of every free group, group by group as they are done, and the groups without readers first.
 
@@ -59,13 +59,13 @@ def collect_readers(
 
     losses: gets what the outputs lose without its elements, on the same walk.
     """
-    losses = losses or Losses()
+    losses = losses or ElementLosses()
     seed = int(torch.randint(2**62, (), generator=generator))
     try:
         yield from _swept(traced, calibration, options, seed, tell, losses)
     except _NoGradientError as error:
         log.warning("output errors of all layers weigh the same, because the model has no gradient: %s", error)
-        yield from _swept(traced, calibration, replace(options, worth=False), seed, tell, Losses())
+        yield from _swept(traced, calibration, replace(options, worth=False), seed, tell, ElementLosses())
 
 
 def owners(free: Mapping[str, Group]) -> dict[str, int]:
@@ -78,7 +78,7 @@ def owners(free: Mapping[str, Group]) -> dict[str, int]:
 
 
 def _swept(
-    traced: Traced, calibration: Calibration, options: Collect, seed: int, tell: Progress, losses: Losses
+    traced: Traced, calibration: Calibration, options: Collect, seed: int, tell: Progress, losses: ElementLosses
 ) -> Iterator[Read]:
     sites = sites_of(traced.free, calibration.captured, calibration.operators)
     left = Counter(site.group for site in sites)
@@ -161,7 +161,7 @@ class _Walk:
     by_node: Mapping[fx.Node, list[Site]]
     options: Collect
     seed: int
-    losses: Losses
+    losses: ElementLosses
     values: dict[fx.Node, dict[int, Any]] = field(default_factory=dict)
     taped: set[fx.Node] = field(default_factory=set)
     gradients: dict[fx.Node, dict[int, Tensor]] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from coreprune.graph import Element
 
 
-class Losses:
+class ElementLosses:
     """Measures, on the walk that collects the statistics, what the outputs lose with each element.
 
     Without an element, the value at its exit changes by Δ. With the gradient g of a random projection of the outputs,
