@@ -83,8 +83,8 @@ def from_samples(spec: Any, example: Example, n: int | None, generator: torch.Ge
     """Queries from a tensor, a tuple or dict of tensors, an iterable of batches, a Dataset, or an .npz file.
 
     A tuple holds the model's inputs in their order. Labels may follow them; only a loss that wants them sees them. The
-    same holds for each batch. A list of tensors that all have the shape of the only input is a list of batches. Each item of a Dataset is
-    one sample.
+    same holds for each batch. A list of tensors that all have the shape of the only input is a list of batches. Each
+    item of a Dataset is one sample.
 
     If the model has no batch, a sample is a whole example: a list holds them, or tensors in which they are stacked.
 
@@ -233,7 +233,7 @@ def _as_labels(labels: Any, n: int) -> Tensor | None:
 
 
 def _named(samples: Mapping[str, Any], example: Example, where: str) -> dict[int, Any]:
-    """Samples by position among the leaves, for the keywords that the example has; others, e.g. labels, are no inputs."""
+    """Samples by position among the leaves, for the keywords that the example has. Others are no inputs."""
     args, kwargs = example.args, example.kwargs
     place = by_keyword(args, kwargs)
     given = {place[name]: samples[name] for name in samples if name in place}
