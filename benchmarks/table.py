@@ -54,7 +54,10 @@ def run(
     about: Row | None = None,
     paths: Mapping[str, str] | None = None,
 ) -> None:
-    """Make the rows that are not in the journal yet, and write results/NAME.json with all of them.
+    """Make the rows that are not there yet, and write results/NAME.json with all of them.
+
+    Rows are there if the journal has them, or, where there is no journal, the file of results. Each says which version
+    of coreprune has made it.
 
     script: the file of the benchmark, which is run again for every row. limit: seconds that a row may take. about: what
     else the file says. paths: further options that name files or folders, with their help; the children get them.
@@ -78,6 +81,10 @@ def run(
     console, journal = Console(highlight=False, soft_wrap=True), Journal(Path(f"build/{name}.jsonl"))
     if options.fresh:
         journal.path.unlink(missing_ok=True)
+    elif not journal.path.exists():
+        for row in earlier(options.out):
+            journal.add(row)
+    version = environment()["versions"]["coreprune"]
     for key, job in jobs(options):
         done = journal.rows().get(key, {"error": "not run"})
         if "error" in done and re.search(options.only, key):
@@ -87,6 +94,7 @@ def run(
                 row = {
                     "key": key,
                     "threads": options.threads,
+                    "version": version,
                     **job,
                     **in_child(script, asked, options.limit, options.threads),
                 }
@@ -100,3 +108,10 @@ def run(
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def earlier(results: Path) -> Iterator[Row]:
+    """The rows of a file of results, with the version that made them."""
+    record = json.loads(results.read_text()) if results.exists() else {"rows": []}
+    for row in record["rows"]:
+        yield {"version": record["environment"]["versions"]["coreprune"], **row}
