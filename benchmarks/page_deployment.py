@@ -11,9 +11,8 @@ def deployment(record: dict[str, Any]) -> str:
     setup, runtimes = record["setup"], list(next(iter(record["rows"][0]["ms"].values())))
     batches = [str(batch) for batch in setup["batches"]]
     dense = {row["network"]: row for row in record["rows"] if row["kind"] == "dense"}
-    order = ("dense", "pruned", "int8", "pruned and int8")
     lines = []
-    for row in sorted(record["rows"], key=lambda r: (list(dense).index(r["network"]), order.index(r["kind"]))):
+    for row in record["rows"]:
         first = dense[row["network"]]
         times = [f"{row['ms'][b][r] / first['ms'][b]['onnxruntime']:.2f}" for r in runtimes for b in batches]
         own = f"{row['agreement']:.1%}" if "agreement" in row else MISSING

@@ -112,7 +112,11 @@ def t8(
         gaps = [np.linalg.norm(p - s * c) for s, c in zip(scales, new_points, strict=True)]
         place = int(np.argmin(gaps))
         nearest.append((place, scales[place]))
-    assignments = [nearest]
+    alone = [(0, 0.0)] * len(points)
+    for place, i in enumerate(kept):
+        c = new_points[place]
+        alone[i] = (place, 1.0 if unchanged else max(0.0, points[i] @ c / (c @ c)) if c.any() else 0.0)
+    assignments = [alone, nearest]
     if own is not None:
         assignments.append(
             [(kept.index(t), s) if t >= 0 else (0, 0.0) for t, s in zip(own[0].tolist(), own[1].tolist(), strict=True)]

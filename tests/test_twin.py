@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 from dataclasses import dataclass
@@ -87,6 +88,48 @@ def test_a_twin_shares_the_memory_of_the_parameters_and_nothing_else():
     assert bool(model[0].weight.any())
     for p, q in zip(model.buffers(), other.buffers(), strict=True):
         assert p.data_ptr() != q.data_ptr()
+
+
+class Own(nn.Module):
+    """Says itself what of it is copied, and how it is put together again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.made = nn.Linear(3, 3), "here"
+
+    def __getstate__(self):
+        return {k: v for k, v in vars(self).items() if k != "made"}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.made = f"again, with {type(self.layer).__name__}"
+
+
+class Counted(nn.Linear):
+    def __deepcopy__(self, memo):
+        new = memo[id(self)] = type(self)(self.in_features, self.out_features)
+        new.times = getattr(self, "times", 0) + 1
+        return new
+
+
+def test_a_copy_is_what_deepcopy_makes():
+    """With tables that modules share, empty ones too, and classes that say themselves how they are copied."""
+    model = nn.Sequential(Own(), nn.Identity(), Counted(3, 3), nn.LSTM(3, 3), nn.ModuleDict({"a": nn.Linear(2, 2)}))
+    model.table = model[0].table = {"empty": {}, 3: [model[1]]}
+    model.nothing = model[1].nothing = {}
+    model[4]["a"].above = [model]
+    for copied in (duplicate(model, {}), copy.deepcopy(model)):
+        assert copied[0].made == "again, with Linear"
+        assert copied[2].times == 1
+        assert copied.table is copied[0].table
+        assert copied.table is not model.table
+        assert copied.table[3][0] is copied[1]
+        assert copied.nothing is copied[1].nothing
+        assert copied.nothing is not model.nothing
+        assert copied[4]["a"].above[0] is copied
+        assert [list(vars(m)) for m in copied.modules()] == [list(vars(m)) for m in copy.deepcopy(model).modules()]
+        assert copied[3]._flat_weights[0] is copied[3].weight_ih_l0
+        assert copied[3](torch.ones(1, 2, 3))[0].equal(model[3](torch.ones(1, 2, 3))[0])
 
 
 def test_tied_weights_stay_tied():

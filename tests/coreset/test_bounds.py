@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -120,6 +121,25 @@ def test_t8_is_never_exceeded_by_an_adversary(n, d, k, seed, clones):
             return phi(x @ points[kept].T) @ new.T - phi(x @ points.T) @ outgoing.T + bias * x[:, -1:]
 
         assert worst_ratio(error, d, seeded(seed + 3), starts=24) <= certificate.bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("large", ["_LARGE", "_HUGE"])
+def test_t8_of_a_large_layer(large, monkeypatch):
+    """The nearest rays are found in single precision, or not looked for: the formula, written out for both."""
+    points, outgoing = layer(30, 6, 3, 5)
+    points[15:] = points[:15] * (0.5 + torch.rand(15, 1, generator=seeded(6), dtype=torch.float64))
+    kept = torch.arange(15)
+    new = merged_outgoing(points, outgoing, kept) + 0.1
+    usual = merge_bound(points, outgoing, kept, new).bound
+    monkeypatch.setattr(sys.modules["coreprune.coreset.bounds"], large, 0)
+    bound = merge_bound(points, outgoing, kept, new).bound
+    if large == "_LARGE":
+        assert bound == pytest.approx(usual, rel=1e-6)
+        return
+    norms = points.norm(dim=1)
+    alone = outgoing[:, 15:].abs() @ norms[15:] + (new - outgoing[:, kept]).abs() @ norms[:15]
+    assert bound == pytest.approx(float(alone.max()), rel=1e-12)
+    assert bound > 2 * usual
 
 
 def test_t8_is_zero_when_the_removed_channels_are_multiples_and_the_weights_are_merged():

@@ -121,8 +121,8 @@ MUTANTS = (
     Mutant(
         "t8-opposite-rays",
         "coreset/bounds.py",
-        "factors = (points @ centres.mT / squared.clamp(min=1e-300)).clamp(min=0.0)",
-        "factors = points @ centres.mT / squared.clamp(min=1e-300)",
+        "rays.square().sum(dim=1).clamp(min=1e-300)).clamp(min=0.0)",
+        "rays.square().sum(dim=1).clamp(min=1e-300))",
         (BOUNDS,),
         "a channel stands for one that points the other way",
     ),

@@ -38,8 +38,8 @@ MUTANTS = (
     Mutant(
         "axes-stay-short",
         "graph/check.py",
-        "                larger = {**found, **tried}\n",
-        "                larger = {}\n",
+        "lengths={**found, **tried})\n",
+        "lengths={})\n",
         CHECK,
         "with one step of time, attention cannot go wrong",
     ),
@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "amplified-weights-are-not-used",
         "graph/check.py",
-        "        for weights in (enlivened, self._amplified):\n",
-        "        for weights in (enlivened,):\n",
+        "            for amplify in (False, True):\n",
+        "            for amplify in (False,):\n",
         ("graph/test_check.py",),
         "a network that lets nothing through is refused",
     ),

@@ -20,6 +20,9 @@ from coreprune.coreset.sampling import Coreset
 from coreprune.errors import InputError
 from coreprune.geometry import lewis_weights, span
 
+_LARGE = 10**9  # multiplications of a product of matrices in double precision
+_HUGE = 10**10  # in any precision
+
 Kind = Literal["proved", "sampled", "measured"]
 
 
@@ -179,13 +182,21 @@ def merge(
     return assignment, chosen, residual
 
 
-def _nearest_rays(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """For every point, the centre whose ray comes closest, and the factor λ ≥ 0 on that ray."""
-    squared = centres.square().sum(dim=1)
-    factors = (points @ centres.mT / squared.clamp(min=1e-300)).clamp(min=0.0)
-    # ‖p − λc‖² = ‖p‖² − λ²‖c‖² at the optimal λ ≥ 0: the best centre has the largest λ‖c‖.
-    best = (factors * squared.sqrt()).argmax(dim=1)
-    return best, factors[torch.arange(len(points), device=points.device), best]
+def _nearest_rays(points: Tensor, centres: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """For every point, the centre whose ray comes closest, and the factor λ ≥ 0 on that ray.
+
+    dtype: of the search; that of the points by default.
+    """
+    # ‖p − λc‖² = ‖p‖² − λ²‖c‖² at the optimal λ ≥ 0: the best centre has the largest λ‖c‖ = ⟨p, c⟩/‖c‖.
+    rays = centres / centres.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    dtype, size = dtype or points.dtype, points.abs().max().clamp(min=1e-300)
+    best = ((points / size).to(dtype) @ rays.to(dtype).mT).argmax(dim=1)
+    return best, _on_ray(points, centres[best])
+
+
+def _on_ray(points: Tensor, rays: Tensor) -> Tensor:
+    """The λ ≥ 0 with the smallest ‖p − λc‖, row by row."""
+    return ((points * rays).sum(dim=1) / rays.square().sum(dim=1).clamp(min=1e-300)).clamp(min=0.0)
 
 
 def merged_outgoing(
@@ -215,10 +226,11 @@ def merge_bound(
 
         |F'_j − F_j| ≤ ‖x‖ (Σ_{i∉S} |V_ji| ‖p_i−λ_i p_k(i)‖ + Σ_{k∈S} |V'_jk−D_jk| ‖p_k‖) + |b'_j−b_j|.
 
-    Any assignment is allowed, so the nearest kept ray is used. For a coreset that merges, the merge's own targets and
-    scales are tried as well (with them, D = V' exactly), and the smaller of the two bounds counts for each output.
-    Where the rows of the kept channels are replaced by means, the means take the place of p_k, and kept channels are
-    assigned like removed ones. x has 1 appended, so ‖x‖ ≥ 1, and a bias change is added to the factor of ‖x‖.
+    Any assignment is allowed. Three are tried, and the smallest of their bounds counts for each output: kept channels
+    with themselves and no others (λ = 0); the nearest kept rays, unless finding them takes too long; and for a coreset
+    that merges, the merge's own targets and scales (with them, D = V' exactly). Where the rows of the kept channels are
+    replaced by means, the means take the place of p_k, and kept channels are assigned like removed ones. x has 1
+    appended, so ‖x‖ ≥ 1, and a bias change is added to the factor of ‖x‖.
 
     coreset: the kept channels. A `Coreset` has its own V'. new_outgoing: (J, k) V', in the order of the kept indices.
     new_points: (k, d) the new rows of the kept channels, where a repair has changed them. Like means, they take the
@@ -245,10 +257,15 @@ def merge_bound(
         if new_points.shape != centres.shape:
             raise InputError(f"new_points must be {tuple(centres.shape)}, not {tuple(new_points.shape)}.")
         centres = new_points.to(points)
-    best, scale = _nearest_rays(points, centres)
-    if bool((centres == points[kept]).all()):
-        best[kept], scale[kept] = torch.arange(len(kept), device=kept.device), 1.0
-    assignments = [(best, scale)]
+    own, unchanged = torch.arange(len(kept), device=kept.device), bool((centres == points[kept]).all())
+    place, scale = torch.zeros_like(points[:, 0], dtype=torch.int64), torch.zeros_like(points[:, 0])
+    place[kept], scale[kept] = own, 1.0 if unchanged else _on_ray(points[kept], centres)
+    assignments = [(place, scale)]
+    if (work := points.numel() * len(centres)) <= _HUGE:
+        place, scale = _nearest_rays(points, centres, torch.float32 if work > _LARGE else None)
+        if unchanged:
+            place[kept], scale[kept] = own, 1.0
+        assignments.append((place, scale))
     if isinstance(coreset, Coreset) and coreset.merge is not None and bool((coreset.merge.scale >= 0).all()):
         target = coreset.merge.target
         place = torch.searchsorted(kept, target.clamp(min=0)).clamp(max=len(kept) - 1)

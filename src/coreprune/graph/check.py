@@ -136,12 +136,12 @@ class Check:
         if self.blind:
             return {g.name: self.blind for g in groups}
         moved, nothing = self._moved(groups), torch.zeros(0, dtype=torch.int64)
-        found = {}
+        found, usual = {}, None
         for group in groups:
             if group.name in moved:
                 continue
-            with_zeros = self._run(self.model, self._inputs[-1], self._alive, [(group, nothing)])
-            if not differ(with_zeros, self._run(self.model, self._inputs[-1], self._alive)):
+            usual = self._run(self.model, self._inputs[-1], self._alive) if usual is None else usual
+            if not differ(self._run(self.model, self._inputs[-1], self._alive, [(group, nothing)]), usual):
                 found[group.name] = "its channels do not reach an output, so that the cut cannot be checked"
         return found
 
@@ -220,11 +220,16 @@ class Check:
         Empty if for the first example no inputs are found on which the outputs are finite and depend on the inputs.
         """
         examples = [self.captured, *(c for c in self.captured.more if not c.training)]
-        for weights in (enlivened, self._amplified):
-            self._alive = weights(self.model)
-            if first := self._drawn_like(drawing(examples[0])):
-                others = [x for example in examples[1:] for x in self._drawn_like(drawing(example))]
-                return (*others, *first)
+        enough = enlivened(self.model)
+        more: dict[str, Tensor] | None = None
+        for styles in (STYLES[:1], STYLES[1:]):  # a network that was not trained is deaf to all of them
+            for amplify in (False, True):
+                self._alive = enough
+                if amplify:
+                    self._alive = more = self._amplified(self.model) if more is None else more
+                if first := self._drawn_like(drawing(examples[0]), styles):
+                    others = [x for example in examples[1:] for x in self._drawn_like(drawing(example))]
+                    return (*others, *first)
         return ()
 
     def _amplified(self, model: nn.Module) -> dict[str, Tensor]:
@@ -243,21 +248,21 @@ class Check:
                 return {**self._alive, **{name: value.to(named[name].dtype) for name, value in new.items()}}
         return self._alive
 
-    def _drawn_like(self, example: Drawing) -> tuple[Drawing, ...]:
-        for style in STYLES:
+    def _drawn_like(self, example: Drawing, styles: Sequence[str] = STYLES) -> tuple[Drawing, ...]:
+        for style in styles:
             base = replace(example, style=style)
-            if not self._runs(base):
+            made = self._made(base)
+            if made is None:
                 continue
-            longer = self._longer(base)
-            found = (base,) if longer is None else (base, longer)
-            if any(map(self._reacts, found)):
-                return found
+            found = {base: made, **self._longer(base)}
+            if any(self._reacts(*x) for x in found.items()):
+                return tuple(found)
         return ()
 
-    def _reacts(self, inputs: Drawing) -> bool:
-        """Whether other inputs give other outputs, as far as `compare` sees it."""
-        one, other = (self._run(self.model, inputs, self._alive, seed=seed) for seed in (_SEED, _SEED + 1))
-        return compare(one, other, rounded=self._rounded) is not None
+    def _reacts(self, inputs: Drawing, made: Any) -> bool:
+        """Whether other inputs give other outputs, as far as `compare` sees it. made: the outputs of these."""
+        other = self._run(self.model, inputs, self._alive, seed=_SEED + 1)
+        return compare(made, other, rounded=self._rounded) is not None
 
     @property
     def _light(self) -> Drawing:
@@ -273,18 +278,24 @@ class Check:
             log.debug("the model does not run in training mode: %s", first_line(error))
             return None
 
-    def _longer(self, base: Drawing) -> Drawing | None:
-        """The same inputs with as many axes of length 1 made longer as the model takes; None if it takes none."""
+    def _longer(self, base: Drawing) -> dict[Drawing, Any]:
+        """The same inputs with as many axes of length 1 made longer as the model takes, and their outputs.
+
+        Empty if it takes none.
+        """
         single = list(base.single())
         first = {at: BATCH for at in single if at[1] == 0}
         others = {at: LENGTH for at in single if at[1] != 0}
         by_axis = [dict(part) for _, part in groupby(sorted(others.items(), key=_axis), key=_axis)]
         found: dict[tuple[int, int], int] = {}
+        longest: dict[Drawing, Any] = {}
         for tried in (first, dict(list(first.items())[:1]), others, *by_axis, *({at: n} for at, n in others.items())):
             if not tried.keys() <= found.keys() and (not found or tried is not first):
-                larger = {**found, **tried}
-                found = larger if self._runs(replace(base, lengths=larger)) else found
-        return replace(base, lengths=found) if found else None
+                larger = replace(base, lengths={**found, **tried})
+                made = self._made(larger)
+                if made is not None:
+                    found, longest = dict(larger.lengths), {larger: made}
+        return longest
 
     def _graph(self, inputs: Drawing) -> Captured | None:
         """The model traced on inputs, with the nodes of `captured`; None if it has others."""
@@ -337,14 +348,14 @@ class Check:
         with self._ready(model, own, chosen) as still:
             return still.train(training)(*args, **kwargs)
 
-    def _runs(self, inputs: Drawing) -> bool:
-        """Whether the original runs on inputs, and gives numbers."""
+    def _made(self, inputs: Drawing) -> Any:
+        """What the original makes of inputs; None if it does not run on them, or gives no numbers."""
         try:
             got = self._run(self.model, inputs, self._alive)
         except Exception as error:
             log.debug("the model does not run on inputs drawn %s: %s", inputs.style, first_line(error))
-            return False
-        return any(not x.is_floating_point() or bool(torch.isfinite(x).any()) for x in tensors(got))
+            return None
+        return got if any(not x.is_floating_point() or bool(torch.isfinite(x).any()) for x in tensors(got)) else None
 
     def _moved(self, groups: Sequence[Group]) -> set[str]:
         """The groups with weights on which the outputs depend, as far as the gradient shows it."""

@@ -150,16 +150,17 @@ def _shake(model: nn.Module, moved: Chosen) -> None:
             weight, mask = named[s.param].data, gone[s.index]
             if not weight.is_floating_point():
                 continue
-            if weight.dim() == 1:  # biases, and the statistics and scales of norms: positive
-                noise = 0.5 + torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-            else:
-                spread = float(weight.double().std()) if weight.numel() > 1 else 1.0
-                noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64) * (spread or 1.0)
-            new, noise = weight.clone(), noise.to(weight)
+            spread = float(weight.float().std()) if weight.numel() > 1 else 1.0
+            new = weight.clone()
             sections = mask if mask.dim() == 2 else mask[None]
-            for section, other, m in zip(new.chunk(len(sections)), noise.chunk(len(sections)), sections, strict=True):
-                where = m.to(weight.device)
-                section.movedim(s.dim, 0)[where] = other.movedim(s.dim, 0)[where]
+            for section, m in zip(new.chunk(len(sections)), sections, strict=True):
+                rows = section.movedim(s.dim, 0)
+                shape = (int(m.sum()), *rows.shape[1:])
+                if weight.dim() == 1:  # biases, and the statistics and scales of norms: positive
+                    noise = 0.5 + torch.rand(shape, generator=generator)
+                else:
+                    noise = torch.randn(shape, generator=generator) * (spread or 1.0)
+                rows[m.to(weight.device)] = noise.to(weight)
             named[s.param].data = stored_as(weight, new)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -255,3 +256,15 @@ def test_the_change_of_the_biases_counts_in_t8():
             result.model[at + 2].bias.copy_(model[at + 2].bias[alive])
         (without, _), _ = expected_t8_of_the_result(model, result, name)
         assert without < bound * (1 - 1e-3)
+
+
+def test_the_rank_of_a_large_layer_is_found_for_coresets_alone(monkeypatch):
+    """It costs a singular value decomposition, and T7 is about coresets that are drawn."""
+    model = network()
+    assert [g.rank for g in pruned(model, "magnitude", queries=None).report.groups if not g.locked_because] == [
+        np.linalg.matrix_rank(rows(model[int(name)])) for name in GROUPS
+    ]
+    monkeypatch.setattr(sys.modules["coreprune.pruning.reporting.certificates"], "_QUICK", 0)
+    for method, known in (("magnitude", False), ("loewner", True)):
+        groups = pruned(model, method, queries=None).report.groups
+        assert {g.rank is not None for g in groups if not g.locked_because} == {known}

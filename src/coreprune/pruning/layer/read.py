@@ -122,11 +122,15 @@ def _rows(tensor: Tensor, piece: ParamSlice, group: Group) -> Tensor:
         values, owners = torch.cat([v for v, _ in parts]), torch.cat([o for _, o in parts])
     else:
         values, owners = _gather(tensor, piece.dim, piece.index)
-    order = torch.argsort(owners, stable=True)
-    return values[order].reshape(units, -1)
+    if not bool((owners.diff() >= 0).all()):  # mostly they are in order, and large weights need no copy
+        values = values[torch.argsort(owners, stable=True)]
+    return values.reshape(units, -1)
 
 
 def _gather(tensor: Tensor, dim: int, index: Tensor) -> tuple[Tensor, Tensor]:
     rows = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
-    live = torch.nonzero(index >= 0).flatten().to(tensor.device)
-    return rows[live], index.to(tensor.device)[live]
+    index = index.to(tensor.device)
+    if bool((index >= 0).all()):
+        return rows, index
+    live = torch.nonzero(index >= 0).flatten()
+    return rows[live], index[live]

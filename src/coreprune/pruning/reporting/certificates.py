@@ -29,6 +29,8 @@ from coreprune.pruning.selectors import Ranking
 
 log = logging.getLogger(__name__)
 
+_QUICK = 200_000_000  # multiplications of a singular value decomposition that a report may always have
+
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
@@ -99,7 +101,8 @@ def group_report(traced: Traced, decision: Decision, change: Embedded | None, de
     rank = None
     if plain_linear(traced.captured, group):
         layer = read_layer(traced.tensors, traced.captured, group)
-        rank = relative_limit(layer.incoming).rank
+        if decision.ranking.stream is not None or _quick(layer.incoming):  # what T7 is about: coresets that are drawn
+            rank = relative_limit(layer.incoming).rank
         if change is not None:
             found = of_new_weights(traced.captured, layer, decision, change)
         else:
@@ -131,6 +134,11 @@ def group_report(traced: Traced, decision: Decision, change: Embedded | None, de
         errors=errors,
         held_out=held_out,
     )
+
+
+def _quick(points: Tensor) -> bool:
+    n, d = points.shape
+    return n * d * min(n, d) <= _QUICK
 
 
 def memorised(seen: float, unseen: float, constant: float) -> bool:
