@@ -47,7 +47,7 @@ def alone() -> dict:
     return rank_runs.same()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [3, pytest.param(2, marks=pytest.mark.long)])
 def test_many_processes_give_what_one_gives(world, alone, tmp_path):
     for found in run("same", world, tmp_path):
         assert found is not None

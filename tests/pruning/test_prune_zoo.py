@@ -56,7 +56,7 @@ def test_half_of_every_free_group_leaves(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "sign_split"), in_turn(REWEIGHTED, [False, True]))
+@pytest.mark.parametrize(("name", "sign_split"), in_turn(REWEIGHTED, [False, True], step=2))
 def test_sampled_networks_equal_the_original_with_scaled_consumers(name, sign_split):
     """The oracle scales the consumers' weights of the original, by zero for channels that left."""
     entry = ZOO[name]
@@ -138,7 +138,9 @@ MERGED += ("bert", "llama-gqa", "swin", "mixtral", "shufflenet-v2", "conv1d-glu"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "method"), in_turn(MERGED, ["merging", "folding", Folding(repair=False)]), ids=str)
+@pytest.mark.parametrize(
+    ("name", "method"), in_turn(MERGED, ["merging", "folding", Folding(repair=False)], step=2), ids=str
+)
 def test_merged_networks_equal_the_original_with_the_plan_carried_out(name, method):
     entry = ZOO[name]
     model = randomise(entry.build())

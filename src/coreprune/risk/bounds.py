@@ -87,9 +87,9 @@ def shown_by(n: int, delta: float = 0.01) -> float:
 
 def upper_quantile(a: int, b: int, delta: float) -> float:
     """The upper δ-quantile of Beta(a, b)."""
-    from scipy.stats import beta  # imported only here, because it takes a second
+    from scipy.special import betainccinv  # imported only here, because it takes a third of a second
 
-    return float(beta.isf(delta, a, b))
+    return float(betainccinv(a, b, delta))
 
 
 def _log_wealth(x: Tensor, m: float) -> float:
