@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from page_cost import agreement, prune_time
 from page_deployment import deployment
 from page_parts import MISSING, missing, phases, ran_on, spread, table
 from page_real import ablation, efficientnet, pitch
@@ -216,7 +217,9 @@ def main() -> None:
         ("efficientnet", efficientnet),
         ("ablation", ablation),
         ("pitch", pitch),
+        ("agreement", agreement),
         ("resnet50_cost", resnet50),
+        ("prune_time", prune_time),
         ("latency", latency),
         ("latency_budget", latency_budget),
         ("deployment", deployment),

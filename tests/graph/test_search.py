@@ -53,6 +53,16 @@ def test_a_kind_that_never_works_costs_a_few_attempts_however_many_there_are(n: 
     assert all("is wrong" in reason for reason in reasons.values())
 
 
+def test_nothing_else_is_tried_where_that_is_hopeless() -> None:
+    names, good = blocks(9, "a", "b"), ["first"]
+    attempts = Attempts({"3.a"})
+    reasons = working(names, kinds(names), good, attempts, nothing, "3.a is")
+    assert reasons == dict.fromkeys(names, "3.a is wrong")
+    assert good == ["first"]
+    assert attempts.count == 1
+    assert set(working(names, kinds(names), good, Attempts({"3.a"}), nothing, "3.b is")) == {"3.a"}
+
+
 @pytest.mark.parametrize("odd", ["0.a", "7.a", "15.a"])
 def test_a_single_one_of_a_kind_is_found(odd: str) -> None:
     names, good = blocks(16, "a", "b"), []

@@ -24,15 +24,23 @@ def kind_of(group: Group) -> Hashable:
 
 
 def working(
-    names: Sequence[str], kinds: Mapping[str, Hashable], good: list[str], attempt: Attempt, blame: Blame
+    names: Sequence[str],
+    kinds: Mapping[str, Hashable],
+    good: list[str],
+    attempt: Attempt,
+    blame: Blame,
+    hopeless: str | None = None,
 ) -> dict[str, str]:
     """Extend `good`, in place, by those of `names` that work with it and with each other. Returns why others do not.
 
-    kinds: cuts of one kind are expected to work or not to work together.
+    kinds: cuts of one kind are expected to work or not to work together. hopeless: how the problem of all together
+    begins with which nothing else is tried.
     """
     search = _Search(good, attempt)
     if search.add(list(names), hard=True):
         return {}
+    if hopeless is not None and search.problem.startswith(hopeless):
+        return dict.fromkeys(names, search.problem)
     blamed = {name: why for name, why in blame([*good, *names]).items() if name in kinds and name not in good}
     rest = _sorted([n for n in names if n not in blamed], kinds)
     if not blamed:

@@ -43,7 +43,14 @@ class Removed:
     runs: int
 
 
-def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False, check: bool = True) -> Removed:
+def remove(
+    traced: Traced,
+    keep: Mapping[str, Tensor],
+    *,
+    inplace: bool = False,
+    check: bool = True,
+    hopeless: str | None = None,
+) -> Removed:
     """Make a physically smaller model in which only the given channels are left.
 
     Numbers that modules remember, such as widths and numbers of heads, change with them (`remembered.py`).
@@ -58,6 +65,7 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
         keep: group name -> sorted int64 channels that stay. Groups that are not named stay whole.
         inplace: shrink `traced.model` itself. Parameters keep their identity; their gradients are dropped.
         check: run and compare. Use False only if nothing in the forward depends on the sizes.
+        hopeless: if what is wrong with all cuts together begins so, no others are tried, and all groups stay whole.
 
     Raises:
         InputError: `keep` names an unknown group or a choice that the group does not allow.
@@ -75,7 +83,7 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
     exact = [n for n, (g, _) in cuts.items() if "norm-statistics" not in g.flags]
     for part in (exact, [n for n in cuts if n not in exact]):
         if part:
-            locked.update(working(part, kinds, good, attempts, attempts.blame))
+            locked.update(working(part, kinds, good, attempts, attempts.blame, hopeless))
     for name, problem in locked.items():
         log.info("group %s is put back: %s", name, problem)
     small = attempts.best if attempts.best is not None else smaller(model, captured, [])
@@ -91,13 +99,16 @@ def remove(traced: Traced, keep: Mapping[str, Tensor], *, inplace: bool = False,
     )
 
 
-def probe(traced: Traced) -> Traced:
+def probe(traced: Traced, hopeless: str | None = None) -> Traced:
     """Try to remove half of every free group, and lock the groups that break the forward.
 
     Run this before widths are chosen, so that the allocation counts only on channels that can really be removed.
+
+    hopeless: as for `remove`.
     """
     traced = traced.locking(traced.check.unseen(list(traced.free.values())))
-    return traced.locking(remove(traced, {name: _half(g) for name, g in traced.free.items()}).locked)
+    halves = {name: _half(g) for name, g in traced.free.items()}
+    return traced.locking(remove(traced, halves, hopeless=hopeless).locked)
 
 
 def _half(g: Group) -> Tensor:

@@ -49,12 +49,13 @@ def trace(
         check_model(model, example)
     found = _found(model, examples, batch_axis, norm_statistics)
     exclude = counterparts(exclude, model, found.model)
-    traced = _probed(found, exclude)
+    traced = _probed(found, exclude, hopeless=IN_TRAINING)
     if any((group.locked_because or "").startswith(IN_TRAINING) for group in traced.groups):
         training = _in_training(found.model, found.captured)
         if training is not None:
             captured = replace(found.captured, more=(*found.captured.more, training))
-            traced = _probed(replace(found, captured=captured, groups=find_groups(captured, norm_statistics)), exclude)
+            found = replace(found, captured=captured, groups=find_groups(captured, norm_statistics))
+        traced = _probed(found, exclude)
     widths = {group.size for group in traced.free.values()}
     suspects = [n for n in traced.captured.unread if widths & set(traced.tensors[n].shape)]
     if suspects:
@@ -107,8 +108,8 @@ def _in_training(model: nn.Module, captured: Captured) -> Captured | None:
     return None
 
 
-def _probed(found: Traced, exclude: Exclude) -> Traced:
-    return probe(found.locking(odd_weights(found) | excluded(found, exclude)))
+def _probed(found: Traced, exclude: Exclude, hopeless: str | None = None) -> Traced:
+    return probe(found.locking(odd_weights(found) | excluded(found, exclude)), hopeless)
 
 
 def odd_weights(traced: Traced) -> dict[str, str]:
