@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from coreprune.graph import CostModel, Group, Traced, capture, find_groups, remove
 from graph.oracle import assert_same, outputs, random_halves, zeroed_original
 from graph.zoo import ZOO, gen, randomise
+from layers_that_compute_weights import Scaled, Standardised
 
 NAMES = [n for n in ("timm-style-vit", "mlp-mixer", "bert", "gpt2", "vit", "deit", "swin", "convnext") if n in ZOO]
 
@@ -85,3 +86,30 @@ def test_a_later_group_does_not_switch_off_the_comparison() -> None:
     result = remove(Traced(model, captured, groups), keep)
     assert "b" in result.kept
     assert not any(n.startswith("a") for n in result.kept), "the boundaries are literals: nothing of a can leave"
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("layer", [Standardised, Scaled])
+def test_what_a_standardised_weight_reads_is_known_without_a_trial(layer: type[nn.Conv2d], groups: int) -> None:
+    """Regression: in groups, only the comparison after the cut showed it, after a search for the groups that differ."""
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), layer(8, 12, 3, groups=groups), nn.Conv2d(12, 4, 1)))
+    x = torch.randn(2, 3, 9, 9, generator=gen(0), dtype=torch.float64)
+    captured = capture(model, x)
+    before = {g.name: g.locked_because for g in find_groups(captured)}
+    assert "statistics" in str(before["0"]) or "over channels" in str(before["0"])
+    assert before["2"] is None
+    found = find_groups(captured, norm_statistics=True)
+    on_request = {g.name: g for g in found}
+    assert on_request["0"].locked_because is None
+    assert "norm-statistics" in on_request["0"].flags
+    keep = random_halves([on_request["0"]], gen(1))
+    small = remove(Traced(model, captured, found), keep)
+    assert small.locked == {}
+    # The oracle: the weight that is left, standardised over the inputs that are left.
+    alone = nn.Sequential(*copy.deepcopy(list(model)))
+    rows = keep["0"]
+    alone[0].weight.data, alone[0].bias.data = model[0].weight[rows], model[0].bias[rows]
+    inside = rows.reshape(groups, -1) - torch.arange(groups)[:, None] * (8 // groups)
+    parts = zip(model[2].weight.chunk(groups), inside, strict=True)
+    alone[2].weight.data = torch.cat([part[:, i] for part, i in parts])
+    assert_same([small.model(x)], [alone(x)])

@@ -14,7 +14,7 @@ from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import contract, pointwise, read, statistic
 from coreprune.graph.rules.movement import channels_only, move, one_expert
 from coreprune.graph.rules.registry import Call, rule
-from coreprune.graph.tracer import Slot, Work
+from coreprune.graph.tracer import Slot, Statistic, Work
 from coreprune.graph.values import FIXED, Value, axes
 
 
@@ -216,7 +216,10 @@ def _grouped(call: Call, x: Value, weight: Value, groups: int, factor: int) -> t
         if axes(ids) == {0}:
             tracer.play(weight, ids, "out")
     sections = ids_in.reshape(groups, -1)
-    tracer.slots.pop((param, 1), None)
+    before = tracer.slots.pop((param, 1), None)
+    if before is not None:  # the weight may be standardised over its inputs, which are other channels in every group
+        met = [s for s in tracer.statistics if bool(torch.isin(s.ids, before.ids).any())]
+        tracer.statistics += [Statistic(sections, frozenset({1}), s.reason, s.flag) for s in met]
     known = next((s for s in tracer.sectioned if s.param == param), None)
     if known is None:
         tracer.sectioned.append(Slot(param, 1, sections))
