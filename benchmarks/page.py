@@ -13,7 +13,7 @@ from page_parts import MISSING, missing, phases, ran_on, spread, table
 from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
 from page_selection import selection
-from page_zoo import architectures
+from page_zoo import architectures, detectors
 
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
@@ -234,7 +234,8 @@ def main() -> None:
             shutil.copy(source.with_suffix(".png"), DOCS / f"{name}.png")
     (DOCS / "benchmarks.md").write_text("\n".join(parts))
     zoo = json.loads((RESULTS / "zoo.json").read_text())
-    (DOCS / "architectures.md").write_text(architectures(zoo))
+    yolo = json.loads((RESULTS / "yolo.json").read_text())
+    (DOCS / "architectures.md").write_text(f"{architectures(zoo)}\n{detectors(yolo)}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,36 @@ Measured on {ran_on(record["environment"])} One thread. The page is made by `pyt
 """
 
 
+def detectors(record: dict[str, Any]) -> str:
+    """The section on results/yolo.json."""
+    lines = []
+    for row in record["rows"]:
+        if "error" in row:
+            lines.append([row["key"], *[MISSING] * 6, row["error"]])
+            continue
+        onnx = f"{row['onnx_difference']:.0e}, batch {row['onnx_batch']}" if "onnx_difference" in row else row["onnx"]
+        told = [f"{row['macs']:.1%}", *("yes" if row[k] else "**no**" for k in ("unchanged", "other_sizes"))]
+        lines.append([row["network"], "yes" if row["warm"] else "no", *told, f"{row['trained']:.0%}", onnx])
+    header = [
+        "network",
+        "ran before",
+        "MACs left",
+        "given model unchanged",
+        "other sizes",
+        "parameters with a gradient",
+    ]
+    return f"""## Detectors, from pruning to export
+
+The detectors and segmenters of ultralytics from their yaml, random weights: `prune(model, x, Budget(macs=0.5), "magnitude", queries=None)`. *Ran before*: the model had run on an image of another size, and holds the
+anchors of that. *Other sizes*: the pruned model returns the same shapes as the original at three other batch and image sizes. *Parameters with a gradient*: in one step in training mode.
+*ONNX*: the largest difference between the outputs of the exported file in ONNX Runtime and the pruned model's, relative to the largest output, and the batch sizes that the file takes.
+
+{table([*header, "ONNX"], lines)}
+
+Measured on {ran_on(record["environment"])}
+"""
+
+
 def _state(row: dict[str, Any]) -> str:
     found = row.get("coreprune", {"error": row.get("error", "")})
     if "error" in found:
