@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 MISSING = "–"
@@ -29,3 +30,12 @@ def phases(seconds: dict[str, float]) -> str:
 
 def missing(count: int, what: str) -> str:
     return f" {count} {what} failed and are not shown; the JSON says why." if count else ""
+
+
+def several(rows: list[dict[str, Any]]) -> str:
+    """A sentence on rows that were not made by one version on one processor; empty if they were."""
+    made = Counter((row["version"], row["cpu"]) for row in rows if "cpu" in row)
+    if len(made) < 2:
+        return ""
+    told = ", ".join(f"{n} by {version} on {cpu}" for (version, cpu), n in made.most_common())
+    return f" Not all rows were made at once: {told}."

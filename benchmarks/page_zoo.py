@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from page_parts import MISSING, ran_on, table
+from page_parts import MISSING, ran_on, several, table
 
 NAMES = {
     "coreprune": "Small networks of our tests, built from configurations",
@@ -42,7 +42,7 @@ them breaks the model's own forward. *Trace, group, probe*: seconds to trace the
 
 {(chr(10) * 2).join(sections)}
 
-Measured on {ran_on(record["environment"])} One thread. The page is made by `python benchmarks/page.py` from `benchmarks/results/zoo.json`.
+Measured on {ran_on(record["environment"])} One thread.{several(record["rows"])} The page is made by `python benchmarks/page.py` from `benchmarks/results/zoo.json`.
 """
 
 

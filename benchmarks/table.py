@@ -57,7 +57,7 @@ def run(
     """Make the rows that are not there yet, and write results/NAME.json with all of them.
 
     Rows are there if the journal has them, or, where there is no journal, the file of results. Each says which version
-    of coreprune has made it.
+    of coreprune, and which processor, has made it.
 
     script: the file of the benchmark, which is run again for every row. limit: seconds that a row may take. about: what
     else the file says. paths: further options that name files or folders, with their help; the children get them.
@@ -84,7 +84,8 @@ def run(
     elif not journal.path.exists():
         for row in earlier(options.out):
             journal.add(row)
-    version = environment()["versions"]["coreprune"]
+    here = environment()
+    made_by = {"version": here["versions"]["coreprune"], "cpu": here["cpu"]}
     for key, job in jobs(options):
         done = journal.rows().get(key, {"error": "not run"})
         if "error" in done and re.search(options.only, key):
@@ -94,7 +95,7 @@ def run(
                 row = {
                     "key": key,
                     "threads": options.threads,
-                    "version": version,
+                    **made_by,
                     **job,
                     **in_child(script, asked, options.limit, options.threads),
                 }
@@ -111,7 +112,8 @@ def run(
 
 
 def earlier(results: Path) -> Iterator[Row]:
-    """The rows of a file of results, with the version that made them."""
+    """The rows of a file of results, with the version and the processor that made them."""
     record = json.loads(results.read_text()) if results.exists() else {"rows": []}
     for row in record["rows"]:
-        yield {"version": record["environment"]["versions"]["coreprune"], **row}
+        then = record["environment"]
+        yield {"version": then["versions"]["coreprune"], "cpu": then["cpu"], **row}
