@@ -113,7 +113,7 @@ def run(
 
 def earlier(results: Path) -> Iterator[Row]:
     """The rows of a file of results, with the version and the processor that made them."""
-    record = json.loads(results.read_text()) if results.exists() else {"rows": []}
+    record: Row = json.loads(results.read_text()) if results.exists() else {"rows": []}
     for row in record["rows"]:
         then = record["environment"]
         yield {"version": then["versions"]["coreprune"], "cpu": then["cpu"], **row}
