@@ -141,6 +141,7 @@ def _work(case: str, world: int, folder: Path, rank: int) -> None:
     wait = timedelta(seconds=10 if case in SHORT else 120)
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=wait)
+    dist.barrier()  # one that ends at once would be gone before the others have found it
     torch.save(CASES[case](), folder / f"{rank}.pt")
 
 
