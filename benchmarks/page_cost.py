@@ -20,7 +20,7 @@ def prune_time(record: dict[str, Any]) -> str:
 
 How long does a cut by magnitude take, without queries, beside Torch-Pruning? Half of the multiply-accumulates stay. Ours traces the model, tries which groups can shrink, cuts, compares the result with the
 original on random inputs, and writes certificates; Torch-Pruning cuts and checks nothing. Seconds are the least of three calls after one that does not count, in turn, with random weights
-and one image of 224×224 pixels. *Times* is ours over theirs, by the clock and by the processor. Our target was at most {record["wanted"]:g} times. It is missed on every network: the trace by torch.export
+and one image of 224×224 pixels. *Times* is ours over theirs, by the clock and by the processor. Our target was at most {record["wanted"]:g} times. It is missed on every network: on most of them the trace by torch.export
 alone takes longer than that.
 
 {table(["network", "coreprune (s)", "Torch-Pruning (s)", "times, clock", "times, processor", "our phases (s)"], lines)}

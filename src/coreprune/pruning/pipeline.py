@@ -147,7 +147,8 @@ def prune(
         `Distill(...)`.
     compare: hold some of the queries back, and compare the result on them with what could be returned instead: the cut
         without repair, with the widest groups whole, spread evenly, and magnitude pruning. The best is returned, and
-        the report says which. The other cuts are repaired, too, unless they start far behind. False returns the first.
+        the report says which. The other cuts are repaired, too, unless the model is large and the first error small.
+        False returns the first.
     seed: for making queries and for sampling. The same seed on the same machine gives the same plan and weights.
     delta: the sampled certificates hold with probability 1 − delta.
     cost: a function from the widths of all groups to a number, such as milliseconds, for `Budget(cost=...)`. A budget

@@ -25,14 +25,13 @@ from coreprune.pruning.settings import Settings
 from coreprune.pruning.stages import Pruned, carry_out, cut_once, cut_to, descend_, repair_
 from coreprune.pruning.timing.pace import Pace
 from coreprune.pruning.unfinished import Unfinished
-from coreprune.queries import Queries
 
 log = logging.getLogger(__name__)
 
 MAGNITUDE = "magnitude pruning"
-PLAIN = "the cut without repair"
 WITH_ALL = "the cut with all blocks"
-_HOPELESS = 2.0  # times the error of the cut without repair: a cut that starts from a larger one is not repaired
+_GOOD = 0.05  # of the outputs' variance: where the error is at most this, a large network is not repaired again
+_LARGE = 1_000_000  # parameters; below that, a repair takes seconds
 
 
 def best_of(
@@ -43,8 +42,9 @@ def best_of(
     pruned: the result of selection and repair. It is compared with the cut without its repair, with the widest groups
     left whole, with the cut spread evenly over all groups, with all blocks left if some were dropped, and with
     magnitude pruning. Another one is taken only if its error is lower by more than the standard error of the
-    difference. Without a repair, nothing else is taken: then the comparison is only a warning. A repair takes long, so
-    where the first one has helped, that of another cut is only made if its error before is not far above.
+    difference. Without a repair, nothing else is taken: then the comparison is only a warning. In large networks a
+    repair takes long: where the first one leaves a small error, the widest groups whole and the even spread are
+    compared without theirs.
 
     Returns the model as it is, and no comparison, if no queries were held back.
     """
@@ -56,10 +56,12 @@ def best_of(
     name = "the repaired cut" if repaired else "the cut"
     best, best_name, best_apart = pruned, name, first
     seen: dict[str, Apart] = {name: first}
-    for other, candidate in _others(pruned, settings, calibration, clock, state, seen):
-        if other not in seen:
-            seen[other] = _apart(pruned, candidate, fresh, clock)
-        found = seen[other]
+    enough = first.error <= _GOOD and sum(p.numel() for p in pruned.traced.model.parameters()) > _LARGE
+    for other, candidate in _others(pruned, settings, calibration, clock, state, enough):
+        with clock("compare"):
+            found = apart(pruned.traced.model, candidate.removed.model, fresh)
+        assert found is not None  # its outputs have the same shapes
+        seen[other] = found
         if repaired and found.better_than(best_apart):
             best, best_name, best_apart = candidate, other, found
     _tell(seen, name, best_name, len(fresh))
@@ -106,30 +108,22 @@ def _fill(small: nn.Module, values: Mapping[str, Tensor]) -> None:
         write_(tensor, values[name])
 
 
-def _apart(pruned: Pruned, candidate: Pruned, fresh: Queries, clock: Clock) -> Apart:
-    with clock("compare"):
-        found = apart(pruned.traced.model, candidate.removed.model, fresh)
-    assert found is not None  # its outputs have the same shapes
-    return found
-
-
 def _others(
     pruned: Pruned,
     settings: Settings,
     calibration: Calibration,
     clock: Clock,
     state: Unfinished | None,
-    seen: dict[str, Apart],
+    enough: bool,
 ) -> Iterator[tuple[str, Pruned]]:
-    """The other cuts, by name. seen: of those that came before; what is found out about a cut here is added."""
-    budget, options, fresh = settings.budget, settings.repair, calibration.fresh
-    assert fresh is not None
+    """The other cuts, by name. enough: whether the first repair is good enough to leave out those of other widths."""
+    budget, options = settings.budget, settings.repair
     whole = pruned.traced.whole
     if options is not None:
         with clock("surgery"):
             cut = carry_out(pruned.traced, pruned.plan)
             plain = replace(cut, decisions=pruned.decisions, pace=pruned.pace, met=pruned.met)
-        yield PLAIN, plain
+        yield "the cut without repair", plain
         for name, other, locked in other_cuts(pruned.traced, pruned.plan, budget):
             traced = pruned.traced.locking(locked)
             if name in pruned.others:
@@ -138,14 +132,12 @@ def _others(
                 again = _cut(traced, pruned.decisions, settings, other, clock, pruned.pace)
             if again is None or again.plan.groups == pruned.plan.groups:
                 continue
-            before, first = _apart(pruned, again, fresh, clock), next(iter(seen.values()))
-            if first.error < seen[PLAIN].error < before.error / _HOPELESS:
-                seen[f"{name}, without repair"] = before
+            if enough:
                 yield f"{name}, without repair", again
-                continue
-            with clock("repair"):
-                fits = repair_(again, calibration, options, clock.tell, state)
-            yield name, replace(again, fits=fits)
+            else:
+                with clock("repair"):
+                    fits = repair_(again, calibration, options, clock.tell, state)
+                yield name, replace(again, fits=fits)
     if whole is not None and options is not None and (again := _with_all(whole, pruned, settings, clock)) is not None:
         with clock("repair"):
             fits = repair_(again, calibration, options, clock.tell)
