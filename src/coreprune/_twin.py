@@ -140,6 +140,7 @@ def _copy_modules(model: nn.Module, memo: dict[int, Any]) -> None:
     states = {m: m.__getstate__() for m in model.modules() if id(m) not in memo and _copied_by_state(type(m))}
     new = {m: type(m).__new__(type(m)) for m, state in states.items() if type(state) is dict}
     memo.update({id(m): n for m, n in new.items()})
+    memo.setdefault(id(memo), []).append(states)  # as `copy.deepcopy` does: an id must not be given to something else
     for old, copied in reversed(new.items()):
         copied.__setstate__({key: _copy(value, memo) for key, value in states[old].items()})
 

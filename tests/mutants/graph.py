@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "amplified-weights-are-not-used",
         "graph/check.py",
-        "            for amplify in (False, True):\n",
-        "            for amplify in (False,):\n",
+        "product((STYLES[:1], STYLES[1:]), (False, True)):",
+        "product((STYLES[:1], STYLES[1:]), (False,)):",
         ("graph/test_check.py",),
         "a network that lets nothing through is refused",
     ),

@@ -12,8 +12,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
-from itertools import groupby
+from functools import cache, cached_property, partial
+from itertools import groupby, product
 from typing import Any
 
 import torch
@@ -220,16 +220,13 @@ class Check:
         Empty if for the first example no inputs are found on which the outputs are finite and depend on the inputs.
         """
         examples = [self.captured, *(c for c in self.captured.more if not c.training)]
-        enough = enlivened(self.model)
-        more: dict[str, Tensor] | None = None
-        for styles in (STYLES[:1], STYLES[1:]):  # a network that was not trained is deaf to all of them
-            for amplify in (False, True):
-                self._alive = enough
-                if amplify:
-                    self._alive = more = self._amplified(self.model) if more is None else more
-                if first := self._drawn_like(drawing(examples[0]), styles):
-                    others = [x for example in examples[1:] for x in self._drawn_like(drawing(example))]
-                    return (*others, *first)
+        weights = cache(lambda amplify: self._amplified(self.model) if amplify else enlivened(self.model))
+        # A network that was not trained is deaf to all styles: weights are amplified before the others are tried.
+        for styles, amplify in product((STYLES[:1], STYLES[1:]), (False, True)):
+            self._alive = weights(amplify)
+            if first := self._drawn_like(drawing(examples[0]), styles):
+                others = [x for example in examples[1:] for x in self._drawn_like(drawing(example))]
+                return (*others, *first)
         return ()
 
     def _amplified(self, model: nn.Module) -> dict[str, Tensor]:

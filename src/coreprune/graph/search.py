@@ -33,8 +33,8 @@ def working(
 ) -> dict[str, str]:
     """Extend `good`, in place, by those of `names` that work with it and with each other. Returns why others do not.
 
-    kinds: cuts of one kind are expected to work or not to work together. hopeless: how the problem of all together
-    begins with which nothing else is tried.
+    kinds: cuts of one kind are expected to work or not to work together. hopeless: if what is wrong with all cuts
+    together begins with these words, no search is made, and none of them works.
     """
     search = _Search(good, attempt)
     if search.add(list(names), hard=True):

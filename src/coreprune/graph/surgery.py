@@ -65,7 +65,8 @@ def remove(
         keep: group name -> sorted int64 channels that stay. Groups that are not named stay whole.
         inplace: shrink `traced.model` itself. Parameters keep their identity; their gradients are dropped.
         check: run and compare. Use False only if nothing in the forward depends on the sizes.
-        hopeless: if what is wrong with all cuts together begins so, no others are tried, and all groups stay whole.
+        hopeless: if what is wrong with all cuts together begins with these words, no search for the groups that cause
+            it is made, and all groups stay whole.
 
     Raises:
         InputError: `keep` names an unknown group or a choice that the group does not allow.

@@ -26,10 +26,11 @@ class GroupReport:
     name: of the first layer that makes the channels. channels, kept: how many there were, and how many stayed.
     unit: how many channels can only be removed together. note: which form of the selector ran. locked_because: why the
     group stayed whole, or None. certificates: what is known about the error at its consumers. rank: r of the incoming
-    rows (T7), or None if no theorem applies. errors: the error on the queries (T10) at every width from 0 on, weighed
-    by what it does to the model's outputs: to first order, in shares of their variance. None without queries. held_out:
-    the same on queries that neither the choice nor the refit has seen (T12); None with fewer than two queries. macs:
-    (before, after) for the whole pruned model, the multiply–accumulates of the convolutions and linear layers whose
+    rows (T7), or None if no theorem applies, or if the layer is large and its units are no drawn coreset. errors: the
+    error on the queries (T10) at every width from 0 on, weighed by what it does to the model's outputs: to first order,
+    in shares of their variance. None without queries. held_out: the same on queries that neither the choice nor the
+    refit has seen (T12); None with fewer than two queries. macs: (before, after) for the whole pruned model, the
+    multiply–accumulates of the convolutions and linear layers whose
     outputs are the channels (`CostModel.making`).
     """
 
