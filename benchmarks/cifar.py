@@ -37,7 +37,7 @@ def pictures(folder: Path, split: str, rows: Sequence[int]) -> tuple[Tensor, Ten
 
 def normalised(images: Tensor) -> Tensor:
     """(N, 3, 32, 32) uint8 to what the network reads, float32."""
-    mean, deviation = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(DEVIATION).view(3, 1, 1)
+    mean, deviation = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (MEAN, DEVIATION))
     return (images.float() / 255 - mean) / deviation
 
 

@@ -84,7 +84,7 @@ def work(job: Row) -> Row:
     """One row. job: the fields of the cell, the folder and the threads."""
     cell = Cell(**{field: job[field] for field in Cell.__dataclass_fields__})
     torch.set_num_threads(job["threads"])
-    (x, y), model = images(Path(job["data"])), network()
+    model, (x, y) = network().to(job["device"]), (t.to(job["device"]) for t in images(Path(job["data"])))
     test, pool = divided(cell.seed, len(x))
     if cell.method == "dense":
         return {"accuracy": accuracy(model, x[test], y[test])}

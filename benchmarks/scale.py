@@ -39,7 +39,7 @@ def jobs(_: argparse.Namespace) -> Iterator[tuple[str, Row]]:
 class Decoder(nn.Module):
     """A decoder of transformers without its cache."""
 
-    def __init__(self, layers: int, hidden: int) -> None:
+    def __init__(self, layers: int, hidden: int, vocabulary: int = VOCABULARY) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         super().__init__()
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
             intermediate_size=hidden * 11 // 4,
             num_hidden_layers=layers,
             num_attention_heads=hidden // 64,
-            vocab_size=VOCABULARY,
+            vocab_size=vocabulary,
             max_position_embeddings=4096,
             tie_word_embeddings=False,
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from children import Journal, Row, answer, in_child
@@ -67,6 +68,7 @@ def run(
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the images")
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where the network lies, for example cuda")
     parser.add_argument("--only", default="", help="a regular expression for the keys of the rows")
     parser.add_argument("--limit", type=float, default=limit, help="seconds that a row may take")
     parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
@@ -86,11 +88,13 @@ def run(
             journal.add(row)
     here = environment()
     made_by = {"version": here["versions"]["coreprune"], "cpu": here["cpu"]}
+    if options.device != "cpu":
+        made_by |= {"device": torch.cuda.get_device_name(options.device), "torch": here["versions"]["torch"]}
     for key, job in jobs(options):
         done = journal.rows().get(key, {"error": "not run"})
         if "error" in done and re.search(options.only, key):
             given = {option: str(getattr(options, option)) for option in ("data", *(paths or {}))}
-            asked = {**job, **given, "threads": options.threads}
+            asked = {**job, **given, "threads": options.threads, "device": options.device}
             with console.status(key):
                 row = {
                     "key": key,

@@ -28,6 +28,7 @@ from coreprune._shapes import Bool, Float, Int, Tensor
 PANEL = 192  # rows; measured at 300 to 4,096 features: 192 and 256 are equally fast, and the fastest
 FADED = 1e-6  # when the blocks of H have shrunk by this factor, and H can be computed afresh, it is
 _ROWS = 256  # that are copied at once
+_FEW = 4096  # features; up to here an accelerator's steps are too short for it, and the CPU takes them
 _SMALL = 512  # features; smaller updates are one product. Measured: to halve them gains nothing, at 4,096 a sixth
 
 
@@ -45,6 +46,9 @@ class Pair:
         charge: Float[Tensor, " n"],
         root: Float[Tensor, "J f"] | None = None,
     ):
+        if a.shape[0] <= _FEW:
+            a, charge = a.cpu(), charge.cpu()
+            h, root = (None if x is None else x.cpu() for x in (h, root))
         self.a, self.h, self.charge, self.root = a, h, charge, root
         self.p = a.shape[0] // charge.numel()
         self.panel = max(1, PANEL // self.p)  # units
@@ -177,7 +181,7 @@ def largest(score: Callable[[Pair], Tensor], layers: Int[Tensor, " n"] | None = 
     def pick(pairs: list[Pair], left: Tensor, free: Tensor) -> int:
         first = free
         if layers is not None:
-            layer = layers[left]
+            layer = layers.to(left.device)[left]
             first = free & (layer == layer[free].min())
         return int(torch.where(first, _total(score(pair) for pair in pairs), -torch.inf).argmax())
 

@@ -240,7 +240,7 @@ def merge_bound(
     Proof: |φ⟨p_i,x⟩ − λφ⟨p_k,x⟩| = |φ⟨p_i,x⟩ − φ⟨λp_k,x⟩| ≤ ‖x‖‖p_i−λp_k‖.
     """
     points, outgoing = _layer(points, outgoing)
-    kept = coreset.indices if isinstance(coreset, Coreset) else coreset
+    kept = (coreset.indices if isinstance(coreset, Coreset) else coreset).to(points.device)
     if new_outgoing is None:
         if not isinstance(coreset, Coreset):
             raise InputError("pass new_outgoing, the weights V' of the kept channels, or a Coreset that has its own.")
@@ -267,7 +267,7 @@ def merge_bound(
             place[kept], scale[kept] = own, 1.0
         assignments.append((place, scale))
     if isinstance(coreset, Coreset) and coreset.merge is not None and bool((coreset.merge.scale >= 0).all()):
-        target = coreset.merge.target
+        target = coreset.merge.target.to(points.device)
         place = torch.searchsorted(kept, target.clamp(min=0)).clamp(max=len(kept) - 1)
         assignments.append((place, torch.where(target >= 0, coreset.merge.scale.to(points), 0.0)))
     new_outgoing = new_outgoing.to(outgoing)

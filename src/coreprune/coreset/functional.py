@@ -123,7 +123,7 @@ def _found(way: str, pairs: list[Pair], live: Tensor, dead: Tensor) -> Tensor:
     """The order that the search finds, with constant units last."""
     if not live.numel():
         return dead
-    order = pivot_all(pairs, largest(gain) if way == "forward" else least_gain)
+    order = pivot_all(pairs, largest(gain) if way == "forward" else least_gain).to(live.device)
     return torch.cat([live[order if way == "forward" else order.flip(0)], dead])
 
 
@@ -148,7 +148,7 @@ def d_optimal(moments: Sequence[Moments], units: int, *, ridge: float = 1e-4) ->
     if live.numel():
         weighted = [_weighted(reader.restricted(live)) for reader in readers]
         pairs = [Pair(each.ridged, None, each.charge) for each in weighted]
-        order = torch.cat([live[pivot_all(pairs, largest(log_det, _layers(weighted)))], dead])
+        order = torch.cat([live[pivot_all(pairs, largest(log_det, _layers(weighted))).to(live.device)], dead])
     return _coreset(readers, order, curve(readers, order))
 
 
