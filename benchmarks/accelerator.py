@@ -75,7 +75,9 @@ def work(job: Row) -> Row:
 def same_kept(result: Result, network: str, device: str) -> Row:
     """Write down what is kept, and compare it with what the other device's run has written down."""
     kept = {name: torch.tensor(entry.kept) for name, entry in result.plan.groups.items()}
-    mine, *others = (Path(f"build/accelerator.{network}.{d}.safetensors") for d in (device, *{"cpu", "cuda"} - {device}))
+    mine, *others = (
+        Path(f"build/accelerator.{network}.{d}.safetensors") for d in (device, *{"cpu", "cuda"} - {device})
+    )
     mine.parent.mkdir(exist_ok=True)
     save_file(kept, mine)
     if not others[0].exists():

@@ -29,7 +29,10 @@ def work(job: Row) -> Row:
     """One row. job: the level and the seed."""
     torch.set_num_threads(job["threads"])
     data = Path(job["data"])
-    model, order = trained(data).to(job["device"]), torch.randperm(TEST, generator=torch.Generator().manual_seed(job["seed"]))
+    model, order = (
+        trained(data).to(job["device"]),
+        torch.randperm(TEST, generator=torch.Generator().manual_seed(job["seed"])),
+    )
     images, labels = pictures(data, "test", order.tolist())
     images, labels = images.to(job["device"]), labels.to(job["device"])
     given, held, labels = normalised(images[:GIVEN]), images[GIVEN:], labels[GIVEN:]

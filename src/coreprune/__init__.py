@@ -34,11 +34,13 @@ if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` below finds th
         Repair,
         Report,
         Result,
+        Rotated,
         apply_plan,
         certify,
         list_groups,
         make_plan,
         prune,
+        rotate_residual,
     )
     from coreprune.queries import Queries, make_queries
     from coreprune.selectors import (
@@ -101,6 +103,7 @@ __all__ = [
     "Repair",
     "Report",
     "Result",
+    "Rotated",
     "Tuning",
     "Uniform",
     "apply_plan",
@@ -118,6 +121,7 @@ __all__ = [
     "open_model",
     "prune",
     "read_plan",
+    "rotate_residual",
     "save",
 ]
 

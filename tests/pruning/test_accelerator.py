@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune import Budget, Distill, Repair, load, prune, save
-from coreprune.selectors import Folding, Functional, Loewner, Merging, Mussay
+from coreprune.selectors import Folding, Loewner, Merging, Mussay
 from graph.zoo import ZOO
 from zoo_examples import call, example
 

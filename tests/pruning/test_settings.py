@@ -76,6 +76,7 @@ def test_every_field_is_in_the_report_and_in_a_call_that_differs_from_the_defaul
         tokenizer="folder",
         memory="8GiB",
         depth=True,
+        residual="rotate",
     )
     names = {f.name for f in fields(Settings)}
     assert settings.as_dict().keys() == names

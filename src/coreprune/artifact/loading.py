@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune._example import device_of
 from coreprune._plain import plain
+from coreprune._recast import recast
 from coreprune.artifact import huggingface
 from coreprune.artifact.manifest import DTYPES, PLAN, WEIGHTS, Manifest, TensorEntry, check_file, json_of, read_manifest
 from coreprune.errors import ArtifactError, CoreprunError, InputError, ModelError, first_line
@@ -140,7 +141,7 @@ def _dense(folder: Path, manifest: Manifest, dense: nn.Module | Callable[[], nn.
         with torch.device("meta"):
             model = dense()
         if isinstance(model, nn.Module):
-            model = _without(plain(model, manifest.recipe.plain, values=False), manifest)
+            model = _without(_in_form(model, manifest), manifest)
             if not _needs_values(model, manifest):
                 return model
     except ModelError as error:  # a parametrization that reads values
@@ -161,9 +162,13 @@ def _plain(model: nn.Module, manifest: Manifest) -> nn.Module:
     Raises InputError for another model.
     """
     try:
-        return _without(plain(model, manifest.recipe.plain, values=False), manifest)
+        return _without(_in_form(model, manifest), manifest)
     except ModelError as error:
         raise _another(error) from error
+
+
+def _in_form(model: nn.Module, manifest: Manifest) -> nn.Module:
+    return recast(plain(model, manifest.recipe.plain, values=False), manifest.recipe.recast)
 
 
 def _without(model: nn.Module, manifest: Manifest) -> nn.Module:

@@ -219,7 +219,8 @@ def _recipe(x: Any) -> Recipe:
             if type(before) is not type(after) or len(a) != len(b) or any(y > x for x, y in zip(a, b, strict=True)):
                 raise ValueError(f"pruning cannot make {path}.{key} {after} out of {before}")
     dropped = tuple(map(_text, x.get("dropped", ())))
-    return Recipe(shapes, numbers, tuple(map(_text, x.get("plain", ()))), dropped, _text(x.get("rest", "")))
+    plain, recast = (tuple(map(_text, x.get(name, ()))) for name in ("plain", "recast"))
+    return Recipe(shapes, numbers, plain, dropped, _text(x.get("rest", "")), recast)
 
 
 def _number(x: Any) -> int | tuple[int, ...]:

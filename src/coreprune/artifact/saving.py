@@ -19,6 +19,7 @@ from coreprune._example import device_of, example_like
 from coreprune._files import whole_folder
 from coreprune._mapped import is_mapped
 from coreprune._plain import plain
+from coreprune._recast import recast
 from coreprune.artifact import huggingface
 from coreprune.artifact.manifest import (
     DTYPES,
@@ -146,6 +147,7 @@ def _stock(result: Result, folder: Path) -> tuple[dict[str, Any] | None, str]:
         return None, str(error)
     computed = result.recipe.plain
     rebuilt = plain(huggingface.rebuild(type(model).__name__, dense), computed, values=False)
+    rebuilt = recast(rebuilt, result.recipe.recast)
     if fingerprint(rebuilt) != result.plan.fingerprint:  # of the dense model, with all of its blocks
         return None, "the configuration does not describe the dense model: pass a factory when loading."
     if computed:

@@ -91,6 +91,13 @@ Depth = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Residual = Annotated[
+    str | None,
+    typer.Option(
+        help="rotate: let the residual streams of a transformer shrink, along their principal axes on the queries.",
+        rich_help_panel=METHOD,
+    ),
+]
 Tokenizer = Annotated[
     Path | None,
     typer.Option(

@@ -210,6 +210,7 @@ def prune(
     norm_statistics: options.NormStatistics = False,
     memory: options.Memory = None,
     depth: options.Depth = False,
+    residual: options.Residual = None,
     labelled: Annotated[
         Path | None,
         typer.Option(
@@ -300,7 +301,8 @@ def prune(
             repair=repair, distill=distill, seed=seed, delta=delta, cache=unfinished.queries,
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
             also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words, memory=memory,
-            depth=depth, stock=stock, resume=unfinished.folder if alone and not depth and mapped else None,
+            depth=depth, stock=stock, residual=residual,  # type: ignore[arg-type]
+            resume=unfinished.folder if alone and not depth and not residual and mapped else None,
         )  # fmt: skip
         if not first:
             return

@@ -26,6 +26,7 @@ class Execution:
             in between.
         batches: (args, kwargs) per batch, shaped like the example of the capture.
         keep: called with every value that an operation makes, for one batch; what it returns takes the value's place.
+        instead: what computes some nodes in the place of their own operation.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class Execution:
         tensors: Mapping[str, Tensor],
         batches: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
         keep: Callable[[Any], Any] | None = None,
+        instead: Mapping[fx.Node, Callable[..., Any]] | None = None,
     ) -> None:
         self.captured = captured
         self.tensors = tensors
         self.batches = len(batches)
         self.values: dict[fx.Node, Value] = {}
-        self._keep = keep
+        self._keep, self._instead = keep, instead or {}
         self._inputs: dict[fx.Node, Value] = {}
         self._overwritten = overwritten(captured.graph.graph.nodes)
         feeds = [iter(pytree.tree_leaves(batch)) for batch in batches]
@@ -58,7 +60,7 @@ class Execution:
         elif node.op == "output":
             value = self._call(lambda *a: a[0], node)
         else:
-            value = self._call(node.target, node)
+            value = self._call(self._instead.get(node, node.target), node)
             if node in self._overwritten and not shares(node) and not mutates(node) and torch.is_grad_enabled():
                 value = [v.clone() if isinstance(v, Tensor) else v for v in value]  # the operation may have kept it
         self.values[node] = value

@@ -70,7 +70,7 @@ class Group:
         locked_because: why the group cannot be pruned, or None if it can.
         ids: the tracer's ids of all positions of the group, for the cost model.
         flags: "heads"; "norm-statistics" (removing channels changes the mean or variance in a norm); "functional" (the
-            channels are read without a parameter).
+            channels are read without a parameter); "rotated" (a residual stream on its principal axes).
     """
 
     name: str

@@ -29,6 +29,7 @@ class Recipe:
     shapes: canonical name of a parameter or buffer -> (shape before, shape after), for those that were cut.
     dropped: the elements of module lists that have left, by their names in the dense model. Names of shapes and numbers
         are those after that (`shallow`). rest: then the fingerprint of the model without them, in its dense shapes.
+    recast: what has another form in the model that was pruned (`_recast.recast`).
     numbers: dotted name of a module -> attribute -> (before, after), e.g. in_features and num_heads. A number inside of
         a container or an object that the module holds is called attribute/key.
     """
@@ -38,6 +39,7 @@ class Recipe:
     plain: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     rest: str = ""
+    recast: tuple[str, ...] = ()
 
 
 def recipe_of(model: nn.Module, small: nn.Module) -> Recipe:

@@ -136,7 +136,7 @@ def _tracked(values: dict[Slot, int], path: str, keys: Keys, value: int) -> int:
 
 def remembers(module: nn.Module) -> bool:
     """Whether a module has numbers that do not follow its weights (`attributes.py`)."""
-    return not (type(module).__module__.startswith("torch.nn.") and "weight" in module._parameters)
+    return not (type(module).__module__.startswith("torch.nn.") and module._parameters.get("weight") is not None)
 
 
 def _shake(model: nn.Module, moved: Chosen) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -86,7 +86,14 @@ class Traced:
         """The same, with the named groups locked. reasons: group name -> why."""
         if not reasons:
             return self
-        new = replace(self, groups=[lock(g, reasons[g.name]) if g.name in reasons else g for g in self.groups])
+        return self._with([lock(g, reasons[g.name]) if g.name in reasons else g for g in self.groups])
+
+    def flagging(self, names: Collection[str], flag: str) -> Traced:
+        """The same, with a flag on the named groups."""
+        return self._with([replace(g, flags=g.flags | {flag}) if g.name in names else g for g in self.groups])
+
+    def _with(self, groups: Sequence[Group]) -> Traced:
+        new = replace(self, groups=groups)
         vars(new).update({key: vars(self)[key] for key in _KEPT if key in vars(self)})
         return new
 

@@ -13,6 +13,7 @@ from coreprune.pruning.repair.lockstep import Refit, Repair
 from coreprune.pruning.repair.twins import Descent
 from coreprune.pruning.reporting.certify import certify
 from coreprune.pruning.reporting.report import Compared, GroupReport, Report
+from coreprune.pruning.rotation import Rotated, rotate_residual
 from coreprune.pruning.timing.pace import MetLatency
 
 __all__ = [
@@ -32,10 +33,12 @@ __all__ = [
     "Repair",
     "Report",
     "Result",
+    "Rotated",
     "apply_plan",
     "certify",
     "distill_",
     "list_groups",
     "make_plan",
     "prune",
+    "rotate_residual",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -33,6 +33,8 @@ from coreprune.pruning.plans.plan import Plan
 from coreprune.pruning.repair.lockstep import Repair
 from coreprune.pruning.reporting.figures import figures
 from coreprune.pruning.reporting.report import Compared, Memory, Report, versions
+from coreprune.pruning.residual import with_residual
+from coreprune.pruning.rotation import Rotated
 from coreprune.pruning.safety_net import best_of, trained
 from coreprune.pruning.selectors import Method, Ranking, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
@@ -89,6 +91,7 @@ class Result:
 
 
 @over_ranks
+@with_residual
 @with_true_config
 @of_a_part
 @in_single_precision
@@ -121,6 +124,7 @@ def prune(
     memory: int | str | None = None,
     resume: str | Path | None = None,
     depth: bool = False,
+    residual: Literal["rotate"] | Rotated | None = None,
 ) -> Result:
     """Make a model physically smaller without data.
 
@@ -175,6 +179,9 @@ def prune(
         over, such as the residual stream of a transformer. Its mean and variance are then taken over fewer channels,
         so the result is not the original without these channels, and is run but not compared; the repair does the
         rest.
+    residual: "rotate" lets the residual streams of a transformer shrink, too: in a copy of the model they are rotated
+        to the principal axes of what flows in them on queries (`rotate_residual`), which changes nothing, and the axes
+        that carry least can leave. It implies norm_statistics. A `Rotated` is taken as it is, with its own model.
     tokenizer: of a model that reads text, if none lies in the folder that the model was loaded from: a
         `tokenizers.Tokenizer`, a fast tokenizer of transformers, or a folder with a tokenizer.json. With it, queries
         that are made without data contain text of this machine (queries="made-tokens" leaves it out), and samples are
@@ -222,6 +229,8 @@ def prune(
         tell.note("start", model=type(model).__name__, version=version("coreprune"))
         with clock("capture"):
             traced = trace(model, example_inputs, clock.tell, excluded, others, batch_axis, norm_statistics)
+        if isinstance(residual, Rotated):  # `with_residual` has made it
+            traced = traced.flagging(residual.shares, "rotated")
         refuse_plain(inplace, traced.plain)
         excluded = counterparts(excluded, model, traced.model)
         if stock:
@@ -246,6 +255,7 @@ def prune(
             tokenizer=tokenizer,
             memory=memory,
             depth=depth,
+            residual="rotate" if residual else "",
         )
         agree_on(traced, settings.as_dict())
         calibration = exam = None

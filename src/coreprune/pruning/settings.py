@@ -27,7 +27,7 @@ class Settings:
     method: the selector itself. exclude: names or patterns of groups. queries: a name, a path, a source, or "samples"
     for the user's own tensors; None for no queries. repair, distill: their options, or None if they are off. cost: the
     user's own, or None. also: "examples" if there were further examples. part: the name of the module that was pruned
-    alone, or empty. tokenizer: the user's, or None.
+    alone, or empty. residual: "rotate", or empty. tokenizer: the user's, or None.
     """
 
     budget: Budget
@@ -48,6 +48,7 @@ class Settings:
     tokenizer: Any = None
     memory: int | str | None = None
     depth: bool = False
+    residual: str = ""
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {  # of prune(); the written call leaves them out
         "queries": "auto",
@@ -65,6 +66,7 @@ class Settings:
         "tokenizer": None,
         "memory": None,
         "depth": False,
+        "residual": "",
     }
 
     def as_dict(self) -> dict[str, Any]:

@@ -23,9 +23,10 @@ Path = tuple[str, ...]  # names of attributes, from the configuration down into 
 Shapes = dict[str, tuple[int, ...]]
 Measure = Callable[[Mapping[Path, Any]], "np.ndarray | None"]
 
-# Numbers that pruning may have changed. The sizes of heads and of the residual stream are not among them.
+# Numbers that pruning may have changed. The sizes of heads are not among them.
 HEADS = re.compile(r"heads?$")
 WIDTHS = re.compile(r"intermediate|inner|ffn|feed_?forward|mlp_(dim|size|ratio)|^(d_ff|ff_dim|hidden_dim)$")
+STREAM = re.compile(r"^(hidden_size|d_model|n_embd|embed_dim|dim)$")
 HEAD_SIZE = re.compile(r"head_dim$|^d_kv$")
 
 _FEW, _MANY = 64, 128  # values tried for a number that is None, for which the model has its own default
@@ -51,19 +52,23 @@ def stock_config(small: nn.Module, groups: Iterable[str] = (), config: Any = Non
     wanted, places = _flat(target), _places(target)
     labels = [f"{n} ({d:.0f} → {w:.0f})" for (n, _), d, w in zip(places, dense, wanted, strict=True)]
     explicit = _head_sizes(config, measure, dense)
-    found = {path: _response(measure, explicit, path, value, dense) for path, value in _numbers(config)}
-    numbers = {path: answer for path, answer in found.items() if answer is not None}
-    slopes = np.stack([s for _, s in numbers.values()], 1) if numbers else np.zeros((len(dense), 0))
-    gone = wanted - dense
-    problem = _unexplained(config, slopes, gone, labels, groups) or _at_odds(own, slopes, gone, labels, numbers)
-    if problem:
+    gone, problem = wanted - dense, ""
+    for stream in (False, True):  # the width of the stream only if that has changed: it may decide that of heads, too
+        found = {path: _response(measure, explicit, path, value, dense) for path, value in _numbers(config, stream)}
+        numbers = {path: answer for path, answer in found.items() if answer is not None}
+        slopes = np.stack([s for _, s in numbers.values()], 1) if numbers else np.zeros((len(dense), 0))
+        why = _unexplained(config, slopes, gone, labels, groups) or _at_odds(own, slopes, gone, labels, numbers)
+        if not why:
+            break
+        problem = problem or why
+    else:
         return None, problem
     steps = np.linalg.lstsq(slopes, gone, rcond=None)[0]
     changes: dict[Path, Any] = {}
     for (path, (value, _)), step in zip(numbers.items(), steps, strict=True):
         if abs(step) > 1e-6:
             changes[path] = value + float(step) if isinstance(value, float) else round(value + float(step))
-    if any(HEADS.search(path[-1]) for path in changes):
+    if any(HEADS.search(path[-1]) or STREAM.search(path[-1]) for path in changes):
         changes = {**explicit, **changes}  # otherwise the remaining heads would grow
     return _checked(cls, config, changes, target)
 
@@ -191,11 +196,15 @@ def _head_sizes(config: Any, measure: Measure, dense: np.ndarray) -> dict[Path, 
     return out
 
 
-def _numbers(config: Any) -> Iterator[tuple[Path, int | float | None]]:
-    """The numbers that pruning may have changed, with their values. None stands for a default of the model's own."""
+def _numbers(config: Any, stream: bool = False) -> Iterator[tuple[Path, int | float | None]]:
+    """The numbers that pruning may have changed, with their values. None stands for a default of the model's own.
+
+    stream: whether the width of the residual stream is among them.
+    """
     for at, scope in scopes(config):
         for key, value in vars(scope).items():
-            counts = type(value) is int and value > 0 and (HEADS.search(key) or WIDTHS.search(key))
+            width = WIDTHS.search(key) or (stream and STREAM.search(key))
+            counts = type(value) is int and value > 0 and (HEADS.search(key) or width)
             ratio = type(value) is float and value > 0 and key == "mlp_ratio"
             if counts or ratio or (value is None and WIDTHS.search(key)):
                 yield (*at, key), value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,8 +22,11 @@ def choose(group: Group, ranking: Ranking, width: int) -> tuple[GroupPlan, Cores
     coreset = ranking.coreset(width) if group.sections is None else _balanced(group.sections, ranking, width)
     channels = group.units()[coreset.indices.cpu()].reshape(-1)
     order = channels.argsort()
+    # The norms behind a rotated stream divide by the mean over fewer channels, which hold nearly all of its power.
+    level = math.sqrt(group.size / len(channels)) if "rotated" in group.flags else 1.0
 
     def spread(factors: Tensor | None) -> tuple[float, ...] | None:
+        factors = None if factors is None else factors * level
         if factors is None or bool((factors == 1).all()):
             return None
         return tuple(factors.cpu().repeat_interleave(group.unit)[order].tolist())

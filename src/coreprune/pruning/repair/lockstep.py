@@ -27,6 +27,7 @@ from coreprune._progress import Progress
 from coreprune.errors import InputError
 from coreprune.graph import Element
 from coreprune.graph.execution import Execution, last_uses, overwritten
+from coreprune.graph.over_kept import over_kept
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.layer.linear_maps import Operator
 from coreprune.pruning.repair.fit import Fit, Made, Rows, fitted
@@ -136,7 +137,8 @@ class _Walk:
         self.full = Execution(captured, original, batches, calibration.shelf.put)
         # Equal tensors become the same object, so that only what changed is run again.
         same = {n: original[n] if torch.equal(t, original[n]) else t for n, t in both.start.items()}
-        self.small = Execution(captured, same, batches, calibration.shelf.put)
+        self.norms = over_kept(captured, masks)
+        self.small = Execution(captured, same, batches, calibration.shelf.put, self.norms)
         nodes = list(captured.graph.graph.nodes)
         cut = {o.node for o in found.values() if (o.weight, o.in_dim) in masks}
         first = {o.node: path_of(o, captured) for o in found.values()}
@@ -167,7 +169,7 @@ class _Walk:
         if operator is not None and (node in self.cut or (self.options.producers and operator.source in self.tainted)):
             fit = self._refit_once(operator, self.paths[node])
         reads = [n for n in node.all_input_nodes]
-        changed = any(n in self.tainted or self._parameter_changed(n) for n in reads)
+        changed = node in self.norms or any(n in self.tainted or self._parameter_changed(n) for n in reads)
         if changed:
             self.tainted.add(node)
             self.small.run(node)

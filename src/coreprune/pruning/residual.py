@@ -1,0 +1,65 @@
+"""prune(residual="rotate"): the streams of a copy are rotated first, and shrink like any other group."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ParamSpec, TypeVar, cast
+
+from coreprune.errors import InputError
+from coreprune.pruning.rotation import Rotated, rotate_residual
+from coreprune.pruning.validate import check_exclude, counterparts
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_ALONE = ("part", "inplace", "stock", "resume")  # arguments that do not go with it
+_SHARED = ("queries", "n_queries", "seed", "batch_axis", "tokenizer", "progress")
+
+
+def with_residual(function: Callable[P, R]) -> Callable[P, R]:
+    """Let `residual="rotate"` prune a copy whose residual streams lie on their principal axes.
+
+    function: takes a model, its example and more, and returns a `Result`.
+
+    Raises InputError for another value, and for arguments that do not go with it.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if (asked := kwargs.get("residual")) is None:
+            return function(*args, **kwargs)
+        if asked != "rotate" and not isinstance(asked, Rotated):
+            raise InputError(f"residual must be None, 'rotate' or a Rotated, not {asked!r}.")
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        if other := next((name for name in _ALONE if given.get(name)), None):
+            raise InputError(
+                f"residual='rotate' makes a rotated copy of the whole model, and does not go with {other}=."
+            )
+        model = given["model"]
+        shared = {name: given[name] for name in _SHARED if name in given}
+        turned = asked if isinstance(asked, Rotated) else rotate_residual(model, given.get("example_inputs"), **shared)
+        if isinstance(asked, Rotated) and model is not asked.model:
+            raise InputError("residual is a Rotated of another model. Prune its own: prune(rotated.model, …).")
+        if "exclude" in given:
+            given["exclude"] = counterparts(check_exclude(given["exclude"]), model, turned.model)
+        changed = {"model": turned.model, "norm_statistics": True, "residual": turned}
+        made: Any = function(**{**given, **changed})  # type: ignore[call-arg]
+        found = [f"{name}, half of its power on {_half(s)} of {len(s)} axes" for name, s in turned.shares.items()]
+        note = (
+            "The residual stream was rotated to its principal axes first, in a copy that computes the same function: "
+            f"{'; '.join(found)}."
+        )
+        recipe = replace(made.recipe, recast=turned.names)
+        report = replace(made.report, notes=(*made.report.notes, note))
+        return cast(R, replace(made, recipe=recipe, report=report))
+
+    return wrapped
+
+
+def _half(shares: Any) -> int:
+    """On how many axes half of the power lies."""
+    return int((shares.cumsum(0) < 0.5).sum()) + 1

@@ -1,0 +1,222 @@
+"""T20: a residual stream in another basis is the same network, and shrinks along its principal axes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coreprune import Budget, InputError, ModelError, load, prune, rotate_residual, save
+from graph.zoo import ZOO, gen, randomise
+from small_networks import bits
+from zoo_examples import call, example
+
+D, HIDDEN = 24, 40
+
+
+class Block(nn.Module):
+    def __init__(self, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = norm(D), nn.Linear(D, HIDDEN, bias=False), nn.Linear(HIDDEN, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
+class Stream(nn.Module):
+    """Tokens, places that are added, blocks, a norm and a head."""
+
+    def __init__(self, norm: type[nn.Module], blocks: int = 2) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(30, D), nn.Parameter(torch.zeros(1, 7, D))
+        self.blocks = nn.Sequential(*(Block(norm) for _ in range(blocks)))
+        self.norm, self.head = norm(D), nn.Linear(D, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.words(ids) + self.places)))
+
+
+def stream(norm: type[nn.Module]) -> Stream:
+    return randomise(Stream(norm), 3)
+
+
+def ids(n: int, seed: int = 0) -> Tensor:
+    return torch.randint(30, (n, 7), generator=gen(seed))
+
+
+def without_scales(d: int) -> nn.LayerNorm:
+    return nn.LayerNorm(d, elementwise_affine=False)
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm, without_scales])
+def test_the_function_is_the_same_and_the_axes_are_the_principal_ones(norm):
+    model, queries = stream(norm), ids(64)
+    before = bits(model)
+    turned = rotate_residual(model, ids(2), queries=queries)
+    assert bits(model) == before
+    with torch.no_grad():
+        assert torch.allclose(turned.model(ids(50, 1)), model(ids(50, 1)), atol=1e-10)
+    norms = [m for m in turned.model.modules() if isinstance(m, nn.RMSNorm)]
+    assert len(norms) == 3
+    assert all(m.weight is None or bool((m.weight == 1).all()) for m in norms)
+    assert not any(isinstance(m, nn.LayerNorm) for m in turned.model.modules())
+
+    # Recomputed: the outputs of all norms in the given model without scale and shift, and the moments of these.
+    seen = []
+    for module in model.modules():
+        if isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
+            shift, scale = (getattr(module, name, None) for name in ("bias", "weight"))
+            shift, scale = 0.0 if shift is None else shift, 1.0 if scale is None else scale
+            module.register_forward_hook(lambda m, x, y, a=shift, b=scale: seen.append((y - a) / b))
+    with torch.no_grad():
+        model(queries)
+    rows = torch.cat([x.flatten(0, 1) for x in seen]).double()
+    values = torch.linalg.eigvalsh(rows.mT @ rows).flip(0)
+    assert torch.allclose(turned.shares["words"], values / values.sum(), atol=1e-10)
+    if norm is not nn.RMSNorm:
+        assert float(turned.shares["words"][-1]) < 1e-12  # along (1, …, 1), on which nothing lies
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
+def test_the_stream_is_that_of_the_given_model_in_an_orthogonal_basis(norm):
+    """Against the definition: QᵀQ = 1 with what enters the last norm, whose mean a LayerNorm takes out."""
+    model = stream(norm)
+    turned = rotate_residual(model, ids(2), queries=ids(64)).model
+    kept: list[Tensor] = []
+    for m in (model, turned):
+        m.norm.register_forward_pre_hook(lambda _, x: kept.append(x[0].flatten(0, 1)))
+        with torch.no_grad():
+            m(ids(40, 2))
+    old, new = kept
+    old = old - old.mean(1, keepdim=True) if norm is nn.LayerNorm else old
+    assert torch.allclose(old @ old.mT, new @ new.mT, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gpt2", "vit", "deit"])
+def test_transformers_of_the_zoo(name):
+    entry = ZOO[name]
+    model = randomise(entry.build())
+    turned = rotate_residual(model, example(entry.inputs(1)), n_queries=16)
+    for batch in (1, 3):
+        wanted, found = (call(m, entry.inputs(batch)) for m in (model, turned.model))
+        assert torch.allclose(found, wanted, atol=1e-5 * float(wanted.abs().max()))  # in float32 in some norms
+
+
+def test_a_rotated_stream_can_leave_where_the_given_one_cannot():
+    """The stream lies on a quarter of the directions, and on every channel."""
+    model, queries = stream(nn.RMSNorm), ids(256)
+    basis = torch.linalg.qr(torch.randn(D, D // 4, generator=gen(5), dtype=torch.float64)).Q
+    with torch.no_grad():
+        for weight in (model.words.weight, model.places):
+            weight.copy_(weight @ basis @ basis.mT)
+        for block in model.blocks:
+            block.down.weight.copy_(basis @ basis.mT @ block.down.weight)
+            block.down.bias.copy_(basis @ basis.mT @ block.down.bias)
+    asked: dict[str, Any] = {"queries": queries, "compare": False, "exclude": "*up*", "repair": True}
+    errors = []
+    for more in ({"norm_statistics": True}, {"residual": "rotate"}):
+        result = prune(model, ids(2), Budget(keep=0.25), **asked, **more)
+        assert result.model.words.weight.shape == (30, D // 4)
+        with torch.no_grad():
+            want, got = model(ids(200, 9)), result.model(ids(200, 9))
+        errors.append(float((got - want).square().mean() / want.var()))
+    assert errors[1] < 1e-6
+    assert errors[1] < 1e-3 * errors[0]
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm, without_scales])
+def test_the_artifact_is_read_with_the_given_model(norm, tmp_path):
+    model = stream(norm)
+    before = copy.deepcopy(model)
+    result = prune(model, ids(2), Budget(params=0.7), queries=ids(64), exclude="*up*", residual="rotate")
+    assert result.report.parameters[1] <= 0.7 * result.report.parameters[0]
+    assert result.report.settings.residual == "rotate"
+    assert 'residual="rotate"' in result.report.settings.call()
+    assert any("principal axes" in note for note in result.report.notes)
+    save(result, tmp_path / "small")
+    for dense in (model, lambda: Stream(norm).double()):
+        again = load(tmp_path / "small", dense)
+        assert torch.equal(again(ids(5)), result.model(ids(5)))
+    assert bits(model) == bits(before)
+
+
+def test_tied_weights_are_taken_apart_and_stock_transformers_reads_the_result(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=50, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    x = {"input_ids": torch.randint(50, (2, 9), generator=gen(0))}
+    rest = ("*self_attn*", "*mlp*")
+    result = prune(model, x, Budget(keep=0.5), n_queries=32, residual="rotate", exclude=rest, compare=False)
+    assert model.config.tie_word_embeddings
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert result.model.config.hidden_size == 16
+    result.model.save_pretrained(tmp_path / "stock")
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "stock").eval()
+    assert torch.equal(call(again, x), call(result.model, x))
+    save(result, tmp_path / "small")
+    assert torch.equal(call(load(tmp_path / "small"), x), call(result.model, x))
+
+
+class Scaled(Stream):
+    """A scale of every branch, which works on single channels of the stream."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.RMSNorm)
+        self.scale = nn.Parameter(torch.zeros(D))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids)
+        return self.head(self.norm(x + self.scale * self.blocks[0].down(torch.relu(self.blocks[0].up(x)))))
+
+
+class Behind(nn.Module):
+    """Norms behind the sum: their output stays in the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.up, self.down, self.norm = (
+            nn.Embedding(30, D),
+            nn.Linear(D, 9),
+            nn.Linear(9, D),
+            nn.LayerNorm(D),
+        )
+        self.head = nn.Linear(D, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.norm(self.words(ids))
+        return self.head(self.norm(x + self.down(torch.relu(self.up(x)))))
+
+
+@pytest.mark.parametrize("build", [Scaled, Behind])
+def test_what_is_no_rotation_is_refused(build):
+    model = randomise(build(), 1)
+    before = bits(model)
+    with pytest.raises(ModelError, match=r"cannot be (rotated|written in another basis)"):
+        prune(model, ids(2), Budget(params=0.7), queries=ids(32), residual="rotate")
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"residual": "turn"}, "residual must be None, 'rotate' or a Rotated, not 'turn'"),
+        ({"residual": "rotate", "queries": None}, "takes the axes from queries"),
+        ({"residual": "rotate", "part": "blocks"}, "does not go with part="),
+        ({"residual": "rotate", "inplace": True}, "does not go with inplace="),
+        ({"residual": "rotate", "queries": torch.zeros(3, 2)}, "cannot be taken|sample|shape"),
+    ],
+)
+def test_bad_arguments(more, words):
+    with pytest.raises(InputError, match=words):
+        prune(stream(nn.RMSNorm), ids(2), Budget(params=0.7), **{"queries": ids(32), **more})
+
+
+def test_a_network_without_a_stream_is_refused():
+    with pytest.raises(ModelError, match="there is no residual stream to rotate"):
+        rotate_residual(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), torch.ones(2, 4))
