@@ -7,7 +7,8 @@
 DIR holds wikitext2_valid.txt; FOLDER holds the model in a form that `coreprune prune` takes: a .gguf file or what
 save_pretrained wrote, with tokenizer.json. The perplexity is measured on 40 windows of 512 tokens of the test half of
 WikiText-2's valid split, and of docstrings of sympy and numpy. Shares are of the parameters of the
-blocks. Each row runs in a process of its own and is appended to a journal. Writes results/smollm2.json.
+blocks. "ours, rotated" has residual="rotate"; FLAP and SliceGPT are re-implementations (language_peers.py) that read
+the same 128 windows. Each row runs in a process of its own and is appended to a journal. Writes results/smollm2.json.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from children import Row, measured
 from coreprune import Budget, prune
 from coreprune.cli import libraries, source
 from coreprune.perplexity import compare_perplexity, windows
+from language_peers import flap, slicegpt
 from table import Cell, run, told
 from texts import documentation, encyclopedia
 
 SHARES = (0.8, 0.9, 0.7)
 SOURCES = ("no data", "128 windows", "no data, no text")
 PEERS = ("l2", "random")
+READERS = ("flap-like", "slicegpt-like")  # peers that read the 128 windows
 LENGTH, CONTEXT, WINDOWS = 64, 512, 40
 
 
@@ -38,7 +42,9 @@ def cells(seeds: int) -> Iterator[Cell]:
     for seed in range(seeds):
         for share in SHARES:
             yield from (Cell("ours", name, share, seed) for name in SOURCES)
+            yield from (Cell("ours, rotated", name, share, seed) for name in SOURCES[:2])
             yield from (Cell(peer, "", share, seed) for peer in PEERS)
+            yield from (Cell(peer, "128 windows", share, seed) for peer in READERS)
 
 
 def work(job: Row) -> Row:
@@ -56,23 +62,33 @@ def work(job: Row) -> Row:
             ("documentation", documentation("test")),
         )
     }
+    text = encyclopedia(Path(job["data"]), "samples")
+    every = windows(model, example, text, context=LENGTH, most=10**6, **same).ids
+    read = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(cell.seed))[:128]]
+    blocks = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
+    if cell.method in READERS:
+        pruner = {"flap-like": lambda: flap(model, read, round((1 - cell.share) * blocks))}
+        pruner["slicegpt-like"] = lambda: slicegpt(model, read, cell.share)
+        small, cost = measured(pruner[cell.method])
+        return {**_measured(model, small, example, tests), **cost}
     asked: dict[str, Any] = {"queries": None, "repair": False, "method": cell.method}
-    if cell.method == "ours":
+    if cell.method.startswith("ours"):
         asked = {"queries": "auto" if cell.source == "no data" else "made-tokens"}
         if cell.source == "128 windows":
-            text = encyclopedia(Path(job["data"]), "samples")
-            every = windows(model, example, text, context=LENGTH, most=10**6, **same).ids
-            order = torch.randperm(len(every), generator=torch.Generator().manual_seed(cell.seed))
-            asked = {"queries": {"input_ids": every[order[:128]]}}
-    blocks = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
+            asked = {"queries": {"input_ids": read}}
+        if cell.method == "ours, rotated":
+            asked["residual"] = "rotate"
     allowed = Budget(params=1 - (1 - cell.share) * blocks / sum(p.numel() for p in model.parameters()))
     result, cost = measured(lambda: prune(model, example, allowed, seed=cell.seed, **asked, **same))
-    found = {name: compare_perplexity(model, result.model, example, test) for name, test in tests.items()}
+    return {**_measured(model, result.model, example, tests), **told(result), **cost}
+
+
+def _measured(model: nn.Module, small: nn.Module, example: Any, tests: dict[str, Any]) -> Row:
+    """Perplexities before and after, and how often the most probable next token stays."""
+    found = {name: compare_perplexity(model, small, example, test) for name, test in tests.items()}
     return {
         "perplexity": {name: {"before": round(p.before, 3), "after": round(p.after, 3)} for name, p in found.items()},
         "same_next_token": {name: round(p.same, 4) for name, p in found.items()},
-        **told(result),
-        **cost,
     }
 
 

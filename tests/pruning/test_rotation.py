@@ -95,6 +95,26 @@ def test_the_stream_is_that_of_the_given_model_in_an_orthogonal_basis(norm):
     assert torch.allclose(old @ old.mT, new @ new.mT, atol=1e-9)
 
 
+def test_no_projection_of_the_same_rank_leaves_less_than_the_first_axes():
+    model, queries = stream(nn.RMSNorm), ids(64)
+    shares = rotate_residual(model, ids(2), queries=queries).shares["words"]
+    seen = []
+    for module in model.modules():
+        if isinstance(module, nn.RMSNorm):
+            module.register_forward_hook(lambda m, x, y: seen.append(y / m.weight))
+    with torch.no_grad():
+        model(queries)
+    rows = torch.cat([x.flatten(0, 1) for x in seen])
+    for k in (1, 5, 12, 23):
+        for seed in range(20):
+            start = torch.randn(D, k, generator=gen(seed), dtype=torch.float64)
+            for _ in range(seed):  # from anywhere to the principal axes: steps of orthogonal iteration
+                start = rows.mT @ (rows @ start) / len(rows)
+            basis = torch.linalg.qr(start).Q
+            left = float((rows - rows @ basis @ basis.mT).square().sum() / rows.square().sum())
+            assert left >= float(shares[k:].sum()) - 1e-12
+
+
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gpt2", "vit", "deit"])
 def test_transformers_of_the_zoo(name):
     entry = ZOO[name]
