@@ -115,7 +115,7 @@ def test_no_projection_of_the_same_rank_leaves_less_than_the_first_axes():
             assert left >= float(shares[k:].sum()) - 1e-12
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gpt2", "vit", "deit"])
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "vit", "timm-style-vit", "whisper", "swin"])
 def test_transformers_of_the_zoo(name):
     entry = ZOO[name]
     model = randomise(entry.build())
@@ -183,16 +183,19 @@ def test_tied_weights_are_taken_apart_and_stock_transformers_reads_the_result(tm
     assert torch.equal(call(load(tmp_path / "small"), x), call(result.model, x))
 
 
-class Scaled(Stream):
-    """A scale of every branch, which works on single channels of the stream."""
+class Single(Stream):
+    """An activation that works on single channels of the stream."""
 
-    def __init__(self) -> None:
-        super().__init__(nn.RMSNorm)
-        self.scale = nn.Parameter(torch.zeros(D))
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(torch.relu(self.words(ids))))
+
+
+class Bare(Stream):
+    """A block that reads the stream without a norm."""
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.words(ids)
-        return self.head(self.norm(x + self.scale * self.blocks[0].down(torch.relu(self.blocks[0].up(x)))))
+        return self.head(self.norm(x + self.blocks[0].down(torch.relu(self.blocks[0].up(x)))))
 
 
 class Behind(nn.Module):
@@ -213,7 +216,7 @@ class Behind(nn.Module):
         return self.head(self.norm(x + self.down(torch.relu(self.up(x)))))
 
 
-@pytest.mark.parametrize("build", [Scaled, Behind])
+@pytest.mark.parametrize("build", [lambda: Single(nn.RMSNorm), lambda: Bare(nn.RMSNorm), Behind])
 def test_what_is_no_rotation_is_refused(build):
     model = randomise(build(), 1)
     before = bits(model)
