@@ -10,7 +10,7 @@ import torch
 
 from coreprune._shapes import Float, Int, Tensor
 from coreprune._shown import brief
-from coreprune.coreset._readers import cholesky, features, root_of
+from coreprune.coreset._readers import cholesky, features, lower_root, root_of
 from coreprune.errors import InputError
 
 # Twelve ridges, as multiples of the mean variance; the last stands for no refit at all.
@@ -106,7 +106,12 @@ def _curves(fold: Fold, units: int, order: Tensor) -> Callable[[float], Tensor]:
 
 def _lower(second: Float[Tensor, "f f"]) -> Float[Tensor, "f r"]:
     """U with UUᵀ = K', its columns zero above the diagonal. r is the rank of K'."""
-    return torch.linalg.qr(root_of(second, "a second moment of the features"), mode="r").R.mT
+    lower = lower_root(second)
+    return (
+        lower
+        if lower is not None
+        else torch.linalg.qr(root_of(second, "a second moment of the features"), mode="r").R.mT
+    )
 
 
 def _tails(
