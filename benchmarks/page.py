@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from page_cost import agreement, prune_time
+from page_cost import accelerator, agreement, prune_time
 from page_deployment import deployment
 from page_parts import MISSING, missing, phases, ran_on, spread, table
 from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
 from page_selection import selection
+from page_texts import minilm, smollm2
 from page_zoo import architectures, detectors
 
 HERE = Path(__file__).parent
@@ -217,8 +218,11 @@ def main() -> None:
         ("efficientnet", efficientnet),
         ("ablation", ablation),
         ("pitch", pitch),
+        ("minilm", minilm),
+        ("smollm2", smollm2),
         ("agreement", agreement),
         ("resnet50_cost", resnet50),
+        ("accelerator", accelerator),
         ("prune_time", prune_time),
         ("latency", latency),
         ("latency_budget", latency_budget),
