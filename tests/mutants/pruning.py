@@ -17,6 +17,7 @@ FOLDING = ("pruning/selectors/test_selectors_folding.py",)
 MERGING = ("pruning/selectors/test_selectors_merging.py",)
 PFP = ("pruning/selectors/test_selectors_pfp.py",)
 NORMS = ("pruning/selectors/test_selectors_norms.py",)
+ROTATION = ("pruning/test_rotation.py",)
 QUERIES = ("pruning/test_prune_queries.py",)
 
 MUTANTS = (
@@ -436,5 +437,45 @@ MUTANTS = (
         "(mask * places).argmin(dim=1)",
         ("test_perplexity.py",),
         "the agreement is about another token than the one that follows",
+    ),
+    Mutant(
+        "rotation-with-the-mean-left-in",
+        "pruning/rotation.py",
+        "for piece in stream.written if means else ():",
+        "for piece in ():",
+        ROTATION,
+        "a LayerNorm becomes an RMSNorm of a stream whose mean is still there",
+    ),
+    Mutant(
+        "rotation-forgets-the-shift-of-a-norm",
+        "pruning/rotation.py",
+        "tensors[bias].add_(added.flatten(1).sum(1) if added.ndim > 1 else added)",
+        "pass",
+        ROTATION,
+        "the shift of a norm is dropped instead of folded into the readers",
+    ),
+    Mutant(
+        "rotation-to-the-least-axes-first",
+        "pruning/rotation.py",
+        "(values.flip(0).clamp_min(0) / values.sum()).cpu(), vectors.flip(1)",
+        "(values.flip(0).clamp_min(0) / values.sum()).cpu(), vectors",
+        ROTATION,
+        "the shares are said of other axes than those of the stream",
+    ),
+    Mutant(
+        "rotated-streams-at-the-old-level",
+        "pruning/plans/cut_ranking.py",
+        'math.sqrt(group.size / len(channels)) if "rotated" in group.flags else 1.0',
+        "1.0",
+        ROTATION,
+        "norms divide by the mean over fewer channels, and nothing makes up for it",
+    ),
+    Mutant(
+        "repair-with-norms-over-all-channels",
+        "pruning/repair/lockstep.py",
+        "self.norms = over_kept(captured, masks)",
+        "self.norms = {}",
+        ("pruning/test_norm_statistics.py", "pruning/test_rotation.py"),
+        "the repair is fitted to norms that count channels that have left",
     ),
 )

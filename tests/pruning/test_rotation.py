@@ -76,6 +76,13 @@ def test_the_function_is_the_same_and_the_axes_are_the_principal_ones(norm):
     rows = torch.cat([x.flatten(0, 1) for x in seen]).double()
     values = torch.linalg.eigvalsh(rows.mT @ rows).flip(0)
     assert torch.allclose(turned.shares["words"], values / values.sum(), atol=1e-10)
+    mine = []
+    for module in norms:
+        module.register_forward_hook(lambda m, x, y: mine.append(y.flatten(0, 1).square().sum(0)))
+    with torch.no_grad():
+        turned.model(queries)
+    power = torch.stack(mine).sum(0)
+    assert torch.allclose(power / power.sum(), turned.shares["words"], atol=1e-10)  # channel by channel, falling
     if norm is not nn.RMSNorm:
         assert float(turned.shares["words"][-1]) < 1e-12  # along (1, …, 1), on which nothing lies
 
@@ -135,15 +142,15 @@ def test_a_rotated_stream_can_leave_where_the_given_one_cannot():
         for block in model.blocks:
             block.down.weight.copy_(basis @ basis.mT @ block.down.weight)
             block.down.bias.copy_(basis @ basis.mT @ block.down.bias)
-    asked: dict[str, Any] = {"queries": queries, "compare": False, "exclude": "*up*", "repair": True}
+    asked: dict[str, Any] = {"queries": queries, "compare": False, "exclude": "*up*"}
     errors = []
-    for more in ({"norm_statistics": True}, {"residual": "rotate"}):
+    for more in ({"norm_statistics": True}, {"residual": "rotate"}, {"residual": "rotate", "repair": False}):
         result = prune(model, ids(2), Budget(keep=0.25), **asked, **more)
         assert result.model.words.weight.shape == (30, D // 4)
         with torch.no_grad():
             want, got = model(ids(200, 9)), result.model(ids(200, 9))
         errors.append(float((got - want).square().mean() / want.var()))
-    assert errors[1] < 1e-6
+    assert max(errors[1:]) < 1e-6  # without repair, too: all of the stream lies on the axes that stay
     assert errors[1] < 1e-3 * errors[0]
 
 
