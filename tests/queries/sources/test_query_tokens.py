@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,6 +152,36 @@ def tiny(kind: str) -> Any:
     small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = hf.LlamaConfig(**small, intermediate_size=24, num_key_value_heads=1, bos_token_id=0)
     return seeded(0, lambda: hf.LlamaForCausalLM(config))
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_found_under_the_names_of_all_versions(name: str) -> None:
+    """transformers renamed it in 5.24, and then text was written without it, in ten times the time."""
+    model = tiny("llama")
+    theirs = next(n for n in ("cache", "past_key_values") if n in inspect.signature(model.forward).parameters)
+    inside, lengths = model.forward, []
+
+    def forward(input_ids: Any, attention_mask: Any = None, use_cache: Any = None, **more: Any) -> Any:
+        lengths.append(input_ids.shape[1])
+        out = inside(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **{theirs: more.get(name)}
+        )
+        return SimpleNamespace(logits=out.logits, **{name: getattr(out, theirs)})
+
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    keys = ("input_ids", "attention_mask", "use_cache", name)
+    forward.__signature__ = inspect.Signature([inspect.Parameter(k, kinds, default=None) for k in keys])  # type: ignore[attr-defined]
+    model.forward = forward
+    place = Target(model, (), {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}, 0)
+    cached = _cached(place)
+    assert cached is not None
+    ids = torch.randint(50, (3, 9), generator=gen())
+    with torch.no_grad():
+        wanted, lengths[:] = _plain(replace(place, model=tiny("llama")))(ids, 8), []
+        for t in range(1, 9):
+            found = cached(ids, t)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert lengths == [1] * 8
 
 
 @pytest.mark.slow

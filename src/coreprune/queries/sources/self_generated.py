@@ -13,6 +13,8 @@ from coreprune.errors import InputError
 from coreprune.queries.sources.base import Target, Tell
 from coreprune.queries.sources.tokens import RandomTokens, ZipfTokens, is_causal, known, start_token
 
+_CACHES = ("cache", "past_key_values")  # what transformers calls the keys and values so far: from 5.24 on, before that
+
 
 @dataclass(frozen=True)
 class SelfGenerated:
@@ -81,14 +83,15 @@ def _cached(target: Target) -> Any:
     only = target.axes.first and target.kwargs.get("input_ids", target.args[0] if target.args else None) is target.given
     if not only or getattr(config, "is_encoder_decoder", config is None):
         return None
-    if not {"input_ids", "past_key_values", "use_cache"} <= set(parameters) or not target.together:
+    name = next((name for name in _CACHES if name in parameters), None)
+    if name is None or not {"input_ids", "use_cache"} <= set(parameters) or not target.together:
         return None
     past: list[Any] = [None]
 
     def step(ids: Tensor, t: int) -> Tensor:
         # Not through the twin's hooks, which turn the cache into a dict.
-        out = target.model.forward(input_ids=ids[:, t - 1 : t], past_key_values=past[0], use_cache=True)
-        past[0] = out.past_key_values
+        out = target.model.forward(input_ids=ids[:, t - 1 : t], use_cache=True, **{name: past[0]})
+        past[0] = getattr(out, name)
         return out.logits[:, -1]
 
     return step
