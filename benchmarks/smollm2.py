@@ -35,6 +35,7 @@ SOURCES = ("no data", "128 windows", "no data, no text")
 PEERS = ("l2", "random")
 READERS = ("flap-like", "slicegpt-like")  # peers that read the 128 windows
 LENGTH, CONTEXT, WINDOWS = 64, 512, 40
+MEMORY = "2GiB"  # for what is kept; the default is half of what is free
 
 
 def cells(seeds: int) -> Iterator[Cell]:
@@ -73,9 +74,9 @@ def work(job: Row) -> Row:
         return {**_measured(model, small, example, tests), **cost}
     asked: dict[str, Any] = {"queries": None, "repair": False, "method": cell.method}
     if cell.method.startswith("ours"):
-        asked = {"queries": "auto" if cell.source == "no data" else "made-tokens"}
+        asked = {"queries": "auto" if cell.source == "no data" else "made-tokens", "memory": MEMORY}
         if cell.source == "128 windows":
-            asked = {"queries": {"input_ids": read}}
+            asked["queries"] = {"input_ids": read}
         if cell.method == "ours, rotated":
             asked["residual"] = "rotate"
     allowed = Budget(params=1 - (1 - cell.share) * blocks / sum(p.numel() for p in model.parameters()))
