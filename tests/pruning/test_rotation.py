@@ -190,6 +190,23 @@ def test_tied_weights_are_taken_apart_and_stock_transformers_reads_the_result(tm
     assert torch.equal(call(load(tmp_path / "small"), x), call(result.model, x))
 
 
+def test_a_share_of_the_parameters_is_one_of_the_given_model():
+    """Regression: tied weights were counted twice, so that the result could be larger than the model."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=200, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    x = {"input_ids": torch.randint(200, (2, 9), generator=gen(0))}
+    for kind in ("params", "bytes"):
+        result = prune(model, x, Budget(**{kind: 0.8}), n_queries=32, residual="rotate", compare=False)
+        before = sum(p.numel() for p in model.parameters())
+        assert sum(p.numel() for p in result.model.parameters()) <= 0.8 * before
+        assert result.report.parameters == (before, sum(p.numel() for p in result.model.parameters()))
+        assert 0.7 * result.report.bytes[0] < result.report.bytes[1] <= 0.8 * result.report.bytes[0]
+
+
 class Single(Stream):
     """An activation that works on single channels of the stream."""
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar, cast
 
+from torch import nn
+
 from coreprune.errors import InputError
+from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.rotation import Rotated, rotate_residual
 from coreprune.pruning.validate import check_exclude, counterparts
 
@@ -46,7 +49,10 @@ def with_residual(function: Callable[P, R]) -> Callable[P, R]:
             raise InputError("residual is a Rotated of another model. Prune its own: prune(rotated.model, …).")
         if "exclude" in given:
             given["exclude"] = counterparts(check_exclude(given["exclude"]), model, turned.model)
+        sizes = _sizes(model)
         changed = {"model": turned.model, "norm_statistics": True, "residual": turned}
+        if isinstance(given.get("budget"), Budget):
+            changed["budget"] = _of_the_given(given["budget"], sizes)
         made: Any = function(**{**given, **changed})  # type: ignore[call-arg]
         found = [f"{name}, half of its power on {_half(s)} of {len(s)} axes" for name, s in turned.shares.items()]
         note = (
@@ -54,10 +60,26 @@ def with_residual(function: Callable[P, R]) -> Callable[P, R]:
             f"{'; '.join(found)}."
         )
         recipe = replace(made.recipe, recast=turned.names)
-        report = replace(made.report, notes=(*made.report.notes, note))
+        told = {kind: (size, getattr(made.report, kind)[1]) for kind, size in sizes.items()}
+        report = replace(made.report, notes=(*made.report.notes, note), **told)
         return cast(R, replace(made, recipe=recipe, report=report))
 
     return wrapped
+
+
+def _sizes(model: nn.Module) -> dict[str, int]:
+    """What the given model has: weights that are tied in it are counted once, and in the rotated copy twice."""
+    parameters = list(model.parameters())
+    held = sum(t.numel() * t.element_size() for t in [*parameters, *model.buffers()])
+    return {"parameters": sum(p.numel() for p in parameters), "bytes": held}
+
+
+def _of_the_given(budget: Budget, sizes: Mapping[str, int]) -> Budget:
+    """The budget, with a share of parameters or bytes as a number of the given model's."""
+    size = {"params": sizes["parameters"], "bytes": sizes["bytes"]}.get(budget.kind)
+    if size is None or budget.absolute or budget.limit > 1:
+        return budget
+    return replace(budget, absolute=True, **{budget.kind: max(budget.limit * size, 2)})
 
 
 def _half(shares: Any) -> int:
