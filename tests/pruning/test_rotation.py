@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coreprune import Budget, InputError, ModelError, load, prune, rotate_residual, save
+from coreprune import Budget, InputError, ModelError, Plan, apply_plan, load, prune, rotate_residual, save
 from graph.zoo import ZOO, gen, randomise
 from small_networks import bits
 from zoo_examples import call, example
@@ -262,6 +262,15 @@ def test_what_is_no_rotation_is_refused(build):
 def test_bad_arguments(more, words):
     with pytest.raises(InputError, match=words):
         prune(stream(nn.RMSNorm), ids(2), Budget(params=0.7), **{"queries": ids(32), **more})
+
+
+def test_the_plan_is_refused_for_other_models():
+    model = stream(nn.RMSNorm)
+    plan = prune(model, ids(2), Budget(params=0.7), queries=ids(32), residual="rotate", compare=False).plan
+    assert plan.rotated
+    assert Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(InputError, match="fits no other model"):
+        apply_plan(model, plan, norm_statistics=True)
 
 
 def test_a_network_without_a_stream_is_refused():

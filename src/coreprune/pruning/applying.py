@@ -64,6 +64,11 @@ def apply_plan(
     """
     if not isinstance(plan, Plan):
         raise InputError(f"plan must be a Plan (from make_plan() or Plan.from_json), not {type(plan).__name__}.")
+    if plan.rotated:
+        raise InputError(
+            "the plan was made with residual='rotate': it names axes of a rotated copy, and fits no other model. Load "
+            "what save() wrote, or prune this model with residual='rotate'."
+        )
     check_count(n_queries, "n_queries")
     options, others, most = repair_options(repair), check_also(also), bytes_of(memory)
     if example_inputs is None:

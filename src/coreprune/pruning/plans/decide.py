@@ -206,7 +206,9 @@ def plan_of(traced: Traced, decisions: Mapping[str, Decision], selector: Selecto
     entries = {name: d.entry for name, d in decisions.items() if d.entry is not None}
     example = describe_example(traced.captured.args, traced.captured.kwargs)
     dropped = tuple(element.name for element in traced.dropped)
-    return Plan(entries, fingerprint(traced.model), selector.name, seed, asdict(budget), example, dropped=dropped)
+    rotated = any("rotated" in group.flags for group in traced.groups)
+    made_by = (fingerprint(traced.model), selector.name, seed, asdict(budget))
+    return Plan(entries, *made_by, example, dropped=dropped, rotated=rotated)
 
 
 def _error_by_width(free: Mapping[str, Group], ranked: Mapping[str, Decision]) -> dict[str, Tensor] | None:

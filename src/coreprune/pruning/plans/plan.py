@@ -54,6 +54,7 @@ class Plan:
     traced with (`describe_example`), so that `apply_plan` needs no example input; None if it cannot be written as JSON.
     part: the name of the module that the groups are in, if only that was pruned. Their names are those inside of it.
     dropped: the elements of module lists that leave whole, by the names that they have in the dense model.
+    rotated: whether it is a plan of a copy whose residual streams were rotated, which fits no other model.
     """
 
     groups: Mapping[str, GroupPlan]
@@ -64,6 +65,7 @@ class Plan:
     example: Any = None
     part: str = ""
     dropped: tuple[str, ...] = ()
+    rotated: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -92,6 +94,7 @@ class Plan:
                 raw.get("example"),
                 _of_type({"part": "", **raw}, "part", str),
                 _names(raw.get("dropped", [])),
+                _of_type({"rotated": False, **raw}, "rotated", bool),
             )
         except InputError:
             raise
