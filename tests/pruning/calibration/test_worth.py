@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune import Budget, prune
+from coreprune.pruning.calibration import sites
 from small_networks import EXAMPLE, mlp
 
 
@@ -53,3 +54,27 @@ def test_without_a_gradient_errors_weigh_the_same_and_a_warning_says_so(gen, cap
     result = prune(Halved(), EXAMPLE, Budget(macs=0.5), "functional", queries=torch.randn(64, 8, generator=gen))
     assert result.report.macs[1] <= result.report.macs[0] / 2
     assert caplog.text.count("the model has no gradient") == 1
+
+
+def test_the_worth_over_features_is_that_over_outputs(gen, monkeypatch):
+    """A reader of many outputs, such as a vocabulary: W would have as many rows, and VᵀWV is all that is read of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 5)).double()
+    queries = torch.randn(96, 8, generator=gen, dtype=torch.float64)
+
+    def curves():
+        asked = {"exclude": "2", "queries": queries, "repair": False, "compare": False}
+        report = prune(model, queries[:1], Budget(keep=0.5), "functional", **asked).report
+        return {g.name: torch.tensor(g.errors) for g in report.groups if g.errors is not None}
+
+    over_outputs = curves()
+    monkeypatch.setattr(sites, "_OUTPUTS", 10)
+    seen = []
+    inside = sites.Site.over_features
+    monkeypatch.setattr(sites.Site, "over_features", lambda *a: seen.append(inside(*a)) or seen[-1])
+    over_features = curves()
+    assert any(seen)
+    assert over_features.keys() == over_outputs.keys()
+    for name, errors_ in over_outputs.items():
+        assert torch.allclose(over_features[name], errors_, rtol=1e-9)

@@ -19,6 +19,7 @@ from coreprune.pruning.layer.linear_maps import Operator
 from coreprune.pruning.layer.products import Product, products_of
 from coreprune.pruning.layer.weights import Reader
 
+_OUTPUTS = 4096  # of a linear layer; with more, the worth of errors is kept over its features, which are fewer
 _PATCHES = 1 << 22  # entries of the patches that are kept per reader: 32 MiB
 
 
@@ -63,6 +64,18 @@ class Site:
     def split(self, options: Collect) -> bool:
         """Whether the channel version is used (see `Collect.features`)."""
         return self.columns.numel() > options.features and self.slots > 1
+
+    def over_features(self, outputs: int) -> bool:
+        """Whether `worth` is VᵀWV, over the features, and not W, over the outputs: vocabularies are large."""
+        linear = not isinstance(self.operator, Product) and not self.operator.kernel
+        return linear and outputs > max(_OUTPUTS, self.columns.numel())
+
+    def weights(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """V, (outputs, features), float64: what the reader computes from the features."""
+        if isinstance(self.operator, Product):
+            raise TypeError("a product has no weights")
+        matrix = self.operator.matrix(tensors[self.operator.weight].detach()).double()
+        return (torch.block_diag(*matrix) if matrix.shape[0] > 1 else matrix[0])[:, self.columns]
 
     def features(self, options: Collect) -> int:
         """How many rows and columns the covariance has."""
@@ -175,20 +188,20 @@ def reader_of(site: Site, tensors: Mapping[str, Tensor], keep: Callable[[Any], A
     mean, covariance = _pooled_moments(parts)
     operator, partner = site.operator, ""
     if isinstance(operator, Product):
-        full, partner = torch.eye(int(site.columns.max()) + 1).to(covariance), operator.partner
+        v, partner = torch.eye(int(site.columns.max()) + 1).to(covariance)[:, site.columns], operator.partner
     else:
-        matrix = operator.matrix(tensors[operator.weight].detach()).double()
-        full = torch.block_diag(*matrix) if matrix.shape[0] > 1 else matrix[0]
-    v = full[:, site.columns]
-    worth = torch.eye(v.shape[0], dtype=v.dtype, device=v.device) if site.worth is None else site.worth
+        v = site.weights(tensors)
     patches = None
     if covariance.shape[0] != site.columns.numel():  # channel version
+        worth = torch.eye(v.shape[0], dtype=v.dtype, device=v.device) if site.worth is None else site.worth
         split = v.reshape(v.shape[0], site.units * site.channels, site.slots)
         gram = sum(split[:, :, s].T @ worth @ split[:, :, s] for s in range(site.slots))
         patches = Patches(torch.cat(site.patches or []) - mean[:, None], split, worth)
         v = split.transpose(1, 2).reshape(-1, site.units * site.channels)
+    elif site.worth is None:
+        gram = v.T @ v
     else:
-        gram = v.T @ worth @ v
+        gram = site.worth if site.over_features(len(v)) else v.T @ site.worth @ v
     covariance, gram = keep(covariance), keep(gram)
     folds = tuple(
         Fold(keep(seen.covariance), keep(unseen.about(seen.mean)), gram)

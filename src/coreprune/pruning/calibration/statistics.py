@@ -313,7 +313,7 @@ class _Walk:
                 samples = self._samples or len(gradient)
                 self.losses.add(node, gradient, samples, self.batches)
                 for site in self.by_node.get(node, ()):
-                    _add_worth(site, gradient, self.options.window, samples * self.batches)
+                    _add_worth(site, gradient, self.options.window, samples * self.batches, self.tensors)
             else:
                 mine = self.gradients.setdefault(node, {})
                 mine[b] = self.calibration.shelf.put(mine[b] + gradient if b in mine else gradient)
@@ -325,12 +325,13 @@ class _Walk:
         return None if axes.first else axes.size(self.calibration.batches[0])
 
 
-def _add_worth(site: Site, gradient: Tensor, window: int, queries: int) -> None:
+def _add_worth(site: Site, gradient: Tensor, window: int, queries: int, tensors: Mapping[str, Tensor]) -> None:
     """Add the second moment of the gradient at a reader's output, as a part of the mean over all queries."""
     if site.operator.kernel:
         images = gradient if site.operator.channel_axis else gradient[None]
         gradient = _pooled(images, window).reshape(gradient.shape)
     flat = site.operator.outputs(gradient).transpose(0, 1).flatten(1).double()
+    flat = flat @ site.weights(tensors) if site.over_features(flat.shape[1]) else flat
     worth = flat.T @ flat / queries
     site.worth = worth if site.worth is None else site.worth + worth
 
