@@ -285,6 +285,7 @@ def calls(**more) -> dict:
     small = coreprune.apply_plan(model, plan, X, progress=False)
     y = torch.zeros(8, dtype=torch.long)
     rows = coreprune.make_queries(model, X, x, progress=False)
+    stream = nn.Sequential(nn.Linear(4, 6), nn.RMSNorm(6), nn.Linear(6, 2))
     norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     return {
         "prune": lambda: coreprune.prune(model, X, queries=x, distill=2, **more),
@@ -292,6 +293,7 @@ def calls(**more) -> dict:
         "apply_plan": lambda: coreprune.apply_plan(model, plan, X, queries=x, **more),
         "list_groups": lambda: coreprune.list_groups(model, X, **more),
         "make_queries": lambda: coreprune.make_queries(model, X, "white-noise", n=8, **more),
+        "rotate_residual": lambda: coreprune.rotate_residual(stream, X, queries="white-noise", n_queries=8, **more),
         "certify": lambda: coreprune.certify(model, small, X, "white-noise", n=8, **more),
         "fine_tune_": lambda: coreprune.fine_tune_(mlp(), Batches(x, y, 4), Tuning(1), **more),
         "distill_": lambda: distill_(small, model, rows, **more),
@@ -305,6 +307,7 @@ NAMES = [
     "apply_plan",
     "list_groups",
     "make_queries",
+    "rotate_residual",
     "certify",
     "fine_tune_",
     "distill_",

@@ -23,6 +23,7 @@ from coreprune import _ranks
 from coreprune._example import check_runs, normalise_example
 from coreprune._recast import recast
 from coreprune._seed import seed_apart
+from coreprune._shown import brief
 from coreprune._telling import Wanted
 from coreprune._twin import duplicate, guarded, quiet
 from coreprune.errors import InputError, ModelError
@@ -51,6 +52,7 @@ class Rotated:
     model: nn.Module
     names: tuple[str, ...]
     shares: dict[str, Tensor] = field(default_factory=dict)
+    __repr__ = brief
 
 
 def rotate_residual(
