@@ -170,13 +170,18 @@ def test_the_artifact_is_read_with_the_given_model(norm, tmp_path):
     assert bits(model) == bits(before)
 
 
-def test_tied_weights_are_taken_apart_and_stock_transformers_reads_the_result(tmp_path):
+def tied(layers: int, words: int) -> Any:
+    """A Llama whose head is its embedding."""
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        vocab_size=50, tie_word_embeddings=True,
+        hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=words, tie_word_embeddings=True,
     )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config).eval()
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def test_tied_weights_are_taken_apart_and_stock_transformers_reads_the_result(tmp_path):
+    model = tied(1, 50)
     x = {"input_ids": torch.randint(50, (2, 9), generator=gen(0))}
     rest = ("*self_attn*", "*mlp*")
     result = prune(model, x, Budget(keep=0.5), n_queries=32, residual="rotate", exclude=rest, compare=False)
@@ -184,7 +189,7 @@ def test_tied_weights_are_taken_apart_and_stock_transformers_reads_the_result(tm
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert result.model.config.hidden_size == 16
     result.model.save_pretrained(tmp_path / "stock")
-    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "stock").eval()
+    again = type(model).from_pretrained(tmp_path / "stock").eval()
     assert torch.equal(call(again, x), call(result.model, x))
     save(result, tmp_path / "small")
     assert torch.equal(call(load(tmp_path / "small"), x), call(result.model, x))
@@ -192,12 +197,7 @@ def test_tied_weights_are_taken_apart_and_stock_transformers_reads_the_result(tm
 
 def test_a_share_of_the_parameters_is_one_of_the_given_model():
     """Regression: tied weights were counted twice, so that the result could be larger than the model."""
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        vocab_size=200, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = tied(2, 200)
     x = {"input_ids": torch.randint(200, (2, 9), generator=gen(0))}
     for kind in ("params", "bytes"):
         result = prune(model, x, Budget(**{kind: 0.8}), n_queries=32, residual="rotate", compare=False)
