@@ -144,8 +144,8 @@ MUTANTS = (
     Mutant(
         "worth-of-the-sum-instead-of-the-mean",
         "pruning/calibration/statistics.py",
-        "self.options.window, samples * self.batches)",
-        "self.options.window, samples)",
+        "self.options.window, samples * self.batches, self.tensors)",
+        "self.options.window, samples, self.tensors)",
         STATISTICS,
         "the worth of an error grows with the number of batches",
     ),
