@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,8 @@ def test_the_theory_page_names_functions_and_tests_that_exist():
     names = set(re.findall(r"`(geometry|coreset)\.(\w+)", text))
     assert {"mvee", "linf_coreset", "peel", "sampling_bound", "merge_bound", "lewis_weights"} <= {n for _, n in names}
     for layer, name in names:
-        assert hasattr(importlib.import_module(f"coreprune.{layer}"), name), f"{layer}.{name}"
+        module = importlib.import_module(f"coreprune.{layer}")
+        assert hasattr(module, name) or find_spec(f"coreprune.{layer}.{name}"), f"{layer}.{name}"
 
 
 def test_every_theorem_is_in_a_docstring_of_the_code():
