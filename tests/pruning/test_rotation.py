@@ -264,6 +264,32 @@ def test_bad_arguments(more, words):
         prune(stream(nn.RMSNorm), ids(2), Budget(params=0.7), **{"queries": ids(32), **more})
 
 
+class Answer(Stream):
+    """Whole numbers alone, which show little of a change."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).argmax(-1)
+
+
+def test_what_cannot_be_compared_is_refused():
+    silent = stream(nn.RMSNorm)
+    for p in silent.head.parameters():
+        nn.init.zeros_(p)
+    for model in (silent, randomise(Answer(nn.RMSNorm), 3)):
+        with pytest.raises(ModelError, match="cannot be compared with it"):
+            rotate_residual(model, ids(2), queries=ids(32))
+
+
+def test_a_stream_that_is_not_finite_has_no_axes():
+    model = stream(nn.RMSNorm)
+    with torch.no_grad():
+        model.words.weight[3, 0] = torch.nan
+    before = bits(model)
+    with pytest.raises(InputError, match="not finite on the queries"):
+        prune(model, ids(2), Budget(params=0.7), queries=ids(32), residual="rotate")
+    assert bits(model) == before
+
+
 def test_the_plan_is_refused_for_other_models():
     model = stream(nn.RMSNorm)
     plan = prune(model, ids(2), Budget(params=0.7), queries=ids(32), residual="rotate", compare=False).plan

@@ -76,10 +76,7 @@ def _sizes(model: nn.Module) -> dict[str, int]:
 
 def _of_the_given(budget: Budget, sizes: Mapping[str, int]) -> Budget:
     """The budget, with a share of parameters or bytes as a number of the given model's."""
-    size = {"params": sizes["parameters"], "bytes": sizes["bytes"]}.get(budget.kind)
-    if size is None or budget.absolute or budget.limit > 1:
-        return budget
-    return replace(budget, absolute=True, **{budget.kind: max(budget.limit * size, 2)})
+    return budget.in_numbers({"params": sizes["parameters"], "bytes": sizes["bytes"]})
 
 
 def _half(shares: Any) -> int:

@@ -20,18 +20,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune import _ranks
-from coreprune._example import check_runs, normalise_example
 from coreprune._recast import recast
 from coreprune._seed import seed_apart
 from coreprune._shown import brief
 from coreprune._telling import Wanted
 from coreprune._twin import duplicate, guarded, quiet
 from coreprune.errors import InputError, ModelError
-from coreprune.graph import Captured, Group, ParamSlice, capture
+from coreprune.graph import Captured, Group, ParamSlice
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.pruning.streams import Stream, like, other_forms, stream_of, streams
+from coreprune.pruning.tracing import captured_of
 from coreprune.pruning.validate import check_model
 from coreprune.queries import Queries, make_queries
+from coreprune.queries.spec import is_source
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def rotate_residual(
             "the queries of the rotation",
             lambda: _taken(
                 make_queries(
-                    model, example_inputs, queries, n=n_queries or (_MADE if isinstance(queries, str) else None),
+                    model, example_inputs, queries, n=n_queries or (_MADE if is_source(queries) else None),
                     seed=seed_apart(seed, 20), progress=progress, batch_axis=batch_axis, tokenizer=tokenizer,
                 )
             ),
@@ -98,7 +99,7 @@ def rotate_residual(
         batches = list(made.batches(_BATCH))
         wanted = _first(model, batches[0])
         found, problems = Rotated(model, ()), []
-        for group in streams(_captured(model, example_inputs, batch_axis)):
+        for group in streams(captured_of(model, example_inputs, batch_axis)):
             try:
                 one = _with_one(found, group, example_inputs, batch_axis, batches)
                 _check_same(group.name, wanted, _first(one.model, batches[0]), model)
@@ -113,10 +114,10 @@ def rotate_residual(
 
 def _with_one(before: Rotated, group: Group, example: Any, batch_axis: Any, batches: Sequence[Batch]) -> Rotated:
     """With one more stream rotated. Raises ModelError if it has not the form of T20."""
-    captured = _captured(before.model, example, batch_axis)
+    captured = captured_of(before.model, example, batch_axis)
     apart, means = other_forms(before.model, stream_of(captured, like(captured, group)))
     new = duplicate(recast(before.model, apart), {})
-    captured = _captured(new, example, batch_axis)  # with other names, where weights were tied
+    captured = captured_of(new, example, batch_axis)  # with other names, where weights were tied
     stream = stream_of(captured, like(captured, group))
     tensors = dict([*new.named_parameters(), *new.named_buffers()])
     with torch.no_grad():
@@ -131,12 +132,6 @@ def _with_one(before: Rotated, group: Group, example: Any, batch_axis: Any, batc
         for piece in (*stream.written, *(s for scale in stream.scales for s in scale.readers)):
             _turn_(tensors[piece.param], piece, axes)
     return Rotated(new, (*before.names, *apart, *means), {**before.shares, stream.group.name: share})
-
-
-def _captured(model: nn.Module, example_inputs: Any, batch_axis: Any) -> Captured:
-    captured = capture(model, *normalise_example(example_inputs), batch_axis=batch_axis)
-    check_runs(model, captured.args, captured.kwargs)
-    return captured
 
 
 def _taken(queries: Queries) -> Queries:
@@ -211,6 +206,11 @@ def _axes(model: nn.Module, batches: Sequence[Batch], stream: Stream) -> tuple[T
             still.get_submodule(module).register_forward_pre_hook(keep(piece, axis))
         for args, kwargs in batches:
             still(*args, **kwargs)
+    if not bool(torch.isfinite(total).all()):
+        raise InputError(
+            f"what flows in the stream {group.name} is not finite on the queries, so it has no axes. Check the weights "
+            "and the queries (their range, their normalisation)."
+        )
     values, vectors = torch.linalg.eigh(total)
     return (values.flip(0).clamp_min(0) / values.sum()).cpu(), vectors.flip(1)
 
@@ -232,6 +232,11 @@ def _first(model: nn.Module, batch: Batch) -> list[Tensor]:
 def _check_same(name: str, wanted: list[Tensor], found: list[Tensor], model: nn.Module) -> None:
     """Raise ModelError if the rotated model computes something else."""
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    if not any(bool(x.any()) for x in wanted):
+        raise ModelError(
+            f"the residual stream of {name} cannot be rotated: the model returns no real numbers but zeros on the "
+            "queries, so the rotated copy cannot be compared with it. Leave residual out."
+        )
     for x, y in zip(wanted, found, strict=True):
         error = float((x - y).norm() / x.norm().clamp_min(1e-30))
         if not error <= _ROUNDING.get(dtype, 0.1):

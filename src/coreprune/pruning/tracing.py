@@ -84,12 +84,13 @@ def _grouped(
     model: nn.Module, weights: tuple[str, ...], examples: Sequence[Any], batch_axis: Any, norm_statistics: bool
 ) -> Traced:
     model = plain(model, weights)
-    first, *others = (_captured(model, example, batch_axis) for example in examples)
+    first, *others = (captured_of(model, example, batch_axis) for example in examples)
     captured = replace(first, more=tuple(others))
     return Traced(model, captured, find_groups(captured, norm_statistics), plain=weights)
 
 
-def _captured(model: nn.Module, example_inputs: Any, batch_axis: Any) -> Captured:
+def captured_of(model: nn.Module, example_inputs: Any, batch_axis: Any) -> Captured:
+    """The graph of a model that runs on the example. Raises ModelError for one that does not."""
     captured = capture(model, *normalise_example(example_inputs), batch_axis=batch_axis)
     # Tracing misses some errors. Without this check they would make every group fail the probe, as if no group of the
     # model could shrink.

@@ -165,6 +165,12 @@ class Budget:
         others = dict.fromkeys((*KINDS, "loss"))
         return replace(self, **{**others, **(_TIMING if kind != "latency" else {}), kind: limit})
 
+    def in_numbers(self, dense: Mapping[str, float]) -> Budget:
+        """The same, with a share of one of these costs as a number. dense: kind -> what the dense model has of it."""
+        if self.absolute or self.kind not in dense or self.limit > 1:
+            return self
+        return replace(self, absolute=True, **{self.kind: max(self.limit * dense[self.kind], 2)})
+
 
 _USUAL = {"agreement": 0.99, "loss": 0.01}
 

@@ -182,10 +182,7 @@ def error_of(traced: Traced, ranked: Mapping[str, Decision], budget: Budget) -> 
 
 def _of_the_whole(budget: Budget, traced: Traced) -> Budget:
     """The budget as a number, if elements are to leave: its share is one of the model with all of them."""
-    if traced.whole is None or budget.absolute or budget.kind not in ("macs", "params", "bytes") or budget.limit > 1:
-        return budget
-    limit = budget.limit * getattr(traced.whole.cost_model(), budget.kind)
-    return replace(budget, absolute=True, **{budget.kind: max(limit, 2)})
+    return budget if traced.whole is None else budget.in_numbers(asdict(traced.whole.cost_model()))
 
 
 def _measured(decision: Decision) -> Decision:
