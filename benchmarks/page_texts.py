@@ -57,11 +57,11 @@ def smollm2(record: dict[str, Any]) -> str:
         cost = f"{min(r['wall_s'] for r in every):,.0f} s, {max(r['peak_memory_mib'] for r in every) / 1024:.1f} GiB"
         lines.append([f"{method}, {source}" if source else f"{method}, no repair", *told, cost, str(len(every))])
     before = done[0]["perplexity"]
+    rotated = '*Rotated* is `residual="rotate"`. ' if any("rotated" in method for method, _ in names) else ""
     return f"""## A language model: SmolLM2-135M
 
 Perplexity of the pruned model over that of the dense one, on documentation / on an encyclopedia: 40 windows of 512 tokens of docstrings of sympy and numpy, and of the second half of WikiText-2's validation text. The dense model has
-{before["documentation"]["before"]:.1f} / {before["encyclopedia"]["before"]:.1f}. The columns are the shares of the blocks' parameters that left. *128 windows* are of 64 tokens each, of the first half of WikiText-2's. *Rotated* is
-`residual="rotate"`. FLAP and SliceGPT are our re-implementations (`benchmarks/language_peers.py`). Our targets on the encyclopedia were 1.25, 1.7 and 3 without data at 10, 20 and 30 %, and 1.1, 1.3 and 1.7 with the windows.
+{before["documentation"]["before"]:.1f} / {before["encyclopedia"]["before"]:.1f}. The columns are the shares of the blocks' parameters that left. *128 windows* are of 64 tokens each, of the first half of WikiText-2's. {rotated}FLAP and SliceGPT are our re-implementations (`benchmarks/language_peers.py`). Our targets on the encyclopedia were 1.25, 1.7 and 3 without data at 10, 20 and 30 %, and 1.1, 1.3 and 1.7 with the windows.
 
 {table(["", *removed, "seconds (least), memory (most)", "rows"], lines)}
 {missing(len(record["rows"]) - len(done), "rows")}
