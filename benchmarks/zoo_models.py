@@ -120,8 +120,8 @@ def _torchvision() -> Iterator[Model]:
         build_backbone = lambda n=name: build(n, weights_backbone=None).backbone  # noqa: E731
         yield Model("torchvision", f"{name}.backbone", build_backbone, _sizes(128, 160))
     for name in VIDEO.split():
-        frames = 16 if name == "s3d" else 4
-        yield Model("torchvision", name, lambda n=name: build(n), _sizes(64, 96, frames))
+        size, other, frames = (128, 160, 16) if name == "s3d" else (64, 96, 4)
+        yield Model("torchvision", name, lambda n=name: build(n), _sizes(size, other, frames))
 
 
 def _timm() -> Iterator[Model]:
