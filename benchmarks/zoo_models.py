@@ -22,6 +22,7 @@ TORCHVISION = """
     squeezenet1_1 mobilenet_v2 mobilenet_v3_small shufflenet_v2_x1_0 mnasnet0_5 efficientnet_b0 efficientnet_v2_s
     regnet_y_400mf convnext_tiny vit_b_32 swin_t swin_v2_t maxvit_t
 """
+ASKED = {"halonet26t": 256, "bat_resnext26ts": 256}  # sizes that the blocks of these divide
 SEGMENTATION = "deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large fcn_resnet50"
 DETECTION = """
     fasterrcnn_mobilenet_v3_large_320_fpn ssdlite320_mobilenet_v3_large retinanet_resnet50_fpn fcos_resnet50_fpn
@@ -132,7 +133,7 @@ def _timm() -> Iterator[Model]:
         if name not in known:
             continue
         cfg = timm.get_pretrained_cfg(name)
-        size = (cfg.test_input_size or cfg.input_size)[-1] if cfg and cfg.fixed_input_size else 0
+        size = (cfg.test_input_size or cfg.input_size)[-1] if cfg and cfg.fixed_input_size else ASKED.get(name, 0)
         yield Model("timm", name, lambda n=name: timm.create_model(n), _sizes(size or 128, size or 160))
 
 
