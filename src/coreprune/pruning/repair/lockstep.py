@@ -106,15 +106,13 @@ def repaired(
     walk.state = state or Unfinished()
     done: list[Refit] = []
     nodes, uses = walk.order, last_uses(walk.order)
-    # Nothing needs to run after the last layer: the logits of a language model are larger than all before them.
-    end = 1 + max((i for i, node in enumerate(nodes) if node in walk.operators), default=-1)
     with torch.no_grad():
-        for i, node in enumerate(nodes[:end]):
+        for i, node in enumerate(nodes[: walk.end]):
             fit = walk.step(node)
             if fit is not None:
                 done.append(fit)
             walk.forget(uses[node])
-            tell("repair", i + 1, end)
+            tell("repair", i + 1, walk.end)
     return walk.small.tensors, done  # type: ignore[return-value]
 
 
@@ -153,10 +151,15 @@ class _Walk:
         self.cut = cut
         self.padding, self.kinds = calibration.padding_of, calibration.kinds
         self.tainted = overwritten(nodes)  # for these nodes, both models need their own memory
+        # Nothing needs to run after the last layer. Where it is linear, its outputs, such as the logits of a language
+        # model, are made for the rows that are fitted alone: all of them are larger than everything before.
+        self.end = 1 + max((i for i, n in enumerate(self.order) if n in self.operators), default=-1)
+        last = [n for n in self.order[: self.end][-1:] if n not in self.tainted | self.skipped]
+        self.unread = {n for n in last if not self.operators[n].kernel and self.paths[n].join is None}
 
     def step(self, node: fx.Node) -> Refit | None:
         """Run one node in both models. If it is a layer whose inputs have changed, refit it first."""
-        if node not in self.full.values:
+        if node not in self.full.values and node not in self.unread:
             self.full.run(node)
         if node in self.skipped:
             if node in self.passed:
@@ -168,6 +171,8 @@ class _Walk:
         operator = self.operators.get(node)
         if operator is not None and (node in self.cut or (self.options.producers and operator.source in self.tainted)):
             fit = self._refit_once(operator, self.paths[node])
+        if node in self.unread:
+            return fit
         reads = [n for n in node.all_input_nodes]
         changed = node in self.norms or any(n in self.tainted or self._parameter_changed(n) for n in reads)
         if changed:
@@ -177,6 +182,12 @@ class _Walk:
             self.small.values[node] = self.full.values[node]
         self._hold(node)
         return fit
+
+    def computed(self, operator: Operator, source: Tensor, rows: Tensor | None) -> Tensor:
+        """What a linear layer of the original computes of some rows of its input, (1, rows, o)."""
+        tensors: dict[str, Tensor] = self.full.tensors  # type: ignore[assignment]
+        y = operator.features(source, rows) @ operator.matrix(tensors[operator.weight]).mT
+        return y if operator.bias is None else y + tensors[operator.bias]
 
     def _hold(self, node: fx.Node) -> None:
         """Keep a value that passes on, which may be forgotten before the place where it does."""
@@ -364,12 +375,12 @@ class _Problem:
         b: among the batches of this process.
         """
         operator, path = self.operator, self.path
-        full = walk.full.batch(path.join or operator.node, b)
+        full = walk.full.batch(operator.source if operator.node in walk.unread else path.join or operator.node, b)
         features = operator.matrix(walk.full.tensors[operator.weight]).shape[2]
         most = max(min(self.rows, max(self.rows // 2, 64 * walk.samples)), 16 * features)
         rows = walk.padding(walk.share.numbers[b]).rows(operator, full, most // walk.count + 1)
         x = operator.features(walk.small.batch(operator.source, b), rows, alive)
-        y = operator.outputs(full, rows).double()
+        y = (walk.computed(operator, full, rows) if operator.node in walk.unread else operator.outputs(full, rows)).double()
         if (mix := walk.mixes.get(operator.weight)) is not None:
             y = y @ mix.map.mT.to(y.device)
         size = self.scale.abs()
