@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreprune.graph import Traced, capture, find_groups, probe
+from coreprune.graph import Traced, capture, find_groups, probe, remove
 from coreprune.graph.check import Check
 from coreprune.graph.check_inputs import BATCH, LENGTH, drawing
 from coreprune.graph.verify import compare
+from graph.oracle import zeroed_original
 
 WIDTH, HEADS, TIME = 32, 4, 12
 
@@ -235,8 +236,70 @@ def test_axes_of_length_one_become_longer_where_the_model_takes_it() -> None:
     (_, longer) = Check(model, capture(model, torch.zeros(1, 1, 8)))._inputs
     assert longer.inputs(0)[0][0].shape == (BATCH, LENGTH, 8)
     convolution = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1))
-    (_, longer) = Check(convolution, capture(convolution, torch.zeros(1, 1, 6, 6)))._inputs
+    (_, shorter, longer) = Check(convolution, capture(convolution, torch.zeros(1, 1, 6, 6)))._inputs
+    assert shorter.inputs(0)[0][0].shape == (1, 1, 3, 3)
     assert longer.inputs(0)[0][0].shape == (BATCH, 1, 6, 6)
+
+
+class Mixed(nn.Module):
+    """A reshape without a transposition puts channels on positions: which, depends on how many positions there are."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        layer = nn.Conv1d if dims == 1 else nn.Conv2d
+        self.a, self.b, self.c = layer(3, 16, 1), layer(16, 16, 1), layer(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        mixed = self.b(h).flatten(2).transpose(1, 2)
+        return self.c(h + mixed.reshape(h.shape))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2, 2), (2, 3, 2, 2), (1, 3, 4), (1, 3, 8), (1, 3, 9), (1, 3, 1, 4)])
+def test_what_is_right_at_the_size_of_the_example_alone_is_not_cut(shape: tuple[int, ...]) -> None:
+    """At the example's own size the cut is exact, so that nothing but another size shows the mistake."""
+    torch.manual_seed(0)
+    model, example = Mixed(len(shape) - 2).eval(), torch.zeros(shape)
+    traced = probe(Traced(model, captured := capture(model, example), find_groups(captured)))
+    keep = {g.name: g.units()[::2].flatten().sort().values for g in traced.free}
+    small = remove(traced, keep)
+    zeros = zeroed_original(model, list(traced.groups), small.kept)
+    for length in (3, 5, 12):
+        x = torch.randn(2, 3, *[length] * (len(shape) - 2))
+        torch.testing.assert_close(small.model(x), zeros(x))
+
+
+def test_a_locked_group_says_at_which_size_it_differs() -> None:
+    torch.manual_seed(0)
+    model = Mixed(2).eval()
+    traced = probe(Traced(model, captured := capture(model, torch.zeros(1, 3, 2, 2)), find_groups(captured)))
+    reasons = [g.locked_because or "" for g in traced.groups]
+    assert any("on inputs of another size (1 instead of 2 positions)" in reason for reason in reasons), reasons
+
+
+def test_a_model_of_one_size_is_compared_at_that_size() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5)).eval()
+    traced = probe(Traced(model, captured := capture(model, torch.zeros(1, 3, 4, 4)), find_groups(captured)))
+    assert list(traced.free) == ["0"]
+    assert all(axes[at] == 1 for d in Check(model, captured)._inputs for axes in [d.axes()] for at in d.lengths)
+
+
+def test_tokens_and_their_mask_become_shorter_together() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Embedding(9, 8), nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return self.b(self.a(ids) * mask[..., None])
+
+    model = Two()
+    inputs = Check(model, capture(model, (torch.ones(1, 7, dtype=torch.int64), torch.ones(1, 7))))._inputs
+    assert [tuple(x.shape for x in drawn.inputs(0)[0]) for drawn in inputs] == [
+        ((1, 7), (1, 7)),
+        ((1, 4), (1, 4)),
+        ((BATCH, 7), (BATCH, 7)),
+    ]
 
 
 def test_axes_of_several_inputs_become_longer_together() -> None:

@@ -37,11 +37,19 @@ MUTANTS = (
     ),
     Mutant(
         "axes-stay-short",
-        "graph/check.py",
+        "graph/check_sizes.py",
         "lengths={**found, **tried})\n",
         "lengths={})\n",
         CHECK,
         "with one step of time, attention cannot go wrong",
+    ),
+    Mutant(
+        "one-size-alone",
+        "graph/check.py",
+        "{base: made, **self._resized(base), **longer(",
+        "{base: made, **longer(",
+        CHECK,
+        "a reshape that puts channels on positions is right at the size of the example alone",
     ),
     Mutant(
         "weights-that-hide",

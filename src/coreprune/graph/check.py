@@ -1,7 +1,7 @@
 """The check after surgery: on which inputs, and with which weights, a model is compared with what is cut from it.
 
-The inputs are drawn for the check (`check_inputs.py`): some like the example, and some with several samples and with
-every axis longer than 1 that may be. Weights that hide what is behind them, because they are all equal, such as a scale
+The inputs are drawn for the check (`check_inputs.py`): some like the example, some with several samples and with every
+axis longer than 1 that may be, and some of another size (`check_sizes.py`). Weights that hide what is behind them, because they are all equal, such as a scale
 of zero, are replaced by random ones in both models; where still nothing reaches the outputs, weights are amplified.
 Cheap models are compared in float64.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, partial
-from itertools import groupby, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from coreprune._twin import quiet
 from coreprune.errors import ModelError, first_line
 from coreprune.graph.caches import drop
 from coreprune.graph.captured import Captured, capture
-from coreprune.graph.check_inputs import BATCH, LENGTH, STYLES, Drawing, drawing
+from coreprune.graph.check_inputs import BATCH, STYLES, Drawing, drawing
+from coreprune.graph.check_sizes import longer, resized
 from coreprune.graph.costs import CostModel
 from coreprune.graph.failure import failed
 from coreprune.graph.groups import Group, ParamSlice
@@ -39,6 +40,7 @@ from coreprune.graph.verify import compare, differ, tensors, zero_masks, zeroed
 log = logging.getLogger(__name__)
 
 _CHEAP = 100_000_000  # multiply-accumulates of one sample up to which the check computes in float64
+_TWICE = 4  # times the work of an image that is twice as high and wide
 _FEW = 50_000_000  # parameters up to which it does
 _SEED = 0
 
@@ -87,7 +89,7 @@ class Check:
                 want = self._run(self.model, inputs, self._alive, chosen)
             compared, problem = True, compare(got, want, exact, self._rounded)
             if problem is not None:
-                return problem
+                return problem + inputs.unlike
         if not compared:
             return "the model cannot be traced on the inputs of the check"
         return self._trained(small, own)
@@ -251,10 +253,14 @@ class Check:
             made = self._made(base)
             if made is None:
                 continue
-            found = {base: made, **self._longer(base)}
+            found = {base: made, **self._resized(base), **longer(base, self._made)}
             if any(self._reacts(*x) for x in found.items()):
                 return tuple(found)
         return ()
+
+    def _resized(self, base: Drawing) -> dict[Drawing, Any]:
+        axes = dict(enumerate(self.captured.axes.inputs))
+        return resized(base, axes, self._made, cheap=_TWICE * CostModel(self.captured, ())().macs <= _CHEAP)
 
     def _reacts(self, inputs: Drawing, made: Any) -> bool:
         """Whether other inputs give other outputs, as far as `compare` sees it. made: the outputs of these."""
@@ -274,25 +280,6 @@ class Check:
         except Exception as error:
             log.debug("the model does not run in training mode: %s", first_line(error))
             return None
-
-    def _longer(self, base: Drawing) -> dict[Drawing, Any]:
-        """The same inputs with as many axes of length 1 made longer as the model takes, and their outputs.
-
-        Empty if it takes none.
-        """
-        single = list(base.single())
-        first = {at: BATCH for at in single if at[1] == 0}
-        others = {at: LENGTH for at in single if at[1] != 0}
-        by_axis = [dict(part) for _, part in groupby(sorted(others.items(), key=_axis), key=_axis)]
-        found: dict[tuple[int, int], int] = {}
-        longest: dict[Drawing, Any] = {}
-        for tried in (first, dict(list(first.items())[:1]), others, *by_axis, *({at: n} for at, n in others.items())):
-            if not tried.keys() <= found.keys() and (not found or tried is not first):
-                larger = replace(base, lengths={**found, **tried})
-                made = self._made(larger)
-                if made is not None:
-                    found, longest = dict(larger.lengths), {larger: made}
-        return longest
 
     def _graph(self, inputs: Drawing) -> Captured | None:
         """The model traced on inputs, with the nodes of `captured`; None if it has others."""
@@ -394,10 +381,6 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _rows(grad: Tensor, s: ParamSlice) -> Tensor:
     return grad if s.index.dim() == 2 else grad.movedim(s.dim, 0)[(s.index >= 0).to(grad.device)]
-
-
-def _axis(item: tuple[tuple[int, int], int]) -> int:
-    return item[0][1]
 
 
 def _nodes(captured: Captured) -> list[str]:

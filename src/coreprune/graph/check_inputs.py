@@ -33,7 +33,7 @@ class Drawing:
 
     leaves: of (args, kwargs). tree: how to put them together. rows: for some tensors of whole numbers, by their
     position among the leaves, the number of rows that they choose from. style: one of STYLES. lengths: by (leaf, axis),
-    the length of axes that are longer than in the example.
+    the length of axes that are longer or shorter than in the example.
     """
 
     leaves: tuple[Any, ...]
@@ -48,11 +48,21 @@ class Drawing:
         drawn = [self._drawn(i, x, generator, dtype) for i, x in enumerate(self.leaves)]
         return pytree.tree_unflatten(drawn, self.tree)
 
+    @property
+    def unlike(self) -> str:
+        """What a message adds where the inputs have another size than the example."""
+        axes = self.axes()
+        size = [f"{n} instead of {axes[at]}" for at, n in self.lengths.items() if axes[at] > 1]
+        return f", on inputs of another size ({size[0]} positions)" if size else ""
+
     def single(self) -> Iterator[tuple[int, int]]:
         """(leaf, axis) of the axes of length 1."""
-        for i, leaf in enumerate(self.leaves):
-            if isinstance(leaf, Tensor):
-                yield from ((i, axis) for axis, n in enumerate(leaf.shape) if n == 1)
+        yield from (at for at, n in self.axes().items() if n == 1)
+
+    def axes(self) -> dict[tuple[int, int], int]:
+        """The lengths of the axes in the example, by (leaf, axis)."""
+        tensors = ((i, leaf) for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor))
+        return {(i, axis): n for i, leaf in tensors for axis, n in enumerate(leaf.shape)}
 
     def _drawn(self, i: int, leaf: Any, generator: torch.Generator, dtype: torch.dtype | None) -> Any:
         if not isinstance(leaf, Tensor) or leaf.is_complex():
@@ -60,7 +70,8 @@ class Drawing:
         dtype = dtype or leaf.dtype
         for axis in range(leaf.dim()):
             if (i, axis) in self.lengths:
-                leaf = leaf.repeat_interleave(self.lengths[i, axis], axis)
+                at = torch.arange(self.lengths[i, axis], device=leaf.device) % leaf.shape[axis]
+                leaf = leaf.index_select(axis, at)
         if leaf.is_floating_point():
             if leaf.dim():
                 known = leaf if self.style in (STYLES[0], STYLES[3]) else None
