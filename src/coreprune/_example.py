@@ -19,6 +19,7 @@ from coreprune.errors import InputError, ModelError, first_line
 
 _MOST_ENTRIES = 1 << 28
 _MOST_AXES = 64
+_ENTRIES = 1 << 25  # of the outputs of samples that run together: 128 MiB in float32
 ANY_BATCH = "export it again with a dynamic batch dimension (torch.export.export(..., dynamic_shapes=...))"
 
 
@@ -54,17 +55,20 @@ def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def largest_batch(two: tuple[tuple[Any, ...], dict[str, Any]], most: int, *models: nn.Module) -> int:
-    """How many samples to run together: `most`, or 1 if a model fails on two, as programs from torch.export often do.
+    """How many samples to run together: `most`, fewer if their outputs are large, such as the logits of long texts, or
+    1 if a model fails on two, as programs from torch.export often do.
 
     two: (args, kwargs) of two samples. If a model fails for another reason, a call with one sample will show it.
     """
+    entries = 0
     try:
         with torch.no_grad():
             for model in models:
-                model(*two[0], **two[1])
+                found = [x.numel() for x in pytree.tree_leaves(model(*two[0], **two[1])) if isinstance(x, Tensor)]
+                entries = max(entries, sum(found) // 2)
     except Exception:  # a model may raise anything
         return 1
-    return most
+    return min(most, max(1, _ENTRIES // max(1, entries)))
 
 
 def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from coreprune import Queries, certify
+from coreprune import Queries, _example, certify
 from coreprune._example import largest_batch
 from coreprune.pruning.distill.distill import Distill, distill_
 from distill_pairs import Rows, conv_pair, mlp_pair, random
@@ -21,6 +21,15 @@ def test_how_many_samples_models_take_at_once():
     assert largest_batch(two, 32, model, Alone(model)) == 1
     one = ((torch.zeros(1, 8),), {})
     assert largest_batch(one, 32, Alone(model)) == 32, "where there is no second sample, nothing is split"
+
+
+def test_fewer_samples_run_together_where_their_outputs_are_large(monkeypatch):
+    """The logits of 32 texts of 512 tokens, in both models, were 6 GB."""
+    model, two = nn.Linear(8, 1000), ((torch.zeros(2, 50, 8),), {})
+    monkeypatch.setattr(_example, "_ENTRIES", 200_000)
+    assert largest_batch(two, 32, nn.Linear(8, 3), model) == 4
+    monkeypatch.setattr(_example, "_ENTRIES", 10)
+    assert largest_batch(two, 32, model) == 1
 
 
 def test_the_agreement_of_models_of_one_sample_is_that_of_the_same_models_together():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import weakref
 
 import pytest
 import torch
@@ -24,6 +25,21 @@ def network():
             nn.Linear(30, 4),
         )
     )
+
+
+def test_the_cuts_that_were_not_chosen_are_not_kept(monkeypatch):
+    """Each holds the weights once more: of a language model, half a gigabyte."""
+    alive, most, real = weakref.WeakSet(), [], safety_net.apart
+
+    def apart(model, small, queries):
+        alive.add(small)
+        most.append(len(alive))
+        return real(model, small, queries)
+
+    monkeypatch.setattr(safety_net, "apart", apart)
+    result = prune(network(), torch.zeros(1, 6, dtype=torch.float64), Budget(macs=0.5), queries=normal(400, 6), seed=0)
+    assert len(names(result)) >= 3
+    assert max(most) == 2, "the chosen one, and the one that it is compared with"
 
 
 def names(result):

@@ -64,6 +64,7 @@ def best_of(
         seen[other] = found
         if repaired and found.better_than(best_apart):
             best, best_name, best_apart = candidate, other, found
+        del candidate  # each holds the weights once more, and the next one is made before the name is bound again
     _tell(seen, name, best_name, len(fresh))
     return best, [Compared(n, a.error, a.agreement, n == best_name) for n, a in seen.items()]
 
@@ -120,10 +121,7 @@ def _others(
     budget, options = settings.budget, settings.repair
     whole = pruned.traced.whole
     if options is not None:
-        with clock("surgery"):
-            cut = carry_out(pruned.traced, pruned.plan)
-            plain = replace(cut, decisions=pruned.decisions, pace=pruned.pace, met=pruned.met)
-        yield "the cut without repair", plain
+        yield "the cut without repair", _unrepaired(pruned, clock)
         for name, other, locked in other_cuts(pruned.traced, pruned.plan, budget):
             traced = pruned.traced.locking(locked)
             if name in pruned.others:
@@ -138,6 +136,7 @@ def _others(
                 with clock("repair"):
                     fits = repair_(again, calibration, options, clock.tell, state)
                 yield name, replace(again, fits=fits)
+            del again
     if whole is not None and options is not None and (again := _with_all(whole, pruned, settings, clock)) is not None:
         with clock("repair"):
             fits = repair_(again, calibration, options, clock.tell)
@@ -150,6 +149,12 @@ def _others(
         magnitude = _cut(whole or pruned.traced, ranked, other, budget, clock, pruned.pace)
         if magnitude is not None:
             yield MAGNITUDE, magnitude
+
+
+def _unrepaired(pruned: Pruned, clock: Clock) -> Pruned:
+    with clock("surgery"):
+        cut = carry_out(pruned.traced, pruned.plan)
+    return replace(cut, decisions=pruned.decisions, pace=pruned.pace, met=pruned.met)
 
 
 def _with_all(whole: Traced, pruned: Pruned, settings: Settings, clock: Clock) -> Pruned | None:
