@@ -121,7 +121,7 @@ def _torchvision() -> Iterator[Model]:
         build_backbone = lambda n=name: build(n, weights_backbone=None).backbone  # noqa: E731
         yield Model("torchvision", f"{name}.backbone", build_backbone, _sizes(128, 160))
     for name in VIDEO.split():
-        size, other, frames = (128, 160, 16) if name == "s3d" else (64, 96, 4)
+        size, other, frames = (224, 256, 16) if name == "s3d" else (64, 96, 4)
         yield Model("torchvision", name, lambda n=name: build(n), _sizes(size, other, frames))
 
 
@@ -153,4 +153,5 @@ def _smp() -> Iterator[Model]:
     for name in SMP.split():
         if hasattr(smp, name):
             build = lambda n=name: getattr(smp, n)("resnet18", encoder_weights=None)  # noqa: E731
-            yield Model("segmentation_models_pytorch", name, build, _sizes(64, 96))
+            sizes = _sizes(128, 160) if name == "PAN" else _sizes(64, 96)
+            yield Model("segmentation_models_pytorch", name, build, sizes)
