@@ -139,7 +139,7 @@ def main() -> None:
         sys.exit((files / "second.log").read_text()[-2000:])
     report = json.loads((out / "report.json").read_text())
     with safe_open(out / "model.safetensors", framework="pt") as file:
-        widths = {n: file.get_slice(n).get_shape()[0] for n in file.keys() if n.endswith("up_proj.weight")}
+        widths = {n: file.get_slice(n).get_shape()[0] for n in sorted(file.keys()) if n.endswith("up_proj.weight")}
     record = {
         "benchmark": "seven_billion",
         "environment": environment("transformers"),

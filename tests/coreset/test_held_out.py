@@ -10,7 +10,7 @@ import torch
 
 from coreprune.coreset import Fold, Moments, functional_order, held_out_curve
 from coreprune.coreset import held_out as held_out_module
-from coreprune.coreset.cross_validation import checked
+from coreprune.coreset.cross_validation import _along, checked
 from coreprune.coreset.held_out import RIDGES, least_held_out
 from coreprune.coreset.regression import LeastSquares
 from coreprune.errors import InputError
@@ -225,3 +225,42 @@ def test_siblings_add_up_to_all_rows():
     weight, bias = whole.solve(start, math.inf)
     assert torch.equal(weight, start)
     assert torch.allclose(bias, y.mean(1))
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize(("g", "f", "o", "n", "constant"), [(1, 12, 5, 60, 0), (1, 9, 40, 12, 2), (3, 6, 2, 30, 0)])
+def test_the_errors_along_one_eigendecomposition_are_those_of_every_refit(intercept, g, f, o, n, constant):
+    """T13's closed form against a solution for each ridge: groups, two kinds, features without variance."""
+    generator = torch.Generator().manual_seed(f)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    true, start, worth = drawn(g, o, f), drawn(g, o, f), drawn(g, o).abs()
+    first, parts = LeastSquares(intercept), []
+    for at, kind in enumerate((0, 0, 1, 1)):
+        x = drawn(g, n + at, f) * (1 + kind) + kind
+        x[..., :constant] = 1.5
+        part = first if not at else first.sibling()
+        part.add(x, x @ true.mT + (1 + kind) * drawn(g, n + at, o))
+        parts.append(part)
+    half, unseen = parts[0] + parts[2], [parts[1], parts[3]]
+    path = _along(half, unseen, start, worth)
+    for ridge in RIDGES:
+        weight, bias = half.solve(start, ridge)
+        torch.testing.assert_close(path.fit(ridge), (weight, bias), rtol=1e-7, atol=1e-9)
+        error = sum(float((worth * other.error(weight, bias)).sum()) for other in unseen)
+        assert path.error(ridge) == pytest.approx(error, rel=1e-9)
+
+
+def test_features_that_never_change_keep_their_weights():
+    """XᵀX is zero: no ridge changes anything, and none is a division by zero."""
+    half = LeastSquares()
+    half.add(torch.ones(1, 6, 3), torch.ones(1, 6, 2))
+    other = half.sibling()
+    other.add(torch.ones(1, 6, 3), torch.ones(1, 6, 2))
+    start = torch.full((1, 2, 3), 0.5, dtype=torch.float64)
+    path = _along(half, [other], start, torch.ones(1, 2, dtype=torch.float64))
+    for ridge in RIDGES:
+        assert torch.equal(path.fit(ridge)[0], start)
+        assert path.error(ridge) == pytest.approx(0.0, abs=1e-12)

@@ -319,6 +319,14 @@ MUTANTS = (
         "the ridge is chosen on the rows of the refit",
     ),
     Mutant(
+        "t13-along-the-seen-half",
+        "coreset/cross_validation.py",
+        "[kind[1 - i] for kind in kinds]",
+        "[kind[i] for kind in kinds]",
+        ("coreset/test_held_out.py",),
+        "the ridge is chosen on the rows of the refit, in the closed form",
+    ),
+    Mutant(
         "t13-one-kind-is-enough",
         "coreset/cross_validation.py",
         "worst = (after - before).argmax(dim=0, keepdim=True)",

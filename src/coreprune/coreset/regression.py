@@ -75,17 +75,15 @@ class LeastSquares:
             raise GeometryError("the moments of the queries are not finite; check the queries and the activations.")
         start = start.double()
         if math.isinf(ridge):
-            return start, self._intercept(start)
-        scale = xx.diagonal(dim1=1, dim2=2).mean(1)
-        # If all features are constant, the weights stay as they are. Any positive λ does that.
-        lam = torch.where(scale > 0, ridge * scale, torch.ones_like(scale))
+            return start, self.intercepts(start)
+        lam = ridge_of(xx.diagonal(dim1=1, dim2=2).mean(1), ridge)
         if self._factor is None or self._factor[0] != ridge:
             system = xx + lam[:, None, None] * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
             self._factor = (ridge, *torch.linalg.lu_factor(system))
         change = torch.linalg.lu_solve(*self._factor[1:], (yx - start @ xx).mT).mT
-        return start + change, self._intercept(start + change)
+        return start + change, self.intercepts(start + change)
 
-    def _intercept(self, weight: Tensor) -> Tensor:
+    def intercepts(self, weight: Float[Tensor, "g o f"]) -> Float[Tensor, "g o"]:
         """The best b for these weights."""
         mean_x, mean_y, _, _ = self.moments()
         return mean_y - (weight @ mean_x[:, :, None])[..., 0] if self.intercept else torch.zeros_like(mean_y)
@@ -163,6 +161,11 @@ class LeastSquares:
         if self.intercept:
             residual = residual + (mean_y - bias - (weight @ mean_x[:, :, None])[..., 0]) ** 2
         return residual.clamp(min=0)
+
+
+def ridge_of(scale: Float[Tensor, " g"], ridge: float) -> Float[Tensor, " g"]:
+    """λ from a multiple of the mean second moment. If all features are constant, any positive λ keeps the weights."""
+    return torch.where(scale > 0, ridge * scale, torch.ones_like(scale))
 
 
 def _minus(x: Tensor, shift: Tensor) -> Tensor:

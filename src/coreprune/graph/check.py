@@ -1,9 +1,9 @@
 """The check after surgery: on which inputs, and with which weights, a model is compared with what is cut from it.
 
 The inputs are drawn for the check (`check_inputs.py`): some like the example, some with several samples and with every
-axis longer than 1 that may be, and some of another size (`check_sizes.py`). Weights that hide what is behind them, because they are all equal, such as a scale
-of zero, are replaced by random ones in both models; where still nothing reaches the outputs, weights are amplified.
-Cheap models are compared in float64.
+axis longer than 1 that may be, and some of another size (`check_sizes.py`). Weights that hide what is behind them,
+because they are all equal, such as a scale of zero, are replaced by random ones in both models; where still nothing
+reaches the outputs, weights are amplified. Cheap models are compared in float64.
 """
 
 from __future__ import annotations

@@ -64,12 +64,13 @@ def _sizes(several: Mapping[Axis, int], cheap: bool) -> Iterator[dict[Axis, int]
     half = {at: (n + 1) // 2 for at, n in several.items()}
     double = {at: 2 * n for at, n in several.items()} if cheap else {}
     alone = sorted({axis for _, axis in several})
-    for sizes, parts in ((half, [alone, [a for a in alone if a > 1], *([a] for a in alone)]), (double, [alone, alone[1:]])):
-        for part in parts:
-            lengths = {at: n for at, n in sizes.items() if at[1] in part}
-            if lengths and lengths not in tried:
-                tried.append(lengths)
-                yield lengths
+    behind = [a for a in alone if a > 1]
+    each = [[a] for a in alone]
+    for sizes, part in (*((half, part) for part in (alone, behind, *each)), (double, alone), (double, behind)):
+        lengths = {at: n for at, n in sizes.items() if at[1] in part}
+        if lengths and lengths not in tried:
+            tried.append(lengths)
+            yield lengths
 
 
 def _indices_stay_inside(base: Drawing) -> bool:

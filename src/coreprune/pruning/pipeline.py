@@ -19,6 +19,7 @@ from coreprune._twin import guarded
 from coreprune.errors import InputError
 from coreprune.graph import Recipe, Traced, adopt
 from coreprune.pruning.allocation.budget import RISKS, Budget
+from coreprune.pruning.allocation.keeps import left_whole
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, Calibration, gather
 from coreprune.pruning.configured import unsaid, with_true_config
@@ -237,6 +238,7 @@ def prune(
             odd, budget = unsaid(traced), replace(budget, uniform=True)
             traced, excluded = traced.locking(odd), (*excluded, *odd)
         pace = affordable(budget, traced, cost, clock, depth)
+        traced = traced.locking(left_whole(budget, traced.groups))
         settings = Settings(
             budget=budget,
             method=selector,

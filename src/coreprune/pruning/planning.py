@@ -17,6 +17,7 @@ from coreprune.errors import InputError
 from coreprune.graph import Traced
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.budget import RISKS, Budget
+from coreprune.pruning.allocation.keeps import left_whole
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.configured import unsaid
@@ -90,6 +91,7 @@ def make_plan(
             odd, budget = unsaid(traced), replace(budget, uniform=True)
             traced, excluded = traced.locking(odd), (*excluded, *odd)
         pace = affordable(budget, traced, cost, clock, depth)
+        traced = traced.locking(left_whole(budget, traced.groups))
         names = exclude_names(traced, excluded)
         settings = Settings(budget, selector, asked_queries(queries), n_queries, names, None, None, seed, 0.01, cost)
         more: dict[str, Any] = {"tokenizer": tokenizer, "memory": memory, "depth": depth}

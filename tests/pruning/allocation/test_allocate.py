@@ -17,6 +17,7 @@ from coreprune.errors import BudgetError, InputError
 from coreprune.graph import CostModel, capture, find_groups
 from coreprune.pruning.allocation.allocate import allocate
 from coreprune.pruning.allocation.curves import balanced, widths_curve
+from coreprune.pruning.plans import decide
 from small_networks import EXAMPLE, mlp, widths
 
 SIZES = (8, 10, 6)
@@ -574,3 +575,16 @@ def test_min_width_above_a_group_is_refused():
     _, groups, cost = chain()
     with pytest.raises(BudgetError, match="Lower min_width to"):
         allocate(Budget(macs=0.5, min_width=7), groups, cost, convex())
+
+
+def test_groups_without_a_share_are_not_ranked(monkeypatch):
+    """They stay whole whatever their ranking says; those of a model of 7 billion parameters take an hour."""
+    ranked, real = [], decide._ranked
+    note = lambda traced, selector, name, *more: ranked.append(name) or real(traced, selector, name, *more)  # noqa: E731
+    monkeypatch.setattr(decide, "_ranked", note)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 4))
+    result = prune(model, torch.zeros(1, 6), Budget(keep={"0": 0.5, "2": 1.0}), queries=None, repair=False)
+    assert ranked == ["0"]
+    assert [layer.out_features for layer in result.model[::2]] == [4, 10, 4]
+    reasons = {group.name: group.locked_because for group in result.report.groups}
+    assert reasons["2"] == "keep=... gives no share for it"

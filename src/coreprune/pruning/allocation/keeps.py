@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from coreprune._patterns import no_match
@@ -19,13 +19,27 @@ def kept_widths(budget: Budget, groups: list[Group]) -> dict[str, int]:
     """
     keep = budget.keep if isinstance(budget.keep, Mapping) else {"*": budget.limit}
     free = [g for g in groups if g.locked_because is None]
-    decides = {g.name: next((p for p in keep if fnmatchcase(g.name, p)), None) for g in groups}
+    decides = {g.name: _pattern_of(g.name, keep) for g in groups}
     if isinstance(budget.keep, Mapping):
         _check_patterns(keep, decides, groups)
     elif not free and budget.keep != 1:
         raise BudgetError(nothing_free(groups))
     shares = {g.name: 1.0 if (p := decides[g.name]) is None else keep[p] for g in free}
     return {g.name: units_of(g) if shares[g.name] == 1 else width_at(shares[g.name], budget, g) for g in free}
+
+
+def left_whole(budget: Budget, groups: Iterable[Group]) -> dict[str, str]:
+    """The free groups that stay whole because no share is given for them, with words for it. They need no ranking."""
+    if not isinstance(budget.keep, Mapping):
+        return {}
+    free = [g.name for g in groups if g.locked_because is None]
+    shares = {name: budget.keep.get(_pattern_of(name, budget.keep) or "", 1) for name in free}
+    return {name: "keep=... gives no share for it" for name, share in shares.items() if share == 1}
+
+
+def _pattern_of(name: str, keep: Mapping[str, int | float]) -> str | None:
+    """The first pattern that matches the name, which decides."""
+    return next((p for p in keep if fnmatchcase(name, p)), None)
 
 
 def _check_patterns(keep: Mapping[str, int | float], decides: Mapping[str, str | None], groups: list[Group]) -> None:

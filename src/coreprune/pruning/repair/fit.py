@@ -86,7 +86,7 @@ def fitted(
     features, share = start.shape[2], share or Share(range(len(batches)))
     if len(batches) * sum(x.numel() for x in batches[0]) <= _HELD:
         batches = list(batches)
-    if features > _MANY and 2 * _sum(float(sum(x.shape[1] for x, _, _ in batches)), share) < features:
+    if features > _MANY and 4 * _sum(float(sum(x.shape[1] for x, _, _ in batches)), share) < 3 * features:
         # The refit changes the weights in the span of the rows alone, which is small here, so it is found there.
         basis = _basis([x for x, _, _ in batches], share)
         inside = Made(len(batches), partial(_in_basis, batches, basis))

@@ -375,12 +375,13 @@ class _Problem:
         b: among the batches of this process.
         """
         operator, path = self.operator, self.path
-        full = walk.full.batch(operator.source if operator.node in walk.unread else path.join or operator.node, b)
+        unread = operator.node in walk.unread
+        full = walk.full.batch(operator.source if unread else path.join or operator.node, b)
         features = operator.matrix(walk.full.tensors[operator.weight]).shape[2]
         most = max(min(self.rows, max(self.rows // 2, 64 * walk.samples)), 16 * features)
         rows = walk.padding(walk.share.numbers[b]).rows(operator, full, most // walk.count + 1)
         x = operator.features(walk.small.batch(operator.source, b), rows, alive)
-        y = (walk.computed(operator, full, rows) if operator.node in walk.unread else operator.outputs(full, rows)).double()
+        y = (walk.computed(operator, full, rows) if unread else operator.outputs(full, rows)).double()
         if (mix := walk.mixes.get(operator.weight)) is not None:
             y = y @ mix.map.mT.to(y.device)
         size = self.scale.abs()
