@@ -46,7 +46,7 @@ MUTANTS = (
     Mutant(
         "one-size-alone",
         "graph/check.py",
-        "{base: made, **self._resized(base), **longer(",
+        "{base: made, **self._resized(base, made), **longer(",
         "{base: made, **longer(",
         CHECK,
         "a reshape that puts channels on positions is right at the size of the example alone",

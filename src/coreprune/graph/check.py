@@ -253,14 +253,25 @@ class Check:
             made = self._made(base)
             if made is None:
                 continue
-            found = {base: made, **self._resized(base), **longer(base, self._made)}
+            found = {base: made, **self._resized(base, made), **longer(base, self._made)}
             if any(self._reacts(*x) for x in found.items()):
                 return tuple(found)
         return ()
 
-    def _resized(self, base: Drawing) -> dict[Drawing, Any]:
-        axes = dict(enumerate(self.captured.axes.inputs))
-        return resized(base, axes, self._made, cheap=_TWICE * CostModel(self.captured, ())().macs <= _CHEAP)
+    def _resized(self, base: Drawing, usual: Any) -> dict[Drawing, Any]:
+        """Inputs of another size, if the model makes as many samples of them as of `base`, which gives `usual`."""
+        axes = self.captured.axes
+
+        def samples(outputs: Any) -> list[int | None]:
+            rows = axes.rows([x for x in tensors(outputs) if x.is_floating_point()], axes.size(base.inputs(_SEED)))
+            return [None if x is None else len(x) for x in rows]
+
+        def made(inputs: Drawing) -> Any:  # `view(-1, 400)` makes more samples of a larger image
+            got = self._made(inputs)
+            return got if got is not None and samples(got) == samples(usual) else None
+
+        cheap = _TWICE * CostModel(self.captured, ())().macs <= _CHEAP
+        return resized(base, dict(enumerate(axes.inputs)), made, cheap)
 
     def _reacts(self, inputs: Drawing, made: Any) -> bool:
         """Whether other inputs give other outputs, as far as `compare` sees it. made: the outputs of these."""

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 Chosen = Sequence[tuple[Group, Tensor]]
 Run = Callable[[Chosen], AbstractContextManager[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]]
 
-_MOST_ALONE = 8  # groups that are looked at one by one
+_MOST_ALONE = 64  # groups that are looked at one by one, in two runs each
+_MOST_WAYS = 512  # to put together what several groups demand of one call
 
 
 def numbers_read(run: Run) -> frozenset[Slot]:
@@ -61,13 +63,17 @@ def numbers_demanded(run: Run, small: nn.Module, chosen: Chosen) -> dict[Slot, i
     """
     exact = [(g, keep) for g, keep in chosen if "functional" not in g.flags]
     odd = [(g, keep) for g, keep in chosen if "functional" in g.flags]  # these may move everything behind them
-    demands: list[Demand] = []
+    calls: dict[int, list[Demand]] = {}
+    values: dict[Slot, int] = {}
     for together in ([exact] if exact else []) + [[one] for one in odd[:_MOST_ALONE]]:
         try:
-            demands += _demands(run, small, chosen, together)
+            watch, values = _watched(run, small, chosen, together)
         except Exception as error:
             log.debug("the numbers that modules remember cannot be followed: %s", error)
-    return _agreed(demands)
+            continue
+        for call, demand in watch.demands.items():
+            calls.setdefault(call, []).append(demand)
+    return _agreed([_together(demands, values) for demands in calls.values()])
 
 
 def put_numbers(model: nn.Module, values: Mapping[Slot, int]) -> None:
@@ -80,8 +86,8 @@ def put_numbers(model: nn.Module, values: Mapping[Slot, int]) -> None:
         change_numbers(modules[path], lambda keys, old, changes=changes: changes.get(keys, old), shared)
 
 
-def _demands(run: Run, small: nn.Module, chosen: Chosen, moved: Chosen) -> list[Demand]:
-    """The demands of all calls, seen by moving the channels of some groups."""
+def _watched(run: Run, small: nn.Module, chosen: Chosen, moved: Chosen) -> tuple[Watch, dict[Slot, int]]:
+    """The demands of all calls, seen by moving the channels of some groups; and the numbers as they are."""
     ratios = frozenset((g.size // g.unit, len(keep) // g.unit) for g, keep in moved)
     masks = kept_positions(list(chosen))
     before: list[Seen] | None = None
@@ -90,12 +96,30 @@ def _demands(run: Run, small: nn.Module, chosen: Chosen, moved: Chosen) -> list[
         with run(chosen) as (still, args, kwargs):
             if again:
                 _shake(still, moved)
-            watch = Watch(_follow(still, small), _cuts(still, masks), ratios, before)
+            values = _follow(still, small)
+            watch = Watch(values, _cuts(still, masks), ratios, before)
             with watch:
                 still(*args, **kwargs)
         before = watch.events
     assert watch is not None
-    return watch.demands
+    return watch, values
+
+
+def _together(demands: list[Demand], values: Mapping[Slot, int]) -> Demand:
+    """The demand of one call, from those when only some groups move, each with its own numbers.
+
+    Where several channels leave, a number becomes what the group demands that changes it. If two change it to different
+    values, only the first demand counts.
+    """
+    found: Demand = []
+    for options in islice(product(*demands), _MOST_WAYS):
+        changes = [{s: n for s, n in option.items() if n != values[s]} for option in options]
+        merged = {s: values[s] for option in options for s in option}
+        for change in changes:
+            merged.update(change)
+        if all(merged[s] == n for change in changes for s, n in change.items()):
+            found.append(merged)
+    return found or demands[0]
 
 
 def _agreed(demands: list[Demand]) -> dict[Slot, int]:

@@ -50,7 +50,7 @@ class Watch(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.events: list[Seen] = []
-        self.demands: list[Demand] = []
+        self.demands: dict[int, Demand] = {}  # by the number of the call
         self.read: set[Slot] = set()
         self._values, self._cuts, self._ratios, self._before = values, cuts or {}, ratios, before
 
@@ -139,7 +139,7 @@ class Watch(TorchFunctionMode):
         tries = [dict(zip(slots, tried, strict=True)) for tried in islice(product(*values), _MOST_TRIES)]
         # A further output may be a statistic over channels that nobody reads, such as weights averaged over heads.
         if options := [env for env in tries if works(env)] or [env for env in tries if works(env, any)]:
-            self.demands.append(options)
+            self.demands[len(self.events) - 1] = options
 
     def _candidates(self, value: int, marks: list[Tensor]) -> list[int]:
         """What a number may become, likely ones first. marks: for axes that get shorter, which positions stay."""
