@@ -146,6 +146,11 @@ def random_like(x: Tensor, generator: torch.Generator, *, uniform: bool = False,
     return torch.where(torch.isinf(old), old, new)
 
 
+def as_real(x: Tensor) -> Tensor:
+    """The tensor, and complex numbers as pairs of real ones."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
 def reals(result: Any) -> list[Tensor]:
     """The floating-point tensors in an output: tensors, tuples, lists, mappings, dataclasses, also nested."""
     if isinstance(result, Tensor):

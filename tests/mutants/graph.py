@@ -52,6 +52,22 @@ MUTANTS = (
         "a reshape that puts channels on positions is right at the size of the example alone",
     ),
     Mutant(
+        "other-sizes-with-other-samples",
+        "graph/check.py",
+        "got if got is not None and samples(got) == samples(usual) else None",
+        "got",
+        ("graph/test_remembered.py",),
+        "view(-1, n) makes more samples of a larger image, which mix the channels",
+    ),
+    Mutant(
+        "one-group-decides-for-two",
+        "graph/remembered.py",
+        "    return found or demands[0]\n",
+        "    return demands[0]\n",
+        ("graph/test_remembered.py",),
+        "the sizes of a split follow one of the groups that it divides",
+    ),
+    Mutant(
         "weights-that-hide",
         "graph/check.py",
         "            for name, value in own.items():\n                named[name].data = value\n",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from coreprune._example import as_real
 from coreprune._twin import quiet
 from coreprune.errors import first_line
 from coreprune.graph.numbers import Keys, attributes, parts
@@ -110,9 +111,5 @@ def _same(a: Any, b: Any) -> bool:
     x, y = ([t for t in pytree.tree_leaves(z) if isinstance(t, Tensor)] for z in (a, b))
     return len(x) == len(y) and all(
         p.shape == q.shape and p.dtype == q.dtype and torch.allclose(p.double(), q.double(), 1e-3, 1e-5, equal_nan=True)
-        for p, q in zip(map(_real, x), map(_real, y), strict=True)
+        for p, q in zip(map(as_real, x), map(as_real, y), strict=True)
     )
-
-
-def _real(x: Tensor) -> Tensor:
-    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x

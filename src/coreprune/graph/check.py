@@ -43,6 +43,7 @@ _CHEAP = 100_000_000  # multiply-accumulates of one sample up to which the check
 _TWICE = 4  # times the work of an image that is twice as high and wide
 _FEW = 50_000_000  # parameters up to which it does
 _SEED = 0
+_SEVERAL = 10_000  # entries of the inputs that show what happens along every axis
 
 IN_TRAINING = "in training mode"
 
@@ -280,8 +281,13 @@ class Check:
 
     @property
     def _light(self) -> Drawing:
-        """The inputs to look at the original on: with one sample, unless the others have longer axes, too."""
-        return self._inputs[-1 if any(axis for _, axis in self._inputs[-1].lengths) else 0]
+        """The inputs to look at the original on: with one sample, unless the others have longer axes, too. Of large
+        images, the smaller ones."""
+        if any(axis for _, axis in self._inputs[-1].lengths):
+            return self._inputs[-1]
+        first = self._inputs[0]
+        smaller = (x for x in self._inputs if x.lengths and x.entries < first.entries)
+        return next((x for x in smaller if x.entries >= _SEVERAL), first)
 
     @cached_property
     def _shapes(self) -> list[torch.Size] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +50,14 @@ class Drawing:
         return pytree.tree_unflatten(drawn, self.tree)
 
     @property
+    def entries(self) -> int:
+        """How many numbers the inputs hold."""
+        return sum(math.prod(self.lengths.get((i, a), n) for a, n in enumerate(x.shape)) for i, x in self._tensors())
+
+    def _tensors(self) -> Iterator[tuple[int, Tensor]]:
+        yield from ((i, leaf) for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor))
+
+    @property
     def unlike(self) -> str:
         """What a message adds where the inputs have another size than the example."""
         axes = self.axes()
@@ -61,8 +70,7 @@ class Drawing:
 
     def axes(self) -> dict[tuple[int, int], int]:
         """The lengths of the axes in the example, by (leaf, axis)."""
-        tensors = ((i, leaf) for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor))
-        return {(i, axis): n for i, leaf in tensors for axis, n in enumerate(leaf.shape)}
+        return {(i, axis): n for i, leaf in self._tensors() for axis, n in enumerate(leaf.shape)}
 
     def _drawn(self, i: int, leaf: Any, generator: torch.Generator, dtype: torch.dtype | None) -> Any:
         if not isinstance(leaf, Tensor) or leaf.is_complex():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from coreprune._example import as_real
 from coreprune._mapped import stored_as
 from coreprune.graph.captured import Captured
 from coreprune.graph.groups import Group, ParamSlice
@@ -72,7 +73,7 @@ def compare(got: object, want: object, exact: bool = True, rounded: bool = False
     if [x.shape for x in a] != [x.shape for x in b]:
         return f"the output changes shape: {[tuple(x.shape) for x in b]} -> {[tuple(x.shape) for x in a]}"
     compared = False
-    for x, y in zip(map(_real, a), map(_real, b), strict=True):
+    for x, y in zip(map(as_real, a), map(as_real, b), strict=True):
         if not y.numel():
             continue
         if not torch.equal(torch.isfinite(x), torch.isfinite(y)):
@@ -109,7 +110,3 @@ def differ(a: Any, b: Any) -> bool:
         if bool((x[real] != y[real]).any()):
             return True
     return False
-
-
-def _real(x: Tensor) -> Tensor:
-    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
