@@ -361,8 +361,8 @@ MUTANTS = (
     Mutant(
         "least-squares-pulled-towards-zero",
         "coreset/regression.py",
-        "(yx - start @ xx).mT).mT\n        return start + change, self._intercept(start + change)\n",
-        "yx.mT).mT\n        return change, self._intercept(change)\n",
+        "(yx - start @ xx).mT).mT\n        return start + change, self.intercepts(start + change)\n",
+        "yx.mT).mT\n        return change, self.intercepts(change)\n",
         REGRESSION,
         "the ridge pulls towards zero instead of the original weights",
     ),
