@@ -52,14 +52,15 @@ def resized(base: Drawing, batch: Mapping[int, int | None], made: Made, cheap: b
     if not _indices_stay_inside(base):
         return {}
     for lengths in _sizes(several, cheap):
-        larger = replace(base, lengths=lengths)
-        got = made(larger)
+        other = replace(base, lengths=lengths)
+        got = made(other)
         if got is not None:
-            return {larger: got}
+            return {other: got}
     return {}
 
 
 def _sizes(several: Mapping[Axis, int], cheap: bool) -> Iterator[dict[Axis, int]]:
+    """Other lengths of some axes, what is most likely to run first."""
     tried: list[dict[Axis, int]] = []
     half = {at: (n + 1) // 2 for at, n in several.items()}
     double = {at: 2 * n for at, n in several.items()} if cheap else {}
@@ -74,7 +75,7 @@ def _sizes(several: Mapping[Axis, int], cheap: bool) -> Iterator[dict[Axis, int]
 
 
 def _indices_stay_inside(base: Drawing) -> bool:
-    """Whether no index can point beyond an axis that becomes shorter: on a GPU that ends the process."""
+    """Whether no index can point beyond an axis that becomes shorter: on a GPU nothing runs after that."""
     tensors = [leaf for leaf in base.leaves if isinstance(leaf, Tensor)]
     real = [x.is_floating_point() or x.is_complex() for x in tensors]
     return all(real) or not any(real) or all(x.device.type == "cpu" for x in tensors)
