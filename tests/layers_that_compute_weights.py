@@ -34,6 +34,14 @@ class Scaled(nn.Conv2d):
         return F.conv2d(x, w.reshape_as(self.weight), self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+class Silent(Scaled):
+    """The last layer of a branch before training: its gain is zero."""
+
+    def __init__(self, *args: int, **more: int) -> None:
+        super().__init__(*args, **more)
+        nn.init.zeros_(self.gain)
+
+
 class Centred(nn.Linear):
     """Rows without a mean."""
 
@@ -99,4 +107,5 @@ MAKE = {
     "standardised, in groups": lambda: Standardised(8, 12, 3, groups=2),
     "scaled": lambda: Scaled(8, 12, 3, padding=1),
     "scaled, without a bias": lambda: Scaled(8, 12, 3, bias=False),
+    "with a gain of zero": lambda: Silent(8, 12, 3),
 }

@@ -12,13 +12,18 @@ _NOISE = 0.1  # deviation of the weights that replace equal ones
 
 
 def enlivened(model: nn.Module) -> dict[str, Tensor]:
-    """New values, by name, for real parameters of several entries that are all equal: they hide what is behind them.
+    """New values, by name, for real parameters that hide what is behind them: whose entries are all equal, or that have
+    one entry, which is 0, such as the gain of a branch at the start of training.
 
     The same in every call.
     """
     generator, out = torch.Generator().manual_seed(0), {}
     for name, p in model.named_parameters():
-        if not p.is_floating_point() or p.numel() < 2:
+        if not p.is_floating_point() or not p.numel():
+            continue
+        if p.numel() == 1:
+            if not p.detach().any():
+                out[name] = torch.ones_like(p.detach())
             continue
         flat = p.detach().reshape(-1)
         first = flat[0]

@@ -18,6 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.overrides import TorchFunctionMode
 
+from coreprune._alive import enlivened
 from coreprune._twin import twin
 from coreprune.errors import ModelError, first_line
 
@@ -181,7 +182,7 @@ def _standardised(layer: nn.Module) -> bool:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             used, inputs = _used(layer), _inputs(layer)
-            if used is not None and _mixes(layer, used[0]):
+            if used is not None and _mixes(layer):
                 before = [layer(x) for x in inputs]
                 _become(layer, base, *used)
                 done = all(_close(layer(x), y) for x, y in zip(inputs, before, strict=True))
@@ -232,24 +233,30 @@ def _used(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     return (weight.clone(), bias) if same else None
 
 
-def _mixes(layer: nn.Module, weight: Tensor) -> bool:
+def _mixes(layer: nn.Module) -> bool:
     """Whether the weight that is used at some channels depends on the parameter's entries at other channels."""
-    own: Any = layer.weight
-    for dim in (0, 1):
-        half = own.shape[dim] // 2
-        if not half:
-            continue
-        before = own.data
-        own.data = before.clone()
-        own.data.narrow(dim, 0, half).zero_()
-        try:
-            used = _used(layer)
-        finally:
-            own.data = before
-        rest = [w.narrow(dim, half, own.shape[dim] - half) for w in (weight, weight if used is None else used[0])]
-        if not _close(*rest):
-            return True
-    return False
+    kept = [(p, p.data) for p in layer.parameters()]
+    for name, value in enlivened(layer).items():  # behind a gain of zero nothing would be seen
+        layer.get_parameter(name).data = value
+    try:
+        return any(_mixes_along(layer, dim) for dim in (0, 1))
+    finally:
+        for p, data in kept:
+            p.data = data
+
+
+def _mixes_along(layer: nn.Module, dim: int) -> bool:
+    own, usual = layer.get_parameter("weight"), _used(layer)
+    half = own.shape[dim] // 2
+    if not half or usual is None:
+        return False
+    before = own.data
+    own.data = before.clone()
+    own.data.narrow(dim, 0, half).zero_()
+    changed = _used(layer)
+    own.data = before
+    rest = [used[0].narrow(dim, half, own.shape[dim] - half) for used in (usual, changed or usual)]
+    return not _close(*rest)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

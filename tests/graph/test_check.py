@@ -129,11 +129,11 @@ class Behind(nn.Module):
     def __init__(self, hide: str) -> None:
         super().__init__()
         self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 3)
-        self.hide, self.scale = hide, nn.Parameter(torch.zeros(6))
+        self.hide, self.scale = hide, nn.Parameter(torch.zeros(() if hide == "zero gain" else 6))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.b(torch.relu(self.a(x)))
-        if self.hide == "zero scale":
+        if self.hide.startswith("zero"):
             h = self.scale * h
         elif self.hide == "constant":
             h = 0 * h + 1
@@ -142,8 +142,9 @@ class Behind(nn.Module):
         return self.c(torch.relu(h))
 
 
-def test_a_scale_of_zeros_hides_nothing() -> None:
-    assert {name for name, *_ in free(Behind("zero scale"), torch.randn(2, 4))} == {"a", "b"}
+@pytest.mark.parametrize("hide", ["zero scale", "zero gain"])
+def test_a_scale_of_zeros_hides_nothing(hide: str) -> None:
+    assert {name for name, *_ in free(Behind(hide), torch.randn(2, 4))} == {"a", "b"}
 
 
 class Deep(nn.Module):
@@ -193,6 +194,47 @@ def test_a_part_that_reaches_no_output_is_locked_alone() -> None:
 
     found = probe(traced(Spare().eval(), torch.randn(2, 4)))
     assert list(found.free) == ["used"]
+
+
+def test_one_hidden_group_among_many_is_found() -> None:
+    """A forward without gradients, so that all groups have to be tried."""
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.ModuleList(nn.Linear(4, 8) for _ in range(7))
+            self.leave = nn.ModuleList(nn.Linear(8, 3) for _ in range(7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = [b(torch.relu(a(x))) for a, b in zip(self.enter, self.leave, strict=True)]
+            with torch.no_grad():
+                return sum(h * (i not in (2, 5)) for i, h in enumerate(parts)).detach()  # type: ignore[union-attr]
+
+    found = probe(traced(Half().eval(), torch.randn(2, 4)))
+    assert set(found.free) == {f"enter.{i}" for i in (0, 1, 3, 4, 6)}
+
+
+def test_the_graph_of_the_example_serves_the_check() -> None:
+    """Channels read without a weight need the graph; tracing a second time takes as long as the first."""
+    model, x = Pairs().eval(), torch.randn(3, 9, 4)
+    found = traced(model, x)
+    assert {"q", "v"} <= set(probe(found).free)
+    graphs = [
+        g for i, g in found.check._graphs.items() if not next(d for d in found.check._inputs if id(d) == i).lengths
+    ]
+    assert graphs
+    assert all(g is not None and g.graph is found.captured.graph for g in graphs)
+
+
+class Pairs(nn.Module):
+    """Queries and keys that no weight reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(*n) for n in ((4, 8), (4, 8), (4, 8), (8, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o((self.q(x) @ self.k(x).transpose(-1, -2)).softmax(-1) @ self.v(x))
 
 
 def test_outputs_of_whole_numbers_are_compared_too() -> None:

@@ -53,6 +53,23 @@ def test_a_kind_that_never_works_costs_a_few_attempts_however_many_there_are(n: 
     assert all("is wrong" in reason for reason in reasons.values())
 
 
+def test_doubtful_cuts_come_after_the_others() -> None:
+    names, good = [*blocks(40, "a", "b"), "0.heads"], []
+    attempts = Attempts({"0.heads"})
+    reasons = working(names, kinds(names), good, attempts, nothing, doubtful=["0.heads"])
+    assert set(reasons) == {"0.heads"}
+    assert sorted(good) == sorted(names[:-1])
+    assert attempts.count == 3
+
+
+@pytest.mark.parametrize("bad", [{"7.a"}, {"heads", "7.a"}, {"8.a", "8.b"}])
+def test_doubt_changes_no_result(bad: set[str]) -> None:
+    names = [*blocks(9, "a", "b"), "heads"]
+    kind = {n: n.rpartition(".")[2] for n in names}
+    for doubtful in ([], ["heads"], names[::2], names):
+        assert set(working(names, kind, [], Attempts(bad), nothing, doubtful=doubtful)) == bad
+
+
 def test_nothing_else_is_tried_where_that_is_hopeless() -> None:
     names, good = blocks(9, "a", "b"), ["first"]
     attempts = Attempts({"3.a"})

@@ -91,6 +91,8 @@ def trouble() -> dict[str, tuple[str, str]]:
         "everywhere": lambda: prune(mlp(), ROW, Budget(macs=1e-9), queries=x),
         "queries": lambda: prune(mlp(), ROW, half, queries=bad),
         "distill": lambda: prune(mlp(), ROW, half, queries=x, distill=3),
+        "resume": lambda: prune(mlp(), ROW, half, queries=x, resume=None if mine else __file__),
+        "a file": lambda: prune(mlp(), ROW, half, queries=x, resume=__file__),
         "nothing": lambda: prune(mlp(), ROW, half, queries=x, **QUICK),
     }
     ends = {name: _end(call) for name, call in calls.items()}

@@ -70,6 +70,8 @@ def test_an_error_in_one_process_ends_the_others_with_a_clear_error(tmp_path):
             "seeds": "different arguments: seed is 0 in process 0 and 1 in process 1",
             "queries": "these samples are broken",
             "distill": "distill trains in one process",
+            "resume": "different arguments: resume is True in process 0 and False in process 1",
+            "a file": "is a file. It must be a folder",
         }.items():
             assert both[name][0] == "InputError (ours)", (name, both[name])
             assert text in both[name][1]

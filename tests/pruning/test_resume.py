@@ -38,14 +38,19 @@ def run(state: Path | None, weights: int = 0, **more):
     return prune(net(weights), X[:1], resume=state, **call)
 
 
-@pytest.fixture(scope="module", params=[6, pytest.param(40, marks=pytest.mark.long)], ids="{} kills".format)
-def killed(request, tmp_path_factory):
+def outside(script: str, folder: Path, kills: int) -> dict:
+    """What a script of this folder prints that kills runs in processes of its own."""
     own = {k: v for k, v in os.environ.items() if not k.startswith("COREPRUNE")}
     env = {**own, "PYTHONPATH": str(Path(coreprune.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, Path(__file__).with_name("killed_prunes.py"), tmp_path_factory.mktemp("killed")]
-    done = subprocess.run([*call, str(request.param), "1"], capture_output=True, text=True, env=env, check=False)
+    call = [sys.executable, str(Path(__file__).with_name(script)), str(folder), str(kills), "1"]
+    done = subprocess.run(call, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module", params=[6, pytest.param(40, marks=pytest.mark.long)], ids="{} kills".format)
+def killed(request, tmp_path_factory):
+    return outside("killed_prunes.py", tmp_path_factory.mktemp("killed"), request.param)
 
 
 @pytest.mark.slow
@@ -53,6 +58,21 @@ def test_a_killed_run_ends_with_the_same_bits(killed):
     assert killed["reference"] == killed["straight"]
     for trial in killed["trials"]:
         assert trial["end"] == killed["straight"], trial
+
+
+@pytest.fixture(scope="module", params=[3, pytest.param(30, marks=pytest.mark.long)], ids="{} kills of two".format)
+def killed_ranks(request, tmp_path_factory):
+    return outside("killed_ranks.py", tmp_path_factory.mktemp("ranks"), request.param)
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_killed_and_another_number_goes_on(killed_ranks):
+    """The same plan, and weights up to rounding, because the sums of the moments are of other parts."""
+    assert killed_ranks["straight"] == 0
+    for trial in killed_ranks["trials"]:
+        assert trial["killed"], trial
+        assert trial["other"] == "RankError", trial
+        assert trial["apart"] < 1e-5, trial
 
 
 @pytest.mark.slow

@@ -273,7 +273,6 @@ def prune(
     out = Path(os.path.realpath(out))
     with ExitStack() as stack:
         first = stack.enter_context(processes.joined(timeout))
-        alone = processes.number() is None
         unfinished = Unfinished(out)
         if first:
             unfinished = Unfinished.beside(out, resume, overwrite)
@@ -302,7 +301,7 @@ def prune(
             checkpoint=unfinished.distill if distill else None, progress=tell, batch_axis=axis,
             also=source.further(also), part=part, norm_statistics=norm_statistics, tokenizer=words, memory=memory,
             depth=depth, stock=stock, residual=residual,  # type: ignore[arg-type]
-            resume=unfinished.folder if alone and not depth and not residual and mapped else None,
+            resume=unfinished.folder if not depth and not residual and mapped else None,
         )  # fmt: skip
         if not first:
             return

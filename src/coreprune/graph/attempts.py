@@ -33,7 +33,7 @@ class Unread(Enum):
 class _Failed:
     """The last attempt that failed: with which groups, and with which numbers."""
 
-    names: list[str]
+    names: frozenset[str]
     demanded: dict[Slot, int]
     values: list[dict[Slot, int]]
     problem: str
@@ -108,7 +108,7 @@ class Attempts:
             return None, f"its weights cannot be cut: {first_line(error)}"
         demanded = self._demanded(names, small)
         values = {**self._unread(small, chosen, unread), **demanded}
-        tried = self._failed if self._failed and self._failed.names == names else None
+        tried = self._failed if self._failed and self._failed.names == frozenset(names) else None
         if tried and values in tried.values:
             return None, tried.problem
         self.runs += 1
@@ -116,11 +116,11 @@ class Attempts:
         problem = traced.check.difference(small, chosen, kept_positions(chosen)) if self._check else None
         if not problem:
             return small, ""
-        self._failed = _Failed(names, demanded, [*(tried.values if tried else []), values], problem)
+        self._failed = _Failed(frozenset(names), demanded, [*(tried.values if tried else []), values], problem)
         return None, problem
 
     def _demanded(self, names: list[str], small: nn.Module) -> dict[Slot, int]:
-        if self._failed and self._failed.names == names:
+        if self._failed and self._failed.names == frozenset(names):
             return self._failed.demanded
         if not names or not self._traced.numbers_read:
             return {}

@@ -138,15 +138,22 @@ class Check:
         """The groups of which nothing is seen in the outputs, with words for it."""
         if self.blind:
             return {g.name: self.blind for g in groups}
-        moved, nothing = self._moved(groups), torch.zeros(0, dtype=torch.int64)
-        found, usual = {}, None
-        for group in groups:
-            if group.name in moved:
-                continue
-            usual = self._run(self.model, self._inputs[-1], self._alive) if usual is None else usual
-            if not differ(self._run(self.model, self._inputs[-1], self._alive, [(group, nothing)]), usual):
-                found[group.name] = "its channels do not reach an output, so that the cut cannot be checked"
-        return found
+        moved, why = self._moved(groups), "its channels do not reach an output, so that the cut cannot be checked"
+        unmoved = [g for g in groups if g.name not in moved]
+        return {g.name: why for g in (self._hidden(unmoved) if unmoved else [])}
+
+    def _hidden(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups without which the outputs are the same. Mostly none is or all are, so all are tried at once."""
+        usual, nothing = self._run(self.model, self._inputs[-1], self._alive), torch.zeros(0, dtype=torch.int64)
+
+        def hidden(part: Sequence[Group]) -> list[Group]:
+            without = self._run(self.model, self._inputs[-1], self._alive, [(g, nothing) for g in part])
+            if not differ(without, usual):
+                return list(part)
+            half = len(part) // 2
+            return hidden(part[:half]) + hidden(part[half:]) if half else []
+
+        return hidden(groups)
 
     @contextmanager
     def oracle(
@@ -301,18 +308,34 @@ class Check:
     def _graph(self, inputs: Drawing) -> Captured | None:
         """The model traced on inputs, with the nodes of `captured`; None if it has others."""
         if id(inputs) not in self._graphs:
-            args, kwargs = inputs.inputs(_SEED, self.dtype)
-            try:
-                with self._ready(self.model, self._alive, own_inputs=False) as still:
-                    axes = self.captured.axes
-                    found = capture(still, args, kwargs, axes.size((args, kwargs)), batch_axis=axes)
-            except ModelError as error:
-                log.debug("%s", error)
-                found = None
-            if found is not None and _nodes(found) != _nodes(self.captured):
-                found = None
-            self._graphs[id(inputs)] = found
+            self._graphs[id(inputs)] = self._same_graph(inputs) or self._new_graph(inputs)
         return self._graphs[id(inputs)]
+
+    def _same_graph(self, inputs: Drawing) -> Captured | None:
+        """`captured` itself with other inputs, if the inputs have its sizes and it computes what the model does."""
+        if inputs.lengths:
+            return None
+        args, kwargs = inputs.inputs(_SEED, self.dtype)
+        found = replace(self.captured, args=args, kwargs=kwargs)
+        try:
+            with self._ready(self.model, self._alive) as still:
+                got = replay(found, still, {}, {})
+        except Exception as error:  # such as constants in another dtype
+            log.debug("the graph does not run on the inputs of the check: %s", first_line(error))
+            return None
+        want = tensors(self._run(self.model, inputs, self._alive))
+        return found if compare(want[: len(got)], got, True, self._rounded) is None else None
+
+    def _new_graph(self, inputs: Drawing) -> Captured | None:
+        args, kwargs = inputs.inputs(_SEED, self.dtype)
+        try:
+            with self._ready(self.model, self._alive, own_inputs=False) as still:
+                axes = self.captured.axes
+                found = capture(still, args, kwargs, axes.size((args, kwargs)), batch_axis=axes)
+        except ModelError as error:
+            log.debug("%s", error)
+            return None
+        return found if _nodes(found) == _nodes(self.captured) else None
 
     # --- runs ---------------------------------------------------------------------------------------------------------
     @contextmanager

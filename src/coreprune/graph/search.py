@@ -8,7 +8,7 @@ does not work in any. So cuts of one kind are kept together, and judged by the f
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coreprune.graph.groups import Group
@@ -30,11 +30,13 @@ def working(
     attempt: Attempt,
     blame: Blame,
     hopeless: str | None = None,
+    doubtful: Collection[str] = (),
 ) -> dict[str, str]:
     """Extend `good`, in place, by those of `names` that work with it and with each other. Returns why others do not.
 
     kinds: cuts of one kind are expected to work or not to work together. hopeless: if what is wrong with all cuts
-    together begins with these words, no search is made, and none of them works.
+    together begins with these words, no search is made, and none of them works. doubtful: cuts that fail more often,
+    such as those of heads; they are tried after the others.
     """
     search = _Search(good, attempt)
     if search.add(list(names), hard=True):
@@ -42,11 +44,15 @@ def working(
     if hopeless is not None and search.problem.startswith(hopeless):
         return dict.fromkeys(names, search.problem)
     blamed = {name: why for name, why in blame([*good, *names]).items() if name in kinds and name not in good}
-    rest = _sorted([n for n in names if n not in blamed], kinds)
     if not blamed:
-        search.split(rest)
+        sure, rest = ([n for n in names if (n in doubtful) == is_] for is_ in (False, True))
+        if sure and rest:
+            search.grow(_sorted(sure, kinds))
+            search.grow(_sorted(rest, kinds))
+        else:
+            search.split(_sorted(names, kinds))
         return search.bad
-    search.grow(rest)
+    search.grow(_sorted([n for n in names if n not in blamed], kinds))
     if search.bad:  # beside fewer others, those that were blamed may work
         again = blame([*good, *blamed])
         search.grow(_sorted([n for n in blamed if n not in again], kinds))

@@ -79,12 +79,13 @@ def remove(
     locked: dict[str, str] = {}
     attempts = Attempts(traced, cuts, check)
     kinds = {name: kind_of(g) for name, (g, _) in cuts.items()}
+    doubtful = [n for n, (g, _) in cuts.items() if "functional" in g.flags]
     good: list[str] = []
     # Groups that change a norm's statistics can only be run, not compared. So the others are tried first, without them.
     exact = [n for n, (g, _) in cuts.items() if "norm-statistics" not in g.flags]
     for part in (exact, [n for n in cuts if n not in exact]):
         if part:
-            locked.update(working(part, kinds, good, attempts, attempts.blame, hopeless))
+            locked.update(working(part, kinds, good, attempts, attempts.blame, hopeless, doubtful))
     for name, problem in locked.items():
         log.info("group %s is put back: %s", name, problem)
     small = attempts.best if attempts.best is not None else smaller(model, captured, [])

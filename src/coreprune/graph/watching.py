@@ -56,7 +56,7 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.shape.__get__ or (func is Tensor.size and not kwargs):  # type: ignore[comparison-overlap]
+        if func == Tensor.shape.__get__ or (func is Tensor.size and not kwargs):  # type: ignore[comparison-overlap]
             return self._shape(args[0], *args[1:])
         slots = sorted({s for n in leaves((args, kwargs), Number) for s in n.slots}, key=str)
         if not slots:

@@ -218,7 +218,7 @@ def prune(
         cache = cache or Path(resume) / "queries.safetensors"
         checkpoint = checkpoint or (Path(resume) / "distill.safetensors" if distill else None)
     training = _distill_options(distill, queries, checkpoint)
-    refuse_over_ranks(training is not None, resume is not None, depth, budget)
+    refuse_over_ranks(training is not None, depth, budget)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     check_risk(budget, queries, training is not None)
@@ -259,7 +259,7 @@ def prune(
             depth=depth,
             residual="rotate" if residual else "",
         )
-        agree_on(traced, settings.as_dict())
+        agree_on(traced, {**settings.as_dict(), "resume": resume is not None})
         calibration = exam = None
         state = unfinished(resume, lambda: _identity(traced, settings, example_inputs, others, queries))
         needed = queries is not None and (depth or by_queries(selector, budget))

@@ -1,4 +1,7 @@
-"""The folder of a run that may be killed: what it has finished so far, one small file for each piece of work."""
+"""The folder of a run that may be killed: what it has finished so far, one small file for each piece of work.
+
+Of several processes, the first one reads and writes the files, and the others are told what they hold.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from coreprune import _ranks
 from coreprune._checkpoint import Checkpoint, digest
 from coreprune.errors import InputError
 from coreprune.queries.describe import description, shown
 
 T = TypeVar("T")
 Packed = tuple[Mapping[str, Any], Mapping[str, Tensor]]  # plain values for JSON, and tensors
-_RUN, _ABOUT = "run.safetensors", "about"
+_RUN, _ABOUT, _STATE = "run.safetensors", "about", "the state of the run"
 
 
 @dataclass(eq=False)
@@ -44,6 +48,8 @@ class Unfinished:
         what: names this piece of work. Pieces of one name are told apart by their order, which has to be the same in
         every run. pack: turns the result into what can be written; None where it cannot be, and is made anew.
 
+        All processes of a run do this together.
+
         Raises InputError for a file that is damaged, and ArtifactError where the disk refuses.
         """
         if self.folder is None:
@@ -51,15 +57,16 @@ class Unfinished:
         number = self._asked[what]
         self._asked[what] += 1
         file = Checkpoint(self.folder / f"{what}-{number}.safetensors", self.key)
-        if (found := file.read()) is not None:
+        if (found := _ranks.from_first(_STATE, file.read)) is not None:
             _, tensors = found
             about = json.loads(bytes(tensors.pop(_ABOUT).tolist()))
             return unpack(about, tensors)
         made = make()
-        if (packed := pack(made)) is not None:
-            about, tensors = packed
+        packed = pack(made)
+        if all(_ranks.gathered(_STATE, packed is not None)):
+            about, tensors = packed or ({}, {})
             text = torch.tensor(list(json.dumps(dict(about)).encode()), dtype=torch.uint8)
-            file.write(1, {**tensors, _ABOUT: text})
+            _ranks.from_first(_STATE, lambda: file.write(1, {**tensors, _ABOUT: text}))
         return made
 
     def after(self, given: Sequence[Any]) -> Unfinished:
@@ -82,13 +89,17 @@ def unfinished(folder: str | Path | None, parts: Callable[[], Iterable[tuple[str
     if folder is None:
         return Unfinished()
     path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"resume={str(path)!r} is a file. It must be a folder, or absent.")
-    key = digest((name, value if isinstance(value, Tensor) else _described(name, value)) for name, value in parts())
-    run = Checkpoint(path / _RUN, key)
-    if run.read() is None:
-        run.write(0, {_ABOUT: torch.zeros(1)})
-    return Unfinished(path, key)
+
+    def opened() -> str:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"resume={str(path)!r} is a file. It must be a folder, or absent.")
+        key = digest((name, value if isinstance(value, Tensor) else _described(name, value)) for name, value in parts())
+        run = Checkpoint(path / _RUN, key)
+        if run.read() is None:
+            run.write(0, {_ABOUT: torch.zeros(1)})
+        return key
+
+    return Unfinished(path, _ranks.from_first(_STATE, opened))
 
 
 def _described(name: str, value: Any) -> str:

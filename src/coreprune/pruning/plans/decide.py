@@ -54,9 +54,9 @@ def rank(
     readers: names of groups and what reads them, from the queries, one after the other; empty without queries. If a
     group comes twice, the second time counts. Of several processes, each ranks the groups that are its own (`owners`),
     some at a time, so that none waits for another one's group. At the end they tell each other. state: keeps the
-    decision of every group as it is made.
+    decision of every group as it is made, in a single process.
     """
-    state = state or Unfinished()
+    state = state if state and _ranks.world() == 1 else Unfinished()  # which of several has a group may change
     generator = torch.Generator().manual_seed(seed)
     # Who needs no queries draws in the order of the groups, whatever the order in which the readers come.
     early = {} if selector.reads else {n: ranking_of(selector, _layer(traced, n), generator) for n in traced.free}
