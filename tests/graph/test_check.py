@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreprune.graph import Traced, capture, find_groups, probe, remove
-from coreprune.graph.check import Check
 from coreprune.graph.check_inputs import BATCH, LENGTH, drawing
+from coreprune.graph.check_runs import Runs
 from coreprune.graph.verify import compare
 from graph.oracle import zeroed_original
 
@@ -219,11 +219,9 @@ def test_the_graph_of_the_example_serves_the_check() -> None:
     model, x = Pairs().eval(), torch.randn(3, 9, 4)
     found = traced(model, x)
     assert {"q", "v"} <= set(probe(found).free)
-    graphs = [
-        g for i, g in found.check._graphs.items() if not next(d for d in found.check._inputs if id(d) == i).lengths
-    ]
-    assert graphs
-    assert all(g is not None and g.graph is found.captured.graph for g in graphs)
+    runs = found.check.runs
+    first = next(inputs for inputs in runs.inputs if not inputs.lengths)
+    assert runs.graph(first).graph is found.captured.graph  # type: ignore[union-attr]
 
 
 class Pairs(nn.Module):
@@ -269,16 +267,16 @@ class Logarithm(nn.Module):
 
 def test_inputs_are_drawn_in_another_way_if_the_first_gives_no_numbers() -> None:
     model = Logarithm()
-    assert Check(model, capture(model, torch.full((1, 4), 0.5)))._inputs[0].style == "uniform"
+    assert Runs(model, capture(model, torch.full((1, 4), 0.5))).inputs[0].style == "uniform"
     assert {name for name, *_ in free(model, torch.full((1, 4), 0.5))} == {"a"}
 
 
 def test_axes_of_length_one_become_longer_where_the_model_takes_it() -> None:
     model = made("attribute")
-    (_, longer) = Check(model, capture(model, torch.zeros(1, 1, 8)))._inputs
+    (_, longer) = Runs(model, capture(model, torch.zeros(1, 1, 8))).inputs
     assert longer.inputs(0)[0][0].shape == (BATCH, LENGTH, 8)
     convolution = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1))
-    (_, shorter, longer) = Check(convolution, capture(convolution, torch.zeros(1, 1, 6, 6)))._inputs
+    (_, shorter, longer) = Runs(convolution, capture(convolution, torch.zeros(1, 1, 6, 6))).inputs
     assert shorter.inputs(0)[0][0].shape == (1, 1, 3, 3)
     assert longer.inputs(0)[0][0].shape == (BATCH, 1, 6, 6)
 
@@ -323,7 +321,7 @@ def test_a_model_of_one_size_is_compared_at_that_size() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5)).eval()
     traced = probe(Traced(model, captured := capture(model, torch.zeros(1, 3, 4, 4)), find_groups(captured)))
     assert list(traced.free) == ["0"]
-    assert all(axes[at] == 1 for d in Check(model, captured)._inputs for axes in [d.axes()] for at in d.lengths)
+    assert all(axes[at] == 1 for d in Runs(model, captured).inputs for axes in [d.axes()] for at in d.lengths)
 
 
 def test_tokens_and_their_mask_become_shorter_together() -> None:
@@ -336,7 +334,7 @@ def test_tokens_and_their_mask_become_shorter_together() -> None:
             return self.b(self.a(ids) * mask[..., None])
 
     model = Two()
-    inputs = Check(model, capture(model, (torch.ones(1, 7, dtype=torch.int64), torch.ones(1, 7))))._inputs
+    inputs = Runs(model, capture(model, (torch.ones(1, 7, dtype=torch.int64), torch.ones(1, 7)))).inputs
     assert [tuple(x.shape for x in drawn.inputs(0)[0]) for drawn in inputs] == [
         ((1, 7), (1, 7)),
         ((1, 4), (1, 4)),
@@ -354,7 +352,7 @@ def test_axes_of_several_inputs_become_longer_together() -> None:
             return self.b(torch.relu(self.a(x)) * mask[..., None]).sum(1)
 
     model = Two()
-    (_, longer) = Check(model, capture(model, (torch.zeros(1, 1, 4), torch.ones(1, 1))))._inputs
+    (_, longer) = Runs(model, capture(model, (torch.zeros(1, 1, 4), torch.ones(1, 1)))).inputs
     assert [x.shape for x in longer.inputs(0)[0]] == [(BATCH, LENGTH, 4), (BATCH, LENGTH)]
 
 
@@ -414,7 +412,7 @@ def test_whole_numbers_of_unknown_range_are_permuted() -> None:
 
 def test_cheap_models_are_compared_in_double_precision_and_half_precision_in_single() -> None:
     small, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4)
-    assert Check(small, capture(small, x)).dtype == torch.float64
+    assert Runs(small, capture(small, x)).dtype == torch.float64
 
     class Fixed(nn.Module):  # in single precision whatever the input
         def __init__(self) -> None:
@@ -425,7 +423,7 @@ def test_cheap_models_are_compared_in_double_precision_and_half_precision_in_sin
             return x.float() @ self.a.weight
 
     fixed = Fixed()
-    assert Check(fixed, capture(fixed, x)).dtype is None
+    assert Runs(fixed, capture(fixed, x)).dtype is None
 
 
 def test_the_model_is_not_changed_by_the_check() -> None:

@@ -305,14 +305,14 @@ class Repeated(nn.Module):
 class RestOfShape(nn.Module):
     """RAFT: the first channels are a state, the rest of the tensor's shape is what enters every step."""
 
-    def __init__(self, state: int = 12, rest: int = 20) -> None:
+    def __init__(self, length: Callable[[Tensor], int], state: int = 12, rest: int = 20) -> None:
         super().__init__()
-        self.state = state
+        self.state, self.length = state, length
         self.enter, self.step, self.leave = conv(32, state + rest), conv(state + rest, state), conv(state, 32)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.enter(x)
-        h, x = torch.split(h, [self.state, h.shape[1] - self.state], 1)
+        h, x = torch.split(h, [self.state, self.length(h) - self.state], 1)
         for _ in range(2):
             h = h + self.step(torch.cat([h, x], 1))
         return self.leave(h)
@@ -332,7 +332,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], set[st
     "two C2f": (lambda: image_net(nn.Sequential(C2f(), C2f())), images, {"1.0.cv1.0", "1.1.cv1.0", "1.1.m.0"}),
     "slices": (lambda: image_net(Sliced()), images, {"1.enter.0", "1.a.0"}),
     "sizes": (lambda: image_net(Sizes()), images, {"1.m.0"}),
-    "rest of a shape": (lambda: image_net(RestOfShape()), images, {"1.enter.0"}),
+    "rest of a shape": (lambda: image_net(RestOfShape(lambda h: h.shape[1])), images, {"1.enter.0"}),
+    "rest of a size": (lambda: image_net(RestOfShape(lambda h: h.size(dim=1))), images, {"1.enter.0"}),
     "PConv": (lambda: image_net(PConv()), images, {"1.mlp.0.0"}),
     "Annotated": (lambda: token_net(Annotated()), tokens, {"0", "1.linears.0", "1.linears.3"}),
     "zeros": (lambda: token_net(ZeroBias(lambda x, size: torch.zeros(size, dtype=x.dtype))), tokens, {"1.q"}),

@@ -69,7 +69,7 @@ MUTANTS = (
     ),
     Mutant(
         "one-size-alone",
-        "graph/check.py",
+        "graph/check_runs.py",
         "{base: made, **self._resized(base, made), **longer(",
         "{base: made, **longer(",
         CHECK,
@@ -77,7 +77,7 @@ MUTANTS = (
     ),
     Mutant(
         "other-sizes-with-other-samples",
-        "graph/check.py",
+        "graph/check_runs.py",
         "got if got is not None and samples(got) == samples(usual) else None",
         "got",
         ("graph/test_remembered.py",),
@@ -93,7 +93,7 @@ MUTANTS = (
     ),
     Mutant(
         "weights-that-hide",
-        "graph/check.py",
+        "graph/check_runs.py",
         "            for name, value in own.items():\n                named[name].data = value\n",
         "",
         CHECK,
@@ -190,7 +190,7 @@ MUTANTS = (
     ),
     Mutant(
         "amplified-weights-are-not-used",
-        "graph/check.py",
+        "graph/check_runs.py",
         "product((STYLES[:1], STYLES[1:]), (False, True)):",
         "product((STYLES[:1], STYLES[1:]), (False,)):",
         ("graph/test_check.py",),

@@ -56,8 +56,8 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func == Tensor.shape.__get__ or (func is Tensor.size and not kwargs):  # type: ignore[comparison-overlap]
-            return self._shape(args[0], *args[1:])
+        if func == Tensor.shape.__get__ or func is Tensor.size:  # type: ignore[comparison-overlap]
+            return self._shape(args[0], *args[1:], *kwargs.values())
         slots = sorted({s for n in leaves((args, kwargs), Number) for s in n.slots}, key=str)
         if not slots:
             return _called(func, args, kwargs)
