@@ -35,10 +35,10 @@ With coreprune, {fine} are equal, {wrong} are not, {whole} have no group that ca
 With Torch-Pruning {version}, called as its README does, {peer.count("ok")} of {len(peer)} are equal to the original with zeros in float32, {peer.count("other values")} run and give other values, {peer.count("not comparable")} run and could not be compared, {peer.count("wrong output") + peer.count("broken model")} are broken or
 return other shapes, and {peer.count("error")} end in an error. Torch-Pruning also narrows channels inside of norms over channels, where no cut can be equal. coreprune leaves those whole unless it is asked.
 
-{table(["package", "models", "equal", "not equal", "whole", "refused", "free MACs (median)", "trace, group and probe, seconds (median, largest)", "Torch-Pruning equal"], summary)}
+{table(["package", "models", "equal", "not equal", "whole", "refused", "free MACs (median)", "seconds to list groups (median, largest)", "Torch-Pruning equal"], summary)}
 
 *Free MACs*: the share of multiply-accumulates that disappears when every free group shrinks to one unit. A group is *locked* when its channels cannot be removed, or when removing
-them breaks the model's own forward. *Trace, group, probe*: seconds to trace the model, to find its groups, and to try half of every group.
+them breaks the model's own forward. *List*: seconds that `list_groups` takes: to trace the model, to find its groups, and to try half of every group.
 
 {(chr(10) * 2).join(sections)}
 
@@ -84,8 +84,7 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _seconds(row: dict[str, Any]) -> float:
-    found = row["coreprune"]
-    return found["trace_s"] + found["groups_s"] + found["probe_s"]
+    return row["coreprune"]["list_s"]
 
 
 def _summary(name: str, rows: list[dict[str, Any]]) -> list[str]:
@@ -100,7 +99,7 @@ def _summary(name: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _models(rows: list[dict[str, Any]]) -> str:
-    header = ["architecture", "free of groups", "free MACs", "trace, group, probe (s)", "equal", "locked because"]
+    header = ["architecture", "free of groups", "free MACs", "list (s)", "equal", "locked because"]
     lines = []
     for row in rows:
         other = row.get("torch_pruning", {"status": MISSING})
@@ -119,7 +118,7 @@ def _models(rows: list[dict[str, Any]]) -> str:
                 row["architecture"],
                 f"{found['free']} of {found['groups']}",
                 f"{found['free_share_macs']:.0%}",
-                ", ".join(f"{found[part]:.1f}" for part in ("trace_s", "groups_s", "probe_s")),
+                f"{_seconds(row):.1f}",
                 "**no**" if state == "no" else state if state == "whole" else "yes",
                 _plain(why),
                 _plain(peer),
