@@ -119,7 +119,7 @@ PLACES = (
     "pruning.stages.rank",
     "pruning.stages.decide",
     "pruning.stages.pour_",
-    "pruning.repair.lockstep.fitted",
+    "pruning.repair.refit.fitted",
     "pruning.repair.descent._walked",
     "pruning.safety_net.apart",
     "pruning.summing_up.group_report",

@@ -110,7 +110,7 @@ def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     def again(*_, **__):
         raise AssertionError("done again")
 
-    monkeypatch.setattr("coreprune.pruning.repair.lockstep.fitted", again)
+    monkeypatch.setattr("coreprune.pruning.repair.refit.fitted", again)
     monkeypatch.setattr("coreprune.pruning.stages.collect_readers", again)
     run(tmp_path)
 

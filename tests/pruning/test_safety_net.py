@@ -12,7 +12,7 @@ from torch import nn
 
 from coreprune import Budget, prune
 from coreprune.pruning import pipeline, safety_net, stages
-from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.repair.options import Repair
 from features import normal
 from graph.zoo import randomise
 from small_networks import bits

@@ -9,7 +9,8 @@ from coreprune.pruning.pipeline import Result, prune
 from coreprune.pruning.planning import make_plan
 from coreprune.pruning.plans.plan import GroupPlan, Plan
 from coreprune.pruning.repair.descent import Descended
-from coreprune.pruning.repair.lockstep import Refit, Repair
+from coreprune.pruning.repair.options import Repair
+from coreprune.pruning.repair.refit import Refit
 from coreprune.pruning.repair.twins import Descent
 from coreprune.pruning.reporting.certify import certify
 from coreprune.pruning.reporting.report import Compared, GroupReport, Report

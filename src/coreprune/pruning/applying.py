@@ -20,7 +20,7 @@ from coreprune.pruning.memory import bytes_of
 from coreprune.pruning.over_ranks import agree_on, over_ranks
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
-from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.repair.options import Repair
 from coreprune.pruning.settings import asked_queries
 from coreprune.pruning.stages import carry_out, descend_, finished, repair_
 from coreprune.pruning.tracing import trace

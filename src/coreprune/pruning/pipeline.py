@@ -31,7 +31,7 @@ from coreprune.pruning.over_ranks import agree_on, agree_on_weights, over_ranks,
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.planning import affordable, by_queries, say_what_queries_are_for
 from coreprune.pruning.plans.plan import Plan
-from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.repair.options import Repair
 from coreprune.pruning.reporting.figures import figures
 from coreprune.pruning.reporting.report import Compared, Memory, Report, versions
 from coreprune.pruning.residual import with_residual

@@ -33,9 +33,12 @@ from coreprune.pruning.plans.other_cuts import (
 from coreprune.pruning.plans.plan import Plan, fingerprint
 from coreprune.pruning.plans.weights_after import pour_, weights_after
 from coreprune.pruning.repair.descent import Descended, descend
-from coreprune.pruning.repair.lockstep import Cut, Refit, Repair, repaired
+from coreprune.pruning.repair.lockstep import repaired
+from coreprune.pruning.repair.options import Repair
 from coreprune.pruning.repair.products import Mix, mix_of, mixed_start
+from coreprune.pruning.repair.refit import Refit
 from coreprune.pruning.repair.twins import Descent, affordable, twins
+from coreprune.pruning.repair.walk import Cut
 from coreprune.pruning.settings import Settings
 from coreprune.pruning.timing.pace import MetLatency, Pace
 from coreprune.pruning.unfinished import Unfinished

@@ -16,7 +16,7 @@ from coreprune._seed import check_seed
 from coreprune.errors import InputError
 from coreprune.pruning.allocation.budget import RISKS, Budget
 from coreprune.pruning.plans.plan import Plan, fingerprint
-from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.repair.options import Repair
 
 Exclude = tuple[str | nn.Module, ...]
 REAL = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})

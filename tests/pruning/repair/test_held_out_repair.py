@@ -8,7 +8,7 @@ from torch import nn
 from coreprune import Budget, prune
 from coreprune.coreset.cross_validation import Checked
 from coreprune.pruning.repair import fit
-from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.repair.options import Repair
 from features import normal
 from graph.zoo import randomise
 

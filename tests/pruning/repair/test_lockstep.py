@@ -13,7 +13,7 @@ from coreprune import Budget, prune
 from coreprune._progress import silent
 from coreprune.pruning import stages
 from coreprune.pruning.calibration.calibration import Asked, gather
-from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.repair.options import Repair
 from coreprune.pruning.tracing import trace
 from features import normal, patches, rows_of, seen
 from graph.zoo import ZOO, randomise

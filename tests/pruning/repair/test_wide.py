@@ -9,8 +9,8 @@ from torch import nn
 
 from coreprune import Budget, prune
 from coreprune.pruning.calibration.sites import Collect
-from coreprune.pruning.repair import fit, lockstep
-from coreprune.pruning.repair.lockstep import Repair
+from coreprune.pruning.repair import fit, refit
+from coreprune.pruning.repair.options import Repair
 from features import normal
 from graph.zoo import randomise
 
@@ -50,7 +50,7 @@ def pruned(model, x, repair=PLAIN, **more):
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_wide_convolution_gets_better_without_its_patches(monkeypatch, bias, groups):
     model, x, unseen = convolutions(bias, groups), images(64), images(200, 1)
-    monkeypatch.setattr(lockstep, "WIDEST", 0)
+    monkeypatch.setattr(refit, "WIDEST", 0)
     only = Repair(descent=False, producers=False)
     before, after = (loss(model, pruned(model, x, repair).model, unseen) for repair in (False, only))
     assert after < 0.9 * before
@@ -59,7 +59,7 @@ def test_a_wide_convolution_gets_better_without_its_patches(monkeypatch, bias, g
 def test_the_weights_are_those_of_the_original_behind_one_map_between_channels(monkeypatch):
     """Recomputed from the activations: the map by ridge regression of all channels on the kept ones, tap by tap."""
     model, x = convolutions(), images(40)
-    monkeypatch.setattr(lockstep, "WIDEST", 0)
+    monkeypatch.setattr(refit, "WIDEST", 0)
     small = pruned(model, x, Repair(ridge=1e-3, rows=1 << 20, descent=False, producers=False)).model
     kept = [int((model[0].weight == row).flatten(1).all(1).nonzero()[0, 0]) for row in small[0].weight]
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_channels_that_are_multiples_of_others_cost_nothing(monkeypatch):
     with torch.no_grad():
         model[0].weight[6:] = 0.5 * model[0].weight[:6]
         model[0].bias[6:] = 0.5 * model[0].bias[:6]
-    monkeypatch.setattr(lockstep, "WIDEST", 0)
+    monkeypatch.setattr(refit, "WIDEST", 0)
     repair = Repair(ridge=1e-9, descent=False)
     assert loss(model, pruned(model, x, False).model, images(50, 2)) > 0.01
     assert loss(model, pruned(model, x, repair).model, images(50, 2)) < 1e-6
@@ -95,7 +95,7 @@ def test_channels_that_are_multiples_of_others_cost_nothing(monkeypatch):
 
 def test_a_large_ridge_leaves_the_weights_of_the_cut(monkeypatch):
     model, x = convolutions(), images(40)
-    monkeypatch.setattr(lockstep, "WIDEST", 0)
+    monkeypatch.setattr(refit, "WIDEST", 0)
     plain, held = (pruned(model, x, repair).model[2] for repair in (False, Repair(ridge=1e9, descent=False)))
     torch.testing.assert_close(held.weight, plain.weight)
 

@@ -13,7 +13,7 @@ import torch
 
 from coreprune.coreset import Certificate
 from coreprune.pruning.repair.descent import Descended
-from coreprune.pruning.repair.lockstep import Refit
+from coreprune.pruning.repair.refit import Refit
 from coreprune.pruning.reporting import text
 from coreprune.pruning.settings import Settings
 from coreprune.pruning.timing.pace import MetLatency
