@@ -179,6 +179,8 @@ def test_numbers_read_well():
     ]  # fmt: skip
     assert [words.seconds(x) for x in (2.5, 0.0123, 4e-6, None)] == [f"2.5{gap}s", f"12.3{gap}ms", f"4{gap}µs", "–"]
     assert words.significant(None) == "∞"
+    assert [words.loss(x) for x in (0, 0.02134, None)] == [f"0.00{gap}%", f"2.13{gap}%", "–"]
+    assert [words.at_most(x) for x in (0, 0.0295, 0.02951, None)] == [f"0.00{gap}%", f"2.95{gap}%", f"2.96{gap}%", "–"]
 
 
 # The files beside the page

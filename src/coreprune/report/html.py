@@ -87,7 +87,7 @@ def _environment() -> Environment:
     )
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     made.globals["asset"] = _asset
-    for name in ("count", "short", "significant", "percent", "at_least", "seconds", "duration"):
+    for name in ("count", "short", "significant", "percent", "loss", "at_most", "at_least", "seconds", "duration"):
         made.filters[name] = getattr(words, name)
     return made
 

@@ -60,6 +60,16 @@ def percent(share: float | None) -> str:
     return np.format_float_positional(value, precision=3, fractional=False, trim="-") + f"{_GAP}%"
 
 
+def loss(share: float | None) -> str:
+    """0.0213 is written as 2.13 %."""
+    return "–" if share is None else f"{100 * share:.2f}{_GAP}%"
+
+
+def at_most(share: float | None) -> str:
+    """A certified upper bound: 0.02951 as 2.96 %. It is rounded up, because 2.95 % is not certified."""
+    return "–" if share is None else f"{math.ceil(round(1e4 * share, 6)) / 100:.2f}{_GAP}%"
+
+
 def at_least(share: float) -> str:
     """A certified lower bound: 0.8948 as 89.4 %. It is rounded down, because 89.5 % is not certified."""
     return f"{math.floor(1000 * share) / 10:.1f}{_GAP}%"
