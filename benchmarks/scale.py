@@ -1,11 +1,13 @@
-"""How seconds and memory of prune() grow with the depth, the width, the queries and the tokens of a decoder.
+"""How seconds and memory of prune() grow with the depth, the width, the queries and their size.
 
     python benchmarks/scale.py [--only REGEX] [--threads 1] [--fresh]
 
-Llama-shaped decoders with random weights and a small vocabulary, in float32; queries are random tokens; a budget of
-75 % of the multiply-accumulates, everything else as by default. One child process per row. Peaks are of the process's
-resident memory, above what it held when the model was made. A row also tells them phase by phase, as the progress calls
-name them. Writes scale.json.
+Llama-shaped decoders with a small vocabulary, and the shapes of ViT and ResNet, with random weights in float32. Queries
+are random tokens or images. The budget is 75 % of the multiply-accumulates. Block descent, which runs in small networks
+alone, and the comparison at the end are left out; everything else is as by default. Tokens are those of a text, or the
+patches of an image. Of a ResNet, they are the positions of its first feature map, hidden is the width of its last
+stage, and layers are its blocks. One child process per row. Peaks are of the process's resident memory, above what it
+held when the model was made, in all and phase by phase, as the progress calls name them. Writes scale.json.
 """
 
 from __future__ import annotations
@@ -24,16 +26,27 @@ from children import Row, measured, memory
 from table import run
 
 VOCABULARY = 4096
-BASE: Row = {"layers": 4, "hidden": 512, "queries": 64, "tokens": 128}
-GROWTH = {"layers": (2, 8), "hidden": (256, 768), "queries": (32, 128, 256), "tokens": (64, 256)}
+BASES: dict[str, Row] = {
+    "llama": {"layers": 4, "hidden": 512, "queries": 64, "tokens": 128},
+    "vit": {"layers": 4, "hidden": 256, "queries": 64, "tokens": 64},
+    "resnet": {"layers": 8, "hidden": 256, "queries": 64, "tokens": 256},
+}
+GROWTH: dict[str, dict[str, tuple[int, ...]]] = {
+    "llama": {"layers": (2, 8), "hidden": (256, 768), "queries": (32, 128, 256), "tokens": (64, 256)},
+    "vit": {"layers": (8,), "hidden": (512,), "queries": (128,), "tokens": (256,)},
+    "resnet": {"layers": (16,), "hidden": (512,), "queries": (128,), "tokens": (1024,)},
+}
+LIMITS = {"llama": (None, "64MiB"), "vit": (None,), "resnet": (None,)}
 
 
 def jobs(_: argparse.Namespace) -> Iterator[tuple[str, Row]]:
-    """The base, and what grows along one axis at a time."""
-    for job in [BASE, *({**BASE, axis: value} for axis, values in GROWTH.items() for value in values)]:
-        for memory_limit in (None, "64MiB"):
-            key = "-".join(f"{axis}{job[axis]}" for axis in BASE)
-            yield key + (f"-{memory_limit}" if memory_limit else ""), {**job, "memory": memory_limit}
+    """The base of each shape, and what grows along one axis at a time."""
+    for shape, base in BASES.items():
+        grown = ({**base, axis: value} for axis, values in GROWTH[shape].items() for value in values)
+        for job in [base, *grown]:
+            for limit in LIMITS[shape]:
+                name = "-".join([shape, *(f"{axis}{n}" for axis, n in job.items()), *([limit] if limit else [])])
+                yield name, {"shape": shape, **job, "memory": limit}
 
 
 class Decoder(nn.Module):
@@ -58,6 +71,41 @@ class Decoder(nn.Module):
         return self.inner(input_ids=ids, use_cache=False).logits
 
 
+class Classifier(nn.Module):
+    """A ViT or a ResNet of transformers, without the wrapping of its outputs."""
+
+    def __init__(self, job: Row) -> None:
+        import transformers as hf
+
+        super().__init__()
+        side = round(job["tokens"] ** 0.5)
+        if job["shape"] == "vit":
+            sizes = {"hidden_size": job["hidden"], "intermediate_size": 4 * job["hidden"]}
+            sizes |= {"num_hidden_layers": job["layers"], "num_attention_heads": job["hidden"] // 64}
+            self.inner: nn.Module = hf.ViTForImageClassification(
+                hf.ViTConfig(image_size=4 * side, patch_size=4, **sizes)
+            )
+        else:
+            widths = [job["hidden"] >> step for step in (3, 2, 1, 0)]
+            config = hf.ResNetConfig(
+                embedding_size=widths[0], hidden_sizes=widths, depths=[job["layers"] // 4] * 4, layer_type="basic"
+            )
+            self.inner = hf.ResNetForImageClassification(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(pixel_values=x).logits
+
+
+def made(job: Row) -> tuple[nn.Module, Tensor]:
+    """The model and its queries: twice as many as the row says, because half of them are held back."""
+    torch.manual_seed(0)
+    if job["shape"] == "llama":
+        model: nn.Module = Decoder(job["layers"], job["hidden"])
+        return model, torch.randint(VOCABULARY, (2 * job["queries"], job["tokens"]))
+    side = 4 * round(job["tokens"] ** 0.5)
+    return Classifier(job), torch.randn(2 * job["queries"], 3, side, side)
+
+
 class Peaks:
     """A progress callback that notes the peak of the resident memory in every phase, in MiB."""
 
@@ -78,17 +126,25 @@ class Peaks:
 
 
 def work(job: Row) -> Row:
-    from coreprune import Budget, prune
+    from coreprune import Budget, Repair, prune
 
     torch.set_num_threads(job["threads"])
-    torch.manual_seed(0)
-    model = Decoder(job["layers"], job["hidden"]).eval()
-    ids = torch.randint(VOCABULARY, (2 * job["queries"], job["tokens"]))  # half of them are held back
+    model, x = made(job)
+    model.eval()
     peaks, start = Peaks(), memory().get("now", 0.0)
     options: dict[str, Any] = {} if job["memory"] is None else {"memory": job["memory"]}
     cpu = time.process_time()
     result, row = measured(
-        lambda: prune(model, ids[:1], Budget(macs=0.75), queries=ids, progress=peaks, compare=False, **options)
+        lambda: prune(
+            model,
+            x[:1],
+            Budget(macs=0.75),
+            queries=x,
+            progress=peaks,
+            compare=False,
+            repair=Repair(descent=False),
+            **options,
+        )
     )
     phases = peaks.done()
     size = sum(t.numel() * t.element_size() for t in model.parameters())
