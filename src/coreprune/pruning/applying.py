@@ -17,6 +17,7 @@ from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.configured import with_true_config
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import bytes_of
+from coreprune.pruning.offloaded import of_offloaded
 from coreprune.pruning.over_ranks import agree_on, over_ranks
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.plan import Plan
@@ -34,6 +35,7 @@ from coreprune.pruning.validate import (
 )
 
 
+@of_offloaded
 @over_ranks
 @with_true_config
 @of_a_part

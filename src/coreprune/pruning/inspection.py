@@ -13,6 +13,7 @@ from torch import nn
 from coreprune._shown import html_table
 from coreprune._telling import Wanted, telling
 from coreprune._twin import guarded
+from coreprune.pruning.offloaded import of_offloaded
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.tracing import trace
 from coreprune.pruning.validate import check_also
@@ -95,6 +96,7 @@ class Inspection:
         return f"<div><p>{escape(head)}</p>{table}</div>"
 
 
+@of_offloaded
 @of_a_part
 def list_groups(
     model: nn.Module,

@@ -27,6 +27,7 @@ from coreprune.pruning.controlled import set_aside, smallest
 from coreprune.pruning.distill.distill import Distill, distill_
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import Shelf, bytes_of
+from coreprune.pruning.offloaded import of_offloaded
 from coreprune.pruning.over_ranks import agree_on, agree_on_weights, over_ranks, refuse_over_ranks
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.planning import affordable, by_queries, say_what_queries_are_for
@@ -91,6 +92,7 @@ class Result:
         return self.report._repr_html_()
 
 
+@of_offloaded
 @over_ranks
 @with_residual
 @with_true_config

@@ -24,6 +24,7 @@ from coreprune.pruning.configured import unsaid
 from coreprune.pruning.controlled import first_size
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import bytes_of
+from coreprune.pruning.offloaded import of_offloaded
 from coreprune.pruning.over_ranks import agree_on, over_ranks, refuse_over_ranks
 from coreprune.pruning.part import of_a_part
 from coreprune.pruning.plans.depth import without_any
@@ -47,6 +48,7 @@ from coreprune.queries.spec import is_source
 log = logging.getLogger(__name__)
 
 
+@of_offloaded
 @over_ranks
 @of_a_part
 @in_single_precision
