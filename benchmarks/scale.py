@@ -107,16 +107,20 @@ def made(job: Row) -> tuple[nn.Module, Tensor]:
 
 
 class Peaks:
-    """A progress callback that notes the peak of the resident memory in every phase, in MiB."""
+    """A progress callback that notes, for every phase, the peak of the resident memory in MiB and the seconds of the
+    processor, which other work on the machine does not change much."""
 
     def __init__(self) -> None:
         self.phase, self.found, self.start = "start", dict[str, float](), memory().get("now", 0.0)
+        self.spent, self.since = dict[str, float](), time.process_time()
 
     def __call__(self, phase: str, done: int, total: int) -> None:  # noqa: ARG002 (one signature)
         if phase == self.phase:
             return
+        now = time.process_time()
+        self.spent[self.phase] = round(self.spent.get(self.phase, 0.0) + now - self.since, 2)
         self.found[self.phase] = max(self.found.get(self.phase, 0.0), memory().get("peak", 0.0) - self.start)
-        self.phase = phase
+        self.phase, self.since = phase, now
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -155,6 +159,7 @@ def work(job: Row) -> Row:
         "peak_memory_mib": max(phases.values()),
         "memory_before_mib": round(start),
         "phases_mib": phases,
+        "cpu_by_phase": peaks.spent,
         "seconds": dict(report.seconds),
         "parameters": report.parameters[0],
         "model_mib": round(size / 2**20, 1),
