@@ -12,6 +12,7 @@ from page_deployment import deployment
 from page_parts import MISSING, missing, phases, ran_on, spread, table
 from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
+from page_scale import scale, seven_billion
 from page_selection import selection
 from page_texts import minilm, smollm2
 from page_zoo import architectures, detectors
@@ -223,6 +224,8 @@ def main() -> None:
         ("agreement", agreement),
         ("resnet50_cost", resnet50),
         ("accelerator", accelerator),
+        ("scale", scale),
+        ("seven_billion", seven_billion),
         ("prune_time", prune_time),
         ("latency", latency),
         ("latency_budget", latency_budget),
