@@ -48,13 +48,28 @@ class Made(Sequence[Rows]):
 class Fit:
     """New weights (g, o, f) and biases (g, o), and the mean squared error before and after, as shares of the variance.
 
-    The errors are one-sided if the rounds were.
+    The errors are one-sided if the rounds were. variance: the mean over the outputs.
     """
 
     weight: Float[Tensor, "g o f"]
     bias: Float[Tensor, "g o"]
     before: float
     after: float
+    variance: float
+
+
+def joined(fits: Sequence[Fit]) -> Fit:
+    """The fit of all outputs from those of blocks of them. Errors are of the blocks with a variance."""
+    if len(fits) == 1:
+        return fits[0]
+    sizes = [fit.variance * fit.bias.numel() for fit in fits]
+    before, after = (
+        sum(size * error for size, error in zip(sizes, errors, strict=True)) / sum(sizes)
+        for errors in ([fit.before for fit in fits], [fit.after for fit in fits])
+    )
+    weight, bias = torch.cat([fit.weight for fit in fits], dim=1), torch.cat([fit.bias for fit in fits], dim=1)
+    outputs = sum(fit.bias.numel() for fit in fits if fit.variance)
+    return Fit(weight, bias, before, after, sum(sizes) / outputs)
 
 
 def fitted(
@@ -133,7 +148,7 @@ def fitted(
         (float(fits.error(w, b).mean()) if rounds is None else _off(batches, w, b, share)) / size
         for w, b in ((start, bias), (weight, shift))
     )
-    return Fit(weight, shift, before, after)
+    return Fit(weight, shift, before, after, size)
 
 
 def _in_basis(batches: Sequence[Rows], basis: Tensor, b: int) -> Rows:

@@ -55,18 +55,24 @@ class Problem:
         most = max(min(self.rows, max(self.rows // 2, 64 * walk.samples)), 16 * features)
         rows = walk.padding(walk.share.numbers[b]).rows(operator, full, most // walk.count + 1)
         x = operator.features(walk.small.batch(operator.source, b), rows, alive)
-        y = (walk.computed(operator, full, rows) if unread else operator.outputs(full, rows)).double()
-        if (mix := walk.mixes.get(operator.weight)) is not None:
+        kept, scale, shift = self.kept, self.scale, self.shift
+        mix = walk.mixes.get(operator.weight)
+        if unread and mix is None and operator.groups == 1:  # no other outputs are made, of which there may be many
+            scale, shift = scale[:, :, kept], shift[:, :, kept]
+            y, kept = walk.computed(operator, full, rows, kept).double(), torch.arange(len(kept), device=kept.device)
+        else:
+            y = (walk.computed(operator, full, rows) if unread else operator.outputs(full, rows)).double()
+        if mix is not None:
             y = y @ mix.map.mT.to(y.device)
-        size = self.scale.abs()
+        size = scale.abs()
         if path.join is not None and path.other is not None:
-            behind = operator.outputs(walk.small.batch(path.other, b), rows).double() + self.shift
+            behind = operator.outputs(walk.small.batch(path.other, b), rows).double() + shift
             y, zero = (y - behind) / size, behind / -size
         else:
-            y, zero = y * _sign(self.scale), (-self.shift / size).expand_as(y)
+            y, zero = y * _sign(scale), (-shift / size).expand_as(y)
         if self.operator.groups > 1:
             x, y, zero = x[self.groups], y[self.groups], zero[self.groups]
-        return x, y[:, :, self.kept].mT, zero[:, :, self.kept].mT
+        return x, y[:, :, kept].mT, zero[:, :, kept].mT
 
 
 def problem_of(walk: Walk, operator: Operator, path: Path, start: Tensor, rows: int) -> Problem | None:

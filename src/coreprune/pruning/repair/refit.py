@@ -12,13 +12,15 @@ from torch import Tensor
 from coreprune import _ranks
 from coreprune._mapped import stored_as
 from coreprune.pruning.layer.linear_maps import Operator
-from coreprune.pruning.repair.fit import Fit, Made, Rows, fitted
+from coreprune.pruning.repair.fit import Fit, Made, Rows, fitted, joined
 from coreprune.pruning.repair.options import Repair
 from coreprune.pruning.repair.problem import Problem, problem_of
 from coreprune.pruning.repair.residual_paths import Path
 from coreprune.pruning.repair.walk import Walk
 from coreprune.pruning.repair.wide import WIDEST, channels, mixed, positions_of
 from coreprune.pruning.unfinished import Packed, Unfinished
+
+_BLOCK = 1 << 25  # weights of a block of outputs: 256 MiB in float64
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,7 @@ def refit(walk: Walk, operator: Operator, options: Repair) -> Refit | None:
     if operator.taps > 1 and old.shape[2] > WIDEST:
         fit = _mixed(walk, problem, start, alive, options)
     else:
-        fit = fitted(
-            Made(walk.small.batches, lambda b: problem.batch(walk, b, alive)),
-            old,
-            problem.part(_bias(walk, operator, start)[:, :, None])[..., 0],
-            problem.worth,
-            intercept=_has_intercept(operator, path),
-            ridge=options.ridge,
-            rounds=options.one_sided if path.gated else None,
-            kinds=walk.kinds,
-            share=walk.share,
-        )
+        fit = _in_blocks(walk, problem, old, _bias(walk, operator, start), alive, options)
     # All processes have the same sums. They give the same weights, bit by bit, only on machines of one kind.
     fit = _ranks.from_first("a refit", lambda: fit)
     if fit is None:
@@ -90,6 +82,34 @@ def refit(walk: Walk, operator: Operator, options: Repair) -> Refit | None:
         weight = weight.new_zeros(*weight.shape[:2], start.shape[2]).scatter_(2, spread, weight)
     _write(walk, problem, start, weight, fit.bias)
     return Refit(operator.weight, fit.before, fit.after, path.join is not None)
+
+
+def _in_blocks(
+    walk: Walk, problem: Problem, old: Tensor, bias: Tensor, alive: Tensor | None, options: Repair
+) -> Fit | None:
+    """The fit of a layer. old: (g, o, f) the weights that it starts from. bias: (g, all outputs).
+
+    The moments of many outputs, such as those of a vocabulary, take more memory than everything else, so outputs are
+    fitted in blocks, each with a ridge of its own.
+    """
+    count = 1 if len(old) > 1 or old.shape[1] <= old.shape[2] else max(1, round(old.numel() / _BLOCK))
+    fits = list[Fit]()
+    for block, weight in zip(problem.kept.chunk(count), old.chunk(count, dim=1), strict=True):
+        part = replace(problem, kept=block)
+        start = part.part(bias[:, :, None])[..., 0]
+        fit = fitted(
+            Made(walk.small.batches, lambda b, part=part: part.batch(walk, b, alive)),
+            weight,
+            start,
+            part.worth,
+            intercept=_has_intercept(problem.operator, problem.path),
+            ridge=options.ridge,
+            rounds=options.one_sided if problem.path.gated else None,
+            kinds=walk.kinds,
+            share=walk.share,
+        )
+        fits.append(Fit(weight, start, 0.0, 0.0, 0.0) if fit is None else fit)
+    return joined(fits) if any(fit.variance for fit in fits) else None
 
 
 def _mixed(walk: Walk, problem: Problem, start: Tensor, alive: Tensor | None, options: Repair) -> Fit | None:

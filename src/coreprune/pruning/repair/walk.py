@@ -115,11 +115,15 @@ class Walk:
             if step is not None and step not in self.full.values:
                 self.full.run(step)
 
-    def computed(self, operator: Operator, source: Tensor, rows: Tensor | None) -> Tensor:
-        """What a linear layer of the original computes of some rows of its input, (1, rows, o)."""
+    def computed(self, operator: Operator, source: Tensor, rows: Tensor | None, kept: Tensor | None = None) -> Tensor:
+        """What a linear layer of the original computes of some rows of its input, (1, rows, o). kept: some outputs."""
         tensors: dict[str, Tensor] = self.full.tensors  # type: ignore[assignment]
-        y = operator.features(source, rows) @ operator.matrix(tensors[operator.weight]).mT
-        return y if operator.bias is None else y + tensors[operator.bias]
+        matrix = operator.matrix(tensors[operator.weight])
+        bias = None if operator.bias is None else tensors[operator.bias]
+        if kept is not None:
+            matrix, bias = matrix[:, kept], None if bias is None else bias[kept]
+        y = operator.features(source, rows) @ matrix.mT
+        return y if bias is None else y + bias
 
     def forget(self, nodes: Sequence[fx.Node]) -> None:
         """Drop values that nothing reads any more."""

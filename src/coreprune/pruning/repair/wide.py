@@ -68,6 +68,7 @@ def mixed(
         torch.einsum("goct,gc->go", by_tap, fit.bias),
         fit.before,
         fit.after,
+        fit.variance,
     )
 
 
