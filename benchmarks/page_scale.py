@@ -84,7 +84,7 @@ def seven_billion(record: dict[str, Any]) -> str:
     runs, spent = record["runs"], record["seconds_by_phase"]
     lines = []
     for i, run in enumerate(runs):
-        end = "killed on purpose" if run["status"] else "finished"
+        end = run.get("note") or ("killed on purpose" if run["status"] else "finished")
         lines.append(
             [str(i + 1), end, f"{run['seconds'] / 60:.0f}", f"{run['anonymous_gib']:.1f}", f"{run['resident_gib']:.1f}"]
         )
@@ -94,11 +94,11 @@ def seven_billion(record: dict[str, Any]) -> str:
     return f"""## A decoder of 7 billion's shape
 
 `coreprune prune` on a folder of Hugging Face with random weights in bfloat16: width 4,096, 11,008 units, 32 heads, {record["layers"]} of {record["layers_of_the_whole"]} blocks ({record["weights_gib"]:.1f} GiB).
-Three quarters of the MLP units of each block stay ({wide} units), 32 sequences of 128 tokens, `--memory 4GiB`. The first run was killed with signal 9, and the second went on with `--resume`.
+Three quarters of the MLP units of each block stay ({wide} units), 32 sequences of 128 tokens, `--memory 4GiB`. Runs were killed with signal 9, and the next went on with `--resume`.
 
 {table(head, lines)}
 
-Minutes of the second run by phase, where there are any: {told}. What is backed by files is weights that the system may drop and read again. Blocks follow each other, so {record["layers_of_the_whole"]} of them take {record["layers_of_the_whole"] // record["layers"]} times as
+Minutes by phase, where there are any: {told}. What is backed by files is weights that the system may drop and read again. Blocks follow each other, so {record["layers_of_the_whole"]} of them take {record["layers_of_the_whole"] // record["layers"]} times as
 long; what lies between blocks, and the matrices of one layer, stay as they are. The machine had other work to do meanwhile, so the minutes are upper ends.
 
 Measured with {record["threads"]} threads on {ran_on(record["environment"])}

@@ -113,7 +113,7 @@ PLACES = (
     "graph.grouping.settle",
     "graph.smaller.cut",
     "graph.check.compare",
-    "graph.check.zeroed",
+    "graph.check_runs.zeroed",
     "pruning.calibration.calibration.capture",
     "pruning.calibration.statistics.add",
     "pruning.stages.rank",
