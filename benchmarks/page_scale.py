@@ -99,7 +99,7 @@ Three quarters of the MLP units of each block stay ({wide} units), 32 sequences 
 {table(head, lines)}
 
 Minutes by phase, where there are any: {told}. What is backed by files is weights that the system may drop and read again. Blocks follow each other, so {record["layers_of_the_whole"]} of them take {record["layers_of_the_whole"] // record["layers"]} times as
-long; what lies between blocks, and the matrices of one layer, stay as they are. The machine had other work to do meanwhile, so the minutes are upper ends.
+long; what lies between blocks, and the matrices of one layer, stay as they are. The machine had other work to do meanwhile, so the minutes are upper ends. {" ".join(record.get("remarks", ()))}
 
 Measured with {record["threads"]} threads on {ran_on(record["environment"])}
 """

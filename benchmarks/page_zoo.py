@@ -42,7 +42,7 @@ them breaks the model's own forward. *List*: seconds that `list_groups` takes: t
 
 {(chr(10) * 2).join(sections)}
 
-Measured on {ran_on(record["environment"])} One thread.{several(record["rows"])} The page is made by `python benchmarks/page.py` from `benchmarks/results/zoo.json`.
+Measured on {ran_on(record["environment"])} One thread, while other work ran on the machine: times are upper ends.{several(record["rows"])} The page is made by `python benchmarks/page.py` from `benchmarks/results/zoo.json`.
 """
 
 
