@@ -11,7 +11,7 @@ import logging
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -85,17 +85,19 @@ def quiet(model: nn.Module, own_inputs: bool = True) -> Iterator[nn.Module]:
         yield still
 
 
-def twin(model: nn.Module) -> nn.Module:
+def twin(model: nn.Module, shared: Iterable[Any] = ()) -> nn.Module:
     """A copy whose parameters share the memory of the model's. Everything else is copied, buffers too.
+
+    shared: objects in the model that are not copied.
 
     Raises ModelError if the model cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(x): x for x in shared}
     for p in model.parameters():
         if not is_lazy(p) and not p.is_inference():  # autograd refuses tensors of inference mode, but not their copies
-            shared = nn.Parameter(p.detach(), p.requires_grad)
-            vars(shared).update(vars(p))
-            memo[id(p)] = shared
+            same = nn.Parameter(p.detach(), p.requires_grad)
+            vars(same).update(vars(p))
+            memo[id(p)] = same
     return duplicate(model, memo)
 
 

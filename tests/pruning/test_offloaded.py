@@ -72,6 +72,14 @@ def test_plans_and_groups_too(tmp_path):
     assert torch.equal(small(X), want(X))
 
 
+def test_modules_of_the_model_name_those_of_the_copy(tmp_path):
+    model = on_disk(tmp_path)
+    whole = prune(model, X[:1], Budget(keep=0.5), "magnitude", queries=None, exclude=[model[0]])
+    assert [b.up.out_features for b in (whole.model[0], whole.model[1])] == [32, 16]
+    part = prune(model, X[:1], Budget(keep=0.5), "magnitude", queries=None, part=model[1])
+    assert [b.up.out_features for b in (part.model[0], part.model[1])] == [32, 16]
+
+
 def test_shared_weights_stay_shared():
     def tied() -> nn.Module:
         torch.manual_seed(0)

@@ -11,8 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from coreprune._twin import duplicate
+from coreprune._twin import twin
 from coreprune.errors import InputError, ModelError, first_line
+from coreprune.pruning.validate import check_exclude, counterparts
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ def of_offloaded(function: Callable[P, R]) -> Callable[P, R]:
                 "Leave it out: the result is a copy without accelerate's hooks."
             )
         whole: Any = _whole(model)
+        if isinstance(kwargs.get("part"), nn.Module):
+            kwargs["part"] = counterparts((kwargs["part"],), model, whole)[0]  # type: ignore[arg-type]
+        if "exclude" in kwargs:
+            kwargs["exclude"] = counterparts(check_exclude(kwargs["exclude"]), model, whole)  # type: ignore[arg-type]
         if args:
             return function(whole, *args[1:], **kwargs)  # type: ignore[arg-type]
         return function(*args, **{**kwargs, "model": whole})  # type: ignore[arg-type]
@@ -57,14 +62,8 @@ def _whole(model: nn.Module) -> nn.Module:
             f"the {type(model).__name__} lies on several devices (device_map). Load it on one, or leave its weights in "
             "their files: coreprune.open_model(folder)."
         )
-    values, memo = dict[_Place, nn.Parameter](), dict[int, Any]()
-    for module in model.modules():
-        for hook in _hooks(module):
-            memo[id(hook)] = hook  # they hold the weights, which are not to be copied
-    for p in model.parameters():
-        if not p.is_meta:
-            memo[id(p)] = nn.Parameter(p.detach(), p.requires_grad)
-    new = duplicate(model, memo)
+    values = dict[_Place, nn.Parameter]()
+    new = twin(model, (hook for m in model.modules() for hook in _hooks(m)))  # they hold the weights
     for path, module in model.named_modules():
         copied = new.get_submodule(path)
         for hook in _hooks(module):
