@@ -150,8 +150,8 @@ MUTANTS = (
     Mutant(
         "shared-parameters",
         "_twin.py",
-        "            shared = nn.Parameter(p.detach(), p.requires_grad)\n            vars(shared).update(vars(p))\n"
-        "            memo[id(p)] = shared\n",
+        "            same = nn.Parameter(p.detach(), p.requires_grad)\n            vars(same).update(vars(p))\n"
+        "            memo[id(p)] = same\n",
         "            memo[id(p)] = p\n",
         TWIN,
         "a forward that assigns weight.data changes the model",
