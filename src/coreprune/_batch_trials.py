@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from coreprune._alive import enlivened
 from coreprune._batch import BatchAxes, Inputs, said_axes, usual
 from coreprune._example import random_like, reals
-from coreprune._twin import quiet
+from coreprune._single import answering
 from coreprune.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class _Trials:
         if dtype is not None:
             leaves = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.tree)
-        with quiet(self.model) as still:
+        with answering(self.model) as still:
             named = dict(still.named_parameters())
             for name, value in self._alive.items():
                 named[name].data = value
@@ -213,7 +213,7 @@ class _Trials:
     def _writes(self, two: list[Any]) -> bool:
         """Whether a forward changes a buffer, such as a mean of all that was seen."""
         args, kwargs = pytree.tree_unflatten(two, self.tree)
-        with quiet(self.model) as still:
+        with answering(self.model) as still:
             before = {name: b.clone() for name, b in still.named_buffers()}
             still(*args, **kwargs)
             after = dict(still.named_buffers())

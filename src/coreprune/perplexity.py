@@ -18,8 +18,8 @@ from coreprune._example import check_runs, normalise_example
 from coreprune._seed import check_seed
 from coreprune._shapes import Int
 from coreprune._shown import brief
-from coreprune._single import layers_in_single_
-from coreprune._twin import guarded, quiet
+from coreprune._single import answering
+from coreprune._twin import guarded
 from coreprune.errors import InputError, first_line
 from coreprune.queries import MachineText, Queries, SelfGenerated, Target, make_queries
 from coreprune.queries.leaves import drawn
@@ -100,7 +100,7 @@ def windows(
     """
     args, kwargs = normalise_example(example_inputs)
     check_runs(model, args, kwargs)
-    with guarded(model), quiet(model) as still:
+    with guarded(model), answering(model) as still:
         axes = batch_axes(still, (args, kwargs), batch_axis)
         targets = [Target(still, args, kwargs, i, axes, tokenizer) for i in drawn(args, kwargs, axes)]
         target = next((t for t in targets if t.kind == "tokens" and is_causal(t)), None)
@@ -135,9 +135,7 @@ def compare_perplexity(model: nn.Module, small: nn.Module, example_inputs: Any, 
     """
     args, kwargs = normalise_example(example_inputs)
     losses, same = torch.zeros(2, dtype=torch.float64), 0
-    with guarded(model), quiet(model) as full, quiet(small) as left, torch.no_grad():
-        for twin in (full, left):
-            layers_in_single_(twin)
+    with guarded(model), answering(model) as full, answering(small) as left, torch.no_grad():
         targets = [Target(m, args, kwargs, found.leaf, found.axes) for m in (full, left)]
         ids = found.ids.to(targets[0].given)
         entries = targets[0].logits(ids[:1]).numel()

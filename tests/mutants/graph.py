@@ -205,6 +205,22 @@ MUTANTS = (
         "a model in half precision comes back in float32",
     ),
     Mutant(
+        "a-twin-computes-in-half",
+        "_single.py",
+        "x.numel() < _ROWS * weight.shape[1]:",
+        "x.numel() < 1e9 * weight.shape[1]:",
+        ("test_answering.py",),
+        "answers of models in half precision are summed in half precision",
+    ),
+    Mutant(
+        "a-cast-twin-computes-in-single",
+        "_single.py",
+        "    if not _is_half(weight) or x.dtype",
+        "    if x.dtype",
+        ("test_answering.py",),
+        "a twin that was cast to double precision computes in single precision",
+    ),
+    Mutant(
         "failure-half-way-is-not-undone",
         "graph/surgery.py",
         "        for target, a, b in reversed(undo):\n",

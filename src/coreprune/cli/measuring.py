@@ -101,10 +101,10 @@ def measured(
 def accuracy(model: nn.Module, samples: Queries, labels: Tensor) -> float:
     """The share of samples whose label has the highest score. Raises InputError where the scores do not fit."""
     from coreprune._example import first_tensor, largest_batch
-    from coreprune._twin import quiet
+    from coreprune._single import answering
 
     right = at = 0
-    with quiet(model) as still:
+    with answering(model) as still:
         for args, kwargs in samples.batches(largest_batch(next(samples.batches(2)), 64, still)):
             scores = first_tensor(still(*args, **kwargs))
             if samples.whole and scores is not None:

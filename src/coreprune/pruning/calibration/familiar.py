@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from coreprune._example import largest_batch
-from coreprune._twin import quiet
+from coreprune._single import answering
 from coreprune.queries import Queries
 from coreprune.queries.sources.norm_statistics import mismatch_during, sigma
 
@@ -32,7 +32,7 @@ def familiar(model: nn.Module, queries: Queries) -> tuple[Queries, bool]:
     """
     if len(queries) < _FEWEST or queries.whole:
         return queries, True
-    with quiet(model) as still:
+    with answering(model) as still:
         if largest_batch(next(queries.batches(2)), _MOST, still) < _FEWEST:
             return queries, True
         args, kwargs = next(queries.take(_MOST).batches(_MOST))

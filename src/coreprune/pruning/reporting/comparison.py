@@ -13,7 +13,7 @@ from coreprune import _ranks
 from coreprune._batch import usual
 from coreprune._example import largest_batch, reals
 from coreprune._shapes import Float
-from coreprune._twin import quiet
+from coreprune._single import answering
 from coreprune.pruning.reporting.answers import scores
 from coreprune.queries import Queries
 
@@ -62,7 +62,7 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
     classes: list[bool] = []
     alike = True
     read = scores(model, queries)
-    with quiet(model) as full, quiet(small) as left:
+    with answering(model) as full, answering(small) as left:
         size = largest_batch(next(queries.batches(2)), _BATCH, full, left)
         batches = list(queries.batches(size))
         share = _ranks.share(len(batches))

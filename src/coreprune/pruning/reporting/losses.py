@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coreprune._batch import BatchAxes, usual
 from coreprune._example import first_tensor, largest_batch, reals
 from coreprune._shapes import Bool, Num
-from coreprune._twin import quiet
+from coreprune._single import answering
 from coreprune.errors import InputError, first_line
 from coreprune.pruning.allocation.budget import Loss
 from coreprune.pruning.reporting.answers import scores
@@ -89,7 +89,7 @@ def _both(
     model: nn.Module, small: nn.Module, queries: Queries
 ) -> Iterator[tuple[Any, BatchAxes, int, tuple[Any, Any]]]:
     """Run both models on the queries in batches: (inputs, their axes, samples, outputs)."""
-    with quiet(model) as full, quiet(small) as left:
+    with answering(model) as full, answering(small) as left:
         batch = largest_batch(next(queries.batches(2)), _BATCH, full, left)
         for args, kwargs in queries.batches(batch):
             axes = queries.axes or usual((args, kwargs))

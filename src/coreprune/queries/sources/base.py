@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from coreprune._batch import BatchAxes, usual
 from coreprune._example import first_tensor, largest_batch
-from coreprune._twin import quiet
+from coreprune._single import answering
 from coreprune.errors import InputError
 from coreprune.queries.check import fitting
 from coreprune.queries.leaves import by_keyword, shared, title, with_leaves
@@ -243,6 +243,6 @@ def draw(
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """A twin to run (`quiet`), whose parameters get no gradients."""
-    with quiet(model) as still:
+    """A twin to run (`answering`), whose parameters get no gradients."""
+    with answering(model) as still:
         yield still.requires_grad_(False)
