@@ -17,6 +17,14 @@ import torch.distributed as dist
 from torch import nn
 
 from coreprune import Budget, CoreprunError, Descent, InputError, Merging, Repair, apply_plan, make_plan, prune
+from coreprune._progress import silent
+from coreprune._ranks import together
+from coreprune.graph import elements
+from coreprune.pruning.calibration.calibration import Asked, gather
+from coreprune.pruning.calibration.element_losses import ElementLosses
+from coreprune.pruning.calibration.sites import Collect
+from coreprune.pruning.calibration.statistics import collect_readers
+from coreprune.pruning.tracing import trace
 
 ROW = torch.zeros(1, 6)
 QUICK = {"repair": Repair(descent=False), "compare": False}
@@ -37,6 +45,21 @@ def cnn() -> nn.Module:
     return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
 
 
+class Block(nn.Module):
+    def __init__(self, does: float) -> None:
+        super().__init__()
+        self.up, self.down, self.does = nn.Linear(12, 24), nn.Linear(24, 12), does
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.does * self.down(torch.relu(self.up(x)))
+
+
+def blocks() -> nn.Module:
+    """Of its four blocks, the second and the third do little."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), *map(Block, (1.0, 0.003, 0.002, 1.0)), nn.Linear(12, 4)).eval()
+
+
 def llama() -> nn.Module:
     import transformers as hf
 
@@ -44,6 +67,17 @@ def llama() -> nn.Module:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
     more = {"num_key_value_heads": 2, "vocab_size": 32, "use_cache": False, "max_position_embeddings": 16}
     return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, **more)).eval()
+
+
+def losses(n: int) -> dict[str, torch.Tensor]:
+    """What the outputs lose without each block, on n queries."""
+    model = blocks()
+    traced = trace(model, ROW, silent)
+    with together():
+        calibration = gather(traced, Asked(ROW, normal(n, 6)), 0, silent)
+        lost = ElementLosses(elements(calibration.captured, traced.model)[0].values())
+        list(collect_readers(traced, calibration, Collect(), torch.Generator().manual_seed(0), silent, lost))
+        return {name: torch.tensor(loss) for name, loss in lost.found().items()}
 
 
 def same() -> dict[str, tuple[str, dict[str, torch.Tensor], list[tuple[str, float]]]]:
@@ -58,6 +92,7 @@ def same() -> dict[str, tuple[str, dict[str, torch.Tensor], list[tuple[str, floa
         "folded": prune(mlp(), ROW, half, "folding", queries=normal(40, 6), repair=False, compare=False),
         "merged": prune(mlp(), ROW, half, Merging(), queries=normal(40, 6), **QUICK),
         "cnn": prune(cnn(), torch.zeros(1, 3, 9, 9), half, queries=normal(96, 3, 9, 9), **QUICK),
+        "shallow": prune(blocks(), ROW, Budget(params=0.53), queries=normal(200, 6), depth=True, **QUICK),
         "llama": prune(llama(), *words, queries={"input_ids": texts}, tokenizer=False, **QUICK),
     }
     asked = {"queries": normal(400, 6), "delta": 0.1, **QUICK}
@@ -68,6 +103,7 @@ def same() -> dict[str, tuple[str, dict[str, torch.Tensor], list[tuple[str, floa
     }
     plan = make_plan(mlp(), ROW, half, queries=normal(200, 6))
     small = apply_plan(mlp(), plan, queries=normal(200, 6), repair=QUICK["repair"])
+    found |= {f"losses on {n}": ("", losses(n), []) for n in (200, 4)}
     return {**found, "two steps": (plan.to_json(), dict(small.state_dict()), [])}
 
 

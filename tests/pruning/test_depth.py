@@ -110,8 +110,8 @@ def test_the_loss_of_a_block_is_the_error_without_it_where_the_model_is_linear()
     calibration = gather(traced, Asked(EXAMPLE, SAMPLES), 0, lambda *_: None)
     losses = ElementLosses(elements(calibration.captured, model)[0].values())
     list(collect_readers(traced, calibration, Collect(), torch.Generator().manual_seed(0), lambda *_: None, losses))
-    assert len(losses.found) == 4
-    for name, loss in losses.found.items():
+    assert len(losses.found()) == 4
+    for name, loss in losses.found().items():
         measured = apart(model, shallow(model, [name]), calibration.queries)
         assert measured is not None
         # A random projection of every query has a relative deviation of √2; there are 192 queries.

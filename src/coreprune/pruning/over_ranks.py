@@ -41,14 +41,12 @@ def over_ranks(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def refuse_over_ranks(distill: bool, depth: bool, budget: Budget) -> None:
+def refuse_over_ranks(distill: bool, budget: Budget) -> None:
     """Raise InputError for what several processes cannot share."""
     if _ranks.world() == 1:
         return
     if distill:
         raise InputError("distill trains in one process. Leave it out here, and train the pruned model as you like.")
-    if depth:
-        raise InputError("depth=True looks at the blocks in one process. Leave it out here.")
     if budget.kind == "latency":
         raise InputError(
             "a budget of time is measured by one process that has the machine for itself. Plan in one process "

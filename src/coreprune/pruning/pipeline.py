@@ -220,7 +220,7 @@ def prune(
         cache = cache or Path(resume) / "queries.safetensors"
         checkpoint = checkpoint or (Path(resume) / "distill.safetensors" if distill else None)
     training = _distill_options(distill, queries, checkpoint)
-    refuse_over_ranks(training is not None, depth, budget)
+    refuse_over_ranks(training is not None, budget)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     check_risk(budget, queries, training is not None)

@@ -77,7 +77,7 @@ def make_plan(
     """Decide which channels stay, without changing any weight. Arguments and errors are those of `prune`."""
     del part  # `of_a_part` has done what it asks for
     budget, selector = check_settings(budget, seed, 0.01), resolve(method, queries is not None, queries is not None)
-    refuse_over_ranks(False, depth, budget)
+    refuse_over_ranks(False, budget)
     check_count(n_queries, "n_queries")
     check_cost(cost, budget)
     if budget.kind in RISKS:

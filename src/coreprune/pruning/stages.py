@@ -119,7 +119,7 @@ def _decided(
         ranked = rank(traced, settings.method, clock.each("statistics", readers), settings.seed, clock.tell, state)
     if settings.depth:
         with clock("depth"):
-            traced = shallower(traced, ranked, losses.found, settings.budget, clock.tell)
+            traced = shallower(traced, ranked, losses.found(), settings.budget, clock.tell)
     return cut_to(traced, ranked, settings, clock, pace)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, fx
 
+from coreprune import _ranks
 from coreprune.graph import Element
 
 
@@ -29,10 +31,14 @@ class ElementLosses:
         self._entered: dict[fx.Node, Any] = {}
         self._change: dict[str, Tensor] = {}
 
-    @property
     def found(self) -> dict[str, float]:
-        """The losses by name; nothing for elements that the outputs have no gradient at."""
-        return dict(self._sums)
+        """The losses by name; nothing for elements that the outputs have no gradient at.
+
+        Of several processes, each has seen some of the batches, and all get the same sums.
+        """
+        seen = _ranks.gathered("the losses of the blocks", self._sums)
+        names = dict.fromkeys(name for mine in seen for name in mine)
+        return {name: math.fsum(mine.get(name, 0.0) for mine in seen) for name in names}
 
     def weighs(self, node: fx.Node) -> bool:
         """Whether the gradient at a node is needed."""

@@ -311,7 +311,8 @@ class _Walk:
                 continue
             if node in marked:
                 samples = self._samples or len(gradient)
-                self.losses.add(node, gradient, samples, self.batches)
+                if self.share.counts:
+                    self.losses.add(node, gradient, samples, self.batches)
                 for site in self.by_node.get(node, ()):
                     _add_worth(site, gradient, self.options.window, samples * self.batches, self.tensors)
             else:
