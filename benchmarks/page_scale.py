@@ -94,7 +94,7 @@ def seven_billion(record: dict[str, Any]) -> str:
     return f"""## A decoder of 7 billion's shape
 
 `coreprune prune` on a folder of Hugging Face with random weights in bfloat16: width 4,096, 11,008 units, 32 heads, {record["layers"]} of {record["layers_of_the_whole"]} blocks ({record["weights_gib"]:.1f} GiB).
-Three quarters of the MLP units of each block stay ({wide} units), 32 sequences of 128 tokens, `--memory 4GiB`. Runs were killed with signal 9, and the next went on with `--resume`.
+Three quarters of the MLP units of each block stay ({wide} units), 32 sequences of 128 tokens, `--memory 4GiB`. The first run was killed with signal 9, and the next went on with `--resume`.
 
 {table(head, lines)}
 
