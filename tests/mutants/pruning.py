@@ -22,6 +22,14 @@ QUERIES = ("pruning/test_prune_queries.py",)
 
 MUTANTS = (
     Mutant(
+        "sum-of-other-rows",
+        "pruning/repair/residual_paths.py",
+        "    return arranged and user",
+        "    return arranged or user",
+        PATHS,
+        "a layer is matched to a sum whose last axis does not hold its channels",
+    ),
+    Mutant(
         "t6-of-a-stopped-sample-as-if-fixed",
         "pruning/reporting/certificates.py",
         "            stopped=True,\n",

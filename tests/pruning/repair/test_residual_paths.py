@@ -123,6 +123,45 @@ def test_the_sum_is_found_through_norm_dropout_and_scale(inplace, scale, norm):
     assert other.steps == ()
 
 
+class ByRows(nn.Module):
+    """The linear layers of GPT-2: rows of all positions, whose axes come back before the sum."""
+
+    def __init__(self, back):
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 12), nn.Parameter(torch.randn(12, 6))
+        self.bias, self.back = nn.Parameter(torch.randn(6)), back
+
+    def forward(self, x):
+        y = torch.addmm(self.bias, torch.relu(self.up(x)).flatten(0, 1), self.down)
+        return self.back(y, x)
+
+
+@pytest.mark.parametrize(
+    ("back", "found"),
+    [
+        (lambda y, x: x + y.view(x.shape), True),
+        (lambda y, x: nn.functional.dropout(y.reshape(x.shape), 0.1, False) + x, True),
+        (lambda y, x: x + y.unflatten(0, x.shape[:2]), True),
+        (lambda y, x: x + y.T.reshape(x.shape), False),
+        (lambda y, x: x + y.view(x.shape[1], x.shape[0], 6).transpose(0, 1), False),
+        (lambda y, x: x.flatten(1) + y.view(len(x), -1), False),
+    ],
+)
+def test_rows_that_get_their_axes_back_lead_to_the_sum(back, found, gen):
+    model = randomise(ByRows(back))
+    x = torch.randn(2, 5, 6, generator=gen, dtype=torch.float64)
+    captured, paths = traced(model, x)
+    operator, path = paths["down"]
+    assert (path.join is not None) == found
+    if not found:
+        return
+    run = Execution(captured, dict(model.named_parameters()), [((x,), {})])
+    for node in captured.graph.graph.nodes:
+        run.run(node)
+    own, total, rest = (operator.outputs(run.batch(n, 0)) for n in (operator.node, path.join, path.other))
+    torch.testing.assert_close(own, total - rest)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("scale", [False, True])
 def test_affine_is_what_the_steps_compute(bias, scale):

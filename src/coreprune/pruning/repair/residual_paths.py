@@ -19,6 +19,8 @@ from coreprune.graph.execution import overwritten
 from coreprune.graph.ops import op_name, operation
 from coreprune.pruning.layer.linear_maps import Operator, is_tensor_meta
 
+_ARRANGED = ("view", "reshape", "_unsafe_view", "flatten", "unflatten")
+
 
 @dataclass(frozen=True, eq=False)
 class Path:
@@ -36,7 +38,10 @@ class Path:
 
 
 def path_of(operator: Operator, captured: Captured) -> Path:
-    """Follow an operator's output as long as it has one reader, and only affine operations per channel."""
+    """Follow an operator's output as long as it has one reader, and only affine operations per channel.
+
+    A linear layer may compute on rows, (batch · positions, channels), that get their axes back before the sum.
+    """
     node, steps, norm = operator.node, [], None
     while len(node.users) == 1:
         (user,) = node.users
@@ -52,11 +57,19 @@ def path_of(operator: Operator, captured: Captured) -> Path:
             if other is not None and plain and _same_shape(other, node) and not _depends(other, operator.node):
                 return Path(norm, tuple(steps), user, other, _gated(user))
             break
-        elif name != "mul" and not (operation(user).identity and operation(user).holds_for(user)):
+        elif name != "mul" and not _is_the_same(operator, node, user):
             break
         steps.append(user)
         node = user
     return Path(norm, tuple(steps), None, None, _gated(node))
+
+
+def _is_the_same(operator: Operator, node: fx.Node, user: fx.Node) -> bool:
+    """Whether a node returns its argument, or the rows of a linear layer in their order with other axes before them."""
+    if operation(user).identity:
+        return operation(user).holds_for(user)
+    arranged = not operator.kernel and op_name(user) in _ARRANGED and is_tensor_meta(user)
+    return arranged and user.meta["val"].shape[-1:] == node.meta["val"].shape[-1:]
 
 
 def _gated(node: fx.Node) -> bool:
