@@ -63,3 +63,23 @@ def test_layers_with_a_forward_of_their_own_and_other_precisions_are_left_alone(
         x = torch.randn(MANY, 48).bfloat16()
         assert torch.equal(still[0](x), model[0](x))
     assert all("forward" not in vars(m) for m in model.modules())
+
+
+def test_a_forward_that_was_put_on_one_layer_is_kept() -> None:
+    model = nn.Sequential(layer(torch.bfloat16))
+    model[0].forward = lambda x: x[..., :20] * 3
+    x = torch.randn(MANY, 48).bfloat16()
+    with answering(model) as still:
+        assert torch.equal(still(x), 3 * x[:, :20])
+
+
+def test_weights_of_another_kind_of_tensor_are_left_alone() -> None:
+    """Such as those of quantised models, which say that they are half."""
+
+    class Packed(torch.Tensor):
+        pass
+
+    model = layer(torch.bfloat16)
+    model.weight = nn.Parameter(model.weight.detach().as_subclass(Packed))
+    with answering(model) as still:
+        assert "forward" not in vars(still)

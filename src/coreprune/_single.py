@@ -74,10 +74,15 @@ def answering(model: nn.Module) -> Iterator[nn.Module]:
     """
     with quiet(model) as still:
         for module in still.modules():
-            own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-            if own and _is_half(module.weight) and module.weight.device.type == "cpu":
+            if _is_plain(module) and _is_half(module.weight) and module.weight.device.type == "cpu":
                 vars(module)["forward"] = partial(_in_single, module)
         yield still
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a linear layer computes what torch's does: neither its class, nor it alone, nor its weight is special."""
+    own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and "forward" not in vars(module)
+    return own and type(module.weight) in (nn.Parameter, Tensor)
 
 
 def _in_single(module: Any, x: Tensor) -> Tensor:
