@@ -13,6 +13,7 @@ from coreprune.coreset.bounds import (
     sampling_bound,
 )
 from coreprune.coreset.cone import cone_sensitivities
+from coreprune.coreset.divergence import divergence_bounds, divergence_noise, variance_under
 from coreprune.coreset.exchange import exchanged, swap_changes
 from coreprune.coreset.functional import (
     FunctionalCoreset,
@@ -50,6 +51,8 @@ __all__ = [
     "bilinear_map",
     "cone_sensitivities",
     "d_optimal",
+    "divergence_bounds",
+    "divergence_noise",
     "draw_stream",
     "exchanged",
     "from_stream",
@@ -73,4 +76,5 @@ __all__ = [
     "spectral_ridge",
     "swap_changes",
     "unit_floor",
+    "variance_under",
 ]

@@ -27,6 +27,7 @@ from coreprune.graph.execution import Execution, last_uses, varying
 from coreprune.graph.segments import Segment, segments
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.element_losses import ElementLosses
+from coreprune.pruning.calibration.projection import projection, vocabularies
 from coreprune.pruning.calibration.sites import Collect, Site, add, is_finite, pool_site_, reader_of, sites_of
 from coreprune.pruning.layer.weights import Reader
 
@@ -169,7 +170,7 @@ class _Walk:
 
     def __post_init__(self) -> None:
         captured = self.calibration.captured
-        self._moving = varying(captured)
+        self._moving, self._words = varying(captured), vocabularies(captured)
         self.batches = len(self.calibration.batches)
         self.share = _ranks.share(self.batches)
         given = self.calibration.batches
@@ -283,9 +284,8 @@ class _Walk:
             return False
         padding = self.calibration.padding_of(b)
         generator = torch.Generator().manual_seed(self.seed + b)
-        noise = [padding.silent(torch.randn(x.shape, generator=generator).to(x)) for x in outputs]
-        scaled = [each / _scale(x, self._samples) for x, each in zip(outputs, noise, strict=True)]
-        self._weigh(outputs, scaled, inputs, marked, b)
+        noise = [projection(x.detach(), self._samples, self._words, generator) for x in outputs]
+        self._weigh(outputs, [padding.silent(each) for each in noise], inputs, marked, b)
         return True
 
     def _weigh(
@@ -335,16 +335,6 @@ def _add_worth(site: Site, gradient: Tensor, window: int, queries: int, tensors:
     flat = flat @ site.weights(tensors) if site.over_features(flat.shape[1]) else flat
     worth = flat.T @ flat / queries
     site.worth = worth if site.worth is None else site.worth + worth
-
-
-def _scale(x: Tensor, samples: int | None) -> Tensor:
-    """Standard deviation times the root of the number of entries per sample. Errors are then shares of the variance.
-
-    samples: how many there are; None: as many as the first axis is long.
-    """
-    deviation = x.detach().double().std(correction=0).clamp_min(1e-12)
-    entries = x.numel() / (samples or x.shape[0]) if x.dim() else 1
-    return (deviation * entries**0.5).to(x)
 
 
 def _pooled(gradient: Tensor, window: int) -> Tensor:

@@ -9,6 +9,7 @@ gains on the others (T17).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -79,20 +80,23 @@ def other_words(captured: Captured, queries: Queries, generator: torch.Generator
 
 def token_leaves(captured: Captured) -> frozenset[int]:
     """The positions, among the leaves of the inputs, of the tensors that an embedding looks up as a whole."""
+    return frozenset(place for _, place in looked_up(captured))
+
+
+def looked_up(captured: Captured) -> Iterator[tuple[fx.Node, int]]:
+    """The embeddings that look up a tensor of the inputs as a whole, and its position among their leaves."""
     inputs = [
         node
         for node in captured.graph.graph.nodes
         if node.op == "placeholder" and captured.sources.get(node.name, ("input",))[0] == "input"
     ]
-    found = set()
     for node in captured.graph.graph.nodes:
         if node.op == "call_function" and operation(node).kind == "embedding" and len(node.args) > 1:
             source = node.args[1]
             while isinstance(source, fx.Node) and source.op == "call_function" and _same_numbers(source):
                 source = source.args[0]
             if source in inputs:
-                found.add(inputs.index(source))
-    return frozenset(found)
+                yield node, inputs.index(source)
 
 
 def redrawn(ids: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,45 @@
+"""A random projection of a model's outputs, whose gradient says what errors inside of the model are worth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from coreprune.coreset import divergence_noise, variance_under
+from coreprune.graph import Captured
+from coreprune.pruning.calibration.wider import looked_up
+
+_ROWS = 128  # that are worked on together: in float64 the logits of a batch of texts are gigabytes
+
+
+def vocabularies(captured: Captured) -> frozenset[int]:
+    """How long the tables are in which the model looks up the tokens that it is given.
+
+    A table that is no longer than it is wide is left out: an output of that width may be anything.
+    """
+    nodes = (node.args[0] for node, _ in looked_up(captured))
+    tables = (table.meta["val"].shape for table in nodes if isinstance(table, fx.Node))
+    return frozenset(int(rows) for rows, columns in tables if rows > columns)
+
+
+def projection(output: Tensor, samples: int | None, words: frozenset[int], generator: torch.Generator) -> Tensor:
+    """Noise g for every entry of an output, such that E⟨g, Δ⟩², summed over the samples, is what an error Δ is worth.
+
+    That is the squared error as a share of the variance over all entries. An output (…, tokens, words) over a
+    vocabulary of the model is read by a softmax: there errors count as they change the probabilities (T21), as a share
+    of what the logits vary over the tokens, in the same measure.
+
+    samples: how many the output holds; None: as many as its first axis is long. words: the sizes of vocabularies.
+    """
+    noise = torch.randn(output.shape, generator=generator).to(output)
+    samples = samples or output.shape[0] if output.dim() else 1
+    if output.dim() < 3 or output.shape[-1] not in words:
+        deviation = output.double().std(correction=0).clamp_min(1e-12)
+        return noise / (deviation * (output.numel() / samples) ** 0.5).to(output)
+    rows, drawn = output.flatten(0, -2), noise.flatten(0, -2)
+    mean, varies = rows.mean(dim=0, dtype=torch.float64), 0.0
+    for part, own in zip(rows.split(_ROWS), drawn.split(_ROWS), strict=True):
+        logits = part.double()
+        varies += float(variance_under(logits, logits - mean).sum())
+        own.copy_(divergence_noise(logits, own.double()))
+    return noise / max(varies / samples, 1e-12) ** 0.5
