@@ -7,13 +7,15 @@ are random tokens or images. The budget is 75 % of the multiply-accumulates. Blo
 alone, and the comparison at the end are left out; everything else is as by default. Tokens are those of a text, or the
 patches of an image. Of a ResNet, they are the positions of its first feature map, hidden is the width of its last
 stage, and layers are its blocks. One child process per row. Peaks are of the process's resident memory, above what it
-held when the model was made, in all and phase by phase, as the progress calls name them. Writes scale.json.
+held when the model was made, in all and phase by phase, as the progress calls name them; "own" is the part that no file
+backs. glibc gives freed memory back at once (MALLOC_TRIM_THRESHOLD_). Writes scale.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from children import Row, measured, memory
+from children import Row, Sampled, measured, memory
 from table import run
 
 VOCABULARY = 4096
@@ -138,18 +140,19 @@ def work(job: Row) -> Row:
     peaks, start = Peaks(), memory().get("now", 0.0)
     options: dict[str, Any] = {} if job["memory"] is None else {"memory": job["memory"]}
     cpu = time.process_time()
-    result, row = measured(
-        lambda: prune(
-            model,
-            x[:1],
-            Budget(macs=0.75),
-            queries=x,
-            progress=peaks,
-            compare=False,
-            repair=Repair(descent=False),
-            **options,
+    with Sampled() as own:
+        result, row = measured(
+            lambda: prune(
+                model,
+                x[:1],
+                Budget(macs=0.75),
+                queries=x,
+                progress=peaks,
+                compare=False,
+                repair=Repair(descent=False),
+                **options,
+            )
         )
-    )
     phases = peaks.done()
     size = sum(t.numel() * t.element_size() for t in model.parameters())
     report = result.report
@@ -158,6 +161,7 @@ def work(job: Row) -> Row:
         "cpu_s": round(time.process_time() - cpu, 1),
         "peak_memory_mib": max(phases.values()),
         "memory_before_mib": round(start),
+        "peak_own_mib": round(own.peak),
         "phases_mib": phases,
         "cpu_by_phase": peaks.spent,
         "seconds": dict(report.seconds),
@@ -169,4 +173,6 @@ def work(job: Row) -> Row:
 
 
 if __name__ == "__main__":
+    # glibc keeps freed memory otherwise, and the growth would be that of its pools.
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     run(__file__, __doc__, jobs, work, packages=("transformers",))

@@ -7,6 +7,7 @@ from mutants.mutant import Mutant
 CERTIFICATES = ("pruning/reporting/test_certificates.py",)
 ALLOCATE = ("pruning/allocation/test_allocate.py",)
 MLP = ("pruning/test_prune_mlp.py",)
+PROJECTION = ("pruning/calibration/test_projection.py",)
 STATISTICS = ("pruning/calibration/test_statistics.py", "pruning/calibration/test_worth.py")
 LOCKSTEP = ("pruning/repair/test_lockstep.py",)
 PATHS = ("pruning/repair/test_residual_paths.py",)
@@ -167,11 +168,27 @@ MUTANTS = (
     ),
     Mutant(
         "outputs-of-any-scale",
-        "pruning/calibration/statistics.py",
-        "each / _scale(x, self._samples) for",
-        "each for",
+        "pruning/calibration/projection.py",
+        "return noise / (deviation",
+        "return noise / (1 + 0 * deviation",
         STATISTICS,
         "errors are not in shares of the outputs' variance",
+    ),
+    Mutant(
+        "logits-as-plain-numbers",
+        "pruning/calibration/projection.py",
+        "or output.shape[-1] not in words:",
+        "or True:",
+        PROJECTION,
+        "errors of logits count alike for every word",
+    ),
+    Mutant(
+        "any-table-is-a-vocabulary",
+        "pruning/calibration/projection.py",
+        "if rows > columns)",
+        "if rows)",
+        PROJECTION,
+        "a table as long as it is wide makes features look like logits",
     ),
     Mutant(
         "patches-of-another-stride",
