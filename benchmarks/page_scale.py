@@ -32,15 +32,17 @@ def scale(record: dict[str, Any]) -> str:
                 *(f"{spent.get(phase, 0):.1f}" for phase in PHASES),
                 f"{row['cpu_s']:.0f}",
                 f"{row['peak_memory_mib']:,}",
+                f"{row['peak_own_mib']:,}" if "peak_own_mib" in row else "–",
             ]
         )
     head = ["shape", "layers", "width", "queries", "tokens", "memory=", "weights (MiB)", "statistics (s)", "select (s)"]
     return f"""## How time and memory grow
 
 Random weights in float32, 75 % of the multiply-accumulates kept, without block descent and without the comparison at the end. Queries are those that decide; as many again are held back. Of a ResNet, *tokens* are the positions of
-its first feature map, and *width* is that of its last stage. Seconds are those of the processor. The peak is that of the process's resident memory, above what it held when the model was made.
+its first feature map, and *width* is that of its last stage. Seconds are those of the processor. The peak is that of the process's resident memory, above what it held when the model was made; *own* is the part that no file
+backs, looked at 20 times a second. With a limit, glibc gives freed memory back at once (as with `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` of 128 KiB): that takes time, and the growth is not that of its pools.
 
-{table([*head, "repair (s)", "all (s)", "peak (MiB)"], lines)}
+{table([*head, "repair (s)", "all (s)", "peak (MiB)", "own (MiB)"], lines)}
 {missing(len(record["rows"]) - len(rows), "rows")}
 Measured with {rows[0]["threads"]} thread on {ran_on(record["environment"])}
 
