@@ -169,8 +169,8 @@ MUTANTS = (
     Mutant(
         "outputs-of-any-scale",
         "pruning/calibration/projection.py",
-        "return noise / (deviation",
-        "return noise / (1 + 0 * deviation",
+        "return noise.div_((deviation",
+        "return noise.div_((1 + 0 * deviation",
         STATISTICS,
         "errors are not in shares of the outputs' variance",
     ),

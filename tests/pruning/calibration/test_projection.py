@@ -119,6 +119,15 @@ def test_constant_and_certain_logits_give_finite_noise(dtype, value):
     assert bool(torch.isfinite(noise).all())
 
 
+def test_a_single_token_counts_like_other_outputs():
+    """It has no other tokens to vary over, so there is no share of that."""
+    logits = torch.randn(1, 1, WORDS, generator=torch.Generator().manual_seed(0))
+    made = [
+        projection(logits, 1, words, torch.Generator().manual_seed(0)) for words in (frozenset(), frozenset({WORDS}))
+    ]
+    assert torch.equal(*made)
+
+
 def test_logits_are_worked_on_in_parts_of_any_number_of_rows():
     """More rows than one part, and a last part that is not full: the noise of a row depends on its own logits alone."""
     g = torch.Generator().manual_seed(2)

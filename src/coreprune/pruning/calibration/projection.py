@@ -33,13 +33,14 @@ def projection(output: Tensor, samples: int | None, words: frozenset[int], gener
     """
     noise = torch.randn(output.shape, generator=generator).to(output)
     samples = samples or output.shape[0] if output.dim() else 1
-    if output.dim() < 3 or output.shape[-1] not in words:
+    tokens = output[..., 0].numel() if output.dim() > 2 else 1
+    if tokens == 1 or output.shape[-1] not in words:
         deviation = output.double().std(correction=0).clamp_min(1e-12)
-        return noise / (deviation * (output.numel() / samples) ** 0.5).to(output)
+        return noise.div_((deviation * (output.numel() / samples) ** 0.5).to(output))
     rows, drawn = output.flatten(0, -2), noise.flatten(0, -2)
     mean, varies = rows.mean(dim=0, dtype=torch.float64), 0.0
     for part, own in zip(rows.split(_ROWS), drawn.split(_ROWS), strict=True):
         logits = part.double()
         varies += float(variance_under(logits, logits - mean).sum())
         own.copy_(divergence_noise(logits, own.double()))
-    return noise / max(varies / samples, 1e-12) ** 0.5
+    return noise.div_(max(varies / samples, 1e-12) ** 0.5)
