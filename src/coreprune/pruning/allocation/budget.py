@@ -35,8 +35,9 @@ class Budget:
         would exceed it. A step is one unit, or `round_to` channels; with `uniform` equal groups take it together.
     cost: the same, in a cost of your own, which goes into `prune(cost=...)` (`CostFunction`).
     error: the largest error that may be predicted for the model's outputs on the queries. It is the mean squared error
-        relative to the variance of the outputs, to first order and summed over the groups. The model becomes as cheap
-        as that allows.
+        relative to the variance of the outputs, to first order and summed over the groups. Errors of logits over the
+        vocabulary of a language model count as they change the probabilities (T21). The model becomes as cheap as that
+        allows.
     agreement: the least share of inputs that get the same answer as from the dense model, such as 0.99: the class with
         the highest score, or the next token of a causal language model. The smallest model is returned that is shown to
         do so with probability 1 − `delta`, on samples that are set aside for this alone (T19). It needs samples:
