@@ -68,6 +68,11 @@ def largest_batch(two: tuple[tuple[Any, ...], dict[str, Any]], most: int, *model
                 entries = max(entries, sum(found) // 2)
     except Exception:  # a model may raise anything
         return 1
+    return fitting(most, entries)
+
+
+def fitting(most: int, entries: int) -> int:
+    """How many samples to run together, at most `most`, if the outputs of one have so many entries in all."""
     return min(most, max(1, _ENTRIES // max(1, entries)))
 
 

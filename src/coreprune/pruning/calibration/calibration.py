@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from coreprune import _ranks
+from coreprune._example import fitting
 from coreprune._progress import Progress
 from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 
-_BATCH = 32  # samples that are run together
+_BATCH = 32  # samples that are run together; fewer where their outputs are large, such as the logits of texts
 _FRESH = 64  # at least this many queries are made for the comparison at the end alone
 _LEAST = 16  # at least this many samples are held back for it, but never more than half
 _SPARE = 256  # of many samples as many are held back as are used, up to this number
@@ -153,7 +155,7 @@ def _held_back(n: int) -> int:
 def _in_batches(traced: Traced, parts: list[Queries], fresh: Queries | None, given: Queries) -> Calibration:
     """parts: as many queries of every kind. The kinds take turns, so that each is in both halves of the batches."""
     found, queries = operators(traced.captured), parts[0]
-    size = 1 if queries.whole else _batch_size(len(queries))
+    size = 1 if queries.whole else _batch_size(len(queries), fitting(_BATCH, _entries(traced.captured)))
     batches, kinds = _in_turn(parts, size)
     if size > 1:
         try:
@@ -182,11 +184,19 @@ def _in_turn(parts: list[Queries], size: int) -> tuple[list[Batch], tuple[int, .
     return [batch for batch, _ in found], tuple(kind for _, kind in found)
 
 
-def _batch_size(n: int) -> int:
-    """The size of a batch: at most 32, and such that an even number of batches leaves as few samples as possible over.
+def _batch_size(n: int, most: int) -> int:
+    """The size of a batch: at most `most`, and such that an even number of batches leaves as few samples as possible
+    over.
 
     The batches fall into two halves of the queries, which are checked against each other.
     """
-    if n <= _BATCH:
+    if n <= most:
         return max(1, n // 2)
-    return min(range(_BATCH, _BATCH // 2 - 1, -1), key=lambda size: n % (2 * size))
+    return min(range(most, (most - 1) // 2, -1), key=lambda size: n % (2 * size))
+
+
+def _entries(captured: Captured) -> int:
+    """How many entries the outputs of one sample have."""
+    (output,) = captured.graph.graph.find_nodes(op="output")
+    found = (node.meta.get("val") for node in output.all_input_nodes)
+    return sum(value.numel() for value in found if isinstance(value, Tensor))
