@@ -32,10 +32,11 @@ def memory() -> dict[str, float]:
 
 
 class Sampled:
-    """The peak of the memory that no file backs, in MiB above what it was at the start, looked at 20 times a second."""
+    """The peak of the memory that no file backs, in MiB, looked at 20 times a second. start: what it was before."""
 
     def __enter__(self) -> Sampled:
-        self.start, self.peak, self._over = memory().get("own", 0.0), 0.0, threading.Event()
+        self.start = self.peak = memory().get("own", 0.0)
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
         return self
@@ -46,7 +47,7 @@ class Sampled:
 
     def _look(self) -> None:
         while not self._over.wait(0.05):
-            self.peak = max(self.peak, memory().get("own", 0.0) - self.start)
+            self.peak = max(self.peak, memory().get("own", 0.0))
 
 
 def measured(work: Callable[[], Any]) -> tuple[Any, Row]:
@@ -54,11 +55,13 @@ def measured(work: Callable[[], Any]) -> tuple[Any, Row]:
     with contextlib.suppress(OSError):  # forget earlier peaks, where the kernel lets us
         Path("/proc/self/clear_refs").write_text("5")
     before, start = memory(), time.perf_counter()
-    value = work()
+    with Sampled() as own:
+        value = work()
     seconds, after = time.perf_counter() - start, memory()
     found: Row = {"wall_s": round(seconds, 2)}
     if after:
         found |= {"memory_before_mib": round(before["now"]), "peak_memory_mib": round(after["peak"])}
+        found["peak_own_mib"] = round(own.peak)
     return value, found
 
 

@@ -169,7 +169,7 @@ def work(job: Row) -> Row:
         "cpu_s": round(time.process_time() - cpu, 1),
         "peak_memory_mib": max(phases.values()),
         "memory_before_mib": round(start),
-        "peak_own_mib": round(own.peak),
+        "peak_own_mib": round(own.peak - own.start),
         "phases_mib": phases,
         "cpu_by_phase": peaks.spent,
         "seconds": dict(report.seconds),
