@@ -105,7 +105,12 @@ def made(job: Row) -> tuple[nn.Module, Tensor]:
         model: nn.Module = Decoder(job["layers"], job["hidden"])
         return model, torch.randint(VOCABULARY, (2 * job["queries"], job["tokens"]))
     side = 4 * round(job["tokens"] ** 0.5)
-    return Classifier(job), torch.randn(2 * job["queries"], 3, side, side)
+    model, x = Classifier(job), torch.randn(2 * job["queries"], 3, side, side)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = None  # the statistics of its batch norms are those of x, as if it were trained on the like
+    with torch.no_grad():
+        model.train()(x)
+    return model, x
 
 
 class Peaks:
