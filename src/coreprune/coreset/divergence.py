@@ -26,14 +26,15 @@ def divergence_bounds(
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """T21: bounds on KL(softmax(z) ‖ softmax(z + δ)), row by row.
 
-    With s² = δᵀFδ and R = max δ − min δ: s²(e^{−R} + R − 1)/R² ≤ KL ≤ s²(e^R − R − 1)/R², and both are s²/2 at R = 0.
-    Statement and proof are in docs/theory.md.
+    With s² = δᵀFδ and R = max δ − min δ: s²(e^{−R} + R − 1)/R² ≤ KL ≤ min(R, s²(e^R − R − 1)/R²). Both are s²/2 near
+    R = 0. Statement and proof are in docs/theory.md.
 
     logits: (m, v), z. change: (m, v), δ. Both float64; so are the bounds.
     """
     spread = change.amax(dim=-1) - change.amin(dim=-1)
     variance = variance_under(logits, change)
-    return variance * _curve(-spread), variance * _curve(spread)
+    # fmin: e^R overflows from R = 710 on, and 0·∞ is NaN.
+    return variance * _curve(-spread), torch.fmin(variance * _curve(spread), spread)
 
 
 def variance_under(logits: Float[Tensor, "m v"], values: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:
