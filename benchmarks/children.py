@@ -32,10 +32,10 @@ def memory() -> dict[str, float]:
 
 
 class Sampled:
-    """The peak of the memory that no file backs, in MiB, looked at 20 times a second. start: what it was before."""
+    """The peak of the memory that no file backs, in MiB, looked at 20 times a second."""
 
     def __enter__(self) -> Sampled:
-        self.start = self.peak = memory().get("own", 0.0)
+        self.peak = memory().get("own", 0.0)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from children import Row, Sampled, measured, memory
+from children import Row, measured, memory
 from table import run
 
 VOCABULARY = 4096
@@ -106,10 +106,11 @@ def made(job: Row) -> tuple[nn.Module, Tensor]:
         return model, torch.randint(VOCABULARY, (2 * job["queries"], job["tokens"]))
     side = 4 * round(job["tokens"] ** 0.5)
     model, x = Classifier(job), torch.randn(2 * job["queries"], 3, side, side)
-    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.momentum = None  # the statistics of its batch norms are those of x, as if it were trained on the like
-    with torch.no_grad():
-        model.train()(x)
+    if norms := [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]:
+        for norm in norms:
+            norm.momentum = None  # their statistics are those of x, as if the network were trained on the like
+        with torch.no_grad():
+            model.train()(x)
     return model, x
 
 
@@ -153,19 +154,19 @@ def work(job: Row) -> Row:
     peaks, start = Peaks(), memory().get("now", 0.0)
     options: dict[str, Any] = {} if job["memory"] is None else {"memory": job["memory"]}
     cpu = time.process_time()
-    with Sampled() as own:
-        result, row = measured(
-            lambda: prune(
-                model,
-                x[:1],
-                Budget(macs=0.75),
-                queries=x,
-                progress=peaks,
-                compare=False,
-                repair=Repair(descent=False),
-                **options,
-            )
+    own = memory().get("own", 0.0)
+    result, row = measured(
+        lambda: prune(
+            model,
+            x[:1],
+            Budget(macs=0.75),
+            queries=x,
+            progress=peaks,
+            compare=False,
+            repair=Repair(descent=False),
+            **options,
         )
+    )
     phases = peaks.done()
     size = sum(t.numel() * t.element_size() for t in model.parameters())
     report = result.report
@@ -174,7 +175,7 @@ def work(job: Row) -> Row:
         "cpu_s": round(time.process_time() - cpu, 1),
         "peak_memory_mib": max(phases.values()),
         "memory_before_mib": round(start),
-        "peak_own_mib": round(own.peak - own.start),
+        "peak_own_mib": round(row.get("peak_own_mib", 0) - own),
         "phases_mib": phases,
         "cpu_by_phase": peaks.spent,
         "seconds": dict(report.seconds),
