@@ -36,7 +36,7 @@ def recipe(options: argparse.Namespace) -> Task:
     tests, answers = pictures(options.data, "test", range(options.test))
     return Task(
         name="ResNet-56",
-        dense=trained(options.data),
+        dense=trained(options.data).to(memory_format=torch.channels_last),  # trains in two thirds of the time on CPUs
         example=normalised(images[:1]),
         batches=lambda seed: Augmented(images, labels, 128, torch.Generator().manual_seed(seed)),
         test=lambda m: float((predictions(m, tests, 128) == answers).double().mean()),

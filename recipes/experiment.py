@@ -102,16 +102,20 @@ def _one(task: Task, method: str, share: float, seed: int, options: argparse.Nam
     asked: dict[str, Any] = {"queries": None, "repair": False}
     if repaired or getattr(SELECTORS[method], "reads", True):
         asked = {"queries": "auto" if task.queries is None else task.queries, "repair": repaired}
+        asked["cache"] = options.out / f"queries-seed{seed}.safetensors"
     tuning = task.tuning if options.epochs is None else replace(task.tuning, epochs=options.epochs)
     for i in range(options.rounds):
         torch.manual_seed(seed)
         budget = Budget(macs=share ** (1 / options.rounds))
         model = prune(model, task.example, budget, method, seed=seed + i, **asked).model
+        asked.pop("cache", None)  # the queries of the dense network serve all selectors and shares; later ones do not
         pruned = task.test(model)
         name = "-".join([*key.replace(" ", "").split("/"), str(i)])
-        _board(options.out / "tensorboard" / name, _tuned(task, model, tuning, seed, options.out / name))
+        epochs = _tuned(task, model, tuning, seed, options.out / name)
+        _board(options.out / "tensorboard" / name, epochs)
+    tuned = epochs[-1]["validation"] if epochs else task.test(model)  # none, where a checkpoint had all of them
     seconds = round(time.perf_counter() - start, 1)
-    return {"pruned": pruned, "tuned": task.test(model), "epochs": options.rounds * tuning.epochs, "seconds": seconds}
+    return {"pruned": pruned, "tuned": tuned, "epochs": options.rounds * tuning.epochs, "seconds": seconds}
 
 
 def _tuned(task: Task, model: nn.Module, tuning: Tuning, seed: int, place: Path) -> list[dict[str, float]]:
