@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from coreprune.errors import InputError, ModelError
 from coreprune.graph import Captured, Removed, Traced, capture
@@ -31,6 +32,7 @@ STEP = 1 << 23  # at most so many entries of the largest value inside a block in
 # on two cores.
 _LIMIT = 2_000_000_000_000
 _LEAST = 16  # queries per step, down to which it goes for that
+_BY_LAYOUT = ("aten.as_strided", "aten.view")  # what is left of them reads memory as it lies
 _HELD = 1 << 28  # entries of the largest value between two blocks, of all queries together: 1 GiB in float32
 
 
@@ -134,7 +136,7 @@ def twins(
     seeds = [int(torch.randint(1 << 40, (), generator=generator)) for _ in range(2)]
     shown = [*_whole(train, size), *_copies(train, size, copies - 1, seeds[0])]
     measured = _copies(held, size, copies, seeds[1]) or _whole(held, size)
-    batches = [*shown, *measured]
+    batches = [_last(batch) for batch in (*shown, *measured)] if _any_layout(both) else [*shown, *measured]
     parameters = [(n, p.requires_grad) for n, p in removed.model.named_parameters() if p.is_floating_point()]
     trained = frozenset(n for n, flag in parameters if flag or not any(f for _, f in parameters))
     return Twins(full, small, traced.tensors, tensors, trained, found, kept, batches, size, len(measured))
@@ -196,6 +198,28 @@ def _captured(traced: Traced, pruned: nn.Module, queries: Queries, size: int) ->
     except ModelError as error:
         log.info("the block descent cannot use batches of %d: %s", size, error)
         return None
+
+
+def _any_layout(both: Sequence[Captured]) -> bool:
+    """Make the graphs run on inputs of any memory layout. Returns whether they do."""
+    aten = torch.ops.aten
+    nodes = [n for captured in both for n in captured.graph.graph.nodes]
+    for node in nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+    foreign = {n.target.namespace for n in nodes if isinstance(n.target, torch._ops.OpOverload)} - {"aten"}
+    return not foreign and not any(_name(n).startswith(_BY_LAYOUT) for n in nodes)
+
+
+def _last(batch: Batch) -> Batch:
+    """Images with their channels last in memory: on a CPU, their convolutions train in two thirds of the time."""
+
+    def laid(leaf: Any) -> Any:
+        image = isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.device.type == "cpu"
+        return leaf.contiguous(memory_format=torch.channels_last) if image else leaf
+
+    args, kwargs = pytree.tree_map(laid, batch)
+    return args, kwargs
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
