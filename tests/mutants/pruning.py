@@ -160,7 +160,7 @@ MUTANTS = (
     ),
     Mutant(
         "windows-without-their-root",
-        "pruning/calibration/statistics.py",
+        "pruning/calibration/worth.py",
         "    return gradient / window ** (dims / 2)\n",
         "    return gradient / window**dims\n",
         STATISTICS,

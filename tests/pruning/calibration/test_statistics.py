@@ -11,7 +11,8 @@ from coreprune.errors import InputError
 from coreprune.graph import Traced, capture, find_groups
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.sites import Collect
-from coreprune.pruning.calibration.statistics import _pooled, collect_readers
+from coreprune.pruning.calibration.statistics import collect_readers
+from coreprune.pruning.calibration.worth import over_windows
 from coreprune.pruning.layer.linear_maps import operators
 from coreprune.queries import Queries
 from features import normal, patches, rows_of, seen
@@ -120,14 +121,14 @@ def test_windows_are_sums_over_neighbours_over_the_root_of_their_number(dims):
     for axis in range(2, 2 + dims):
         padded = padded.unfold(axis, 3, 1)
     wanted = padded.flatten(2 + dims).sum(-1) / 3 ** (dims / 2)
-    assert torch.allclose(_pooled(gradient, 3), wanted)
-    assert torch.equal(_pooled(gradient, 1), gradient)
-    assert _pooled(gradient[..., :2], 5).shape == gradient[..., :2].shape
+    assert torch.allclose(over_windows(gradient, 3), wanted)
+    assert torch.equal(over_windows(gradient, 1), gradient)
+    assert over_windows(gradient[..., :2], 5).shape == gradient[..., :2].shape
 
 
 def test_small_volumes_fit_the_window():
     """avg_pool3d refuses inputs below its kernel, so that small 3-d networks could not be measured at all."""
-    assert _pooled(normal(1, 2, 2, 2, 2), 5).shape == (1, 2, 2, 2, 2)
+    assert over_windows(normal(1, 2, 2, 2, 2), 5).shape == (1, 2, 2, 2, 2)
 
 
 def test_units_of_several_channels_own_their_features_side_by_side():

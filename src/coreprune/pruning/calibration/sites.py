@@ -32,7 +32,7 @@ class Collect:
     samples: how many feature rows are kept unchanged.
     worth: weigh output errors by the second moment of the gradient of the model's output (one random projection per
         sample). False gives all errors the weight 1.
-    window: side of the windows over which gradients of neighbouring positions are summed (`_pooled`).
+    window: side of the windows over which gradients of neighbouring positions are summed (`worth.over_windows`).
     """
 
     features: int = 1152

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from coreprune import _ranks
@@ -29,6 +29,7 @@ from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.element_losses import ElementLosses
 from coreprune.pruning.calibration.projection import projection, vocabularies
 from coreprune.pruning.calibration.sites import Collect, Site, add, is_finite, pool_site_, reader_of, sites_of
+from coreprune.pruning.calibration.worth import add_worth
 from coreprune.pruning.layer.weights import Reader
 
 log = logging.getLogger(__name__)
@@ -314,7 +315,7 @@ class _Walk:
                 if self.share.counts:
                     self.losses.add(node, gradient, samples, self.batches)
                 for site in self.by_node.get(node, ()):
-                    _add_worth(site, gradient, self.options.window, samples * self.batches, self.tensors)
+                    add_worth(site, gradient, self.options.window, samples * self.batches, self.tensors)
             else:
                 mine = self.gradients.setdefault(node, {})
                 mine[b] = self.calibration.shelf.put(mine[b] + gradient if b in mine else gradient)
@@ -324,29 +325,3 @@ class _Walk:
         """The samples of a batch; None: as many as the first axis of a tensor is long."""
         axes = self.calibration.captured.axes
         return None if axes.first else axes.size(self.calibration.batches[0])
-
-
-def _add_worth(site: Site, gradient: Tensor, window: int, queries: int, tensors: Mapping[str, Tensor]) -> None:
-    """Add the second moment of the gradient at a reader's output, as a part of the mean over all queries."""
-    if site.operator.kernel:
-        images = gradient if site.operator.channel_axis else gradient[None]
-        gradient = _pooled(images, window).reshape(gradient.shape)
-    flat = site.operator.outputs(gradient).transpose(0, 1).flatten(1).double()
-    flat = flat @ site.weights(tensors) if site.over_features(flat.shape[1]) else flat
-    worth = flat.T @ flat / queries
-    site.worth = worth if site.worth is None else site.worth + worth
-
-
-def _pooled(gradient: Tensor, window: int) -> Tensor:
-    """Sums over windows of neighbouring positions, divided by the root of the number of positions in a window.
-
-    Errors at neighbouring positions of an image are similar. So they add up where the gradient keeps its sign, and
-    cancel where its sign alternates. Squares of single positions would miss this, especially before pooling.
-    """
-    dims = gradient.dim() - 2
-    for axis in range(2, 2 + dims):  # axis by axis; sums of slices are faster than torch's pooling
-        length = gradient.shape[axis]
-        sides = [0, 0] * (dims + 1 - axis) + [window // 2, (window - 1) // 2]
-        padded = nn.functional.pad(gradient, sides)
-        gradient = sum(padded.narrow(axis, i, length) for i in range(window))  # type: ignore[assignment]
-    return gradient / window ** (dims / 2)
