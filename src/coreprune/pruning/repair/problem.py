@@ -57,19 +57,25 @@ class Problem:
         x = operator.features(walk.small.batch(operator.source, b), rows, alive)
         kept, scale, shift = self.kept, self.scale, self.shift
         mix = walk.mixes.get(operator.weight)
-        if unread and mix is None and operator.groups == 1:  # no other outputs are made, of which there may be many
+        alone = mix is None and operator.groups == 1  # then nothing needs the outputs that are not solved for
+        if alone:
             scale, shift = scale[:, :, kept], shift[:, :, kept]
-            y, kept = walk.computed(operator, full, rows, kept).double(), torch.arange(len(kept), device=kept.device)
-        else:
-            y = (walk.computed(operator, full, rows) if unread else operator.outputs(full, rows)).double()
+
+        def outputs(value: Tensor) -> Tensor:
+            found = operator.outputs(value, rows)
+            return (found[:, :, kept] if alone else found).double()
+
+        y = walk.computed(operator, full, rows, kept if alone else None).double() if unread else outputs(full)
         if mix is not None:
             y = y @ mix.map.mT.to(y.device)
         size = scale.abs()
         if path.join is not None and path.other is not None:
-            behind = operator.outputs(walk.small.batch(path.other, b), rows).double() + shift
+            behind = outputs(walk.small.batch(path.other, b)) + shift
             y, zero = (y - behind) / size, behind / -size
         else:
             y, zero = y * _sign(scale), (-shift / size).expand_as(y)
+        if alone:
+            return x, y.mT, zero.mT
         if self.operator.groups > 1:
             x, y, zero = x[self.groups], y[self.groups], zero[self.groups]
         return x, y[:, :, kept].mT, zero[:, :, kept].mT
