@@ -7,7 +7,8 @@ DIR holds cifar10_jpeg.npz and resnet56_cifar10_jpeg.safetensors. Every method r
 the multiply-accumulates is left, and nothing is trained afterwards. Torch-Pruning removes the same share of the inner
 channels of every block, its best setting in resnet56_cifar.json; it has at least the share. Those that need samples get
 the same 256 training images of a seed, without labels: where a loss is needed, the label is the dense network's own
-answer. Accuracy is on the 10,000 test images. coreprune has its default settings. Each row runs in a process of its own
+answer. Merging and folding remove inner channels alone, and their widths go by the errors on the samples: on training
+images that was their best setting of five. Accuracy is on the 10,000 test images. coreprune has its default settings. Each row runs in a process of its own
 and is appended to a journal. Writes results/peers.json.
 """
 
@@ -33,6 +34,7 @@ from resnet56_work import TRAIN, example, macs
 from table import run
 
 SHARES, SAMPLES, TEST = (0.5, 0.35), 256, 10_000
+BETWEEN = ("conv1", "layer[23].0.conv2", "linear")  # what is not inside a block
 Pruner = Callable[[ResNet, Tensor, float, int], nn.Module]  # (dense, samples, share of the MACs, seed) -> smaller
 
 
@@ -131,11 +133,11 @@ METHODS: dict[str, tuple[Pruner, bool]] = {  # with whether chance plays a part
     "coreprune, 256 images": (ours(queries="samples"), True),
     "coreprune, no data": (ours(), True),
     "least squares with local search": (at_the_budget, True),
-    "model folding, statistics on 256 images": (
-        ours(method=Folding(), queries=None, repair=False, statistics=True),
+    "model folding, statistics anew": (
+        ours(method=Folding(), queries="samples", repair=False, exclude=BETWEEN, statistics=True),
         True,
     ),
-    "neuron merging": (ours(method="merging", queries=None, repair=False), False),
+    "neuron merging": (ours(method="merging", queries="samples", repair=False, exclude=BETWEEN), True),
     "Torch-Pruning L2": (torch_pruning("MagnitudeImportance", p=2), False),
     "Torch-Pruning BN scale": (torch_pruning("BNScaleImportance"), False),
     "Torch-Pruning Taylor": (torch_pruning("TaylorImportance"), True),
