@@ -10,6 +10,7 @@ from typing import Any
 from page_cost import accelerator, agreement, prune_time
 from page_deployment import deployment
 from page_parts import MISSING, missing, phases, ran_on, spread, table
+from page_peers import peers
 from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
 from page_scale import scale, seven_billion
@@ -216,6 +217,7 @@ def main() -> None:
     ]
     for name, section in (
         ("resnet56_cifar", resnet56),
+        ("peers", peers),
         ("efficientnet", efficientnet),
         ("ablation", ablation),
         ("pitch", pitch),

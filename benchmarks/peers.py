@@ -7,9 +7,9 @@ DIR holds cifar10_jpeg.npz and resnet56_cifar10_jpeg.safetensors. Every method r
 the multiply-accumulates is left, and nothing is trained afterwards. Torch-Pruning removes the same share of the inner
 channels of every block, its best setting in resnet56_cifar.json; it has at least the share. Those that need samples get
 the same 256 training images of a seed, without labels: where a loss is needed, the label is the dense network's own
-answer. Merging and folding remove inner channels alone, and their widths go by the errors on the samples: on training
-images that was their best setting of five. Accuracy is on the 10,000 test images. coreprune has its default settings. Each row runs in a process of its own
-and is appended to a journal. Writes results/peers.json.
+answer. Merging and folding remove inner channels alone, and coreprune chooses their widths by the errors on the
+samples: of five settings the best on training images. Accuracy is on the 10,000 test images. coreprune has its default
+settings. Each row runs in a process of its own and is appended to a journal. Writes results/peers.json.
 """
 
 from __future__ import annotations
