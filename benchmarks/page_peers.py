@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from statistics import fmean, stdev
 from typing import Any
 
 from page_parts import MISSING, missing, ran_on, several, table
@@ -16,8 +17,11 @@ def peers(record: dict[str, Any]) -> str:
         cells[row["method"], row["share"]].append(row)
     shares = sorted({row["share"] for row in rows if row["method"] != "dense"}, reverse=True)
     methods = [m for m in dict.fromkeys(row["method"] for row in rows) if m != "dense"]
-    methods.sort(key=lambda m: -max(_mean(cells[m, share], "accuracy") for share in shares))
-    lines = [[m, *(text for share in shares for text in _cells(cells[m, share])), *_cost(cells, m)] for m in methods]
+    methods.sort(key=lambda m: -max(row["accuracy"] for share in shares for row in cells[m, share]))
+    lines = [
+        [m, *(text for share in shares for text in _cells(cells[m, share])), *_cost(cells[m, shares[0]])]
+        for m in methods
+    ]
     head = [text for share in shares for text in (f"accuracy at {share:.0%}", "MACs left")]
     failed = sum("error" in row for row in record["rows"])
     return f"""## Other pruners, with the same samples
@@ -34,19 +38,13 @@ Measured on {ran_on(record["environment"])}
 """
 
 
-def _mean(rows: list[dict[str, Any]], field: str) -> float:
-    return sum(row[field] for row in rows) / len(rows) if rows else float("nan")
-
-
 def _cells(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return [MISSING, MISSING]
-    mean = _mean(rows, "accuracy")
-    squares = sum((row["accuracy"] - mean) ** 2 for row in rows)
-    told = f"{mean:.1f}" + (f" ± {(squares / (len(rows) - 1)) ** 0.5:.1f}" if len(rows) > 1 else "")
-    return [told, f"{100 * _mean(rows, 'macs'):.1f} %"]
+    accuracies = [row["accuracy"] for row in rows]
+    told = f"{fmean(accuracies):.1f}" + (f" ± {stdev(accuracies):.1f}" if len(rows) > 1 else "")
+    return [told, f"{100 * fmean(row['macs'] for row in rows):.1f} %"]
 
 
-def _cost(cells: dict[tuple[str, float], list[dict[str, Any]]], method: str) -> list[str]:
-    rows = cells[method, max(share for m, share in cells if m == method)]
-    return [f"{_mean(rows, 'wall_s'):.0f}", f"{_mean(rows, 'peak_memory_mib'):,.0f}"]
+def _cost(rows: list[dict[str, Any]]) -> list[str]:
+    return [f"{fmean(row[name] for row in rows):,.0f}" if rows else MISSING for name in ("wall_s", "peak_memory_mib")]

@@ -102,13 +102,13 @@ def _one(task: Task, method: str, share: float, seed: int, options: argparse.Nam
     asked: dict[str, Any] = {"queries": None, "repair": False}
     if repaired or getattr(SELECTORS[method], "reads", True):
         asked = {"queries": "auto" if task.queries is None else task.queries, "repair": repaired}
-        asked["cache"] = options.out / f"queries-seed{seed}.safetensors"
     tuning = task.tuning if options.epochs is None else replace(task.tuning, epochs=options.epochs)
     for i in range(options.rounds):
         torch.manual_seed(seed)
         budget = Budget(macs=share ** (1 / options.rounds))
-        model = prune(model, task.example, budget, method, seed=seed + i, **asked).model
-        asked.pop("cache", None)  # the queries of the dense network serve all selectors and shares; later ones do not
+        # The queries of the dense network serve all selectors and shares; those of later rounds do not.
+        cache = None if i else options.out / f"queries-seed{seed}.safetensors"
+        model = prune(model, task.example, budget, method, seed=seed + i, cache=cache, **asked).model
         pruned = task.test(model)
         name = "-".join([*key.replace(" ", "").split("/"), str(i)])
         epochs = _tuned(task, model, tuning, seed, options.out / name)

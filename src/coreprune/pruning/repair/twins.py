@@ -32,7 +32,8 @@ STEP = 1 << 23  # at most so many entries of the largest value inside a block in
 # on two cores.
 _LIMIT = 2_000_000_000_000
 _LEAST = 16  # queries per step, down to which it goes for that
-_BY_LAYOUT = ("aten.as_strided", "aten.view")  # what is left of them reads memory as it lies
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+_BY_LAYOUT = ("aten.as_strided", "aten.view")  # these read memory as it lies, but for _VIEWS
 _HELD = 1 << 28  # entries of the largest value between two blocks, of all queries together: 1 GiB in float32
 
 
@@ -136,7 +137,11 @@ def twins(
     seeds = [int(torch.randint(1 << 40, (), generator=generator)) for _ in range(2)]
     shown = [*_whole(train, size), *_copies(train, size, copies - 1, seeds[0])]
     measured = _copies(held, size, copies, seeds[1]) or _whole(held, size)
-    batches = [_last(batch) for batch in (*shown, *measured)] if _any_layout(both) else [*shown, *measured]
+    batches = [*shown, *measured]
+    if all(_any_layout(captured) for captured in both):
+        for captured in both:
+            _copying_views_(captured)
+        batches = [_last(batch) for batch in batches]
     parameters = [(n, p.requires_grad) for n, p in removed.model.named_parameters() if p.is_floating_point()]
     trained = frozenset(n for n, flag in parameters if flag or not any(f for _, f in parameters))
     return Twins(full, small, traced.tensors, tensors, trained, found, kept, batches, size, len(measured))
@@ -200,15 +205,18 @@ def _captured(traced: Traced, pruned: nn.Module, queries: Queries, size: int) ->
         return None
 
 
-def _any_layout(both: Sequence[Captured]) -> bool:
-    """Make the graphs run on inputs of any memory layout. Returns whether they do."""
-    aten = torch.ops.aten
-    nodes = [n for captured in both for n in captured.graph.graph.nodes]
-    for node in nodes:
-        if node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
-    foreign = {n.target.namespace for n in nodes if isinstance(n.target, torch._ops.OpOverload)} - {"aten"}
-    return not foreign and not any(_name(n).startswith(_BY_LAYOUT) for n in nodes)
+def _any_layout(captured: Captured) -> bool:
+    """Whether the graph computes the same however its inputs lie in memory, once its views may copy."""
+    called = [n for n in captured.graph.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
+    left = (n for n in called if n.target not in _VIEWS)
+    return all(n.target.namespace == "aten" and not _name(n).startswith(_BY_LAYOUT) for n in left)
+
+
+def _copying_views_(captured: Captured) -> None:
+    """Make reshapes of the views, which fail on some layouts."""
+    for node in captured.graph.graph.nodes:
+        if node.target in _VIEWS:
+            node.target = torch.ops.aten.reshape.default
 
 
 def _last(batch: Batch) -> Batch:
