@@ -242,8 +242,14 @@ def _check_model(model: nn.Module, manifest: Manifest) -> None:
 
 
 def _weights(path: Path, manifest: Manifest, device: torch.device | str) -> dict[str, Tensor]:
+    """The tensors, in memory of their own.
+
+    On the CPU, those of safetensors lie in the file's pages, at any multiple of 8 bytes or less: kernels then may round
+    in another order than on torch's own memory, and what is written over the file is written into the model.
+    """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in manifest.tensors}
+            found = {name: file.get_tensor(name) for name in manifest.tensors}
+            return {name: t.clone() if t.device.type == "cpu" else t for name, t in found.items()}
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read: {first_line(error)}.") from error
