@@ -93,10 +93,11 @@ def mlp(*sizes: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Case:
-    """build: the network. inputs: (n, generator) -> that many inputs."""
+    """build: the network. inputs: (n, generator) -> that many inputs. queries: how many of them a pruner gets."""
 
     build: Callable[[], nn.Module]
     inputs: Callable[[int, torch.Generator], Tensor]
+    queries: int = 32
 
     def trained(self) -> nn.Module:
         """Random weights, with unequal channels as after training. Batch norms have their statistics on the inputs."""
@@ -123,9 +124,9 @@ def cases(quick: bool) -> dict[str, Case]:
         return noise(n, 224, generator)
 
     if quick:
-        return {"mlp 256-1024-1024-10": Case(lambda: mlp(256, 1024, 1024, 10), vectors(256))}
+        return {"mlp 256-1024-1024-10": Case(lambda: mlp(256, 1024, 1024, 10), vectors(256), 512)}
     return {
-        "mlp 1024-4096-4096-1000": Case(lambda: mlp(1024, 4096, 4096, 1000), vectors(1024)),
+        "mlp 1024-4096-4096-1000": Case(lambda: mlp(1024, 4096, 4096, 1000), vectors(1024), 512),
         "mobilenet_v2": Case(MobileNetV2, images),
         "vit tiny": Case(ViT, images),
         "resnet50": Case(ResNet50, images),
