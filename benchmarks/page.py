@@ -9,7 +9,7 @@ from typing import Any
 
 from page_cost import accelerator, agreement, prune_time
 from page_deployment import deployment
-from page_parts import MISSING, missing, phases, ran_on, spread, table
+from page_parts import MISSING, missing, phases, ran_on, spread, table, threads
 from page_peers import peers
 from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
@@ -168,6 +168,7 @@ Measured on {ran_on(record["environment"])}
 
 def latency_budget(record: dict[str, Any]) -> str:
     setup, wanted = record["setup"], record["wanted"]
+    queries = " or ".join(str(n) for n in sorted({row["queries"] for row in record["rows"]}))
     lines, failed = [], []
     for row in record["rows"]:
         name = [row["model"], str(row["batch"]), row["runtime"]]
@@ -199,14 +200,14 @@ def latency_budget(record: dict[str, Any]) -> str:
 
 Each network was pruned to {setup["latency"]:.0%} of its time (`Budget(latency={setup["latency"]:g})`), and to the largest share of its multiply-accumulates with which it takes no longer. Times are milliseconds per
 batch: medians of calls in turn, measured again after both were made. *Time per MAC* is the share of the time that left, over the share of the MACs that left. The error is that of the outputs on
-{setup["fresh"]} new inputs, relative to their variance, after the repair on {setup["queries"]} inputs. The weights are random, so it compares the widths and not the methods.
+{setup["fresh"]} new inputs, relative to their variance, after the repair {setup["repair"]} on {queries} inputs. The weights are random, so it compares the widths and not the methods.
 Our target was at least {wanted["speedup"]:g} times as fast, with an error {wanted["error"]}.
 
 {table([*head, "MACs left", "time per MAC", "error"], lines)}
 
 {chr(10).join(failed)}
 
-Measured with {setup["threads"]} threads on {ran_on(record["environment"])}
+Measured with {threads(setup["threads"])} on {ran_on(record["environment"])}
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from page_parts import MISSING, ran_on, table
+from page_parts import MISSING, ran_on, table, threads
 
 
 def deployment(record: dict[str, Any]) -> str:
@@ -39,13 +39,9 @@ images of CIFAR-10. In brackets: the weights are random, so that the answers are
 
 {table([*header, "agreement", "accuracy"], lines)}
 
-- All files of a network were timed in turn, in one process with {_threads(setup["threads"])}; the fastest tenth of the calls counts. The machine was busy with other work: the ratios mean something, the milliseconds do not.
+- All files of a network were timed in turn, in one process with {threads(setup["threads"])}; the fastest tenth of the calls counts. The machine was busy with other work: the ratios mean something, the milliseconds do not.
 - The ResNet-56 was pruned with {record["setup"]["images"]} unlabelled training images, which then calibrated and measured the int8 files. Block descent was left out (`Repair(descent=False)`). One seed.
 - The processor has AVX-512 VNNI. On processors without it, int8 gains less time; the bytes are the same.
 
 Measured on {ran_on(record["environment"])}
 """
-
-
-def _threads(n: int) -> str:
-    return "one thread" if n == 1 else f"{n} threads"

@@ -28,6 +28,10 @@ def phases(seconds: dict[str, float]) -> str:
     return ", ".join(f"{renamed.get(name, name)} {spent:.1f}" for name, spent in seconds.items())
 
 
+def threads(n: int) -> str:
+    return "one thread" if n == 1 else f"{n} threads"
+
+
 def missing(count: int, what: str) -> str:
     return f" {count} {what} failed and are not shown; the JSON says why." if count else ""
 

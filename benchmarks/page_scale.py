@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from page_parts import missing, ran_on, table
+from page_parts import missing, ran_on, table, threads
 
 SHAPES = {"llama": "Llama", "vit": "ViT", "resnet": "ResNet"}
 PHASES = ("statistics", "select", "repair")
@@ -44,7 +44,7 @@ backs, looked at 20 times a second. With a limit, glibc gives freed memory back 
 
 {table([*head, "repair (s)", "all (s)", "peak (MiB)", "own (MiB)"], lines)}
 {missing(len(record["rows"]) - len(rows), "rows")}
-Measured with {rows[0]["threads"]} thread on {ran_on(record["environment"])}
+Measured with {threads(rows[0]["threads"])} on {ran_on(record["environment"])}
 
 {cost_model()}
 """
