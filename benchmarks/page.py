@@ -9,7 +9,7 @@ from typing import Any
 
 from page_cost import accelerator, agreement, prune_time
 from page_deployment import deployment
-from page_parts import MISSING, missing, phases, ran_on, spread, table, threads
+from page_parts import MISSING, missing, phases, ran_on, several, spread, table, threads
 from page_peers import peers
 from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
@@ -207,7 +207,7 @@ Our target was at least {wanted["speedup"]:g} times as fast, with an error {want
 
 {chr(10).join(failed)}
 
-Measured with {threads(setup["threads"])} on {ran_on(record["environment"])}
+Measured with {threads(setup["threads"])} on {ran_on(record["environment"])}{several(record["rows"])}
 """
 
 
