@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coreprune import _ranks
 from coreprune._mapped import stored_as
+from coreprune.errors import GeometryError, ModelError
 from coreprune.pruning.layer.linear_maps import Operator
 from coreprune.pruning.repair.fit import Fit, Made, Rows, fitted, joined
 from coreprune.pruning.repair.options import Repair
@@ -55,7 +56,10 @@ def refit_once(walk: Walk, operator: Operator, options: Repair, state: Unfinishe
 
 
 def refit(walk: Walk, operator: Operator, options: Repair) -> Refit | None:
-    """Refit a layer of the pruned model to what the original computes; None if there is nothing to fit, or to gain."""
+    """Refit a layer of the pruned model to what the original computes; None if there is nothing to fit, or to gain.
+
+    Raises ModelError if what it reads or is to compute is not finite.
+    """
     path = walk.paths[operator.node]
     tensors: dict[str, Tensor] = walk.small.tensors  # type: ignore[assignment]
     start = operator.matrix(tensors[operator.weight]).double()
@@ -68,10 +72,13 @@ def refit(walk: Walk, operator: Operator, options: Repair) -> Refit | None:
     columns = None if alive is None else _columns(alive, operator.taps)
     old = start if columns is None else start.gather(2, columns[:, None, :].expand(-1, start.shape[1], -1))
     old = problem.part(old)
-    if operator.taps > 1 and old.shape[2] > WIDEST:
-        fit = _mixed(walk, problem, start, alive, options)
-    else:
-        fit = _in_blocks(walk, problem, old, _bias(walk, operator, start), alive, options)
+    try:
+        if operator.taps > 1 and old.shape[2] > WIDEST:
+            fit = _mixed(walk, problem, start, alive, options)
+        else:
+            fit = _in_blocks(walk, problem, old, _bias(walk, operator, start), alive, options)
+    except GeometryError as error:
+        raise ModelError(_not_finite(operator, walk)) from error
     # All processes have the same sums. They give the same weights, bit by bit, only on machines of one kind.
     fit = _ranks.from_first("a refit", lambda: fit)
     if fit is None:
@@ -82,6 +89,21 @@ def refit(walk: Walk, operator: Operator, options: Repair) -> Refit | None:
         weight = weight.new_zeros(*weight.shape[:2], start.shape[2]).scatter_(2, spread, weight)
     _write(walk, problem, start, weight, fit.bias)
     return Refit(operator.weight, fit.before, fit.after, path.join is not None)
+
+
+def _not_finite(operator: Operator, walk: Walk) -> str:
+    """Why a layer cannot be refitted."""
+    names = [name for name in (operator.weight, operator.bias) if name is not None]
+    odd = [name for name in names if not bool(torch.isfinite(walk.full.tensors[name]).all())]
+    why = (
+        f"{' and '.join(odd)} has a NaN or infinite entry"
+        if odd
+        else "what it reads or is to compute is not finite on the queries"
+    )
+    return (
+        f"{operator.weight} {tuple(walk.full.tensors[operator.weight].shape)} cannot be refitted: {why}. Check the "
+        "model and the range of the queries, or prune without repair."
+    )
 
 
 def _in_blocks(
