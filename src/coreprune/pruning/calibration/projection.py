@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from coreprune._masked import entries, floored
 from coreprune.coreset import divergence_noise, variance_under
 from coreprune.graph import Captured
 from coreprune.pruning.calibration.wider import looked_up
@@ -32,12 +33,14 @@ def projection(output: Tensor, samples: int | None, words: frozenset[int], gener
     samples: how many the output holds; None: as many as its first axis is long. words: the sizes of vocabularies.
     """
     noise = torch.randn(output.shape, generator=generator).to(output)
+    noise = noise.masked_fill_(torch.isinf(output), 0.0)
     samples = samples or output.shape[0] if output.dim() else 1
     tokens = output[..., 0].numel() if output.dim() > 2 else 1
     if tokens == 1 or output.shape[-1] not in words:
-        deviation = output.double().std(correction=0).clamp_min(1e-12)
-        return noise.div_((deviation * (output.numel() / samples) ** 0.5).to(output))
-    rows, drawn = output.flatten(0, -2), noise.flatten(0, -2)
+        counted = entries(output)
+        deviation = counted.double().std(correction=0).clamp_min(1e-12)
+        return noise.div_((deviation * (counted.numel() / samples) ** 0.5).to(output))
+    rows, drawn = floored(output).flatten(0, -2), noise.flatten(0, -2)
     mean, varies = rows.mean(dim=0, dtype=torch.float64), 0.0
     for part, own in zip(rows.split(_ROWS), drawn.split(_ROWS), strict=True):
         logits = part.double()

@@ -278,9 +278,9 @@ class _Walk:
     ) -> bool:
         """Start with a random projection of the model's outputs. Returns whether it has a gradient."""
         found = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
-        outputs = [x for x in found if bool(torch.isfinite(x.detach()).all())]
+        outputs = [x for x in found if _counts(x.detach())]
         if len(outputs) < len(found):
-            log.warning("an output of the model is not finite on the queries, so what errors do to it does not count.")
+            log.warning("an output of the model is NaN on the queries, so what errors do to it does not count.")
         if not outputs:
             return False
         padding = self.calibration.padding_of(b)
@@ -325,3 +325,8 @@ class _Walk:
         """The samples of a batch; None: as many as the first axis of a tensor is long."""
         axes = self.calibration.captured.axes
         return None if axes.first else axes.size(self.calibration.batches[0])
+
+
+def _counts(output: Tensor) -> bool:
+    """Whether errors of an output can be weighed. Entries that are infinite are masked; they do not count."""
+    return not bool(torch.isnan(output).any() or torch.isinf(output).all())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from coreprune._checkpoint import Checkpoint, digest
 from coreprune._example import largest_batch
+from coreprune._masked import entries, floored, mean_square
 from coreprune._seed import as_generator
 from coreprune._telling import Wanted, telling
 from coreprune._twin import quiet
@@ -266,14 +267,14 @@ def _loss(student: Watching, maps: Sequence[Readout | None], lesson: Lesson, opt
 def _error(found: Tensor, wanted: Tensor) -> Tensor:
     """Mean squared error, relative to the variance of what is wanted."""
     found, wanted = (x if x.dtype == torch.float64 else x.float() for x in (found, wanted))
-    variance = wanted.var(correction=0)
-    return (found - wanted).square().mean() / torch.where(variance > 0, variance, 1.0)
+    variance = entries(wanted).var(correction=0)
+    return mean_square(found, wanted) / torch.where(variance > 0, variance, 1.0)
 
 
 def _divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     """T² · KL(softmax(wanted/T) ‖ softmax(found/T)) over the last axis, averaged over all others."""
     found, wanted = (
-        nn.functional.log_softmax((x if x.dtype == torch.float64 else x.float()) / temperature, dim=-1)
+        nn.functional.log_softmax(floored(x if x.dtype == torch.float64 else x.float()) / temperature, dim=-1)
         for x in (found, wanted)
     )
     return temperature**2 * (wanted.exp() * (wanted - found)).sum(-1).mean()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
+from coreprune._masked import entries, mean_square
 from coreprune._progress import Progress
 from coreprune.coreset.regression import LeastSquares
 from coreprune.graph.blocks import Block
@@ -125,8 +126,9 @@ def _left(value: Tensor, kept: Positions) -> Tensor:
 
 
 def _variance(parts: Sequence[Tensor]) -> Tensor:
-    """Of all entries together; 1 if they are all equal up to rounding."""
-    count = sum(x.numel() for x in parts)
+    """Of all entries together that are no infinities; 1 if they are all equal up to rounding."""
+    parts = [entries(x) for x in parts]
+    count = max(1, sum(x.numel() for x in parts))
     mean = torch.stack([x.sum(dtype=torch.float64) for x in parts]).sum() / count
     total = torch.stack([(x.double() - mean).square().sum() for x in parts]).sum() / count
     return torch.where(total > (1e-7 * mean).square(), total, 1.0)
@@ -164,8 +166,8 @@ class _Task:
         total = []
         for got, r in zip(exits, rows, strict=True):
             for found, wanted, variance in zip(got, self.targets[r], self.variance, strict=True):
-                off = torch.sub(*(x if x.dtype == torch.float64 else x.float() for x in (found, wanted)))
-                total.append(off.square().mean() / variance.to(off))
+                off = mean_square(*(x if x.dtype == torch.float64 else x.float() for x in (found, wanted)))
+                total.append(off / variance.to(off))
         return torch.stack(total).mean()
 
     def held_out(self, tensors: Mapping[str, Tensor]) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from coreprune import _ranks
 from coreprune._batch import usual
 from coreprune._example import largest_batch, reals
+from coreprune._masked import entries, mean_square
 from coreprune._shapes import Float
 from coreprune._single import answering
 from coreprune.pruning.reporting.answers import scores
@@ -25,8 +26,8 @@ class Apart:
     """The differences between two models.
 
     errors: (n,) float64, for every query the squared error of the outputs, relative to their variance over all queries;
-    infinite where an output is not finite. same: how many queries get the same class, or the same next token of a
-    causal language model; None if the models return no such scores.
+    infinite where an output is NaN, or infinite in one model alone. same: how many queries get the same class, or the
+    same next token of a causal language model; None if the models return no such scores.
     """
 
     errors: Float[Tensor, " n"]
@@ -78,10 +79,8 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
                 break
             for i in range(rows):  # one at a time: in float64 the logits of a batch of texts are gigabytes
                 one = [(x[i].double(), y[i].double()) for x, y in pairs]
-                errors.append(torch.stack([(x - y).square().mean() for x, y in one]).cpu())
-                sums.append(
-                    torch.stack([torch.stack([x.sum(), x.square().sum(), 0 * x.sum() + x.numel()]) for x, _ in one])
-                )
+                errors.append(torch.stack([mean_square(y, x) for x, y in one]).cpu())
+                sums.append(torch.stack([_sums(entries(x)) for x, _ in one]))
             chosen = [read((args, kwargs), output) for output in pairs[0]]
             if chosen[0] is not None and chosen[1] is not None:
                 classes += (chosen[0].argmax(dim=1) == chosen[1].argmax(dim=1)).tolist()
@@ -94,3 +93,8 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
     relative = torch.stack(errors) / torch.where(variance > 0, variance, 1.0)
     same = sum(classes) if len(classes) == len(relative) else None
     return Apart(torch.nan_to_num(relative.mean(dim=1), nan=math.inf, posinf=math.inf), same)
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Sum, sum of squares and count, (3,)."""
+    return torch.stack([x.sum(), x.square().sum(), torch.full_like(x[:1].sum(), x.numel())])
