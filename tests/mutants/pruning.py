@@ -12,6 +12,7 @@ STATISTICS = ("pruning/calibration/test_statistics.py", "pruning/calibration/tes
 LOCKSTEP = ("pruning/repair/test_lockstep.py",)
 PATHS = ("pruning/repair/test_residual_paths.py",)
 WEIGHTS = ("pruning/plans/test_weights_after.py",)
+MASKED = ("pruning/test_masked_outputs.py",)
 DISTILL = ("pruning/distill/test_distill.py",)
 MAPS = ("pruning/layer/test_linear_maps.py",)
 FOLDING = ("pruning/selectors/test_selectors_folding.py",)
@@ -414,6 +415,22 @@ MUTANTS = (
         "return float(less.mean()) > 0",
         ("pruning/reporting/test_comparison.py",),
         "another cut is taken for a difference within its standard error",
+    ),
+    Mutant(
+        "masked-outputs-dilute-the-error",
+        "_masked.py",
+        ".square().sum() / (~masked).sum().clamp_min(1)",
+        ".square().mean()",
+        MASKED,
+        "an output with many masked entries looks nearly right",
+    ),
+    Mutant(
+        "an-output-with-masks-is-worth-nothing",
+        "pruning/calibration/statistics.py",
+        "torch.isinf(output).all())",
+        "torch.isinf(output).any())",
+        MASKED,
+        "errors in front of a masked output do not count",
     ),
     Mutant(
         "exchange-that-unseen-queries-need-not-confirm",
