@@ -280,7 +280,7 @@ class _Walk:
         found = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
         outputs = [x for x in found if _counts(x.detach())]
         if len(outputs) < len(found):
-            log.warning("an output of the model is NaN on the queries, so what errors do to it does not count.")
+            log.warning("an output of the model is not finite on the queries, so what errors do to it does not count.")
         if not outputs:
             return False
         padding = self.calibration.padding_of(b)
