@@ -143,7 +143,7 @@ def _rows(name: str, case: Case, batch: int, runtime: str, seconds: float) -> It
     try:
         yield from measure(name, case, batch, runtime, seconds)
     except BudgetError as failed:
-        yield {"model": name, "batch": batch, "runtime": runtime, "failed": str(failed)}
+        yield {"model": name, "batch": batch, "runtime": runtime, "queries": case.queries, "failed": str(failed)}
 
 
 if __name__ == "__main__":

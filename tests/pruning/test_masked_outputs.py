@@ -42,7 +42,7 @@ def run(value, **settings):
 
 
 @pytest.mark.parametrize("value", [-math.inf, math.inf])
-def test_all_that_is_compared_is_as_without_the_masked_outputs(value, caplog):
+def test_the_safety_net_sees_the_error_of_every_cut(value, caplog):
     found = [run(each, method="magnitude", repair=Repair(descent=False))[1] for each in (value, None)]
     masked, cut = ([(c.name, c.error) for c in result.report.compared] for result in found)
     assert [name for name, _ in masked] == [name for name, _ in cut]
