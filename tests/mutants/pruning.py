@@ -425,6 +425,14 @@ MUTANTS = (
         "an output with many masked entries looks nearly right",
     ),
     Mutant(
+        "a-masked-sum-is-matched-to-nothing",
+        "pruning/repair/problem.py",
+        "torch.where(masked, own * _sign(scale), y)",
+        "torch.where(masked, 0.0, y)",
+        ("pruning/repair/test_masked_sums.py",),
+        "where another branch masks the sum, a layer is fitted to zero",
+    ),
+    Mutant(
         "an-output-with-masks-is-worth-nothing",
         "pruning/calibration/statistics.py",
         "torch.isinf(output).all())",

@@ -71,7 +71,12 @@ class Problem:
         size = scale.abs()
         if path.join is not None and path.other is not None:
             behind = outputs(walk.small.batch(path.other, b)) + shift
+            masked = torch.isinf(y) | torch.isinf(behind)
             y, zero = (y - behind) / size, behind / -size
+            if bool(masked.any()):  # by the other branch: there nothing is left of the sum that could be matched
+                own = outputs(walk.full.batch(operator.node, b))
+                own = own if mix is None else own @ mix.map.mT.to(own.device)
+                y, zero = torch.where(masked, own * _sign(scale), y), torch.where(masked, -torch.inf, zero)
         else:
             y, zero = y * _sign(scale), (-shift / size).expand_as(y)
         if alone:
