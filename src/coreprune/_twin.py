@@ -73,6 +73,8 @@ def quiet(model: nn.Module, own_inputs: bool = True) -> Iterator[nn.Module]:
         config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is not None:
             config.use_cache = False
+        if isinstance(module, nn.EmbeddingBag):
+            module.register_forward_pre_hook(_check_bags, with_kwargs=True)
     still.register_forward_hook(_plain_outputs)
     if (device := _CALLERS.get()) is not None and device.type != "cpu":
         _run_on(still, device)
@@ -83,6 +85,18 @@ def quiet(model: nn.Module, own_inputs: bool = True) -> Iterator[nn.Module]:
         separate(still, model)
     with _unchanged(model), _own_random_state(model), torch.inference_mode(False), torch.no_grad():
         yield still
+
+
+def _check_bags(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse bags of words that begin in no order, as made-up inputs may say: torch would read beyond the words, or end
+    the process."""
+    words: Any = args[0] if args else kwargs["input"]
+    begin: Any = args[1] if len(args) > 1 else kwargs.get("offsets")
+    if begin is None or torch.compiler.is_compiling():
+        return
+    empty = begin.numel() < 1 + module.include_last_offset
+    if empty or int(begin[0]) or bool((begin.diff() < 0).any()) or int(begin[-1]) > words.numel():
+        raise IndexError(f"bags that begin at {begin.tolist()[:9]} do not divide {words.numel()} words")
 
 
 def twin(model: nn.Module, shared: Iterable[Any] = ()) -> nn.Module:

@@ -23,7 +23,7 @@ def follow_weights(module: nn.Module) -> None:
         module.normalized_shape = tuple(n)
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = n[0]  # for the number of groups see `follow_sections`
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         module.embedding_dim = n[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = n[0]

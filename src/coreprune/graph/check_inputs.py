@@ -114,7 +114,7 @@ def _tables(node: fx.Node, seen: set[fx.Node]) -> Iterator[int]:
     for user in node.users:
         name = op_name(user.target) if user.op == "call_function" else ""
         kind, (value, chosen) = operation(user).kind, (*user.args, None, None)[:2]
-        if name == "embedding" and chosen is node:
+        if kind == "embedding" and chosen is node:
             yield from _length(value, 0)
         elif name == "one_hot" and isinstance(chosen, int):
             yield chosen

@@ -189,7 +189,7 @@ TABLE: tuple[Operation, ...] = (
     Operation("conv_transpose2d", "transposed conv", product=True, space=2),
     Operation("conv_transpose3d", "transposed conv", product=True, space=3),
     Operation("einsum", "einsum", product=True),
-    Operation("embedding", "embedding"),
+    Operation("embedding embedding_bag _embedding_bag _embedding_bag_forward_only", "embedding"),
     Operation("scaled_dot_product_attention", "attention", product=True),
     Operation("lstm gru rnn_tanh rnn_relu", "recurrent", product=True),
     Operation(

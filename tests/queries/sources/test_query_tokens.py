@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from coreprune import InputError
 from coreprune.queries import RandomTokens, SelfGenerated, Target, ZipfTokens, make_queries
@@ -48,13 +49,40 @@ class Bidirectional(nn.Module):
 
 def test_the_vocabulary_is_that_of_the_embedding_that_reads_the_tokens() -> None:
     assert vocabulary(target(Markov(ODDS), torch.ones(1, 9, dtype=torch.int64))) == 3
-    with pytest.raises(InputError, match="no embedding"):
+    with pytest.raises(InputError, match="no embedding or other table"):
         vocabulary(target(nn.Identity(), IDS))
     with pytest.raises(InputError, match="tokens are integers"):
         vocabulary(target(mlp(), torch.zeros(1, 12)))
     assert int(RandomTokens(vocabulary=4)(target(nn.Identity(), IDS), 100, gen(), none).max()) == 3
     with pytest.raises(InputError, match="vocabulary=0"):
         RandomTokens(vocabulary=0)(target(nn.Identity(), IDS), 2, gen(), none)
+
+
+class Table(nn.Module):
+    """Reads a table of 13 rows, in one of the ways that torch has. A longer one is chosen from by place."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.table, self.how = nn.Parameter(torch.randn(13, 4)), how
+        self.places = nn.Embedding(64, 4) if how == "function" else torch.randn(64, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = torch.arange(ids.shape[1])
+        if self.how == "function":
+            return functional.embedding(ids, self.table) + self.places(places)
+        if self.how == "bag":
+            return functional.embedding_bag(ids, self.table) + self.places[places].mean(0)
+        if self.how == "index":
+            return self.table[ids] + self.places[places]
+        if self.how == "index_select":
+            return self.table.index_select(0, ids.flatten()).unflatten(0, ids.shape) + self.places[places]
+        return functional.one_hot(ids, 13).float() @ self.table + self.places[places]
+
+
+@pytest.mark.parametrize("how", ["function", "bag", "index", "index_select", "one hot"])
+@pytest.mark.parametrize("ids", [IDS, torch.arange(9)[None] % 4], ids=["zeros", "several"])
+def test_the_vocabulary_of_any_table(how: str, ids: Tensor) -> None:
+    assert vocabulary(target(Table(how), ids)) == 13
 
 
 class Columns(nn.Module):

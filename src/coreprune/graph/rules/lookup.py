@@ -12,15 +12,16 @@ from torch.utils import _pytree as pytree
 from coreprune.graph.ops import of_kind
 from coreprune.graph.rules.einsum_space import pointwise
 from coreprune.graph.rules.movement import move
-from coreprune.graph.rules.registry import Call, rule, values_in
+from coreprune.graph.rules.registry import Call, results, rule, values_in
 from coreprune.graph.values import Value, align, axes, compact
 
 
 @rule(*of_kind("embedding"))
 def _embedding(call: Call) -> Any:
-    table, where = call.args[0], call.args[1]
+    """Rows of a table, or the sum, mean or maximum of several of them."""
+    table = call.args[0]
     shape = call.shape
-    call.tracer.lock_all([where], f"used as an index ({call.node.name})")
+    call.tracer.lock_all(values_in(call.args[1:], call.kwargs), f"used as an index ({call.node.name})")
     maps = []
     for ids in table.maps:
         if axes(ids) == {1}:
@@ -28,7 +29,7 @@ def _embedding(call: Call) -> Any:
             maps.append(align(ids[0], len(shape)))
         else:
             call.tracer.lock(ids, f"rows are looked up by index ({call.node.name})")
-    return Value(shape).with_maps(maps)
+    return results(call, Value(shape).with_maps(maps))
 
 
 @rule(*of_kind("index"))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreprune.errors import InputError
 from coreprune.queries.sources.base import Target, Tell
@@ -21,7 +22,7 @@ _MOST_COLUMNS = 512
 
 
 def vocabulary(target: Target) -> int:
-    """The number of tokens: the rows of the `nn.Embedding` that looks the inputs up.
+    """The number of tokens: the rows of the table that the inputs choose from, such as that of an `nn.Embedding`.
 
     Raises InputError if none does.
     """
@@ -32,8 +33,8 @@ def vocabulary(target: Target) -> int:
     rows = [n for ids, n in looked_up if ids.numel() == given.numel() and torch.equal(ids.flatten(), given)]
     if not rows:
         raise InputError(
-            "no embedding looks these integers up, so their range is unknown. Pass samples, or in Python give the "
-            "range: RandomTokens(vocabulary=...)."
+            "no embedding or other table looks these integers up, so their range is unknown. Pass samples, or in "
+            "Python give the range: RandomTokens(vocabulary=...)."
         )
     return max(rows)  # positions may equal the tokens in an example of zeros; there are fewer of those
 
@@ -65,20 +66,41 @@ def columns(target: Target) -> Tensor | None:
     return found if bool((found > 0).all()) else None
 
 
+class _LookUps(TorchDispatchMode):
+    """Notes which integers choose rows of a table, and how many rows it has.
+
+    embedded: by an embedding, or a sum or mean of several. indexed: otherwise, such as `table[ids]` and one-hot
+    vectors.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedded: list[tuple[Tensor, int]] = []
+        self.indexed: list[tuple[Tensor, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        if name in ("embedding", "_embedding_bag", "_embedding_bag_forward_only"):
+            self.embedded.append((args[1].detach().clone(), args[0].shape[0]))
+        elif name == "index":
+            self.indexed += [
+                (i.detach().clone(), args[0].shape[axis])
+                for axis, i in enumerate(args[1])
+                if i is not None and i.dtype != torch.bool
+            ]
+        elif name in ("index_select", "gather", "scatter"):
+            self.indexed.append((args[2].detach().clone(), args[0].shape[args[1]]))
+        return func(*args, **(kwargs or {}))
+
+
 def _looked_up(target: Target, x: Tensor) -> list[tuple[Tensor, int]]:
-    """What the embeddings of the model look up for an input, and how many rows they have, in the order of the calls."""
-    found: list[tuple[Tensor, int]] = []
+    """What the model looks up for an input, and how many rows the tables have, in the order of the calls.
 
-    def hook(module: Any, args: tuple[Tensor, ...]) -> None:
-        found.append((args[0].detach().clone(), module.num_embeddings))
-
-    handles = [m.register_forward_pre_hook(hook) for m in target.model.modules() if isinstance(m, nn.Embedding)]
-    try:
+    Where there are embeddings, they alone count: other tables may be chosen from by place, or by what was computed.
+    """
+    with _LookUps() as found:
         target.call(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    return found.embedded or found.indexed
 
 
 def is_causal(target: Target) -> bool:
