@@ -59,7 +59,10 @@ def parser(doc: str | None, methods: tuple[str, ...], shares: tuple[float, ...])
     made.add_argument("--shares", nargs="+", type=float, default=list(shares), help="of the MACs that stay")
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--rounds", type=int, default=1, help="prune and train in so many steps")
-    made.add_argument("--epochs", type=int, help="of each round; the recipe's own by default")
+    made.add_argument("--epochs", type=int, help="of each round; this and the next three: the recipe's own by default")
+    made.add_argument("--lr", type=float, help="highest learning rate")
+    made.add_argument("--soft", type=float, help="weight of the dense network's answers against the labels, 0 to 1")
+    made.add_argument("--temperature", type=float, help="that softens those answers")
     made.add_argument(
         "--repair", choices=("own", "all", "none"), default="own", help="own: functional alone is repaired"
     )
@@ -77,14 +80,16 @@ def run(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {row["key"] for row in rows}
-    before = task.test(task.dense)
+    before, given = task.test(task.dense), _given(options)
+    task = replace(task, tuning=replace(task.tuning, **given))
+    other = "".join(f"/{name} {value:g}" for name, value in given.items())
     for seed in range(options.seeds):
         for share in options.shares:
             for method in options.methods:
-                key = f"{task.name}/{method}/{share:g}/{options.rounds} rounds/seed {seed}"
+                key = f"{task.name}/{method}/{share:g}/{options.rounds} rounds/seed {seed}{other}"
                 if key in done:
                     continue
-                row = {"key": key, "method": method, "share": share, "seed": seed, "rounds": options.rounds}
+                row = {"key": key, "method": method, "share": share, "seed": seed, "rounds": options.rounds, **given}
                 rows.append({**row, "dense": before, **_one(task, method, share, seed, options, key)})
                 if _first():
                     with path.open("a") as file:
@@ -95,6 +100,12 @@ def run(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of the training."""
+    found = {name: getattr(options, name) for name in ("epochs", "lr", "soft", "temperature")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _one(task: Task, method: str, share: float, seed: int, options: argparse.Namespace, key: str) -> dict[str, Any]:
     """Prune and train, in rounds. Each round leaves the same share of what the one before has left."""
     start, model, pruned = time.perf_counter(), copy.deepcopy(task.dense), 0.0
@@ -102,7 +113,6 @@ def _one(task: Task, method: str, share: float, seed: int, options: argparse.Nam
     asked: dict[str, Any] = {"queries": None, "repair": False}
     if repaired or getattr(SELECTORS[method], "reads", True):
         asked = {"queries": "auto" if task.queries is None else task.queries, "repair": repaired}
-    tuning = task.tuning if options.epochs is None else replace(task.tuning, epochs=options.epochs)
     for i in range(options.rounds):
         torch.manual_seed(seed)
         budget = Budget(macs=share ** (1 / options.rounds))
@@ -111,21 +121,21 @@ def _one(task: Task, method: str, share: float, seed: int, options: argparse.Nam
         model = prune(model, task.example, budget, method, seed=seed + i, cache=cache, **asked).model
         pruned = task.test(model)
         name = "-".join([*key.replace(" ", "").split("/"), str(i)])
-        epochs = _tuned(task, model, tuning, seed, options.out / name)
+        epochs = _tuned(task, model, seed, options.out / name)
         _board(options.out / "tensorboard" / name, epochs)
     tuned = epochs[-1]["validation"] if epochs else task.test(model)  # none, where a checkpoint had all of them
     seconds = round(time.perf_counter() - start, 1)
-    return {"pruned": pruned, "tuned": tuned, "epochs": options.rounds * tuning.epochs, "seconds": seconds}
+    return {"pruned": pruned, "tuned": tuned, "epochs": options.rounds * task.tuning.epochs, "seconds": seconds}
 
 
-def _tuned(task: Task, model: nn.Module, tuning: Tuning, seed: int, place: Path) -> list[dict[str, float]]:
+def _tuned(task: Task, model: nn.Module, seed: int, place: Path) -> list[dict[str, float]]:
     """Train a model in place. place: of its checkpoint and its log, without their endings."""
     with Progress(transient=True) as bar:
         part = bar.add_task(place.name)
         return fine_tune_(
             _parallel(model),
             task.batches(seed),
-            tuning,
+            task.tuning,
             teacher=task.dense,
             validate=lambda _: task.test(model),
             checkpoint=place.with_name(f"{place.name}.safetensors"),
@@ -170,18 +180,28 @@ def _board(folder: Path, rows: list[dict[str, float]]) -> None:
 
 
 def table(task: Task, rows: list[dict[str, Any]]) -> Table:
-    """Mean and deviation over the seeds of accuracies in per cent, and what the paper reports."""
+    """Mean and deviation over the seeds of accuracies in per cent, and what the paper reports.
+
+    Rows of other training, or of other numbers of rounds, stand apart.
+    """
     made = Table(title=f"{task.name}: dense {rows[0]['dense']:.2%}" if rows else task.name, title_justify="left")
     for name in ("selector", "MACs", "pruned", "tuned", "seeds"):
         made.add_column(name, justify="left" if name == "selector" else "right")
     alike: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for row in rows:
-        alike.setdefault((-row["share"], row["method"]), []).append(row)
+        alike.setdefault((-row["share"], _label(row)), []).append(row)
     for (share, method), group in sorted(alike.items()):
         cells = [_spread([row[name] for row in group]) for name in ("pruned", "tuned")]
         made.add_row(method, f"{-share:.0%}", *cells, str(len(group)))
     made.caption = f"The paper reports: {task.reported}" if task.reported else None
     return made
+
+
+def _label(row: dict[str, Any]) -> str:
+    """The selector, and what was not the recipe's own."""
+    rounds = {"rounds": row["rounds"]} if row["rounds"] > 1 else {}
+    other = {name: row[name] for name in ("epochs", "lr", "soft", "temperature") if f"/{name} " in row["key"]}
+    return ", ".join([row["method"], *(f"{name} {value:g}" for name, value in (rounds | other).items())])
 
 
 def _spread(values: list[float]) -> str:

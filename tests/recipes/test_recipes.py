@@ -71,6 +71,20 @@ def test_an_interrupted_experiment_goes_on_and_rounds_reach_the_same_share(load,
     assert (tmp_path / "results.jsonl").read_text().splitlines()[:2] == lines
 
 
+def test_other_training_stands_apart(load, tmp_path):
+    recipe, experiment = load("mnist_lenet")
+    task = recipe.recipe(options(experiment, tmp_path))
+    experiment.run(task, options(experiment, tmp_path, epochs=1, methods=["l2"]))
+    rows = experiment.run(task, options(experiment, tmp_path, epochs=1, lr=1e-9, soft=1.0, methods=["l2"]))
+    own, other = rows
+    assert own["key"] != other["key"]
+    assert (other["lr"], other["soft"]) == (1e-9, 1.0)
+    assert other["tuned"] == other["pruned"]  # such a rate changes nothing
+    found = experiment.table(task, rows)
+    assert list(found.columns[0].cells) == ["l2, epochs 1", "l2, epochs 1, lr 1e-09, soft 1"]
+    assert list(found.columns[-1].cells) == ["1", "1"]
+
+
 def test_what_makes_no_sense_is_refused(load, tmp_path):
     recipe, experiment = load("mnist_lenet")
     task = recipe.recipe(options(experiment, tmp_path))
