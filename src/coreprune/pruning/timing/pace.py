@@ -1,36 +1,30 @@
-"""Budgets of time: widths by a table of measured times, corrected by the time of the whole model until that is met.
-
-The table says what widths change; what it leaves out (Python, views, caches, operations that fuse) is a line from the
-table's seconds to those of the model. The line goes through the dense model and the narrowest one at first, and through
-the closest models on both sides of the limit after that.
-"""
+"""Budgets of time: widths by a table of measured times, corrected by the time of the whole model until that is met."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from coreprune import _timing
 from coreprune._example import device_of
 from coreprune._progress import Progress
 from coreprune._runtimes import check_runtime, runner, versions_of
-from coreprune._single import HALF
-from coreprune._twin import quiet
-from coreprune.errors import BudgetError, InputError, ModelError, first_line
-from coreprune.graph import Captured, Group, Traced, capture, remove
+from coreprune.errors import BudgetError
+from coreprune.graph import Traced, remove
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.durations import as_time, seconds_of
 from coreprune.pruning.allocation.ladders import channels_of, ladder_of, nothing_free
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.plans.plan import fingerprint
 from coreprune.pruning.timing.calls import calls_of
+from coreprune.pruning.timing.line import Line, Point
+from coreprune.pruning.timing.models import as_stored, as_timed, at_batch, first_units, timed_dtypes
 from coreprune.pruning.timing.store import Store
 from coreprune.pruning.timing.table import Clock, LatencyTable, measured_table
 
@@ -69,20 +63,12 @@ class MetLatency:
     timed: int
 
 
-@dataclass(frozen=True)
-class _Point:
-    """One model. table: seconds by the table. time: of the whole, as a share of the dense model's time if the budget
-    is a share, otherwise in seconds."""
-
-    table: float
-    time: float
-
-
 @dataclass(eq=False)
 class Pace:
     """A budget of time for one model: its table, and what is known of the time of the whole so far.
 
-    traced: the dense model, on whose machine times are measured. inputs: of one call. limit: in the unit of `_Point`.
+    traced: the dense model, on whose machine times are measured. inputs: of one call. line: its times are shares of the
+    dense model's time if the budget is a share, otherwise seconds.
     """
 
     traced: Traced
@@ -91,9 +77,8 @@ class Pace:
     table: LatencyTable
     store: Store
     clock: Clock
-    limit: float
+    line: Line
     before: float = 0.0
-    points: list[_Point] = field(default_factory=list)
     _dense: Callable[[], Any] | None = None
 
     def met(
@@ -107,34 +92,37 @@ class Pace:
         Raises BudgetError if no model within the limit was found.
         """
         least = self._reached(traced, budget)
-        best: tuple[_Point, Budget, MetLatency] | None = None
-        tried: dict[tuple[tuple[str, int], ...], _Point] = {}
-        target, aim, corrections = self._target(_AIM, least.table), _AIM, 0
+        best: tuple[Point, Budget, MetLatency] | None = None
+        tried: dict[tuple[tuple[str, int], ...], Point] = {}
+        target, aim, corrections = self.line.target(_AIM, least.table, self._dense_cost), _AIM, 0
         while True:
             limited = _on_table(budget, target)
             widths = allocated(limited, self.table)
             key = tuple(sorted(widths.items()))
             new = key not in tried
             if new:
-                told = self._predicted(cost := self.table(self._channels(traced, widths)))
+                cost = self.table(self._channels(traced, widths))
+                told = self._seconds(self.line.predicted(cost))
                 point, before, after = self._timed(traced, widths, cost)
                 tried[key] = point
                 log.info("table %s, predicted %s, measured %s", as_time(cost), as_time(told), as_time(after))
-                if point.time <= self.limit and (best is None or point.table > best[0].table):
+                if self.line.met(point) and (best is None or point.table > best[0].table):
                     best = (point, limited, self._found(before, after, told, corrections))
-            if best is not None and (not new or best[0].time >= _CLOSE * self.limit or self._whole(traced, widths)):
+            if best is not None and (
+                not new or best[0].time >= _CLOSE * self.line.limit or self._whole(traced, widths)
+            ):
                 break
             if corrections == _CORRECTIONS:
                 break
             corrections += 1
             aim = aim if new else aim * _AIM  # the ladders have no widths in between
-            target = self._target(aim, least.table)
+            target = self.line.target(aim, least.table, self._dense_cost)
         if best is None:
             closest = min(p.time for p in (*tried.values(), least))
             raise BudgetError(
                 f"after {_CORRECTIONS} corrections no widths were found with which a call takes at most "
-                f"{self._said(self.limit)}; the least that was reached is {self._said(closest)}. Raise the budget, or "
-                "measure on a machine that does nothing else."
+                f"{self._said(self.line.limit)}; the least that was reached is {self._said(closest)}. Raise the "
+                "budget, or measure on a machine that does nothing else."
             )
         return best[1], replace(best[2], corrections=corrections)
 
@@ -150,7 +138,7 @@ class Pace:
         dense, least = (self.store.seconds.get(key) for key in keys)
         if dense is not None and least is not None:
             self._note_dense(dense)
-            self.points.append(_Point(self.table(self._least(self.traced, self.budget)), self._time(least, dense)))
+            self.line.points.append(Point(self.table(self._least(self.traced, self.budget)), self._time(least, dense)))
             self._reached(self.traced, self.budget)
             return
         point = self._reached(self.traced, self.budget)
@@ -164,7 +152,7 @@ class Pace:
         return " ".join(str(tuple(x.shape)) for x in pytree.tree_leaves(self.inputs) if isinstance(x, Tensor))
 
     def _time(self, seconds: float, before: float) -> float:
-        """Seconds in the unit of `_Point`. before: those of the dense model."""
+        """Seconds in the unit of the line. before: those of the dense model."""
         return seconds if isinstance(self.budget.latency, str) else seconds / before
 
     def _seconds(self, time: float) -> float:
@@ -172,71 +160,47 @@ class Pace:
 
     def _note_dense(self, seconds: float) -> None:
         self.before = seconds
-        if not any(p.table == self._dense_cost for p in self.points):
-            self.points.append(_Point(self._dense_cost, self._time(seconds, seconds)))
+        if not any(p.table == self._dense_cost for p in self.line.points):
+            self.line.points.append(Point(self._dense_cost, self._time(seconds, seconds)))
 
     def _least(self, traced: Traced, budget: Budget) -> dict[str, int]:
         """The least channels of every free group."""
         return {name: ladder_of(budget, g)[0] * channels_of(g) for name, g in traced.free.items()}
 
-    def _reached(self, traced: Traced, budget: Budget) -> _Point:
+    def _reached(self, traced: Traced, budget: Budget) -> Point:
         """The narrowest model. Raises BudgetError if it takes too long."""
         widths = {name: ladder_of(budget, g)[0] for name, g in traced.free.items()}
         cost = self.table(self._channels(traced, widths))
-        known = [p for p in self.points if p.table <= cost and p.time <= self.limit]
-        if known:
-            return replace(max(known, key=lambda p: p.table), table=cost)
+        if (known := self.line.within(cost)) is not None:
+            return replace(known, table=cost)
         point = self._timed(traced, widths, cost)[0]
-        if point.time > self.limit:
+        if not self.line.met(point):
             nothing = "" if traced.free else " " + nothing_free(list(traced.groups))
             raise BudgetError(
-                f"latency={self.budget.latency!r} allows {self._said(self.limit)} for a call of the model, but with "
-                f"every free group at its least width it still takes {self._said(point.time)}, the least that was "
-                f"reached.{nothing} Raise the budget, or lower min_width or round_to."
+                f"latency={self.budget.latency!r} allows {self._said(self.line.limit)} for a call of the model, but "
+                f"with every free group at its least width it still takes {self._said(point.time)}, the least that "
+                f"was reached.{nothing} Raise the budget, or lower min_width or round_to."
             )
         return point
 
-    def _timed(self, traced: Traced, widths: Widths, cost: float) -> tuple[_Point, float, float]:
+    def _timed(self, traced: Traced, widths: Widths, cost: float) -> tuple[Point, float, float]:
         """Cut to these widths, and time the whole in turn with the dense model. Returns the medians of both, too."""
-        keep = {name: _first_units(traced.free[name], width) for name, width in widths.items()}
+        keep = {name: first_units(traced.free[name], width) for name, width in widths.items()}
         small = remove(traced, keep).model
-        with _still(self.traced.model, self.traced) as dense, _still(small, self.traced) as cut:
+        with as_stored(self.traced.model, self.traced) as dense, as_stored(small, self.traced) as cut:
             runtime = self.budget.runtime
             first = self._dense or runner(runtime, dense, self.inputs)
             if runtime != "eager":
                 self._dense = first  # a program of its own, which need not be compiled again
             before, after = self.clock([first, runner(runtime, cut, self.inputs)])
         self._note_dense(before)
-        point = _Point(cost, self._time(after, before))
-        self.points.append(point)
+        point = Point(cost, self._time(after, before))
+        self.line.points.append(point)
         return point, before, after
 
     @property
     def _dense_cost(self) -> float:
         return self.table({})
-
-    def _line(self) -> tuple[_Point, _Point]:
-        """The models between which the limit lies: one that is within it and one that is not, if both are known."""
-        within = [p for p in self.points if p.time <= self.limit]
-        above = [p for p in self.points if p.time > self.limit]
-        low = max(within, key=lambda p: p.table) if within else min(self.points, key=lambda p: p.table)
-        beyond = [p for p in above if p.table > low.table] or [p for p in self.points if p.table > low.table]
-        return low, min(beyond, key=lambda p: p.table, default=low)
-
-    def _target(self, aim: float, least: float) -> float:
-        """The seconds of the table at which the whole takes `aim` of the limit."""
-        low, high = self._line()
-        if high.time <= self.limit or high.time <= low.time:
-            return self._dense_cost if high.time <= self.limit else max(least, low.table)
-        share = (aim * self.limit - low.time) / (high.time - low.time)
-        return max(least, low.table + share * (high.table - low.table))
-
-    def _predicted(self, cost: float) -> float:
-        """The seconds of the whole at this cost, by the line."""
-        low, high = self._line()
-        slope = (high.time - low.time) / (high.table - low.table) if high.table > low.table else 0.0
-        told = low.time + slope * (cost - low.table)
-        return self._seconds(told)
 
     def _channels(self, traced: Traced, widths: Widths) -> dict[str, int]:
         return {name: width * channels_of(traced.free[name]) for name, width in widths.items()}
@@ -252,7 +216,7 @@ class Pace:
     def _found(self, before: float, after: float, predicted: float, corrections: int) -> MetLatency:
         device = device_of(self.traced.model)
         return MetLatency(
-            limit=self._seconds(self.limit),
+            limit=self._seconds(self.line.limit),
             before=before,
             after=after,
             predicted=predicted,
@@ -281,7 +245,7 @@ def pace_of(
         raise BudgetError(nothing_free(list(traced.groups)))
     device = device_of(traced.model)
     check_runtime(budget.runtime, device)
-    captured, dtypes = _at_batch(traced, budget.batch), _dtypes(traced)
+    captured, dtypes = at_batch(traced, budget.batch), timed_dtypes(traced)
     store = Store.open(budget.table, _where(budget, device))
     least = {name: ladder_of(budget, g)[0] * channels_of(g) for name, g in traced.free.items()}
     calls = calls_of(captured, traced.groups, budget.runtime, dtypes)
@@ -292,8 +256,8 @@ def pace_of(
             "none of the operations whose widths may change can be timed, so no time can be a budget. Limit macs."
         )
     limit = seconds_of(budget.latency) if isinstance(budget.latency, str) else float(budget.latency)
-    inputs = pytree.tree_map_only(Tensor, lambda x: _as_own(x, dtypes), (captured.args, captured.kwargs))
-    pace = Pace(traced, budget, inputs, table, store, whole, limit)
+    inputs = pytree.tree_map_only(Tensor, lambda x: as_timed(x, dtypes), (captured.args, captured.kwargs))
+    pace = Pace(traced, budget, inputs, table, store, whole, Line(limit))
     pace.check()
     return pace
 
@@ -307,20 +271,6 @@ def _on_table(budget: Budget, seconds: float) -> Budget:
     return replace(budget.sized("cost", seconds), absolute=True)
 
 
-def _at_batch(traced: Traced, batch: int) -> Captured:
-    """The trace with so many samples. Raises InputError if the model does not run with them."""
-    one = traced.captured
-    if batch == 1:
-        return one
-    if one.axes.whole:
-        raise InputError(f"batch={batch}, but this model has no batch: a call is of one example. Leave batch out.")
-    try:
-        args, kwargs = one.axes.repeated((one.args, one.kwargs), batch)
-        return capture(traced.model, args, kwargs, batch, batch_axis=one.axes)
-    except ModelError as error:
-        raise InputError(f"the model does not run with batch={batch}: {first_line(error)}.") from error
-
-
 def _where(budget: Budget, device: torch.device) -> str:
     """What times depend on besides the operations themselves."""
     import platform
@@ -329,33 +279,3 @@ def _where(budget: Budget, device: torch.device) -> str:
     versions = [f"{name} {v}" for name, v in versions_of(budget.runtime).items()]
     python = f"python {platform.python_version()}"
     return ", ".join([_timing.processor(device), threads, *versions, python, budget.runtime])
-
-
-def _dtypes(traced: Traced) -> dict[torch.dtype, torch.dtype]:
-    """The dtype to time in place of float32, in a copy of a model that is stored in half precision."""
-    stored = traced.captured.tensors
-    half = [d for name, t in traced.tensors.items() if t.dtype == torch.float32 and (d := stored[name][1]) in HALF]
-    return {torch.float32: max(set(half), key=half.count)} if half else {}
-
-
-def _as_own(x: Tensor, dtypes: Mapping[torch.dtype, torch.dtype]) -> Tensor:
-    return x.to(dtypes[x.dtype]) if x.dtype in dtypes else x
-
-
-@contextmanager
-def _still(model: nn.Module, traced: Traced) -> Iterator[nn.Module]:
-    """A twin to run, with the dtypes in which the user's model is stored."""
-    own = {name: dtype for name, (_, dtype) in traced.captured.tensors.items()}
-    with quiet(model, own_inputs=False) as still:
-        for name, tensor in [*still.named_parameters(), *still.named_buffers()]:
-            if own.get(name, tensor.dtype) != tensor.dtype:
-                tensor.data = tensor.data.to(own[name])
-        yield still
-
-
-def _first_units(group: Group, width: int) -> Tensor:
-    """The channels of the first units of every section: which ones they are changes no time."""
-    units = group.units()
-    sections = torch.zeros(len(units), dtype=torch.int64) if group.sections is None else group.sections
-    stay = torch.cat([(sections == b).nonzero()[:width, 0] for b in range(group.section_count)])
-    return units[stay].reshape(-1).sort().values
