@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from coreprune import Budget, Repair, prune
 from coreprune.graph import capture
 from coreprune.graph.execution import Execution
 from coreprune.graph.ops import op_name
@@ -160,6 +161,65 @@ def test_rows_that_get_their_axes_back_lead_to_the_sum(back, found, gen):
         run.run(node)
     own, total, rest = (operator.outputs(run.batch(n, 0)) for n in (operator.node, path.join, path.other))
     torch.testing.assert_close(own, total - rest)
+
+
+class Factor(nn.Module):
+    """A norm and a scale, along an axis that sizes do not give away: there are as many channels as rows and columns."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.conv, self.line = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 6)
+        self.norm, self.scale, self.what = nn.BatchNorm2d(6), nn.Parameter(torch.rand(6)), what
+
+    def forward(self, x):
+        return torch.relu(x + self.what(self, x))
+
+
+@pytest.mark.parametrize(
+    ("what", "layer", "found"),
+    [
+        (lambda m, x: m.norm(m.conv(x)) * m.scale[:, None, None], "conv", True),
+        (lambda m, x: m.norm(m.conv(x)).mul(m.scale.reshape(1, -1, 1, 1)), "conv", True),
+        (lambda m, x: m.conv(x) * m.scale, "conv", False),
+        (lambda m, x: m.conv(x) * m.scale.flip(0)[:, None, None], "conv", False),
+        (lambda m, x: m.line(x) * m.scale, "line", True),
+        (lambda m, x: m.line(x) * m.scale[:, None, None], "line", False),
+        (lambda m, x: m.norm(m.line(x)), "line", False),
+    ],
+)
+def test_norms_and_scales_count_along_the_channels_alone(what, layer, found, gen):
+    model = randomise(Factor(what)).eval()
+    x = torch.randn(2, 6, 6, 6, generator=gen, dtype=torch.float64)
+    captured, paths = traced(model, x)
+    operator, path = paths[f"{layer}.weight"]
+    assert (path.join is not None) == found
+    assert (path.norm is not None) == (found and any(op_name(s) == "batch_norm" for s in path.steps))
+    if not found:
+        return
+    run = Execution(captured, {**dict(model.named_parameters()), **dict(model.named_buffers())}, [((x,), {})])
+    for node in captured.graph.graph.nodes:
+        run.run(node)
+    scale, shift = affine(path, 6, lambda n: run.batch(n, 0))
+    own, total, rest = (operator.outputs(run.batch(n, 0)) for n in (operator.node, path.join, path.other))
+    torch.testing.assert_close(scale * own + shift, total - rest)
+
+
+class NormOfSteps(nn.Module):
+    """A batch norm of time steps, which are more than the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm, self.c = nn.Linear(12, 24), nn.Linear(24, 8), nn.BatchNorm1d(9), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.norm(self.b(torch.relu(self.a(x))))))
+
+
+def test_a_norm_of_time_steps_does_not_end_the_repair(gen):
+    model, x = randomise(NormOfSteps()).eval(), torch.randn(64, 9, 12, generator=gen, dtype=torch.float64)
+    result = prune(model, x[:1], Budget(macs=0.7), queries=x, repair=Repair(descent=False), progress=False)
+    errors = {one.name: one.error for one in result.report.compared}
+    assert errors["the repaired cut"] < errors["the cut without repair"]
 
 
 @pytest.mark.parametrize("bias", [False, True])

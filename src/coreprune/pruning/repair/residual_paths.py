@@ -46,7 +46,7 @@ def path_of(operator: Operator, captured: Captured) -> Path:
     while len(node.users) == 1:
         (user,) = node.users
         name = op_name(user)
-        if name == "batch_norm" and user.args[0] is node and user.args[5] is False and user.args[3] is not None:
+        if name == "batch_norm" and _is_norm(operator, node, user):
             mean = captured.sources.get(getattr(user.args[3], "name", ""), ("", ""))[1]
             norm = user if node is operator.node and captured.readers[mean] == 1 else norm
         elif name == "mul" and not _is_scale(operator, captured, node, user):
@@ -72,6 +72,12 @@ def _is_the_same(operator: Operator, node: fx.Node, user: fx.Node) -> bool:
     return arranged and user.meta["val"].shape[-1:] == node.meta["val"].shape[-1:]
 
 
+def _is_norm(operator: Operator, node: fx.Node, user: fx.Node) -> bool:
+    """Whether a batch norm in evaluation mode normalises the operator's channels, not another axis of its output."""
+    along = operator.channel_axis % node.meta["val"].dim() == 1
+    return along and user.args[0] is node and user.args[5] is False and user.args[3] is not None
+
+
 def _gated(node: fx.Node) -> bool:
     """Whether only a ReLU reads the value, so that all negative entries have the same effect."""
     return len(node.users) == 1 and operation(next(iter(node.users))).one_sided
@@ -88,8 +94,8 @@ def affine(path: Path, channels: int, fetch: Callable[[fx.Node], Any]) -> tuple[
             factor = gamma / (variance + eps).sqrt()
             scale, shift = scale.to(factor) * factor, (shift.to(factor) - mean) * factor + beta
         elif name == "mul":
-            factor = fetch(next(a for a in step.args if isinstance(a, fx.Node) and not a.all_input_nodes))
-            factor = factor.detach().double().reshape(-1)
+            factors = [_stored(a) for a in step.args if isinstance(a, fx.Node)]
+            factor = fetch(next(n for n in factors if not n.all_input_nodes)).detach().double().reshape(-1)
             scale, shift = scale.to(factor) * factor, shift.to(factor) * factor
     return scale, shift
 
@@ -151,13 +157,23 @@ def _same_shape(a: fx.Node, b: fx.Node) -> bool:
 def _is_scale(operator: Operator, captured: Captured, node: fx.Node, user: fx.Node) -> bool:
     """Whether the other factor of a product is a parameter with one entry per channel of the operator's output."""
     factor = next((a for a in user.args if isinstance(a, fx.Node) and a is not node), None)
-    kind = "" if factor is None else captured.sources.get(factor.name, ("",))[0]
+    kind = "" if factor is None else captured.sources.get(_stored(factor).name, ("",))[0]
     if factor is None or kind not in ("parameter", "buffer") or len(user.args) != 2:
         return False
     shape, out = list(factor.meta["val"].shape), list(node.meta["val"].shape)
     axis = operator.channel_axis % len(out)
     shape = [1] * (len(out) - len(shape)) + shape
     return len(shape) == len(out) and all(n == (out[a] if a == axis else 1) for a, n in enumerate(shape))
+
+
+def _stored(node: fx.Node) -> fx.Node:
+    """The tensor that a node is a view of, with the same entries in the same order."""
+    while isinstance(source := next(iter(node.args), None), fx.Node) and is_tensor_meta(source):
+        whole = op_name(node) == "slice" and node.meta["val"].numel() == source.meta["val"].numel()
+        if not whole and op_name(node) not in (*_ARRANGED, "unsqueeze", "squeeze"):
+            break
+        node = source
+    return node
 
 
 def _depends(node: fx.Node, on: fx.Node) -> bool:
