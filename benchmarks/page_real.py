@@ -131,7 +131,8 @@ Tried, and not built:
 - *A prior for the covariance* from drawings (dead leaves): 1 to 6 % of a layer's unseen error. Mirrored copies: 1 to 2 %. Eight varied copies of each image: 2 to 8 %, for eight times the work.
 - *Residual sums behind a permutation*: blocks that compute with their channels last in a stream whose channels come first, as in ConvNeXt, matched to the sum of both. On ConvNeXt shapes with random weights (3 seeds, 60 % of
   the MACs, no block descent) the outputs' error on inputs that were not given is larger than with each block matched to its own output: 0.140 instead of 0.131 with 128 inputs, 0.121 instead of 0.117 with 1,024. On the inputs
-  that were given it is smaller. Errors of an untrained stream may be harder to foresee from a block's features than those of a trained one, so this says little of trained networks; there was none to try.
+  that were given it is smaller. On a small ConvNeXt that we trained on 12,000 images of CIFAR-10 for 8 epochs (47.5 % of 3,000 others right), at 25 % of the MACs with 128 images, 2 seeds, it made no difference: 47.2 instead of
+  47.1 %, with an error of 0.0024 instead of 0.0023 of the outputs' variance.
 
 Measured on {ran_on(record["environment"])}
 """
