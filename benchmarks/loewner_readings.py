@@ -27,7 +27,7 @@ from coreprune.selectors import Loewner, Uniform
 from lenet_mnist import lenet, mnist
 from table import run
 
-SHARES, TRAINED = (0.5, 0.25, 0.1), 3
+SHARES, TRAINED = (0.25, 0.1), 3
 
 
 def without_biases(layer: LayerWeights, generator: torch.Generator) -> Ranking:
