@@ -417,6 +417,14 @@ MUTANTS = (
         "another cut is taken for a difference within its standard error",
     ),
     Mutant(
+        "logits-are-compared-alike",
+        "pruning/reporting/comparison.py",
+        "x.shape[-1] not in words",
+        "x.shape[-1] in words",
+        ("pruning/reporting/test_comparison.py",),
+        "the safety net compares logits of words that are never likely like any other",
+    ),
+    Mutant(
         "masked-outputs-dilute-the-error",
         "_masked.py",
         ".square().sum() / (~masked).sum().clamp_min(1)",

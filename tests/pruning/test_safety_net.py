@@ -31,10 +31,10 @@ def test_the_cuts_that_were_not_chosen_are_not_kept(monkeypatch):
     """Each holds the weights once more: of a language model, half a gigabyte."""
     alive, most, real = weakref.WeakSet(), [], safety_net.apart
 
-    def apart(model, small, queries):
+    def apart(model, small, queries, words):
         alive.add(small)
         most.append(len(alive))
-        return real(model, small, queries)
+        return real(model, small, queries, words)
 
     monkeypatch.setattr(safety_net, "apart", apart)
     result = prune(network(), torch.zeros(1, 6, dtype=torch.float64), Budget(macs=0.5), queries=normal(400, 6), seed=0)
@@ -127,7 +127,7 @@ def test_the_error_shown_is_that_of_the_model_on_the_held_back_queries(monkeypat
     model, x = network(), normal(120, 6)
     seen = []
     real = safety_net.apart
-    monkeypatch.setattr(safety_net, "apart", lambda m, s, q: seen.append((s, q)) or real(m, s, q))
+    monkeypatch.setattr(safety_net, "apart", lambda m, s, q, w: seen.append((s, q)) or real(m, s, q, w))
     result = prune(model, x[:1], Budget(macs=0.6), queries=x)
     small, fresh = seen[0]
     assert small is result.model
@@ -137,6 +137,39 @@ def test_the_error_shown_is_that_of_the_model_on_the_held_back_queries(monkeypat
     assert chosen(result).error == pytest.approx(float((y - z).square().mean() / y.var(correction=0)))
     assert chosen(result).agreement == float((y.argmax(1) == z.argmax(1)).double().mean())
     assert "30 queries" in result.report.agreement.statement
+
+
+class Writer(nn.Module):
+    """Tokens (N, T) to logits (N, T, 40), all of which move together, far more than apart."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.up, self.down = nn.Embedding(40, 8), nn.Linear(8, 24), nn.Linear(24, 8)
+        self.head, self.shift = nn.Linear(8, 40), nn.Linear(8, 1)
+
+    def forward(self, ids):
+        x = self.words(ids)
+        x = x + self.down(torch.relu(self.up(x)))
+        return self.head(x) + 100 * self.shift(x)
+
+
+def test_a_language_model_is_compared_by_the_probabilities_of_its_words(monkeypatch):
+    model, ids = Writer(), torch.randint(40, (120, 12), generator=torch.Generator().manual_seed(1))
+    seen = []
+    real = safety_net.apart
+    monkeypatch.setattr(safety_net, "apart", lambda m, s, q, w: seen.append((s, q)) or real(m, s, q, w))
+    result = prune(model, ids[:1], Budget(params=0.8), queries=ids, repair=Repair(descent=False))
+    small, fresh = seen[0]
+    assert small is result.model
+    with torch.no_grad():
+        y, z = (m(fresh.args[0]).double() for m in (model, small))
+    kl = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (y, z))).mean()
+    centred = y - y.mean(1, keepdim=True)
+    p = y.softmax(-1)
+    varies = (p * (centred - (p * centred).sum(-1, keepdim=True)).square()).sum(-1).mean()
+    assert chosen(result).error == pytest.approx(float(2 * kl / varies))
+    assert chosen(result).error != pytest.approx(float((y - z).square().mean() / y.var(correction=0)), rel=0.1)
 
 
 def test_without_repair_the_callers_method_stays(caplog):

@@ -25,6 +25,7 @@ from coreprune.graph import Cost, Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, Calibration
+from coreprune.pruning.calibration.projection import vocabularies
 from coreprune.pruning.reporting.certify import source_of
 from coreprune.pruning.reporting.comparison import apart
 from coreprune.pruning.reporting.losses import answers, losses, other_answers
@@ -289,7 +290,8 @@ def _finished(
     found = None
     if calibration.fresh is not None:
         with clock("compare"):
-            found = apart(pruned.traced.model, pruned.removed.model, calibration.fresh)
+            words = vocabularies(pruned.traced.captured)
+            found = apart(pruned.traced.model, pruned.removed.model, calibration.fresh, words)
     name = "the repaired cut"
     compared = [] if found is None else [Compared(name, found.error, found.agreement, chosen=True)]
     return trained(pruned, settings, calibration, compared, clock)

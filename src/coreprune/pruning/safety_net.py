@@ -14,6 +14,7 @@ from coreprune.errors import BudgetError
 from coreprune.graph import Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.calibration.projection import vocabularies
 from coreprune.pruning.layer.read import tensors_of
 from coreprune.pruning.plans.decide import plan_of, rank
 from coreprune.pruning.plans.decision import Decision
@@ -48,8 +49,8 @@ def best_of(
 
     Returns the model as it is, and no comparison, if no queries were held back.
     """
-    fresh = calibration.fresh
-    first = None if fresh is None else apart(pruned.traced.model, pruned.removed.model, fresh)
+    fresh, words = calibration.fresh, vocabularies(pruned.traced.captured)
+    first = None if fresh is None else apart(pruned.traced.model, pruned.removed.model, fresh, words)
     if fresh is None or first is None:
         return pruned, []
     repaired = settings.repair is not None
@@ -59,7 +60,7 @@ def best_of(
     enough = first.error <= _GOOD and sum(p.numel() for p in pruned.traced.model.parameters()) > _LARGE
     for other, candidate in _others(pruned, settings, calibration, clock, state, enough):
         with clock("compare"):
-            found = apart(pruned.traced.model, candidate.removed.model, fresh)
+            found = apart(pruned.traced.model, candidate.removed.model, fresh, words)
         assert found is not None  # its outputs have the same shapes
         seen[other] = found
         if repaired and found.better_than(best_apart):
@@ -85,10 +86,11 @@ def trained(
     if fresh is None or not compared or not any(block.changed for block in blocks):
         return replace(pruned, descended=blocks), compared
     with clock("compare"):
-        now = apart(pruned.traced.model, small, fresh)
+        words = vocabularies(pruned.traced.captured)
+        now = apart(pruned.traced.model, small, fresh, words)
         after = copies(tensors_of(small))
         _fill(small, before)
-        was = apart(pruned.traced.model, small, fresh)
+        was = apart(pruned.traced.model, small, fresh, words)
     assert now is not None
     assert was is not None
     first = next(one for one in compared if one.chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
@@ -55,6 +56,69 @@ def test_an_output_that_is_not_finite_is_infinitely_far():
     good = apart(linear(1.0), linear(0.5), queries(x))
     assert good.better_than(found)
     assert not found.better_than(good)
+
+
+WORDS = 50
+
+
+class Looked(nn.Module):
+    """Tokens (N, T) to logits (N, T, WORDS), one row of a table for each."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = nn.Parameter(table)
+
+    def forward(self, ids):
+        return nn.functional.embedding(ids, self.table)
+
+
+def tokens(n=6, length=200):
+    return torch.randint(WORDS, (n, length), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_logits_over_a_vocabulary_count_as_they_change_the_probabilities(scale):
+    table, other = scale * normal(WORDS, WORDS), scale * normal(WORDS, WORDS)
+    found = apart(Looked(table), Looked(other), queries(tokens()), frozenset({WORDS}))
+    varies = []
+    for own in table[tokens()]:  # T21's variance, with the matrix F itself
+        p = own.softmax(-1)
+        f = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        centred = own - own.mean(0)
+        varies.append((centred[:, None] @ f @ centred[..., None]).mean())
+    p, q = (torch.distributions.Categorical(logits=t[tokens()]) for t in (table, other))
+    wanted = 2 * torch.distributions.kl_divergence(p, q).mean(1) / torch.stack(varies).mean()
+    assert torch.allclose(found.errors, wanted)
+
+
+def test_what_is_added_to_all_logits_is_no_error_and_elsewhere_it_is():
+    table = normal(WORDS, WORDS)
+    models = Looked(table), Looked(table + 3 * normal(WORDS, 1))
+    assert apart(*models, queries(tokens()), frozenset({WORDS})).error < 1e-12
+    assert apart(*models, queries(tokens())).error > 0.1
+    assert apart(*models, queries(tokens()), frozenset({WORDS + 1})).error > 0.1
+
+
+def test_small_changes_of_logits_count_to_second_order():
+    table, change = normal(WORDS, WORDS), normal(WORDS, WORDS)[torch.randperm(WORDS)]
+    small, large = (
+        apart(Looked(table), Looked(table + step * change), queries(tokens()), frozenset({WORDS})).error
+        for step in (1e-4, 1e-3)
+    )
+    assert math.isclose(large / small, 100, rel_tol=1e-2)
+
+
+def test_words_that_both_models_mask_are_no_error_and_those_of_one_alone_are():
+    table, other = normal(WORDS, WORDS), 0.5 * normal(WORDS, WORDS)
+    table[:, :7] = other[:, :7] = -math.inf
+    found = apart(Looked(table), Looked(other), queries(tokens()), frozenset({WORDS}))
+    p, q = (torch.distributions.Categorical(logits=t[tokens()][..., 7:]) for t in (table, other))
+    kl = torch.distributions.kl_divergence(p, q).mean(1)
+    assert torch.allclose(found.errors / found.errors.sum(), kl / kl.sum())
+    other[0, 8] = -math.inf
+    assert apart(Looked(table), Looked(other), queries(tokens()), frozenset({WORDS})).error == math.inf
+    other[0, 8] = math.nan
+    assert apart(Looked(table), Looked(other), queries(tokens()), frozenset({WORDS})).error == math.inf
 
 
 def test_better_by_more_than_the_noise():

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from coreprune import _ranks
 from coreprune._batch import usual
 from coreprune._example import largest_batch, reals
-from coreprune._masked import entries, mean_square
+from coreprune._masked import entries, floored, mean_square
 from coreprune._shapes import Float
 from coreprune._single import answering
+from coreprune.coreset import divergence, variance_under
 from coreprune.pruning.reporting.answers import scores
 from coreprune.queries import Queries
 
 _BATCH = 32  # samples that are run together
+_ROWS = 128  # tokens whose logits are worked on together
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,9 @@ class Apart:
     """The differences between two models.
 
     errors: (n,) float64, for every query the squared error of the outputs, relative to their variance over all queries;
-    infinite where an output is NaN, or infinite in one model alone. same: how many queries get the same class, or the
+    infinite where an output is NaN, or infinite in one model alone. Outputs over the words of a vocabulary count as
+    they change the probabilities (T21): twice the divergence, relative to what the logits vary over the tokens of a
+    query in the same measure. same: how many queries get the same class, or the
     same next token of a causal language model; None if the models return no such scores.
     """
 
@@ -53,8 +57,10 @@ class Apart:
 
 
 @torch.no_grad()
-def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
+def apart(model: nn.Module, small: nn.Module, queries: Queries, words: frozenset[int] = frozenset()) -> Apart | None:
     """Run both models on the queries, a few at a time. None if they have no outputs that can be compared.
+
+    words: the sizes of vocabularies. An output (…, tokens, words) of such a size is one of logits.
 
     Of several processes, each runs some of the queries, and all get the same result.
     """
@@ -78,9 +84,9 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
                 alike = False
                 break
             for i in range(rows):  # one at a time: in float64 the logits of a batch of texts are gigabytes
-                one = [(x[i].double(), y[i].double()) for x, y in pairs]
-                errors.append(torch.stack([mean_square(y, x) for x, y in one]).cpu())
-                sums.append(torch.stack([_sums(entries(x)) for x, _ in one]))
+                told = [_compared(x[i], y[i], words) for x, y in pairs]
+                errors.append(torch.stack([error for error, _ in told]).cpu())
+                sums.append(torch.stack([sums for _, sums in told]))
             chosen = [read((args, kwargs), output) for output in pairs[0]]
             if chosen[0] is not None and chosen[1] is not None:
                 classes += (chosen[0].argmax(dim=1) == chosen[1].argmax(dim=1)).tolist()
@@ -93,6 +99,22 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries) -> Apart | None:
     relative = torch.stack(errors) / torch.where(variance > 0, variance, 1.0)
     same = sum(classes) if len(classes) == len(relative) else None
     return Apart(torch.nan_to_num(relative.mean(dim=1), nan=math.inf, posinf=math.inf), same)
+
+
+def _compared(x: Tensor, y: Tensor, words: frozenset[int]) -> tuple[Tensor, Tensor]:
+    """How far an output y of one query is from x, and the sums from which the variance of x comes."""
+    if x.dim() < 2 or x.shape[-1] not in words or x[..., 0].numel() == 1:
+        x, y = x.double(), y.double()
+        return mean_square(y, x), _sums(entries(x))
+    if bool(((torch.isinf(x) | torch.isinf(y)) & (x != y)).any()):
+        return x.new_full((), math.inf, dtype=torch.float64), x.new_zeros(3, dtype=torch.float64)
+    rows, others = floored(x).flatten(0, -2), floored(y).flatten(0, -2)
+    mean = rows.mean(dim=0, dtype=torch.float64)
+    off = varies = torch.zeros((), dtype=torch.float64, device=x.device)
+    for z, changed in zip(rows.split(_ROWS), others.split(_ROWS), strict=True):
+        off = off + divergence(z.double(), changed.double()).sum()
+        varies = varies + variance_under(z.double(), z.double() - mean).sum()
+    return 2 * off / len(rows), torch.stack([torch.zeros_like(varies), varies, torch.full_like(varies, len(rows))])
 
 
 def _sums(x: Tensor) -> Tensor:

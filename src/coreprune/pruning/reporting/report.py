@@ -58,7 +58,8 @@ class GroupReport:
 class Compared:
     """One of the models that could be returned.
 
-    name: what it is. error: the squared error of its outputs on the held-back queries, relative to their variance.
+    name: what it is. error: the squared error of its outputs on the held-back queries, relative to their variance; of
+    logits over a vocabulary, twice the divergence of the probabilities, relative to what the logits vary (T21).
     agreement: the share of these queries with the same class; None if the model does not return scores of classes.
     chosen: whether it is the one that is returned.
     """
