@@ -58,6 +58,8 @@ def smollm2(record: dict[str, Any]) -> str:
         lines.append([f"{method}, {source}" if source else f"{method}, no repair", *told, cost, str(len(every))])
     before = done[0]["perplexity"]
     rotated = '*Rotated* is `residual="rotate"`. ' if any("rotated" in method for method, _ in names) else ""
+    if any("distilled" in method for method, _ in names):
+        rotated += "*Distilled* has `distill=30`, whose rates were chosen on other text. "
     return f"""## A language model: SmolLM2-135M
 
 Perplexity of the pruned model over that of the dense one, on documentation / on an encyclopedia: 40 windows of 512 tokens of docstrings of sympy and numpy, and of the second half of WikiText-2's validation text. The dense model has

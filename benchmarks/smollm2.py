@@ -7,8 +7,9 @@
 DIR holds wikitext2_valid.txt; FOLDER holds the model in a form that `coreprune prune` takes: a .gguf file or what
 save_pretrained wrote, with tokenizer.json. The perplexity is measured on 40 windows of 512 tokens of the test half of
 WikiText-2's valid split, and of docstrings of sympy and numpy. Shares are of the parameters of the
-blocks. "ours, rotated" has residual="rotate"; FLAP and SliceGPT are re-implementations (language_peers.py) that read
-the same 128 windows. Each row runs in a process of its own and is appended to a journal. Writes results/smollm2.json.
+blocks. "ours, rotated" has residual="rotate", and "ours, distilled" 30 steps of distillation; FLAP and SliceGPT are
+re-implementations (language_peers.py) that read the same 128 windows. Each row runs in a process of its own and is
+appended to a journal. Writes results/smollm2.json.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ SOURCES = ("no data", "128 windows", "no data, no text")
 PEERS = ("l2", "random")
 READERS = ("flap-like", "slicegpt-like")  # peers that read the 128 windows
 LENGTH, CONTEXT, WINDOWS = 64, 512, 40
+STEPS = 30  # of distillation
 MEMORY = "2GiB"  # for what is kept; the default is half of what is free
 
 
@@ -43,6 +45,7 @@ def cells(seeds: int) -> Iterator[Cell]:
     for seed in range(seeds):
         for share in SHARES:
             yield from (Cell("ours", name, share, seed) for name in SOURCES)
+            yield from (Cell("ours, distilled", name, share, seed) for name in SOURCES[:2])
             yield from (Cell("ours, rotated", name, share, seed) for name in SOURCES[:2])
             yield from (Cell(peer, "", share, seed) for peer in PEERS)
             yield from (Cell(peer, "128 windows", share, seed) for peer in READERS)
@@ -79,6 +82,8 @@ def work(job: Row) -> Row:
             asked["queries"] = {"input_ids": read}
         if cell.method == "ours, rotated":
             asked["residual"] = "rotate"
+        if cell.method == "ours, distilled":
+            asked["distill"] = STEPS
     allowed = Budget(params=1 - (1 - cell.share) * blocks / sum(p.numel() for p in model.parameters()))
     result, cost = measured(lambda: prune(model, example, allowed, seed=cell.seed, **asked, **same))
     return {**_measured(model, result.model, example, tests), **told(result), **cost}

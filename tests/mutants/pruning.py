@@ -419,8 +419,8 @@ MUTANTS = (
     Mutant(
         "logits-are-compared-alike",
         "pruning/reporting/comparison.py",
-        "x.shape[-1] not in words",
-        "x.shape[-1] in words",
+        "if not over_words(x, words, axes=2):",
+        "if True:",
         ("pruning/reporting/test_comparison.py",),
         "the safety net compares logits of words that are never likely like any other",
     ),

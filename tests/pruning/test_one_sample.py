@@ -10,7 +10,8 @@ from torch import nn
 
 from coreprune import Queries, _example, certify
 from coreprune._example import largest_batch
-from coreprune.pruning.distill.distill import Distill, distill_
+from coreprune.pruning.distill.distill import distill_
+from coreprune.pruning.distill.options import Distill
 from distill_pairs import Rows, conv_pair, mlp_pair, random
 from queries.small import Alone
 

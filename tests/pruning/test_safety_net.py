@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from coreprune import Budget, prune
+from coreprune import Budget, Distill, prune
 from coreprune.pruning import pipeline, safety_net, stages
 from coreprune.pruning.repair.options import Repair
 from features import normal
@@ -232,10 +232,45 @@ def test_training_that_harms_is_taken_back(monkeypatch, caplog):
     monkeypatch.setattr(safety_net, "descend_", harmful)
     with caplog.at_level(logging.WARNING, "coreprune"):
         result = prune(model, x[:1], Budget(macs=0.4), queries=x, repair=Repair(descent=True))
-    assert any("is taken back" in record.message for record in caplog.records)
+    assert any("model as it was before is returned" in record.message for record in caplog.records)
     assert result.report.descended
     assert not any(block.changed for block in result.report.descended)
     assert not chosen(result).name.endswith("trained")
     monkeypatch.undo()
     plain = prune(model, x[:1], Budget(macs=0.4), queries=x, repair=Repair(descent=False))
     assert bits(result.model) == bits(plain.model)
+
+
+# Distillation
+
+
+def test_distillation_that_pays_is_one_more_line_and_is_returned():
+    model, x = network(), normal(256, 6)
+    asked = {"queries": x, "repair": Repair(ridge=100.0, descent=False)}
+    plain = prune(model, x[:1], Budget(macs=0.4), **asked)
+    result = prune(model, x[:1], Budget(macs=0.4), distill=200, **asked)
+    assert chosen(result).name == f"{chosen(plain).name}, distilled"
+    assert chosen(result).error < 0.9 * chosen(plain).error
+    assert [one.name for one in result.report.compared if not one.chosen] == names(plain)
+    assert bits(result.model) != bits(plain.model)
+
+
+def test_distillation_that_harms_is_taken_back(caplog):
+    model, x = network(), normal(256, 6)
+    asked = {"queries": x, "repair": Repair(descent=False)}
+    plain = prune(model, x[:1], Budget(macs=0.6), **asked)
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        result = prune(model, x[:1], Budget(macs=0.6), distill=Distill(steps=5, lr=0.5), **asked)
+    assert bits(result.model) == bits(plain.model)
+    assert chosen(result) == chosen(plain)
+    assert result.report.compared[-1].name.endswith(", distilled")
+    assert any("model as it was before is returned" in record.message for record in caplog.records)
+
+
+def test_distillation_is_not_checked_where_nothing_is_compared():
+    model, x = network(), normal(256, 6)
+    asked = {"queries": x, "compare": False, "repair": False}
+    plain = prune(model, x[:1], Budget(macs=0.6), "l2", **asked)
+    result = prune(model, x[:1], Budget(macs=0.6), "l2", distill=Distill(steps=5, lr=0.5), **asked)
+    assert result.report.compared == ()
+    assert bits(result.model) != bits(plain.model)

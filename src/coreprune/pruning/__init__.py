@@ -3,7 +3,8 @@
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.applying import apply_plan
-from coreprune.pruning.distill.distill import Distill, distill_
+from coreprune.pruning.distill.distill import distill_
+from coreprune.pruning.distill.options import Distill
 from coreprune.pruning.inspection import GroupRow, Inspection, list_groups
 from coreprune.pruning.pipeline import Result, prune
 from coreprune.pruning.planning import make_plan

@@ -25,7 +25,7 @@ from coreprune.graph import Cost, Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, Calibration
-from coreprune.pruning.calibration.projection import vocabularies
+from coreprune.pruning.calibration.vocabulary import vocabularies
 from coreprune.pruning.reporting.certify import source_of
 from coreprune.pruning.reporting.comparison import apart
 from coreprune.pruning.reporting.losses import answers, losses, other_answers

@@ -24,7 +24,7 @@ from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, Calibration, gather
 from coreprune.pruning.configured import unsaid, with_true_config
 from coreprune.pruning.controlled import set_aside, smallest
-from coreprune.pruning.distill.distill import Distill, distill_
+from coreprune.pruning.distill.options import Distill
 from coreprune.pruning.half import in_single_precision
 from coreprune.pruning.memory import Shelf, bytes_of
 from coreprune.pruning.offloaded import of_offloaded
@@ -37,7 +37,7 @@ from coreprune.pruning.reporting.figures import figures
 from coreprune.pruning.reporting.report import Compared, Memory, Report, versions
 from coreprune.pruning.residual import with_residual
 from coreprune.pruning.rotation import Rotated
-from coreprune.pruning.safety_net import best_of, trained
+from coreprune.pruning.safety_net import best_of, distilled, trained
 from coreprune.pruning.selectors import Method, Ranking, resolve
 from coreprune.pruning.settings import EXAMPLES, Settings, asked_queries
 from coreprune.pruning.stages import Pruned, finished, prune_to, repair_
@@ -283,16 +283,7 @@ def prune(
         small = pruned.removed.model
         agree_on_weights(small)
         if calibration is not None and training is not None:
-            with clock("distill"):
-                distill_(
-                    small,
-                    model,
-                    calibration.queries,
-                    training,
-                    seed=seed,
-                    checkpoint=checkpoint,
-                    progress=clock.tell,
-                )
+            compared = distilled(pruned, training, calibration, compared, seed, checkpoint, clock)
         with clock("certify"):
             report = make_report(pruned, settings, calibration, compared, path)
         report = replace(report, seconds=clock.seconds, memory=_used(most, calibration, clock))

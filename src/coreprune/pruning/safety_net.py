@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,11 +16,14 @@ from coreprune.errors import BudgetError
 from coreprune.graph import Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.calibration.projection import vocabularies
+from coreprune.pruning.calibration.vocabulary import vocabularies
+from coreprune.pruning.distill.distill import distill_
+from coreprune.pruning.distill.options import Distill
 from coreprune.pruning.layer.read import tensors_of
 from coreprune.pruning.plans.decide import plan_of, rank
 from coreprune.pruning.plans.decision import Decision
 from coreprune.pruning.plans.other_cuts import other_cuts
+from coreprune.pruning.repair.descent import Descended
 from coreprune.pruning.reporting.comparison import Apart, apart
 from coreprune.pruning.reporting.report import Compared
 from coreprune.pruning.selectors.norms import Magnitude
@@ -78,13 +83,62 @@ def trained(
     compared: from `best_of`. Without it the training is not checked on them. Returns the model, and the comparison with
     one more line if there was a training.
     """
-    assert settings.repair is not None
+    options = settings.repair
+    assert options is not None
+    blocks: Sequence[Descended] = ()
+
+    def train() -> bool:
+        nonlocal blocks
+        with clock("descend"):
+            blocks = descend_(pruned, calibration, options, settings.seed, clock.tell)
+        return any(block.changed for block in blocks)
+
+    stays, compared = _if_better(train, "with its blocks trained", pruned, calibration, compared, clock)
+    if not stays:
+        blocks = tuple(replace(block, after=block.before, changed=False) for block in blocks)
+    return replace(pruned, descended=blocks), compared
+
+
+def distilled(
+    pruned: Pruned,
+    options: Distill,
+    calibration: Calibration,
+    compared: list[Compared],
+    seed: int,
+    checkpoint: str | Path | None,
+    clock: Clock,
+) -> list[Compared]:
+    """Distil the original into the chosen model, and take that back if it is worse on the held-back queries.
+
+    compared: as in `trained`. Returns the comparison with one more line.
+    """
+    words = vocabularies(pruned.traced.captured)
+    same: dict[str, Any] = {"words": words, "seed": seed, "checkpoint": checkpoint, "progress": clock.tell}
+
+    def train() -> bool:
+        with clock("distill"):
+            distill_(pruned.removed.model, pruned.traced.model, calibration.queries, options, **same)
+        return True
+
+    return _if_better(train, "distilled", pruned, calibration, compared, clock)[1]
+
+
+def _if_better(
+    train: Callable[[], bool],
+    how: str,
+    pruned: Pruned,
+    calibration: Calibration,
+    compared: list[Compared],
+    clock: Clock,
+) -> tuple[bool, list[Compared]]:
+    """Train a model, and take that back if it is worse on the held-back queries. Returns whether the training stays.
+
+    train: returns whether anything has changed. how: what the model is called then.
+    """
     small, fresh = pruned.removed.model, calibration.fresh
     before = copies(tensors_of(small)) if compared else {}
-    with clock("descend"):
-        blocks = descend_(pruned, calibration, settings.repair, settings.seed, clock.tell)
-    if fresh is None or not compared or not any(block.changed for block in blocks):
-        return replace(pruned, descended=blocks), compared
+    if not train() or fresh is None or not compared:
+        return True, compared
     with clock("compare"):
         words = vocabularies(pruned.traced.captured)
         now = apart(pruned.traced.model, small, fresh, words)
@@ -94,16 +148,18 @@ def trained(
     assert now is not None
     assert was is not None
     first = next(one for one in compared if one.chosen)
-    name = f"{first.name}, with its blocks trained"
+    line = Compared(f"{first.name}, {how}", now.error, now.agreement)
     if was.better_than(now):
         log.warning(
-            "the training of the blocks is taken back: on the held-back queries the error rose to %.3g", now.error
+            "the model as it was before is returned instead of %s: on the held-back queries the error rose from %.3g "
+            "to %.3g",
+            line.name,
+            was.error,
+            now.error,
         )
-        back = tuple(replace(block, after=block.before, changed=False) for block in blocks)
-        return replace(pruned, descended=back), [*compared, Compared(name, now.error, now.agreement)]
+        return False, [*compared, line]
     _fill(small, after)
-    others = [replace(one, chosen=False) for one in compared]
-    return replace(pruned, descended=blocks), [*others, Compared(name, now.error, now.agreement, chosen=True)]
+    return True, [*(replace(one, chosen=False) for one in compared), replace(line, chosen=True)]
 
 
 def _fill(small: nn.Module, values: Mapping[str, Tensor]) -> None:

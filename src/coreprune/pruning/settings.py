@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
-from coreprune.pruning.distill.distill import Distill
+from coreprune.pruning.distill.options import Distill
 from coreprune.pruning.repair.options import Repair
 from coreprune.pruning.selectors import Own, Selector
 

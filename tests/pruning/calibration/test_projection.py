@@ -9,9 +9,10 @@ from torch import nn
 from coreprune._progress import silent
 from coreprune.graph import Traced, capture, find_groups
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.calibration.projection import projection, vocabularies
+from coreprune.pruning.calibration.projection import projection
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import collect_readers
+from coreprune.pruning.calibration.vocabulary import vocabularies
 from coreprune.pruning.layer.linear_maps import operators
 from coreprune.queries import Queries
 

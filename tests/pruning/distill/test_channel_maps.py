@@ -9,7 +9,8 @@ from torch import nn
 
 from coreprune.pruning.distill.block_outputs import Watched, lost_axis, shared_features
 from coreprune.pruning.distill.channel_maps import Readout, fit_readouts
-from coreprune.pruning.distill.distill import Distill, distill_
+from coreprune.pruning.distill.distill import distill_
+from coreprune.pruning.distill.options import Distill
 from distill_pairs import Rows, random, stream_pair
 
 

@@ -17,7 +17,8 @@ from coreprune._example import reals
 from coreprune.errors import ModelError
 from coreprune.pruning.calibration.augment import is_image, varied
 from coreprune.pruning.distill.block_outputs import Watched, shared_features
-from coreprune.pruning.distill.distill import Distill, distill_
+from coreprune.pruning.distill.distill import distill_
+from coreprune.pruning.distill.options import Distill
 from distill_pairs import Rows, conv_pair, mlp_pair, random, stream_pair
 from small_networks import bits, mlp
 

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from coreprune._masked import entries, floored
 from coreprune.coreset import divergence_noise, variance_under
-from coreprune.graph import Captured
-from coreprune.pruning.calibration.wider import looked_up
+from coreprune.pruning.calibration.vocabulary import over_words
 
 _ROWS = 128  # that are worked on together: in float64 the logits of a batch of texts are gigabytes
-
-
-def vocabularies(captured: Captured) -> frozenset[int]:
-    """How long the tables are in which the model looks up the tokens that it is given.
-
-    A table that is no longer than it is wide is left out: an output of that width may be anything.
-    """
-    nodes = (node.args[0] for node, _ in looked_up(captured))
-    tables = (table.meta["val"].shape for table in nodes if isinstance(table, fx.Node))
-    return frozenset(int(rows) for rows, columns in tables if rows > columns)
 
 
 def projection(output: Tensor, samples: int | None, words: frozenset[int], generator: torch.Generator) -> Tensor:
@@ -35,8 +24,7 @@ def projection(output: Tensor, samples: int | None, words: frozenset[int], gener
     noise = torch.randn(output.shape, generator=generator).to(output)
     noise = noise.masked_fill_(torch.isinf(output), 0.0)
     samples = samples or output.shape[0] if output.dim() else 1
-    tokens = output[..., 0].numel() if output.dim() > 2 else 1
-    if tokens == 1 or output.shape[-1] not in words:
+    if not over_words(output, words):
         counted = entries(output)
         deviation = counted.double().std(correction=0).clamp_min(1e-12)
         return noise.div_((deviation * (counted.numel() / samples) ** 0.5).to(output))

@@ -27,8 +27,9 @@ from coreprune.graph.execution import Execution, last_uses, varying
 from coreprune.graph.segments import Segment, segments
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.element_losses import ElementLosses
-from coreprune.pruning.calibration.projection import projection, vocabularies
+from coreprune.pruning.calibration.projection import projection
 from coreprune.pruning.calibration.sites import Collect, Site, add, is_finite, pool_site_, reader_of, sites_of
+from coreprune.pruning.calibration.vocabulary import vocabularies
 from coreprune.pruning.calibration.worth import add_worth
 from coreprune.pruning.layer.weights import Reader
 

@@ -7,9 +7,9 @@ that were made without data, or unlabelled samples. No label is used.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,60 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._checkpoint import Checkpoint, digest
-from coreprune._example import largest_batch
-from coreprune._masked import entries, floored, mean_square
+from coreprune._example import largest_batch, reals
 from coreprune._seed import as_generator
 from coreprune._telling import Wanted, telling
 from coreprune._twin import quiet
-from coreprune.errors import InputError, ModelError
+from coreprune.errors import InputError
 from coreprune.pruning.calibration.rows import Inputs, Rows
+from coreprune.pruning.calibration.vocabulary import embeddings, over_words
 from coreprune.pruning.distill.block_outputs import Watched, shared_features, spread
-from coreprune.pruning.distill.channel_maps import Readout, fit_readouts
-from coreprune.pruning.distill.lessons import Lesson, Lessons, Watching
+from coreprune.pruning.distill.channel_maps import fit_readouts
+from coreprune.pruning.distill.lessons import Lessons, Watching
+from coreprune.pruning.distill.loss import loss
+from coreprune.pruning.distill.options import Distill, Settled
 
 _SMALLEST = 1e-2  # lower limit of the root mean square of a tensor that sets its learning rate
-
-
-@dataclass(frozen=True)
-class Distill:
-    """Options of the distillation.
-
-    steps: how many steps of Adam.
-    lr: the highest learning rate, after a linear warm-up over a twentieth of the steps; then it decays to zero by a
-        cosine. It is relative: the rate of each tensor is lr times the root mean square of the tensor's entries at the
-        start.
-    batch_size: inputs per step; all of them if there are fewer.
-    features: weight of the features relative to the outputs; 0 for outputs alone. With a few hundred queries the
-        features need a much larger weight than the outputs: they are many more numbers, which are harder to memorise.
-    temperature: of the softened outputs, whose divergence is added to the squared error of the outputs.
-    augment: mirror, shift and recombine the inputs if they are images.
-    copies: after so many passes over the inputs, the batches come again, with the same variations. What the teacher
-        computes from them is kept, up to 1 GiB (then there are fewer passes), so that it need not run in every step.
-        0: they never come again.
-    save_every: how many steps from one checkpoint to the next.
-    """
-
-    steps: int = 1000
-    lr: float = 2e-2
-    batch_size: int = 64
-    features: float = 1000.0
-    temperature: float = 4.0
-    augment: bool = True
-    copies: int = 8
-    save_every: int = 50
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "save_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"Distill.{name} must be a whole number ≥ 1, not {value!r}.")
-        if isinstance(self.copies, bool) or not isinstance(self.copies, int) or self.copies < 0:
-            raise InputError(f"Distill.copies must be a whole number ≥ 0, not {self.copies!r}.")
-        for name, least in (("lr", "> 0"), ("temperature", "> 0"), ("features", "≥ 0")):
-            value = getattr(self, name)
-            good = isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
-            if not good or (least == "> 0" and value == 0):
-                raise InputError(f"Distill.{name} must be a number {least}, not {value!r}.")
 
 
 def distill_(
@@ -79,6 +39,7 @@ def distill_(
     queries: Inputs,
     options: Distill | None = None,
     *,
+    words: frozenset[int] | None = None,
     seed: int | torch.Generator = 0,
     checkpoint: str | Path | None = None,
     progress: Wanted = None,
@@ -87,7 +48,8 @@ def distill_(
 
     The loss is the sum of three terms: the squared errors of the outputs relative to the variance of the teacher's; for
     outputs that may be logits (2 or 3 axes), the divergence of the softened outputs; and the mean over features of
-    their squared errors relative to their variance, times `Distill.features`. Features are the outputs of blocks
+    their squared errors relative to their variance, times `Distill.features`. Of outputs (…, tokens, words) over a
+    vocabulary, the divergence alone counts. Features are the outputs of blocks
     (modules with children, otherwise any modules) that have the same name and output shape in both models. Blocks that
     have lost channels are compared through an affine map, which is fit beforehand and then fixed. Both models run in
     evaluation mode: batch norms keep their statistics, and dropout is off. Half-precision weights are trained on
@@ -98,6 +60,7 @@ def distill_(
         anything goes wrong or the user interrupts, so is every tensor.
     teacher: the original; it is not changed.
     queries: on the models' device.
+    words: the sizes of the vocabularies. None: how long the teacher's nn.Embedding tables are.
     seed: decides the order of the inputs; a number, or a generator from which one number is drawn.
     checkpoint: a file. If it holds the state of the same run, the run goes on from there. On a CPU (the same machine
         with the same number of threads) it then ends with the same bits as a run without interruption. The file is
@@ -106,26 +69,38 @@ def distill_(
     Raises InputError if the loss becomes infinite or NaN, if the inputs are not queries, or if the checkpoint is
     damaged or from another run. Raises ModelError if the outputs of the models cannot be compared.
     """
-    options = options or Distill()
-    rows = Rows(queries, options.batch_size, options.augment, _seed(as_generator(seed)))
+    asked, sizes = options or Distill(), embeddings(teacher) if words is None else words
+    number = _seed(as_generator(seed))
+    spoken = _over_words(teacher, queries, sizes)
+    settled = asked.settled(spoken)
+    rows = Rows(queries, settled.batch_size, settled.augment, number)
     saved = None
     if checkpoint is not None:
-        saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, options)))
+        saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, settled)))
     with telling(progress) as tell, _training(student, teacher) as (parameters, still):
-        training = _Training(parameters, _tensors(student), options)
+        training = _Training(parameters, _tensors(student), settled)
         most = largest_batch(next(rows.parts(0, 2)), rows.size, student, still)
-        names = spread(shared_features(student, still, next(rows.parts(0, most)))) if options.features else []
+        names = spread(shared_features(student, still, next(rows.parts(0, most)))) if settled.features else []
         # Fit before a checkpoint is loaded, so that an interrupted run goes on with the same maps.
         once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most))
         maps = fit_readouts(student, still, names, once) if names else []
         first = training.load(saved)
         with Watched(student, names) as seen, Watched(still, names) as wanted:
-            mine, lessons = Watching(student, seen), Lessons(Watching(still, wanted), rows, most, options.copies)
-            for step in range(first, options.steps):
-                loss = training.step(step, _loss(mine, maps, lessons.of(step), options))
-                if saved is not None and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
+            mine, lessons = Watching(student, seen), Lessons(Watching(still, wanted), rows, most, settled.copies)
+            for step in range(first, settled.steps):
+                done = training.step(step, loss(mine, maps, lessons.of(step), settled, sizes))
+                if saved is not None and ((step + 1) % asked.save_every == 0 or step + 1 == settled.steps):
                     saved.write(step + 1, training.state())
-                tell("distill", step + 1, options.steps, loss=loss)
+                tell("distill", step + 1, settled.steps, loss=done)
+
+
+def _over_words(teacher: nn.Module, queries: Inputs, sizes: frozenset[int]) -> bool:
+    """Whether the teacher returns logits over a vocabulary."""
+    if not sizes:
+        return False
+    args, kwargs = next(Rows(queries, 2, False, 0).parts(0, 2))
+    with quiet(teacher) as still, torch.no_grad():
+        return any(over_words(x, sizes) for x in reals(still(*args, **kwargs)))
 
 
 def _seed(generator: torch.Generator) -> int:
@@ -136,14 +111,13 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(), *model.named_buffers()])
 
 
-def _identity(student: nn.Module, teacher: nn.Module, rows: Rows, options: Distill) -> Iterator[tuple[str, Any]]:
+def _identity(student: nn.Module, teacher: nn.Module, rows: Rows, options: Settled) -> Iterator[tuple[str, Any]]:
     """Everything that the result depends on."""
     yield from ((f"student.{name}", t) for name, t in _tensors(student).items())
     yield "trained", [name for name, p in student.named_parameters() if p.requires_grad]
     yield from ((f"teacher.{name}", t) for name, t in _tensors(teacher).items())
     yield from ((f"input {i}", leaf) for i, leaf in enumerate(rows.leaves))
-    # save_every does not change the result.
-    yield "options", {k: v for k, v in asdict(options).items() if k != "save_every"} | {"seed": rows.seed}
+    yield "options", asdict(options) | {"seed": rows.seed}
 
 
 @contextmanager
@@ -187,7 +161,7 @@ def _training(student: nn.Module, teacher: nn.Module) -> Iterator[tuple[list[nn.
 class _Training:
     """Adam, on float32 copies of weights with fewer bits."""
 
-    def __init__(self, parameters: list[nn.Parameter], tensors: dict[str, Tensor], options: Distill) -> None:
+    def __init__(self, parameters: list[nn.Parameter], tensors: dict[str, Tensor], options: Settled) -> None:
         self.parameters, self.tensors, self.options = parameters, tensors, options
         # A detached tensor shares the parameter's memory: a step on it is a step on the parameter.
         self.masters = [p.detach() if p.element_size() >= 4 else p.detach().float() for p in parameters]
@@ -246,35 +220,3 @@ class _Training:
         groups = self.adam.state_dict()["param_groups"]
         self.adam.load_state_dict({"state": {i: s for i, s in adam.items() if s}, "param_groups": groups})
         return step
-
-
-def _loss(student: Watching, maps: Sequence[Readout | None], lesson: Lesson, options: Distill) -> Tensor:
-    outputs, now = student(lesson.parts)
-    targets, then = lesson.outputs, lesson.features
-    pairs = [(s, t) for s, t in zip(outputs, targets, strict=False) if s.shape == t.shape]
-    if not pairs:
-        raise ModelError(
-            "the outputs of student and teacher cannot be compared: they have no floating-point tensor of the same "
-            "shape. The student must be a pruned copy of the teacher."
-        )
-    loss = torch.stack([_error(s, t) for s, t in pairs]).mean()
-    if pairs[0][0].dim() in (2, 3):
-        loss = loss + _divergence(*pairs[0], options.temperature)
-    features = [_error(m(s) if m else s, t) for m, s, t in zip(maps, now, then, strict=True)]
-    return loss + options.features * torch.stack(features).mean() if features else loss
-
-
-def _error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error, relative to the variance of what is wanted."""
-    found, wanted = (x if x.dtype == torch.float64 else x.float() for x in (found, wanted))
-    variance = entries(wanted).var(correction=0)
-    return mean_square(found, wanted) / torch.where(variance > 0, variance, 1.0)
-
-
-def _divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(wanted/T) ‖ softmax(found/T)) over the last axis, averaged over all others."""
-    found, wanted = (
-        nn.functional.log_softmax(floored(x if x.dtype == torch.float64 else x.float()) / temperature, dim=-1)
-        for x in (found, wanted)
-    )
-    return temperature**2 * (wanted.exp() * (wanted - found)).sum(-1).mean()

@@ -16,6 +16,7 @@ from coreprune._masked import entries, floored, mean_square
 from coreprune._shapes import Float
 from coreprune._single import answering
 from coreprune.coreset import divergence, variance_under
+from coreprune.pruning.calibration.vocabulary import over_words
 from coreprune.pruning.reporting.answers import scores
 from coreprune.queries import Queries
 
@@ -103,7 +104,7 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries, words: frozenset
 
 def _compared(x: Tensor, y: Tensor, words: frozenset[int]) -> tuple[Tensor, Tensor]:
     """How far an output y of one query is from x, and the sums from which the variance of x comes."""
-    if x.dim() < 2 or x.shape[-1] not in words or x[..., 0].numel() == 1:
+    if not over_words(x, words, axes=2):
         x, y = x.double(), y.double()
         return mean_square(y, x), _sums(entries(x))
     if bool(((torch.isinf(x) | torch.isinf(y)) & (x != y)).any()):

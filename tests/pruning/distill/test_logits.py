@@ -1,0 +1,108 @@
+"""Distillation of language models: of logits over the words of a vocabulary the divergence alone counts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from coreprune.pruning.distill.block_outputs import Watched
+from coreprune.pruning.distill.distill import distill_
+from coreprune.pruning.distill.lessons import Lesson, Watching
+from coreprune.pruning.distill.loss import loss
+from coreprune.pruning.distill.options import Distill, Settled
+from distill_pairs import Rows
+
+WORDS = 40
+
+
+class Writer(nn.Module):
+    """Tokens (N, T) to logits (N, T, words), all of which move together, far more than apart."""
+
+    def __init__(self, words=WORDS, looks_up=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(words, 8) if looks_up else nn.Linear(1, 8)
+        self.up, self.down, self.head, self.shift = (nn.Linear(*n) for n in ((8, 24), (24, 8), (8, words), (8, 1)))
+        self.looks_up = looks_up
+
+    def forward(self, ids):
+        x = self.words(ids) if self.looks_up else self.words(ids[..., None].float())
+        x = x + self.down(torch.relu(self.up(x)))
+        return self.head(x) + 100 * self.shift(x)
+
+
+def pair(**options):
+    teacher = Writer(**options).eval()
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        student.up.weight[::2] = 0
+        student.up.bias[::2] = 0
+    return student, teacher
+
+
+def ids(n=64, seed=0):
+    return torch.randint(WORDS, (n, 12), generator=torch.Generator().manual_seed(seed))
+
+
+def divergence(teacher, student, x):
+    with torch.no_grad():
+        p, q = (torch.distributions.Categorical(logits=m(x).double()) for m in (teacher, student))
+        return torch.distributions.kl_divergence(p, q).mean()
+
+
+def test_logits_over_words_take_options_of_their_own_and_what_is_given_stays():
+    assert Distill(steps=3).settled(True) == Settled(3, 2e-3, 16, 0.0, 1.0, True, 8)
+    assert Distill(steps=3).settled(False) == Settled(3, 2e-2, 64, 1000.0, 4.0, True, 8)
+    asked = Distill(5, lr=0.1, batch_size=2, features=3.0, temperature=2.0, augment=False, copies=1)
+    assert asked.settled(True) == asked.settled(False) == Settled(5, 0.1, 2, 3.0, 2.0, False, 1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("spoken", [True, False])
+def test_the_loss_by_hand(spoken, temperature):
+    student, teacher = pair()
+    x = ids(5)
+    with torch.no_grad():
+        y, z = teacher(x), student(x)
+        lesson = Lesson([((x,), {})], [y], [])
+        settled = Distill(temperature=temperature).settled(spoken)
+        found = loss(Watching(student, Watched(student, [])), [], lesson, settled, frozenset({WORDS} if spoken else ()))
+    p, q = (torch.distributions.Categorical(logits=t.double() / temperature) for t in (y, z))
+    wanted = temperature**2 * torch.distributions.kl_divergence(p, q).mean()
+    if not spoken:
+        wanted += (y - z).double().square().mean() / y.double().var(correction=0)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_the_student_speaks_more_like_its_teacher_on_other_texts():
+    student, teacher = pair()
+    before = divergence(teacher, student, ids(200, 1))
+    distill_(student, teacher, Rows((ids(),)), Distill(steps=60, lr=1e-2), seed=0)
+    assert divergence(teacher, student, ids(200, 1)) < 0.3 * before
+
+
+def test_vocabularies_are_those_of_the_embeddings_unless_they_are_named():
+    """With `words`, a table that is no module counts, too; the loss goes by it, so the weights do."""
+    ends = {}
+    for name, options, words in (
+        ("table", {}, None),
+        ("named", {}, frozenset({WORDS})),
+        ("none", {}, frozenset()),
+    ):
+        student, teacher = pair(**options)
+        distill_(student, teacher, Rows((ids(),)), Distill(steps=4), words=words, seed=0)
+        ends[name] = student.up.weight.detach()
+    assert torch.equal(ends["table"], ends["named"])
+    assert not torch.allclose(ends["table"], ends["none"])
+
+
+def test_an_output_as_wide_as_no_table_is_none_of_words():
+    ends = []
+    for words in (None, frozenset()):
+        student, teacher = pair(looks_up=False)
+        distill_(student, teacher, Rows((ids(),)), Distill(steps=4), words=words, seed=0)
+        ends.append(student.up.weight.detach())
+    assert torch.equal(*ends)
