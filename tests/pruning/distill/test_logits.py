@@ -54,7 +54,7 @@ def divergence(teacher, student, x):
 
 
 def test_logits_over_words_take_options_of_their_own_and_what_is_given_stays():
-    assert Distill(steps=3).settled(True) == Settled(3, 2e-3, 16, 0.0, 1.0, True, 8)
+    assert Distill(steps=3).settled(True) == Settled(3, 1e-3, 16, 0.0, 1.0, True, 8)
     assert Distill(steps=3).settled(False) == Settled(3, 2e-2, 64, 1000.0, 4.0, True, 8)
     asked = Distill(5, lr=0.1, batch_size=2, features=3.0, temperature=2.0, augment=False, copies=1)
     assert asked.settled(True) == asked.settled(False) == Settled(5, 0.1, 2, 3.0, 2.0, False, 1)

@@ -19,7 +19,7 @@ class Distill:
     steps: how many steps of Adam.
     lr: the highest learning rate, after a linear warm-up over a twentieth of the steps; then it decays to zero by a
         cosine. It is relative: the rate of each tensor is lr times the root mean square of the tensor's entries at the
-        start. None: 0.02; 0.002 for logits over words.
+        start. None: 0.02; 0.001 for logits over words.
     batch_size: inputs per step; all of them if there are fewer. None: 64; 16 for logits over words.
     features: weight of the features relative to the outputs; 0 for outputs alone. With a few hundred queries the
         features need a much larger weight than the outputs: they are many more numbers, which are harder to memorise.
@@ -43,7 +43,7 @@ class Distill:
     save_every: int = 50
 
     USUAL: ClassVar = {"lr": 2e-2, "batch_size": 64, "features": 1000.0, "temperature": 4.0}
-    OVER_WORDS: ClassVar = {"lr": 2e-3, "batch_size": 16, "features": 0.0, "temperature": 1.0}
+    OVER_WORDS: ClassVar = {"lr": 1e-3, "batch_size": 16, "features": 0.0, "temperature": 1.0}
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("save_every", 1), ("copies", 0)):
