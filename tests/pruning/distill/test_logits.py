@@ -14,6 +14,7 @@ from coreprune.pruning.distill.lessons import Lesson, Watching
 from coreprune.pruning.distill.loss import loss
 from coreprune.pruning.distill.options import Distill, Settled
 from distill_pairs import Rows
+from small_networks import bits
 
 WORDS = 40
 
@@ -81,7 +82,7 @@ def test_the_student_speaks_more_like_its_teacher_on_other_texts():
     student, teacher = pair()
     before = divergence(teacher, student, ids(200, 1))
     distill_(student, teacher, Rows((ids(),)), Distill(steps=60, lr=1e-2), seed=0)
-    assert divergence(teacher, student, ids(200, 1)) < 0.3 * before
+    assert divergence(teacher, student, ids(200, 1)) < 0.5 * before
 
 
 def test_vocabularies_are_those_of_the_embeddings_unless_they_are_named():
@@ -106,3 +107,14 @@ def test_an_output_as_wide_as_no_table_is_none_of_words():
         distill_(student, teacher, Rows((ids(),)), Distill(steps=4), words=words, seed=0)
         ends.append(student.up.weight.detach())
     assert torch.equal(*ends)
+
+
+def test_tables_with_a_row_for_every_word_stay_as_they_are():
+    student, teacher = pair()
+    before = bits(student.words), bits(student.head)
+    distill_(student, teacher, Rows((ids(),)), Distill(steps=4), seed=0)
+    assert bits(student.words) == before[0]
+    assert torch.equal(student.head.weight, teacher.head.weight)
+    assert not torch.equal(student.up.weight, pair()[0].up.weight)
+    distill_(student, teacher, Rows((ids(),)), Distill(steps=4), words=frozenset(), seed=0)
+    assert bits(student.words) != before[0]

@@ -56,8 +56,9 @@ def distill_(
     float32 copies.
 
     student: a pruned copy of the teacher, with tensors of its own. Parameters that do not require a gradient are not
-        trained, unless no parameter requires one. At the end, modes, hooks, gradients and flags are as before. If
-        anything goes wrong or the user interrupts, so is every tensor.
+        trained, unless no parameter requires one; nor are tables with a row for every word of a vocabulary. At the end,
+        modes, hooks, gradients and flags are as before. If anything goes wrong or the user interrupts, so is every
+        tensor.
     teacher: the original; it is not changed.
     queries: on the models' device.
     words: the sizes of the vocabularies. None: how long the teacher's nn.Embedding tables are.
@@ -71,13 +72,14 @@ def distill_(
     """
     asked, sizes = options or Distill(), embeddings(teacher) if words is None else words
     number = _seed(as_generator(seed))
-    spoken = _over_words(teacher, queries, sizes)
-    settled = asked.settled(spoken)
+    if not _over_words(teacher, queries, sizes):
+        sizes = frozenset()
+    settled = asked.settled(bool(sizes))
     rows = Rows(queries, settled.batch_size, settled.augment, number)
     saved = None
     if checkpoint is not None:
-        saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, settled)))
-    with telling(progress) as tell, _training(student, teacher) as (parameters, still):
+        saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, settled, sizes)))
+    with telling(progress) as tell, _training(student, teacher, sizes) as (parameters, still):
         training = _Training(parameters, _tensors(student), settled)
         most = largest_batch(next(rows.parts(0, 2)), rows.size, student, still)
         names = spread(shared_features(student, still, next(rows.parts(0, most)))) if settled.features else []
@@ -111,17 +113,21 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(), *model.named_buffers()])
 
 
-def _identity(student: nn.Module, teacher: nn.Module, rows: Rows, options: Settled) -> Iterator[tuple[str, Any]]:
+def _identity(
+    student: nn.Module, teacher: nn.Module, rows: Rows, options: Settled, sizes: frozenset[int]
+) -> Iterator[tuple[str, Any]]:
     """Everything that the result depends on."""
     yield from ((f"student.{name}", t) for name, t in _tensors(student).items())
     yield "trained", [name for name, p in student.named_parameters() if p.requires_grad]
     yield from ((f"teacher.{name}", t) for name, t in _tensors(teacher).items())
     yield from ((f"input {i}", leaf) for i, leaf in enumerate(rows.leaves))
-    yield "options", asdict(options) | {"seed": rows.seed}
+    yield "options", asdict(options) | {"seed": rows.seed, "words": sorted(sizes)}
 
 
 @contextmanager
-def _training(student: nn.Module, teacher: nn.Module) -> Iterator[tuple[list[nn.Parameter], nn.Module]]:
+def _training(
+    student: nn.Module, teacher: nn.Module, sizes: frozenset[int]
+) -> Iterator[tuple[list[nn.Parameter], nn.Module]]:
     """Set evaluation mode, and yield the parameters to train, and a twin of the teacher.
 
     At the end the student's flags, modes and buffers are restored; after an error its parameters are restored too.
@@ -133,6 +139,8 @@ def _training(student: nn.Module, teacher: nn.Module) -> Iterator[tuple[list[nn.
     parameters = [p for p in student.parameters() if p.is_floating_point()]
     flags = [(p, p.requires_grad) for p in parameters]
     trained = [p for p in parameters if p.requires_grad] or parameters
+    # A few texts have a gradient for few of the words, and Adam moves all rows alike.
+    trained = [p for p in trained if p.dim() != 2 or p.shape[0] not in sizes] or trained
     if not trained:
         raise InputError(f"{type(student).__name__} has no floating-point parameters to train.")
     start = {name: t.detach().clone() for name, t in held.items()}
