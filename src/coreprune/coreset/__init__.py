@@ -13,7 +13,7 @@ from coreprune.coreset.bounds import (
     sampling_bound,
 )
 from coreprune.coreset.cone import cone_sensitivities
-from coreprune.coreset.divergence import divergence, divergence_bounds, divergence_noise, variance_under
+from coreprune.coreset.divergence import divergence_bounds, divergence_noise, kl_divergence, variance_under
 from coreprune.coreset.exchange import exchanged, swap_changes
 from coreprune.coreset.functional import (
     FunctionalCoreset,
@@ -51,7 +51,6 @@ __all__ = [
     "bilinear_map",
     "cone_sensitivities",
     "d_optimal",
-    "divergence",
     "divergence_bounds",
     "divergence_noise",
     "draw_stream",
@@ -63,6 +62,7 @@ __all__ = [
     "held_out_curve",
     "importance",
     "in_order",
+    "kl_divergence",
     "linf_coreset",
     "map_errors",
     "merge",

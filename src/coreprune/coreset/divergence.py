@@ -21,7 +21,7 @@ def divergence_noise(logits: Float[Tensor, "m v"], normal: Float[Tensor, "m v"])
     return drawn.sub_(p.mul_(drawn.sum(dim=-1, keepdim=True)))
 
 
-def divergence(logits: Float[Tensor, "m v"], other: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:
+def kl_divergence(logits: Float[Tensor, "m v"], other: Float[Tensor, "m v"]) -> Float[Tensor, " m"]:
     """KL(softmax(z) ‖ softmax(z′)), row by row. logits: (m, v), z. other: (m, v), z′. In their dtype."""
     wanted = logits.log_softmax(dim=-1)
     return (wanted.exp() * (wanted - other.log_softmax(dim=-1))).sum(dim=-1)

@@ -11,7 +11,7 @@ from torch import nn
 from coreprune.pruning.distill.block_outputs import Watched
 from coreprune.pruning.distill.distill import distill_
 from coreprune.pruning.distill.lessons import Lesson, Watching
-from coreprune.pruning.distill.loss import loss
+from coreprune.pruning.distill.loss import loss_of
 from coreprune.pruning.distill.options import Distill, Settled
 from distill_pairs import Rows
 from small_networks import bits
@@ -70,7 +70,9 @@ def test_the_loss_by_hand(spoken, temperature):
         y, z = teacher(x), student(x)
         lesson = Lesson([((x,), {})], [y], [])
         settled = Distill(temperature=temperature).settled(spoken)
-        found = loss(Watching(student, Watched(student, [])), [], lesson, settled, frozenset({WORDS} if spoken else ()))
+        found = loss_of(
+            Watching(student, Watched(student, [])), [], lesson, settled, frozenset({WORDS} if spoken else ())
+        )
     p, q = (torch.distributions.Categorical(logits=t.double() / temperature) for t in (y, z))
     wanted = temperature**2 * torch.distributions.kl_divergence(p, q).mean()
     if not spoken:

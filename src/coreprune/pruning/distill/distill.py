@@ -27,7 +27,7 @@ from coreprune.pruning.calibration.vocabulary import embeddings, over_words
 from coreprune.pruning.distill.block_outputs import Watched, shared_features, spread
 from coreprune.pruning.distill.channel_maps import fit_readouts
 from coreprune.pruning.distill.lessons import Lessons, Watching
-from coreprune.pruning.distill.loss import loss
+from coreprune.pruning.distill.loss import loss_of
 from coreprune.pruning.distill.options import Distill, Settled
 
 _SMALLEST = 1e-2  # lower limit of the root mean square of a tensor that sets its learning rate
@@ -90,7 +90,7 @@ def distill_(
         with Watched(student, names) as seen, Watched(still, names) as wanted:
             mine, lessons = Watching(student, seen), Lessons(Watching(still, wanted), rows, most, settled.copies)
             for step in range(first, settled.steps):
-                done = training.step(step, loss(mine, maps, lessons.of(step), settled, sizes))
+                done = training.step(step, loss_of(mine, maps, lessons.of(step), settled, sizes))
                 if saved is not None and ((step + 1) % asked.save_every == 0 or step + 1 == settled.steps):
                     saved.write(step + 1, training.state())
                 tell("distill", step + 1, settled.steps, loss=done)

@@ -26,7 +26,7 @@ def compared(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[tuple[Te
     return pairs
 
 
-def loss(
+def loss_of(
     student: Watching, maps: Sequence[Readout | None], lesson: Lesson, options: Settled, words: frozenset[int]
 ) -> Tensor:
     """The loss of one step. words: the sizes of vocabularies; of logits over them the divergence alone counts."""

@@ -15,7 +15,7 @@ from coreprune._example import largest_batch, reals
 from coreprune._masked import entries, floored, mean_square
 from coreprune._shapes import Float
 from coreprune._single import answering
-from coreprune.coreset import divergence, variance_under
+from coreprune.coreset import kl_divergence, variance_under
 from coreprune.pruning.calibration.vocabulary import over_words
 from coreprune.pruning.reporting.answers import scores
 from coreprune.queries import Queries
@@ -113,7 +113,7 @@ def _compared(x: Tensor, y: Tensor, words: frozenset[int]) -> tuple[Tensor, Tens
     mean = rows.mean(dim=0, dtype=torch.float64)
     off = varies = torch.zeros((), dtype=torch.float64, device=x.device)
     for z, changed in zip(rows.split(_ROWS), others.split(_ROWS), strict=True):
-        off = off + divergence(z.double(), changed.double()).sum()
+        off = off + kl_divergence(z.double(), changed.double()).sum()
         varies = varies + variance_under(z.double(), z.double() - mean).sum()
     return 2 * off / len(rows), torch.stack([torch.zeros_like(varies), varies, torch.full_like(varies, len(rows))])
 
