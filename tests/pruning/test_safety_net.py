@@ -29,14 +29,14 @@ def network():
 
 def test_the_cuts_that_were_not_chosen_are_not_kept(monkeypatch):
     """Each holds the weights once more: of a language model, half a gigabyte."""
-    alive, most, real = weakref.WeakSet(), [], safety_net.apart
+    alive, most, real = weakref.WeakSet(), [], safety_net.apart_from
 
-    def apart(model, small, queries, words):
+    def apart(traced, small, queries):
         alive.add(small)
         most.append(len(alive))
-        return real(model, small, queries, words)
+        return real(traced, small, queries)
 
-    monkeypatch.setattr(safety_net, "apart", apart)
+    monkeypatch.setattr(safety_net, "apart_from", apart)
     result = prune(network(), torch.zeros(1, 6, dtype=torch.float64), Budget(macs=0.5), queries=normal(400, 6), seed=0)
     assert len(names(result)) >= 3
     assert max(most) == 2, "the chosen one, and the one that it is compared with"
@@ -126,8 +126,8 @@ def test_where_a_repair_takes_long_and_the_first_is_good_no_other_cut_gets_one(l
 def test_the_error_shown_is_that_of_the_model_on_the_held_back_queries(monkeypatch):
     model, x = network(), normal(120, 6)
     seen = []
-    real = safety_net.apart
-    monkeypatch.setattr(safety_net, "apart", lambda m, s, q, w: seen.append((s, q)) or real(m, s, q, w))
+    real = safety_net.apart_from
+    monkeypatch.setattr(safety_net, "apart_from", lambda t, s, q: seen.append((s, q)) or real(t, s, q))
     result = prune(model, x[:1], Budget(macs=0.6), queries=x)
     small, fresh = seen[0]
     assert small is result.model
@@ -157,8 +157,8 @@ class Writer(nn.Module):
 def test_a_language_model_is_compared_by_the_probabilities_of_its_words(monkeypatch):
     model, ids = Writer(), torch.randint(40, (120, 12), generator=torch.Generator().manual_seed(1))
     seen = []
-    real = safety_net.apart
-    monkeypatch.setattr(safety_net, "apart", lambda m, s, q, w: seen.append((s, q)) or real(m, s, q, w))
+    real = safety_net.apart_from
+    monkeypatch.setattr(safety_net, "apart_from", lambda t, s, q: seen.append((s, q)) or real(t, s, q))
     result = prune(model, ids[:1], Budget(params=0.8), queries=ids, repair=Repair(descent=False))
     small, fresh = seen[0]
     assert small is result.model

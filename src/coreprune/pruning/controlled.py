@@ -25,9 +25,8 @@ from coreprune.graph import Cost, Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.allocation.spending import CostFunction
 from coreprune.pruning.calibration.calibration import Asked, Calibration
-from coreprune.pruning.calibration.vocabulary import vocabularies
 from coreprune.pruning.reporting.certify import source_of
-from coreprune.pruning.reporting.comparison import apart
+from coreprune.pruning.reporting.comparison import apart_from
 from coreprune.pruning.reporting.losses import answers, losses, other_answers
 from coreprune.pruning.reporting.report import Compared, Tested, TestedPath
 from coreprune.pruning.safety_net import trained
@@ -290,8 +289,7 @@ def _finished(
     found = None
     if calibration.fresh is not None:
         with clock("compare"):
-            words = vocabularies(pruned.traced.captured)
-            found = apart(pruned.traced.model, pruned.removed.model, calibration.fresh, words)
+            found = apart_from(pruned.traced, pruned.removed.model, calibration.fresh)
     name = "the repaired cut"
     compared = [] if found is None else [Compared(name, found.error, found.agreement, chosen=True)]
     return trained(pruned, settings, calibration, compared, clock)

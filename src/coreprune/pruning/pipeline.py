@@ -283,7 +283,7 @@ def prune(
         small = pruned.removed.model
         agree_on_weights(small)
         if calibration is not None and training is not None:
-            compared = distilled(pruned, training, calibration, compared, seed, checkpoint, clock)
+            compared = distilled(pruned, settings, calibration, compared, checkpoint, clock)
         with clock("certify"):
             report = make_report(pruned, settings, calibration, compared, path)
         report = replace(report, seconds=clock.seconds, memory=_used(most, calibration, clock))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,13 +17,11 @@ from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.vocabulary import vocabularies
 from coreprune.pruning.distill.distill import distill_
-from coreprune.pruning.distill.options import Distill
 from coreprune.pruning.layer.read import tensors_of
 from coreprune.pruning.plans.decide import plan_of, rank
 from coreprune.pruning.plans.decision import Decision
 from coreprune.pruning.plans.other_cuts import other_cuts
-from coreprune.pruning.repair.descent import Descended
-from coreprune.pruning.reporting.comparison import Apart, apart
+from coreprune.pruning.reporting.comparison import Apart, apart_from
 from coreprune.pruning.reporting.report import Compared
 from coreprune.pruning.selectors.norms import Magnitude
 from coreprune.pruning.settings import Settings
@@ -54,8 +51,8 @@ def best_of(
 
     Returns the model as it is, and no comparison, if no queries were held back.
     """
-    fresh, words = calibration.fresh, vocabularies(pruned.traced.captured)
-    first = None if fresh is None else apart(pruned.traced.model, pruned.removed.model, fresh, words)
+    fresh = calibration.fresh
+    first = None if fresh is None else apart_from(pruned.traced, pruned.removed.model, fresh)
     if fresh is None or first is None:
         return pruned, []
     repaired = settings.repair is not None
@@ -65,7 +62,7 @@ def best_of(
     enough = first.error <= _GOOD and sum(p.numel() for p in pruned.traced.model.parameters()) > _LARGE
     for other, candidate in _others(pruned, settings, calibration, clock, state, enough):
         with clock("compare"):
-            found = apart(pruned.traced.model, candidate.removed.model, fresh, words)
+            found = apart_from(pruned.traced, candidate.removed.model, fresh)
         assert found is not None  # its outputs have the same shapes
         seen[other] = found
         if repaired and found.better_than(best_apart):
@@ -83,68 +80,69 @@ def trained(
     compared: from `best_of`. Without it the training is not checked on them. Returns the model, and the comparison with
     one more line if there was a training.
     """
-    options = settings.repair
-    assert options is not None
-    blocks: Sequence[Descended] = ()
-
-    def train() -> bool:
-        nonlocal blocks
-        with clock("descend"):
-            blocks = descend_(pruned, calibration, options, settings.seed, clock.tell)
-        return any(block.changed for block in blocks)
-
-    stays, compared = _if_better(train, "with its blocks trained", pruned, calibration, compared, clock)
-    if not stays:
-        blocks = tuple(replace(block, after=block.before, changed=False) for block in blocks)
+    assert settings.repair is not None
+    before = _weights(pruned, compared)
+    with clock("descend"):
+        blocks = descend_(pruned, calibration, settings.repair, settings.seed, clock.tell)
+    if any(block.changed for block in blocks):
+        stays, compared = _if_better(before, "with its blocks trained", pruned, calibration, compared, clock)
+        if not stays:
+            blocks = tuple(replace(block, after=block.before, changed=False) for block in blocks)
     return replace(pruned, descended=blocks), compared
 
 
 def distilled(
     pruned: Pruned,
-    options: Distill,
+    settings: Settings,
     calibration: Calibration,
     compared: list[Compared],
-    seed: int,
     checkpoint: str | Path | None,
     clock: Clock,
 ) -> list[Compared]:
     """Distil the original into the chosen model, and take that back if it is worse on the held-back queries.
 
-    compared: as in `trained`. Returns the comparison with one more line.
+    compared: as in `trained`. Returns it with one more line.
     """
-    words = vocabularies(pruned.traced.captured)
-    same: dict[str, Any] = {"words": words, "seed": seed, "checkpoint": checkpoint, "progress": clock.tell}
+    before = _weights(pruned, compared)
+    with clock("distill"):
+        distill_(
+            pruned.removed.model,
+            pruned.traced.model,
+            calibration.queries,
+            settings.distill,
+            words=vocabularies(pruned.traced.captured),
+            seed=settings.seed,
+            checkpoint=checkpoint,
+            progress=clock.tell,
+        )
+    return _if_better(before, "distilled", pruned, calibration, compared, clock)[1]
 
-    def train() -> bool:
-        with clock("distill"):
-            distill_(pruned.removed.model, pruned.traced.model, calibration.queries, options, **same)
-        return True
 
-    return _if_better(train, "distilled", pruned, calibration, compared, clock)[1]
+def _weights(pruned: Pruned, compared: list[Compared]) -> dict[str, Tensor]:
+    """Copies of the weights, to go back to; none where nothing is compared."""
+    return copies(tensors_of(pruned.removed.model)) if compared else {}
 
 
 def _if_better(
-    train: Callable[[], bool],
+    before: Mapping[str, Tensor],
     how: str,
     pruned: Pruned,
     calibration: Calibration,
     compared: list[Compared],
     clock: Clock,
 ) -> tuple[bool, list[Compared]]:
-    """Train a model, and take that back if it is worse on the held-back queries. Returns whether the training stays.
+    """Put a trained model back to the weights before, if it is worse on the held-back queries.
 
-    train: returns whether anything has changed. how: what the model is called then.
+    how: what the trained model is called. Returns whether the training stays, and the comparison with one more line.
     """
     small, fresh = pruned.removed.model, calibration.fresh
-    before = copies(tensors_of(small)) if compared else {}
-    if not train() or fresh is None or not compared:
+    if fresh is None or not compared:
         return True, compared
     with clock("compare"):
-        words = vocabularies(pruned.traced.captured)
-        now = apart(pruned.traced.model, small, fresh, words)
+        now = apart_from(pruned.traced, small, fresh)
         after = copies(tensors_of(small))
         _fill(small, before)
-        was = apart(pruned.traced.model, small, fresh, words)
+        was = apart_from(pruned.traced, small, fresh)
     assert now is not None
     assert was is not None
     first = next(one for one in compared if one.chosen)

@@ -20,17 +20,26 @@ WORDS = 40
 
 
 class Writer(nn.Module):
-    """Tokens (N, T) to logits (N, T, words), all of which move together, far more than apart."""
+    """Tokens (N, T) to logits (N, T, WORDS), all of which move together, far more than apart.
 
-    def __init__(self, words=WORDS, looks_up=True):
+    table: of what kind the table is in which it looks the tokens up; None: it reads them as numbers.
+    """
+
+    def __init__(self, table="module"):
         super().__init__()
         torch.manual_seed(0)
-        self.words = nn.Embedding(words, 8) if looks_up else nn.Linear(1, 8)
-        self.up, self.down, self.head, self.shift = (nn.Linear(*n) for n in ((8, 24), (24, 8), (8, words), (8, 1)))
-        self.looks_up = looks_up
+        self.words, self.read = nn.Embedding(WORDS, 8), nn.Linear(1, 8)
+        self.up, self.down, self.head, self.shift = (nn.Linear(*n) for n in ((8, 24), (24, 8), (8, WORDS), (8, 1)))
+        self.table = table
+        if table != "module":
+            self.words = nn.ParameterDict({"weight": self.words.weight} if table else {})
 
     def forward(self, ids):
-        x = self.words(ids) if self.looks_up else self.words(ids[..., None].float())
+        x = {
+            "module": lambda: self.words(ids),
+            "parameter": lambda: nn.functional.embedding(ids, self.words["weight"]),
+            None: lambda: self.read(ids[..., None].float()),
+        }[self.table]()
         x = x + self.down(torch.relu(self.up(x)))
         return self.head(x) + 100 * self.shift(x)
 
@@ -64,7 +73,7 @@ def test_logits_over_words_take_options_of_their_own_and_what_is_given_stays():
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("spoken", [True, False])
 def test_the_loss_by_hand(spoken, temperature):
-    student, teacher = pair()
+    student, teacher = (model.double() for model in pair())
     x = ids(5)
     with torch.no_grad():
         y, z = teacher(x), student(x)
@@ -87,28 +96,28 @@ def test_the_student_speaks_more_like_its_teacher_on_other_texts():
     assert divergence(teacher, student, ids(200, 1)) < 0.5 * before
 
 
+def end(words, table):
+    """A weight after four steps. The loss goes by what is over a vocabulary, so the weight does."""
+    student, teacher = pair(table=table)
+    distill_(student, teacher, Rows((ids(),)), Distill(steps=4), words=words, seed=0)
+    return student.up.weight.detach()
+
+
+NAMED, NONE = frozenset({WORDS}), frozenset()
+
+
 def test_vocabularies_are_those_of_the_embeddings_unless_they_are_named():
-    """With `words`, a table that is no module counts, too; the loss goes by it, so the weights do."""
-    ends = {}
-    for name, options, words in (
-        ("table", {}, None),
-        ("named", {}, frozenset({WORDS})),
-        ("none", {}, frozenset()),
-    ):
-        student, teacher = pair(**options)
-        distill_(student, teacher, Rows((ids(),)), Distill(steps=4), words=words, seed=0)
-        ends[name] = student.up.weight.detach()
-    assert torch.equal(ends["table"], ends["named"])
-    assert not torch.allclose(ends["table"], ends["none"])
+    assert torch.equal(end(None, "module"), end(NAMED, "module"))
+    assert not torch.allclose(end(None, "module"), end(NONE, "module"))
 
 
-def test_an_output_as_wide_as_no_table_is_none_of_words():
-    ends = []
-    for words in (None, frozenset()):
-        student, teacher = pair(looks_up=False)
-        distill_(student, teacher, Rows((ids(),)), Distill(steps=4), words=words, seed=0)
-        ends.append(student.up.weight.detach())
-    assert torch.equal(*ends)
+def test_a_table_that_is_no_module_counts_if_its_size_is_named():
+    assert torch.equal(end(None, "parameter"), end(NONE, "parameter"))
+    assert torch.equal(end(NAMED, "parameter"), end(NAMED, "module"))
+
+
+def test_without_a_table_no_output_is_over_words():
+    assert torch.equal(end(None, None), end(NONE, None))
 
 
 def test_tables_with_a_row_for_every_word_stay_as_they_are():

@@ -7,6 +7,8 @@ from torch import Tensor, fx, nn
 from coreprune.graph import Captured
 from coreprune.pruning.calibration.wider import looked_up
 
+TOGETHER = 128  # rows of logits that are worked on at once: in float64 those of a batch of texts are gigabytes
+
 
 def vocabularies(captured: Captured) -> frozenset[int]:
     """How long the tables are in which the model looks up the tokens that it is given.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coreprune._masked import entries, floored, mean_square
+from coreprune.coreset import kl_divergence
 from coreprune.errors import ModelError
 from coreprune.pruning.calibration.vocabulary import over_words
 from coreprune.pruning.distill.channel_maps import Readout
@@ -51,7 +52,6 @@ def _error(found: Tensor, wanted: Tensor) -> Tensor:
 def _divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     """T² · KL(softmax(wanted/T) ‖ softmax(found/T)) over the last axis, averaged over all others."""
     found, wanted = (
-        nn.functional.log_softmax(floored(x if x.dtype == torch.float64 else x.float()) / temperature, dim=-1)
-        for x in (found, wanted)
+        floored(x if x.dtype == torch.float64 else x.float()).flatten(0, -2) / temperature for x in (found, wanted)
     )
-    return temperature**2 * (wanted.exp() * (wanted - found)).sum(-1).mean()
+    return temperature**2 * kl_divergence(wanted, found).mean()

@@ -16,12 +16,12 @@ from coreprune._masked import entries, floored, mean_square
 from coreprune._shapes import Float
 from coreprune._single import answering
 from coreprune.coreset import kl_divergence, variance_under
-from coreprune.pruning.calibration.vocabulary import over_words
+from coreprune.graph import Traced
+from coreprune.pruning.calibration.vocabulary import TOGETHER, over_words, vocabularies
 from coreprune.pruning.reporting.answers import scores
 from coreprune.queries import Queries
 
 _BATCH = 32  # samples that are run together
-_ROWS = 128  # tokens whose logits are worked on together
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,8 @@ class Apart:
     errors: (n,) float64, for every query the squared error of the outputs, relative to their variance over all queries;
     infinite where an output is NaN, or infinite in one model alone. Outputs over the words of a vocabulary count as
     they change the probabilities (T21): twice the divergence, relative to what the logits vary over the tokens of a
-    query in the same measure. same: how many queries get the same class, or the
-    same next token of a causal language model; None if the models return no such scores.
+    query in the same measure. same: how many queries get the same class, or the same next token of a causal language
+    model; None if the models return no such scores.
     """
 
     errors: Float[Tensor, " n"]
@@ -55,6 +55,11 @@ class Apart:
         less = other.errors - self.errors
         noise = float(less.std()) / math.sqrt(len(less)) if len(less) > 1 else math.inf
         return float(less.mean()) > noise
+
+
+def apart_from(traced: Traced, small: nn.Module, queries: Queries) -> Apart | None:
+    """`apart` for a model that is traced, whose vocabularies are known."""
+    return apart(traced.model, small, queries, vocabularies(traced.captured))
 
 
 @torch.no_grad()
@@ -112,7 +117,7 @@ def _compared(x: Tensor, y: Tensor, words: frozenset[int]) -> tuple[Tensor, Tens
     rows, others = floored(x).flatten(0, -2), floored(y).flatten(0, -2)
     mean = rows.mean(dim=0, dtype=torch.float64)
     off = varies = torch.zeros((), dtype=torch.float64, device=x.device)
-    for z, changed in zip(rows.split(_ROWS), others.split(_ROWS), strict=True):
+    for z, changed in zip(rows.split(TOGETHER), others.split(TOGETHER), strict=True):
         off = off + kl_divergence(z.double(), changed.double()).sum()
         varies = varies + variance_under(z.double(), z.double() - mean).sum()
     return 2 * off / len(rows), torch.stack([torch.zeros_like(varies), varies, torch.full_like(varies, len(rows))])
