@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from coreprune import InputError
 from coreprune.pruning.distill.block_outputs import Watched
 from coreprune.pruning.distill.distill import distill_
 from coreprune.pruning.distill.lessons import Lesson, Watching
@@ -114,6 +115,12 @@ def test_vocabularies_are_those_of_the_embeddings_unless_they_are_named():
 def test_a_table_that_is_no_module_counts_if_its_size_is_named():
     assert torch.equal(end(None, "parameter"), end(NONE, "parameter"))
     assert torch.equal(end(NAMED, "parameter"), end(NAMED, "module"))
+
+
+@pytest.mark.parametrize("words", [40, [40], "40", frozenset({"40"})])
+def test_words_that_are_no_sizes_are_refused(words, unchecked):
+    with pytest.raises(InputError, match="words must be a frozenset of whole numbers"):
+        end(words, "module")
 
 
 def test_without_a_table_no_output_is_over_words():
