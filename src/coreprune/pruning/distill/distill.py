@@ -67,8 +67,8 @@ def distill_(
         with the same number of threads) it then ends with the same bits as a run without interruption. The file is
         replaced atomically every `save_every` steps and at the end, and it is not deleted.
 
-    Raises InputError if the loss becomes infinite or NaN, if the inputs are not queries, if words are no sizes, or if the
-    checkpoint is damaged or from another run. Raises ModelError if the outputs of the models cannot be compared.
+    Raises InputError if the loss becomes infinite or NaN, if the inputs are not queries, if words are no sizes, or if
+    the checkpoint is damaged or from another run. Raises ModelError if the outputs of the models cannot be compared.
     """
     if words is not None and not (isinstance(words, frozenset) and all(isinstance(n, int) for n in words)):
         raise InputError(f"words must be a frozenset of whole numbers, the sizes of vocabularies, not {words!r}.")
