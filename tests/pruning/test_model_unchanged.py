@@ -121,7 +121,7 @@ PLACES = (
     "pruning.stages.pour_",
     "pruning.repair.refit.fitted",
     "pruning.repair.descent._walked",
-    "pruning.safety_net.apart",
+    "pruning.safety_net.apart_from",
     "pruning.summing_up.group_report",
     "pruning.stages.recipe_of",
     "graph.surgery._resize",
