@@ -78,10 +78,28 @@ What limits the rows with windows, at 20 % (one seed; text of the part for devel
 - Not the marks of the data set (`<unk>`, `@-@`, `=`): they are 14 % of the tokens, and none of the rise.
 - Not the refits of layers that lost no inputs: without them it is 1.292 / 1.344.
 
-*Own* memory is what no file backs, where it was measured. Ours had `memory="2GiB"` in the rows of seed 0, and `"1GiB"` in the others, and one thread beside other work.
+*Own* memory is what no file backs, where it was measured. {_setting(done)}
 
 Measured on {ran_on(record["environment"])}{several(done)}
 """
+
+
+def _setting(rows: list[dict[str, Any]]) -> str:
+    """What ours was given: threads, and memory for what is kept."""
+    told = []
+    ours = [row for row in rows if row["method"].startswith("ours")]
+    for threads, memory in dict.fromkeys((row["threads"], row.get("memory", "2GiB")) for row in ours):
+        mine = [r for r in ours if (r["threads"], r.get("memory", "2GiB")) == (threads, memory)]
+        own, seconds = (
+            [r["peak_own_mib"] / 1024 for r in mine if "peak_own_mib" in r],
+            sorted(r["wall_s"] for r in mine),
+        )
+        alone = "beside other work" if threads == 1 else "alone on the machine"
+        told.append(
+            f'{len(mine)} with {threads} {"thread" if threads == 1 else "threads"} {alone} and `memory="{memory}"` took '
+            f"{' to '.join(dict.fromkeys(f'{t:,.0f}' for t in (seconds[0], seconds[-1])))} s, and at most {max(own):.1f} GiB of its own"
+        )
+    return f"Of the rows of ours, {'; '.join(told)}. Wanted were 600 s and 6 GiB on two quiet cores."
 
 
 def _spread(values: list[float]) -> str:
