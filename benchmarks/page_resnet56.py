@@ -211,8 +211,7 @@ def _later() -> str:
     """The rows with distillation that a later version made."""
     record = json.loads(LATER.read_text())
     told = [
-        f"{cell['accuracy']:.2f} % at {100 * cell['share']:g} % of the multiply-accumulates (seed {cell['seed']}, "
-        f"{cell['seconds']['distill']:,.0f} s of distillation on a thread beside other work)"
+        f"{cell['accuracy']:.2f} % at {100 * cell['share']:g} % of the multiply-accumulates (seed {cell['seed']})"
         for cell in record["cells"]
     ]
     return f"{', '.join(told)}, by {record['environment']['versions']['coreprune']}"
