@@ -12,7 +12,7 @@ from resnet56_cells import BOTH, FINAL, IMAGES, NO_DATA, PEER
 from resnet56_plot import label
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-LATER = Path(__file__).with_name("results") / "resnet56_distilled.json"  # --only "functional/distill" --out, later code
+LATER = Path(__file__).with_name("results") / "resnet56_distilled.json"  # by resnet56_cifar.py --only distill --out
 
 
 def resnet56(record: dict[str, Any]) -> str:
@@ -58,7 +58,7 @@ a cell shows the mean and the standard deviation. No network that coreprune made
 - We looked again into how many rows of queries the repair reads, and which, because the accuracy on all 10,000 test images had dropped with fewer rows. The choice was then made on training images.
   The cells with images and made queries were measured three times on the way. The rows with distillation start from the repair before that change.
 
-The rows with distillation are of version 0.1.0. The present code, which trains block by block before it, reaches no more: {_later()}.
+The rows with distillation are of version 0.1.0. The present code, which trains block by block before it, reaches no more with one seed: {_later()}.
 
 In a ReLU network `magnitude` is the same as `l2`, and `mussay` the same as `norm`; they were not run again. {MISSING} means not run.
 
@@ -210,8 +210,5 @@ Every network was trained for {epochs} on the {record["setup"]["train"]:,} label
 def _later() -> str:
     """The rows with distillation that a later version made."""
     record = json.loads(LATER.read_text())
-    told = [
-        f"{cell['accuracy']:.2f} % at {100 * cell['share']:g} % of the multiply-accumulates (seed {cell['seed']})"
-        for cell in record["cells"]
-    ]
+    told = [f"{cell['accuracy']:.2f} % at {100 * cell['share']:g} % (seed {cell['seed']})" for cell in record["cells"]]
     return f"{', '.join(told)}, by {record['environment']['versions']['coreprune']}"

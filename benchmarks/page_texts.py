@@ -72,32 +72,32 @@ Perplexity of the pruned model over that of the dense one, on documentation / on
 What limits the rows with windows, at 20 % (one seed; text of the part for development, so the numbers are others than above)?
 
 - The windows are few. The mean divergence from the dense model is 0.180 ± 0.006 on the windows that were given, 0.242 ± 0.008 on others of the same articles, and 0.286 ± 0.008 on other articles (128 windows each, with standard errors). With twice as many windows
-  the perplexity over the dense one is 1.269 / 1.324 instead of 1.280 / 1.347, and the call takes 1.7 times as long.
+  the perplexity over the dense one is 1.269 / 1.324 instead of 1.280 / 1.347, and the call takes 1.7 times the processor's time.
 - Not their length: 32 windows of 256 tokens instead of 128 of 64 gave 1.285 / 1.368. On the encyclopedia the logarithm of the perplexity rises by 0.15 in the first 64 tokens of a window and by 0.28 to 0.37 behind them, with both lengths:
   the pruned model makes less of a long context. On documentation it rises alike everywhere.
-- Not the marks of the data set (`<unk>`, `@-@`, `=`): they are 14 % of the tokens, and none of the rise.
+- Not the marks of the data set (`<unk>`, `@-@`, `=`): they are 14 % of the encyclopedia's tokens, and have none of its rise.
 - Not the refits of layers that lost no inputs: without them it is 1.292 / 1.344.
 
-*Own* memory is what no file backs, where it was measured. {_setting(done)}
+*Own* memory is what no file backs, where it was measured. {_setting(done)} Rows on one thread ran beside other work.
 
 Measured on {ran_on(record["environment"])}{several(done)}
 """
 
 
 def _setting(rows: list[dict[str, Any]]) -> str:
-    """What ours was given: threads, and memory for what is kept."""
+    """What the rows of ours took, by their threads and their memory for what is kept."""
+    alike = defaultdict[tuple[int, str], list[dict[str, Any]]](list)
+    for row in rows:
+        if row["method"].startswith("ours"):
+            alike[row["threads"], row.get("memory", "2GiB")].append(row)
     told = []
-    ours = [row for row in rows if row["method"].startswith("ours")]
-    for threads, memory in dict.fromkeys((row["threads"], row.get("memory", "2GiB")) for row in ours):
-        mine = [r for r in ours if (r["threads"], r.get("memory", "2GiB")) == (threads, memory)]
-        own, seconds = (
-            [r["peak_own_mib"] / 1024 for r in mine if "peak_own_mib" in r],
-            sorted(r["wall_s"] for r in mine),
-        )
-        alone = "beside other work" if threads == 1 else "alone on the machine"
+    for (threads, memory), mine in alike.items():
+        low, high = (f"{limit(row['wall_s'] for row in mine):,.0f}" for limit in (min, max))
+        own = max((row["peak_own_mib"] / 1024 for row in mine if "peak_own_mib" in row), default=None)
         told.append(
-            f'{len(mine)} with {threads} {"thread" if threads == 1 else "threads"} {alone} and `memory="{memory}"` took '
-            f"{' to '.join(dict.fromkeys(f'{t:,.0f}' for t in (seconds[0], seconds[-1])))} s, and at most {max(own):.1f} GiB of its own"
+            f'{len(mine)} with `memory="{memory}"` on {threads} thread{"s" * (threads > 1)} took '
+            f"{low if low == high else f'{low} to {high}'} s"
+            + (f", and at most {own:.1f} GiB of their own" if own else "")
         )
     return f"Of the rows of ours, {'; '.join(told)}. Wanted were 600 s and 6 GiB on two quiet cores."
 

@@ -37,7 +37,7 @@ PEERS = ("l2", "random")
 READERS = ("flap-like", "slicegpt-like")  # peers that read the 128 windows
 LENGTH, CONTEXT, WINDOWS = 64, 512, 40
 STEPS = 30  # of distillation
-MEMORY = "1GiB"  # for what is kept; the default is half of what is free. The rows of seed 0 had 2GiB
+MEMORY = "1GiB"  # for what is kept; the default is half of what is free. Rows that do not say it had 2GiB
 
 
 def cells(seeds: int) -> Iterator[Cell]:
