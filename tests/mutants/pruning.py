@@ -321,6 +321,14 @@ MUTANTS = (
         "Adam moves the rows of words that no text has a gradient for",
     ),
     Mutant(
+        "every-part-of-a-lesson-counts-as-the-whole",
+        "pruning/distill/loss.py",
+        "        return self.shares[part] * temperature**2 * ",
+        "        return temperature**2 * ",
+        ("pruning/distill/test_loss.py",),
+        "the loss grows with the number of parts",
+    ),
+    Mutant(
         "interrupted-training-starts-again",
         "pruning/distill/distill.py",
         "            for step in range(first, settled.steps):\n",

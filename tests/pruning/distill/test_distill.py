@@ -70,12 +70,14 @@ def test_modes_flags_gradients_hooks_and_batch_norms_are_as_before(gen):
     held, grad = frozen.detach().clone(), torch.ones(5, 8)
     student.head.weight.grad = grad
     calls = []
-    student.blocks[1].register_forward_hook(lambda *a: calls.append(1))
+    student.blocks[1].register_forward_hook(lambda *a: calls.extend(m.training for m in student.modules()))
     modes = [m.training for m in student.modules()]
     statistics = [block.bn1.running_mean.clone() for block in student.blocks]  # one in training mode, one not
     distill_(student, teacher, Rows((torch.randn(9, 3, 8, 8),)), Distill(steps=3), seed=gen)
     assert [m.training for m in student.modules()] == modes
     assert all(m.training for m in teacher.modules())
+    assert calls
+    assert not any(calls), "in evaluation mode in every step"
     assert torch.equal(frozen, held)
     assert not frozen.requires_grad
     assert student.head.weight.requires_grad

@@ -57,11 +57,11 @@ def test_without_copies_the_teacher_runs_in_every_step():
 def test_a_lesson_is_what_the_teacher_says_to_its_inputs():
     teacher, rows = Counting(mlp()), Rows(inputs(), 4, True, 0)
     _, found = taught(teacher, rows, 2, 9)
-    for lesson in found:
-        (x,) = lesson.parts[0][0]
+    for (part,) in found:
+        (x,) = part.inputs[0]
         with torch.no_grad():
-            assert torch.equal(lesson.outputs[0], teacher.model(x))
-            assert torch.equal(lesson.features[0], teacher.model[0](x))
+            assert torch.equal(part.outputs[0], teacher.model(x))
+            assert torch.equal(part.features[0], teacher.model[0](x))
 
 
 def test_what_does_not_fit_is_not_kept(monkeypatch):

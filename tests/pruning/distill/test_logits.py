@@ -11,8 +11,8 @@ from torch import nn
 from coreprune import InputError
 from coreprune.pruning.distill.block_outputs import Watched
 from coreprune.pruning.distill.distill import distill_
-from coreprune.pruning.distill.lessons import Lesson, Watching
-from coreprune.pruning.distill.loss import loss_of
+from coreprune.pruning.distill.lessons import Part, Watching
+from coreprune.pruning.distill.loss import losses
 from coreprune.pruning.distill.options import Distill, Settled
 from distill_pairs import Rows
 from small_networks import bits
@@ -78,9 +78,9 @@ def test_the_loss_by_hand(spoken, temperature):
     x = ids(5)
     with torch.no_grad():
         y, z = teacher(x), student(x)
-        lesson = Lesson([((x,), {})], [y], [])
+        lesson = [Part(((x,), {}), [y], [])]
         settled = Distill(temperature=temperature).settled(spoken)
-        found = loss_of(
+        (found,) = losses(
             Watching(student, Watched(student, [])), [], lesson, settled, frozenset({WORDS} if spoken else ())
         )
     p, q = (torch.distributions.Categorical(logits=t.double() / temperature) for t in (y, z))

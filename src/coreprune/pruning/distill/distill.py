@@ -7,7 +7,7 @@ that were made without data, or unlabelled samples. No label is used.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,9 +27,10 @@ from coreprune.pruning.calibration.vocabulary import embeddings, over_words
 from coreprune.pruning.distill.block_outputs import Watched, shared_features, spread
 from coreprune.pruning.distill.channel_maps import fit_readouts
 from coreprune.pruning.distill.lessons import Lessons, Watching
-from coreprune.pruning.distill.loss import loss_of
+from coreprune.pruning.distill.loss import losses
 from coreprune.pruning.distill.options import Distill, Settled
 
+_HELD = 4  # tensors as large as the outputs that a step takes
 _SMALLEST = 1e-2  # lower limit of the root mean square of a tensor that sets its learning rate
 
 
@@ -83,7 +84,8 @@ def distill_(
         saved = Checkpoint(Path(checkpoint), digest(_identity(student, teacher, rows, settled, sizes)))
     with telling(progress) as tell, _training(student, teacher, sizes) as (parameters, still):
         training = _Training(parameters, _tensors(student), settled)
-        most = largest_batch(next(rows.parts(0, 2)), rows.size, student, still)
+        # A loss and its gradient take some tensors as large as the outputs; the teacher alone would take one.
+        most = max(1, largest_batch(next(rows.parts(0, 2)), _HELD * rows.size, student, still) // _HELD)
         names = spread(shared_features(student, still, next(rows.parts(0, most)))) if settled.features else []
         # Fit before a checkpoint is loaded, so that an interrupted run goes on with the same maps.
         once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most))
@@ -92,7 +94,7 @@ def distill_(
         with Watched(student, names) as seen, Watched(still, names) as wanted:
             mine, lessons = Watching(student, seen), Lessons(Watching(still, wanted), rows, most, settled.copies)
             for step in range(first, settled.steps):
-                done = training.step(step, loss_of(mine, maps, lessons.of(step), settled, sizes))
+                done = training.step(step, losses(mine, maps, lessons.of(step), settled, sizes))
                 if saved is not None and ((step + 1) % asked.save_every == 0 or step + 1 == settled.steps):
                     saved.write(step + 1, training.state())
                 tell("distill", step + 1, settled.steps, loss=done)
@@ -179,21 +181,28 @@ class _Training:
         self.rates = [options.lr * max(float(m.double().square().mean().sqrt()), _SMALLEST) for m in self.masters]
         self.adam = torch.optim.AdamW([{"params": [m]} for m in self.masters], lr=options.lr, weight_decay=0.0)
 
-    def step(self, step: int, loss: Tensor) -> float:
-        """Take one step of Adam on the loss. Returns the loss before it."""
-        if not math.isfinite(value := float(loss.detach())):
-            raise InputError(
-                f"the loss of the distillation is {value} in step {step}; the model is as it was before. "
-                f"Lower lr ({self.options.lr:g}), or look for infinite inputs and outputs."
-            )
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+    def step(self, step: int, summands: Iterable[Tensor]) -> float:
+        """Take one step of Adam on the sum of a loss. Returns the sum before it."""
+        value = 0.0
+        gradients: list[Tensor | None] = [None] * len(self.parameters)
+        for loss in summands:
+            value += float(loss.detach())
+            if not math.isfinite(value):
+                raise InputError(
+                    f"the loss of the distillation is {value} in step {step}; the model is as it was before. "
+                    f"Lower lr ({self.options.lr:g}), or look for infinite inputs and outputs."
+                )
+            for i, found in enumerate(torch.autograd.grad(loss, self.parameters, allow_unused=True)):
+                if found is not None:  # not added in place: two parameters may have one gradient
+                    more, before = found.to(self.masters[i].dtype), gradients[i]
+                    gradients[i] = more if before is None else before + more
         steps = self.options.steps
         warm = min(1.0, (step + 1) / max(1.0, steps / 20))
         share = warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
             group["lr"] = rate * share
         for master, gradient in zip(self.masters, gradients, strict=True):
-            master.grad = None if gradient is None else gradient.to(master.dtype)
+            master.grad = gradient
         self.adam.step()
         self._publish()
         return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,46 +12,75 @@ from coreprune.coreset import kl_divergence
 from coreprune.errors import ModelError
 from coreprune.pruning.calibration.vocabulary import over_words
 from coreprune.pruning.distill.channel_maps import Readout
-from coreprune.pruning.distill.lessons import Lesson, Watching
+from coreprune.pruning.distill.lessons import Part, Watching
 from coreprune.pruning.distill.options import Settled
 
 
-def compared(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The pairs of outputs of student and teacher that can be compared. Raises ModelError if there are none."""
-    pairs = [(s, t) for s, t in zip(found, wanted, strict=False) if s.shape == t.shape]
-    if not pairs:
+def comparable(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[int]:
+    """Which outputs can be compared. Raises ModelError if there are none."""
+    same = [i for i, (s, t) in enumerate(zip(found, wanted, strict=False)) if s.shape == t.shape]
+    if not same:
         raise ModelError(
             "the outputs of student and teacher cannot be compared: they have no floating-point tensor of the same "
             "shape. The student must be a pruned copy of the teacher."
         )
-    return pairs
+    return same
 
 
-def loss_of(
-    student: Watching, maps: Sequence[Readout | None], lesson: Lesson, options: Settled, words: frozenset[int]
-) -> Tensor:
-    """The loss of one step. words: the sizes of vocabularies; of logits over them the divergence alone counts."""
-    outputs, now = student(lesson.parts)
-    pairs = compared(outputs, lesson.outputs)
-    errors = [_error(s, t) for s, t in pairs if not over_words(t, words)]
-    spoken = [_divergence(s, t, options.temperature) for s, t in pairs if over_words(t, words)]
-    total = torch.stack([*errors, *spoken]).mean()
-    if not spoken and pairs[0][0].dim() in (2, 3):
-        total = total + _divergence(*pairs[0], options.temperature)
-    features = [_error(m(s) if m else s, t) for m, s, t in zip(maps, now, lesson.features, strict=True)]
-    return total + options.features * torch.stack(features).mean() if features else total
+def losses(
+    student: Watching, maps: Sequence[Readout | None], lesson: Sequence[Part], options: Settled, words: frozenset[int]
+) -> Iterator[Tensor]:
+    """The loss of one step in summands, one for every part of the lesson, so that each can be differentiated and
+    forgotten before the next one is computed.
+
+    Every mean of the loss is one over all inputs of the step: a part counts as much as it has of the entries. Variances
+    are those of all parts. words: the sizes of vocabularies; of logits over them the divergence alone counts.
+    """
+    outputs = [_Target(every, words) for every in zip(*(part.outputs for part in lesson), strict=True)]
+    features = [_Target(every, frozenset()) for every in zip(*(part.features for part in lesson), strict=True)]
+    for i, part in enumerate(lesson):
+        found, now = student(part.inputs)
+        same = comparable(found, part.outputs)
+        spoken = [k for k in same if outputs[k].words]
+        terms = [outputs[k].error(found[k], i) for k in same if not outputs[k].words]
+        terms += [outputs[k].divergence(found[k], i, options.temperature) for k in spoken]
+        total = torch.stack(terms).mean()
+        if not spoken and found[k := same[0]].dim() in (2, 3):
+            total = total + outputs[k].divergence(found[k], i, options.temperature)
+        apart = [of.error(m(s) if m else s, i) for m, s, of in zip(maps, now, features, strict=True)]
+        yield total + options.features * torch.stack(apart).mean() if apart else total
 
 
-def _error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error, relative to the variance of what is wanted."""
-    found, wanted = (x if x.dtype == torch.float64 else x.float() for x in (found, wanted))
-    variance = entries(wanted).var(correction=0)
-    return mean_square(found, wanted) / torch.where(variance > 0, variance, 1.0)
+class _Target:
+    """What the teacher computes at one place from all parts of a lesson.
+
+    words: whether it is logits over a vocabulary, whose errors do not count.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], words: frozenset[int]) -> None:
+        self.parts, self.words = parts, over_words(parts[0], words)
+        self.shares = _shares([t.numel() for t in parts])
+        if not self.words:
+            finite = [entries(_real(t)) for t in parts]
+            self.finite = _shares([x.numel() for x in finite])
+            variance = torch.cat(finite).var(correction=0)
+            self.variance = torch.where(variance > 0, variance, 1.0)
+
+    def error(self, found: Tensor, part: int) -> Tensor:
+        """What one part adds to the mean squared error, relative to the variance of all parts."""
+        return self.finite[part] * mean_square(_real(found), _real(self.parts[part])) / self.variance
+
+    def divergence(self, found: Tensor, part: int, temperature: float) -> Tensor:
+        """What one part adds to T² · KL(softmax(wanted/T) ‖ softmax(found/T)) over the last axis, averaged over all
+        others."""
+        here, wanted = (floored(_real(x)).flatten(0, -2) / temperature for x in (found, self.parts[part]))
+        return self.shares[part] * temperature**2 * kl_divergence(wanted, here).mean()
 
 
-def _divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(wanted/T) ‖ softmax(found/T)) over the last axis, averaged over all others."""
-    found, wanted = (
-        floored(x if x.dtype == torch.float64 else x.float()).flatten(0, -2) / temperature for x in (found, wanted)
-    )
-    return temperature**2 * kl_divergence(wanted, found).mean()
+def _shares(sizes: Sequence[int]) -> list[float]:
+    return [size / max(1, sum(sizes)) for size in sizes]
+
+
+def _real(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
