@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coreprune._bars import bars
+from coreprune._heap import tidy
 from coreprune._journal import Journal, opened
 from coreprune._progress import Progress, silent
 from coreprune.errors import InputError, first_line
@@ -33,7 +34,8 @@ class Told:
     journal: Journal | None = None
 
     def __call__(self, phase: str, done: int, total: int, **figures: float) -> None:
-        """Say how far a phase is."""
+        """Say how far a phase is. Between two steps is also the time to give freed memory back."""
+        tidy()
         self.show(phase, done, total)
         if self.journal is not None:
             self.journal.step(phase, done, total, **figures)
