@@ -61,7 +61,7 @@ def smollm2(record: dict[str, Any]) -> str:
     before = done[0]["perplexity"]
     rotated = '*Rotated* is `residual="rotate"`. ' if any("rotated" in method for method, _ in names) else ""
     if any("distilled" in method for method, _ in names):
-        rotated += "*Distilled* has `distill=30`, whose rates were chosen on other text. "
+        rotated += f"*Distilled* has `distill=30`, whose rates were chosen on other text{_taken_back(done)}. "
     return f"""## A language model: SmolLM2-135M
 
 Perplexity of the pruned model over that of the dense one, on documentation / on an encyclopedia: 40 windows of 512 tokens of docstrings of sympy and numpy, and of the second half of WikiText-2's validation text. The dense model has
@@ -82,6 +82,16 @@ What limits the rows with windows, at 20 % (one seed; text of the part for devel
 
 Measured on {ran_on(record["environment"])}{several(done)}
 """
+
+
+def _taken_back(rows: list[dict[str, Any]]) -> str:
+    """In how many of the distilled rows the distillation did not stay, or not all of it."""
+    distilled = [row for row in rows if "distilled" in row["method"]]
+    chosen = [one["name"] for row in distilled for one in row["compared"] if one["chosen"]]
+    half = sum(name.endswith("half of the way") for name in chosen)
+    back = sum("distilled" not in name for name in chosen)
+    told = [f"in {back} the model as it was before"] * (back > 0) + [f"in {half} half of the way"] * (half > 0)
+    return f"; of its {len(chosen)} rows, `prune` returned {' and '.join(told)}" if told else ""
 
 
 def _setting(rows: list[dict[str, Any]]) -> str:
