@@ -263,38 +263,8 @@ def test_distillation_that_harms_is_taken_back(caplog):
         result = prune(model, x[:1], Budget(macs=0.6), distill=Distill(steps=5, lr=0.5), **asked)
     assert bits(result.model) == bits(plain.model)
     assert chosen(result) == chosen(plain)
-    assert [one.name for one in result.report.compared if "distilled" in one.name] == [
-        f"{chosen(plain).name}, distilled",
-        f"{chosen(plain).name}, distilled half of the way",
-    ]
+    assert result.report.compared[-1].name.endswith(", distilled")
     assert any("model as it was before is returned" in record.message for record in caplog.records)
-
-
-@pytest.mark.parametrize("far", [1.0, 2.5])
-def test_of_a_distillation_that_goes_too_far_half_is_returned(monkeypatch, far):
-    """far: how much farther than the distillation itself. Half of that is near where it would have ended."""
-    real = safety_net.distill_
-
-    def farther(student, *rest, **more):
-        start = {name: p.detach().clone() for name, p in student.named_parameters()}
-        real(student, *rest, **more)
-        with torch.no_grad():
-            for name, p in student.named_parameters():
-                p.copy_(start[name].lerp(p, far))
-
-    model, x = network(), normal(256, 6)
-    asked = {"queries": x, "repair": Repair(ridge=100.0, descent=False)}
-    plain = prune(model, x[:1], Budget(macs=0.4), **asked)
-    monkeypatch.setattr(safety_net, "distill_", farther)
-    result = prune(model, x[:1], Budget(macs=0.4), distill=200, **asked)
-    whole = next(one for one in result.report.compared if one.name.endswith(", distilled"))
-    if far == 1:
-        assert chosen(result) == whole
-        assert not any("half" in one.name for one in result.report.compared)
-    else:
-        assert whole.error > chosen(plain).error
-        assert chosen(result).name == f"{chosen(plain).name}, distilled half of the way"
-        assert chosen(result).error < 0.9 * chosen(plain).error
 
 
 def test_distillation_is_not_checked_where_nothing_is_compared():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -100,10 +99,9 @@ def distilled(
     checkpoint: str | Path | None,
     clock: Clock,
 ) -> list[Compared]:
-    """Distil the original into the chosen model, and take that back, or half of it, if it is worse on the held-back
-    queries.
+    """Distil the original into the chosen model, and take that back if it is worse on the held-back queries.
 
-    compared: as in `trained`. Returns it with one more line, or two.
+    compared: as in `trained`. Returns it with one more line.
     """
     before = _weights(pruned, compared)
     with clock("distill"):
@@ -117,7 +115,7 @@ def distilled(
             checkpoint=checkpoint,
             progress=clock.tell,
         )
-    return _if_better(before, "distilled", pruned, calibration, compared, clock, half=True)[1]
+    return _if_better(before, "distilled", pruned, calibration, compared, clock)[1]
 
 
 def _weights(pruned: Pruned, compared: list[Compared]) -> dict[str, Tensor]:
@@ -132,44 +130,34 @@ def _if_better(
     calibration: Calibration,
     compared: list[Compared],
     clock: Clock,
-    half: bool = False,
 ) -> tuple[bool, list[Compared]]:
     """Put a trained model back to the weights before, if it is worse on the held-back queries.
 
-    how: what the trained model is called. half: whether the weights half of the way are tried, too, if the whole way
-    does not lower the error. Returns whether the training stays, and the comparison with the new lines.
+    how: what the trained model is called. Returns whether the training stays, and the comparison with one more line.
     """
     small, fresh = pruned.removed.model, calibration.fresh
     if fresh is None or not compared:
         return True, compared
-    name = next(one.name for one in compared if one.chosen)
     with clock("compare"):
-        now, after = apart_from(pruned.traced, small, fresh), copies(tensors_of(small))
+        now = apart_from(pruned.traced, small, fresh)
+        after = copies(tensors_of(small))
         _fill(small, before)
         was = apart_from(pruned.traced, small, fresh)
-        assert now is not None
-        assert was is not None
-        ends = [(f"{name}, {how}", now, after)]
-        if half and not now.error < was.error:
-            middle = {n: t.lerp(after[n], 0.5) if t.is_floating_point() else after[n] for n, t in before.items()}
-            _fill(small, middle)
-            between = apart_from(pruned.traced, small, fresh)
-            assert between is not None
-            ends.append((f"{name}, {how} half of the way", between, middle))
-    lines = [Compared(said, found.error, found.agreement) for said, found, _ in ends]
-    said, found, weights = min(ends, key=lambda end: end[1].error if math.isfinite(end[1].error) else math.inf)
-    if was.better_than(found):
-        _fill(small, before)
+    assert now is not None
+    assert was is not None
+    first = next(one for one in compared if one.chosen)
+    line = Compared(f"{first.name}, {how}", now.error, now.agreement)
+    if was.better_than(now):
         log.warning(
             "the model as it was before is returned instead of %s: on the held-back queries the error rose from %.3g "
             "to %.3g",
-            said,
+            line.name,
             was.error,
-            found.error,
+            now.error,
         )
-        return False, [*compared, *lines]
-    _fill(small, weights)
-    return True, [replace(one, chosen=one.name == said) for one in (*compared, *lines)]
+        return False, [*compared, line]
+    _fill(small, after)
+    return True, [*(replace(one, chosen=False) for one in compared), replace(line, chosen=True)]
 
 
 def _fill(small: nn.Module, values: Mapping[str, Tensor]) -> None:
