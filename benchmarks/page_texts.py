@@ -79,7 +79,7 @@ What limits the rows with windows, at 20 % (one seed; text of the part for devel
 - Not the refits of layers that lost no inputs: without them it is 1.292 / 1.344.
 
 *Own* memory is what no file backs, where it was measured. {_setting(done)} Rows on one thread ran beside other work.
-With version dev790 freed memory goes back to the system, and distillation differentiates its batches in parts; it took 6.0 GiB of its own where dev788 took 8.0 to 8.6, with distillation.
+With version dev790 freed memory goes back to the system, and distillation differentiates its batches in parts; its row took 6.0 GiB of its own (without data, 20 %), and the other three with distillation, by dev788, 8.0 to 8.6.
 
 Where a distillation was taken back, its row is the method without it once more, by a later version in another installation. Without data that is other text, because the text of the machine is what is installed: on the encyclopedia 1.286 and 1.253 at 10 %, 1.595 and 1.562 at 20 %. We did
 not take apart what the text and what the version did. Half of the distillation's way is no better: without data at 10 %, the error on the texts that were held back is 0.0488 before it, 0.0551 half of the way and 0.0701 at its end (one seed).
