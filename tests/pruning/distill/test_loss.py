@@ -95,8 +95,7 @@ def test_no_part_holds_the_graph_of_another():
 
 
 def test_parts_without_a_comparable_output():
-    student, teacher = pair(("words",))
+    student, _ = pair(("words",))
     lesson = [Part(((torch.randn(2, 4, 6, dtype=torch.float64),), {}), [torch.randn(2, 4, WORDS + 1)], [])]
     with pytest.raises(ModelError, match="cannot be compared"):
         list(losses(Watching(student, Watched(student, [])), [], lesson, Distill().settled(True), frozenset()))
-    del teacher

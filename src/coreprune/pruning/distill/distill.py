@@ -182,7 +182,7 @@ class _Training:
         self.adam = torch.optim.AdamW([{"params": [m]} for m in self.masters], lr=options.lr, weight_decay=0.0)
 
     def step(self, step: int, summands: Iterable[Tensor]) -> float:
-        """Take one step of Adam on the sum of a loss. Returns the sum before it."""
+        """Take one step of Adam. summands: they add up to the loss. Returns the loss before the step."""
         value = 0.0
         gradients: list[Tensor | None] = [None] * len(self.parameters)
         for loss in summands:

@@ -25,8 +25,7 @@ class Watching:
     def __call__(self, part: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """The floating-point outputs, and the features."""
         args, kwargs = part
-        outputs = [torch.atleast_1d(x) for x in reals(self.model(*args, **kwargs))]
-        return outputs, [torch.atleast_1d(x) for x in self.seen.take()]
+        return reals(self.model(*args, **kwargs)), self.seen.take()
 
 
 @dataclass(frozen=True, eq=False)
