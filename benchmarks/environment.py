@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def environment(*packages: str) -> dict[str, Any]:
     """Processor, cores, and the versions of Python and of the given packages."""
@@ -32,3 +34,8 @@ def environment(*packages: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def device_name(device: str) -> str:
+    """The name of the GPU; "cpu" for the processor."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

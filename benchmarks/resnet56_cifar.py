@@ -31,7 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from children import Journal, Row, answer, in_child
 from cifar import FILES
 from coreprune.selectors import SELECTORS
-from environment import environment
+from environment import device_name, environment
 from resnet56_cells import FINAL, PEERS, SHARES, Cell, cells
 from resnet56_plot import plot
 from resnet56_work import Recipe, Setup, work
@@ -64,6 +64,7 @@ def run(todo: list[Cell], setup: Setup, journal: Journal, options: argparse.Name
             "key": cell.key,
             **cell.as_dict(),
             "threads": options.threads,
+            "device": device_name(options.device),
             **in_child(__file__, job, options.limit, options.threads),
         }
 
@@ -139,6 +140,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="a regular expression for the names of the cells, see --list")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier run ended")
     parser.add_argument("--threads", type=int, default=2, help="of each process")
+    parser.add_argument("--device", default="cpu", help="where the network lies, for example cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time; times are honest with one")
     parser.add_argument("--limit", type=float, default=3600, help="seconds that a cell may take")
     parser.add_argument("--quick", action="store_true", help="200 test images, one cell of a kind, into build/quick")
@@ -173,7 +175,9 @@ def main() -> None:
         finished = {}
         journal.path.unlink(missing_ok=True)
         shutil.rmtree(cache, ignore_errors=True)
-    setup = Setup(str(options.data), str(cache), options.threads, **(QUICK if options.quick else {}))
+    setup = Setup(
+        str(options.data), str(cache), options.threads, device=options.device, **(QUICK if options.quick else {})
+    )
     described = {k: v for k, v in asdict(setup).items() if k not in ("data", "cache")} | {"workers": options.workers}
     plots = DOCS if options.out == RESULTS else options.out
     if options.collect:

@@ -40,6 +40,7 @@ class Setup:
     delta: float = 0.01
     queries: int = 256
     train: int = TRAIN
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def work(job: Row) -> Row:
         _queries_file(cell, setup).unlink(missing_ok=True)
         return measured(lambda: queries(cell, setup))[1]
     if cell.kind == "dense":
-        return tested(trained(Path(setup.data)), setup)
+        return tested(network(setup), setup)
     model, row = pruned(cell, setup)
     saved = _place(cell, setup)
     saved.parent.mkdir(parents=True, exist_ok=True)
@@ -74,8 +75,13 @@ def work(job: Row) -> Row:
     return row | tested(model, setup)
 
 
-def example() -> Tensor:
-    return torch.zeros(1, 3, SIDE, SIDE)
+def network(setup: Setup) -> nn.Module:
+    """The trained network, where the experiment runs."""
+    return trained(Path(setup.data)).to(setup.device)
+
+
+def example(device: str | torch.device = "cpu") -> Tensor:
+    return torch.zeros(1, 3, SIDE, SIDE, device=device)
 
 
 def queries(cell: Cell, setup: Setup) -> Any:
@@ -83,31 +89,31 @@ def queries(cell: Cell, setup: Setup) -> Any:
     from coreprune.queries import make_queries
 
     generator, given = torch.Generator().manual_seed(cell.seed), None
-    model = trained(Path(setup.data))
+    model, first = network(setup), example(setup.device)
     if cell.source in (IMAGES, BOTH):
         rows = torch.randperm(TRAIN, generator=generator)[: setup.queries].tolist()
-        images = normalised(pictures(Path(setup.data), "train", rows)[0])
-        given = make_queries(model, example(), images, seed=generator)
+        images = normalised(pictures(Path(setup.data), "train", rows)[0]).to(setup.device)
+        given = make_queries(model, first, images, seed=generator)
         if cell.source == IMAGES:
             return given
     place = _queries_file(cell, setup)
     place.parent.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(cell.seed)
-    made = make_queries(model, example(), "auto", n=setup.queries, seed=generator, cache=place)
+    made = make_queries(model, first, "auto", n=setup.queries, seed=generator, cache=place)
     return made if given is None else given + made
 
 
 def pruned(cell: Cell, setup: Setup) -> tuple[nn.Module, Row]:
     """The pruned network, and what it took."""
-    dense = trained(Path(setup.data))
+    whole = network(setup)
     if cell.method.startswith(PEER):
-        (model, settings), cost = measured(lambda: peer(dense, cell))
-        return model, {"settings": settings, **sizes(model, dense), **cost}
+        (model, settings), cost = measured(lambda: peer(whole, cell))
+        return model, {"settings": settings, **sizes(model, whole), **cost}
     given = queries(cell, setup)
     result, cost = measured(
         lambda: prune(
-            dense,
-            example(),
+            whole,
+            example(setup.device),
             Budget(macs=cell.share),
             method=cell.method,
             queries=given,
@@ -118,7 +124,7 @@ def pruned(cell: Cell, setup: Setup) -> tuple[nn.Module, Row]:
     )
     settings = result.report.settings.as_dict()
     seconds = dict(result.report.seconds) or {"total": cost["wall_s"]}
-    row = {"seconds": seconds, **cost, **sizes(result.model, dense), "settings": settings}
+    row = {"seconds": seconds, **cost, **sizes(result.model, whole), "settings": settings}
     row["widths"] = {g.name: g.kept for g in result.report.groups if g.locked_because is None}
     stated = getattr(result.report, "agreement", None)  # what the library itself says, on queries of its own
     return result.model, row if stated is None else row | {"report_agreement": _plain(stated)}
@@ -132,7 +138,7 @@ def sizes(model: nn.Module, dense: nn.Module) -> Row:
 
 def macs(model: nn.Module) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(example())
+        model(example(next(model.parameters()).device))
     return counter.get_total_flops() // 2
 
 
@@ -160,7 +166,7 @@ def peer(dense: nn.Module, cell: Cell) -> tuple[nn.Module, Row]:
             warnings.simplefilter("ignore")
             kind(
                 model,
-                example(),
+                example(next(model.parameters()).device),
                 importance=scorer(**options),
                 global_pruning=scope == "global",
                 pruning_ratio=ratio,
@@ -193,13 +199,13 @@ def _at_least(make: Callable[[], nn.Module], wanted: float) -> bool:
 
 def tested(model: nn.Module, setup: Setup) -> Row:
     """Accuracy on the test images, and how often the answer is the dense network's. Each network is tested once."""
-    state = b"".join(name.encode() + t.numpy().tobytes() for name, t in model.state_dict().items())
+    state = b"".join(name.encode() + t.cpu().numpy().tobytes() for name, t in model.state_dict().items())
     network = hashlib.sha256(state).hexdigest()[:16]
     known = Path(setup.cache) / f"tested-{setup.test}-{network}.json"
     if known.exists():
         return json.loads(known.read_text())
     images, labels = pictures(Path(setup.data), "test", range(setup.test))
-    answers = predictions(model, images)
+    answers = predictions(model, images.to(setup.device)).cpu()
     row: Row = {"network": network, "accuracy": round(100 * float((answers == labels).double().mean()), 2)}
     same = answers == dense_answers(images, setup)
     n = min(setup.certify, setup.test // 2)
@@ -219,7 +225,7 @@ def dense_answers(images: Tensor, setup: Setup) -> Tensor:
     """The dense network's classes of the test images, computed once."""
     known = Path(setup.cache) / f"dense-{setup.test}.json"
     if not known.exists():
-        _write(known, json.dumps(predictions(trained(Path(setup.data)), images).tolist()).encode())
+        _write(known, json.dumps(predictions(network(setup), images.to(setup.device)).tolist()).encode())
     return torch.tensor(json.loads(known.read_text()))
 
 
@@ -232,17 +238,17 @@ def fine_tuned(cell: Cell, setup: Setup) -> Row:
     """Labelled images, for the first time: the pruned network before and after a few epochs on them."""
     folder, start, saved = Path(setup.data), untuned(cell), _place(untuned(cell), setup)
     if cell.kind == "dense":
-        model, row = trained(folder), {}
+        model, row = network(setup), {}
     elif saved.exists():
-        model = torch.load(saved, weights_only=False)  # our own file
-        row = sizes(model, trained(folder))
+        model = torch.load(saved, weights_only=False, map_location=setup.device)  # our own file
+        row = sizes(model, network(setup))
     else:
         model, row = pruned(start, setup)
     before = tested(model, setup)["accuracy"]
     recipe = Recipe()
     generator = torch.Generator().manual_seed(1000 + cell.seed)
     batches = Augmented(*pictures(folder, "train", range(setup.train)), recipe.batch_size, generator)
-    teacher = trained(folder) if recipe.teacher else None
+    teacher = network(setup) if recipe.teacher else None
     _, cost = measured(lambda: fine_tune_(model, batches, Tuning(recipe.epochs, recipe.lr), teacher=teacher))
     return {
         **{name: row[name] for name in ("macs", "parameters") if name in row},

