@@ -179,7 +179,9 @@ class _Training:
         self.masters = [p.detach() if p.element_size() >= 4 else p.detach().float() for p in parameters]
         # Relative rates as in Adafactor (Shazeer and Stern 2018). The lower limit lets tensors of zeros move.
         self.rates = [options.lr * max(float(m.double().square().mean().sqrt()), _SMALLEST) for m in self.masters]
-        self.adam = torch.optim.AdamW([{"params": [m]} for m in self.masters], lr=options.lr, weight_decay=0.0)
+        fused = all(m.is_cuda for m in self.masters) or None  # a GPU waits for the many small steps otherwise
+        groups = [{"params": [m]} for m in self.masters]
+        self.adam = torch.optim.AdamW(groups, lr=options.lr, weight_decay=0.0, fused=fused)
 
     def step(self, step: int, summands: Iterable[Tensor]) -> float:
         """Take one step of Adam. summands: they add up to the loss. Returns the loss before the step."""

@@ -77,7 +77,6 @@ IMAGE = torch.zeros(1, 3, 16, 16)
         {"method": "loewner", "repair": False},
         {"method": "merging"},
         {"budget": Budget(error=0.2)},
-        {"budget": Budget(latency=0.8)},
         {"budget": Budget(bytes=0.6), "memory": "64MiB"},
     ],
     ids=str,
@@ -89,6 +88,12 @@ def test_without_data(asked: dict[str, Any]) -> None:
     assert places(result.model) == places(model)
     assert result.model(there(torch.randn(2, 3, 16, 16))).isfinite().all()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_a_latency_on_the_accelerator() -> None:
+    model, x = there(conv()), there(torch.zeros(1, 3, 256, 256))  # large enough for the widths to matter
+    result = prune(model, x, Budget(latency=0.8, batch=64), n_queries=16, repair=False)
+    assert places(result.model) == places(model)
 
 
 def test_the_answers_stay_with_high_probability() -> None:
