@@ -54,9 +54,7 @@ def smollm2(record: dict[str, Any]) -> str:
             for each in rows
         ]
         every = [r for each in rows for r in each]
-        cost = f"{min(r['wall_s'] for r in every):,.0f} s, {max(r['peak_memory_mib'] for r in every) / 1024:.1f} GiB"
-        if own := [r["peak_own_mib"] for r in every if "peak_own_mib" in r]:
-            cost += f", own {max(own) / 1024:.1f} GiB"
+        cost = _cost([r for r in every if "device" not in r])
         lines.append([f"{method}, {source}" if source else f"{method}, no repair", *told, cost, str(len(every))])
     before = done[0]["perplexity"]
     rotated = '*Rotated* is `residual="rotate"`. ' if any("rotated" in method for method, _ in names) else ""
@@ -67,7 +65,7 @@ def smollm2(record: dict[str, Any]) -> str:
 Perplexity of the pruned model over that of the dense one, on documentation / on an encyclopedia: 40 windows of 512 tokens of docstrings of sympy and numpy, and of the second half of WikiText-2's validation text. The dense model has
 {before["documentation"]["before"]:.1f} / {before["encyclopedia"]["before"]:.1f}. The columns are the shares of the blocks' parameters that left. *128 windows* are of 64 tokens each, of the first half of WikiText-2's. {rotated}FLAP and SliceGPT are our re-implementations (`benchmarks/language_peers.py`). Our targets on the encyclopedia were 1.25, 1.7 and 3 without data at 10, 20 and 30 %, and 1.1, 1.3 and 1.7 with the windows.
 
-{table(["", *removed, "seconds (least), memory (most)", "rows"], lines)}
+{table(["", *removed, "seconds (least), memory (most) on a CPU", "rows"], lines)}
 {missing(len(record["rows"]) - len(done), "rows")}
 What limits the rows with windows, at 20 % (one seed; text of the part for development, so the numbers are others than above)?
 
@@ -80,11 +78,33 @@ What limits the rows with windows, at 20 % (one seed; text of the part for devel
 
 *Own* memory is what no file backs, where it was measured. {_setting(done)} Rows on one thread ran beside other work.
 With version dev790 freed memory goes back to the system, and distillation differentiates its batches in parts; its row took 6.0 GiB of its own (without data, 20 %), and the other three with distillation, by dev788, 8.0 to 8.6.
-
+{_on_gpu(done)}
 Where a distillation was taken back, its row is the method without it once more, by a later version in another installation. Without data that is other text, because the text of the machine is what is installed: on the encyclopedia 1.286 and 1.253 at 10 %, 1.595 and 1.562 at 20 %. We did
 not take apart what the text and what the version did. Half of the distillation's way is no better: without data at 10 %, the error on the texts that were held back is 0.0488 before it, 0.0551 half of the way and 0.0701 at its end (one seed).
 
 Measured on {ran_on(record["environment"])}{several(done)}
+"""
+
+
+def _cost(rows: list[dict[str, Any]]) -> str:
+    """What rows on the CPU took."""
+    if not rows:
+        return MISSING
+    cost = f"{min(r['wall_s'] for r in rows):,.0f} s, {max(r['peak_memory_mib'] for r in rows) / 1024:.1f} GiB"
+    own = [r["peak_own_mib"] for r in rows if "peak_own_mib" in r]
+    return f"{cost}, own {max(own) / 1024:.1f} GiB" if own else cost
+
+
+def _on_gpu(rows: list[dict[str, Any]]) -> str:
+    """What rows on a GPU took, and how they differ."""
+    mine = [row for row in rows if "device" in row]
+    if not mine:
+        return ""
+    least, most = (limit(row["wall_s"] for row in mine) for limit in (min, max))
+    dense = mine[0]["perplexity"]["documentation"]["before"]
+    return f"""
+{len(mine)} rows ran on one {mine[0]["device"]} (torch {mine[0]["torch"]}), up to {len(mine)} of them at a time with one thread each, and took {least:.0f} to {most:.0f} s. That machine has other versions of sympy and numpy, whose docstrings are the documentation
+here (there the dense model has {dense:.1f}), and other text for the rows without data.
 """
 
 
@@ -100,7 +120,7 @@ def _setting(rows: list[dict[str, Any]]) -> str:
     """What the rows of ours took, by their threads and their memory for what is kept."""
     alike = defaultdict[tuple[int, str], list[dict[str, Any]]](list)
     for row in rows:
-        if row["method"].startswith("ours"):
+        if row["method"].startswith("ours") and "device" not in row:
             alike[row["threads"], row.get("memory", "2GiB")].append(row)
     told = []
     for (threads, memory), mine in alike.items():
@@ -111,7 +131,7 @@ def _setting(rows: list[dict[str, Any]]) -> str:
             f"{low if low == high else f'{low} to {high}'} s"
             + (f", and at most {own:.1f} GiB of their own" if own else "")
         )
-    return f"Of the rows of ours, {'; '.join(told)}. Wanted were 600 s and 6 GiB on two quiet cores."
+    return f"Of the rows of ours on a CPU, {'; '.join(told)}. Wanted were 600 s and 6 GiB on two quiet cores."
 
 
 def _spread(values: list[float]) -> str:
