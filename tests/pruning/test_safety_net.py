@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from coreprune import Budget, Distill, prune
@@ -121,6 +122,37 @@ def test_where_a_repair_takes_long_and_the_first_is_good_no_other_cut_gets_one(l
     assert bool(skipped) == (large and not broken)
     assert bool(repaired) != bool(skipped)
     assert not {name.removesuffix(", without repair") for name in skipped} & set(names(result))
+
+
+@pytest.mark.parametrize("far", [1e-6, 1e6])
+def test_where_a_repair_takes_long_a_cut_that_is_far_off_without_it_gets_none(far, monkeypatch):
+    monkeypatch.setattr(safety_net, "_LARGE", 0)
+    monkeypatch.setattr(safety_net, "_FAR", far)
+    monkeypatch.setattr(safety_net, "_GOOD", 0.0)
+    model, x = network(), normal(256, 6)
+    result = prune(model, x[:1], Budget(macs=0.3), "functional", queries=x)
+    others = {name for name in names(result) if name.startswith(("the cut with the widest", "the cut spread"))}
+    assert others
+    assert {name.endswith(", without repair") for name in others} == {far < 1}
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_agreement_counts_every_model_that_could_have_been_returned(large, monkeypatch):
+    """Each of the cuts, with its blocks trained or not, distilled or not; in large networks some with or without their
+    repair. Which it is depends on the queries of the certificate."""
+    monkeypatch.setattr(safety_net, "_LARGE", 0 if large else 10**9)
+    model, x = network(), normal(256, 6)
+    for asked, trainings in (({}, 1), ({"repair": Repair(descent=False)}, 0), ({"distill": 2}, 2)):
+        result = prune(model, x[:1], Budget(macs=0.6), "functional", queries=x, **asked)
+        cuts = [name for name in names(result) if not name.endswith((", distilled", ", with its blocks trained"))]
+        twice = sum(name.startswith(("the cut with the widest", "the cut spread")) for name in cuts)
+        assert twice
+        among = (len(cuts) + large * twice) * 2**trainings
+        certificate, n = result.report.agreement, 64
+        assert f"the choice among {among} is accounted for" in certificate.assumptions[1]
+        different = round((1 - chosen(result).agreement) * n)
+        bound = stats.beta.ppf(1 - 0.01 / among, different + 1, n - different)
+        assert certificate.bound == pytest.approx(bound)
 
 
 def test_the_error_shown_is_that_of_the_model_on_the_held_back_queries(monkeypatch):

@@ -28,12 +28,15 @@ from coreprune.pruning.settings import Settings
 from coreprune.pruning.stages import Pruned, carry_out, cut_once, cut_to, descend_, repair_
 from coreprune.pruning.timing.pace import Pace
 from coreprune.pruning.unfinished import Unfinished
+from coreprune.queries import Queries
 
 log = logging.getLogger(__name__)
 
+UNREPAIRED = "the cut without repair"
 MAGNITUDE = "magnitude pruning"
 WITH_ALL = "the cut with all blocks"
 _GOOD = 0.05  # of the outputs' variance: where the error is at most this, a large network is not repaired again
+_FAR = 2.0  # times the error of the first cut: nor is another one, if it is farther off than that before its repair
 _LARGE = 1_000_000  # parameters; below that, a repair takes seconds
 
 
@@ -46,8 +49,8 @@ def best_of(
     left whole, with the cut spread evenly over all groups, with all blocks left if some were dropped, and with
     magnitude pruning. Another one is taken only if its error is lower by more than the standard error of the
     difference. Without a repair, nothing else is taken: then the comparison is only a warning. In large networks a
-    repair takes long: where the first one leaves a small error, the widest groups whole and the even spread are
-    compared without theirs.
+    repair takes long: cuts of other widths are compared without theirs where the first repair leaves a small error, or
+    where they are more than twice as far off as the first cut, with and without its repair.
 
     Returns the model as it is, and no comparison, if no queries were held back.
     """
@@ -55,21 +58,41 @@ def best_of(
     first = None if fresh is None else apart_from(pruned.traced, pruned.removed.model, fresh)
     if fresh is None or first is None:
         return pruned, []
-    repaired = settings.repair is not None
-    name = "the repaired cut" if repaired else "the cut"
+    name = "the cut" if settings.repair is None else "the repaired cut"
     best, best_name, best_apart = pruned, name, first
     seen: dict[str, Apart] = {name: first}
-    enough = first.error <= _GOOD and sum(p.numel() for p in pruned.traced.model.parameters()) > _LARGE
-    for other, candidate in _others(pruned, settings, calibration, clock, state, enough):
-        with clock("compare"):
-            found = apart_from(pruned.traced, candidate.removed.model, fresh)
-        assert found is not None  # its outputs have the same shapes
-        seen[other] = found
-        if repaired and found.better_than(best_apart):
-            best, best_name, best_apart = candidate, other, found
+    large = sum(p.numel() for p in pruned.traced.model.parameters()) > _LARGE
+    versions = 1  # of all cuts, one that may be compared with or without its repair counts twice
+    for other, candidate, refit in _others(pruned, settings, clock):
+        found = None if refit and not large else _apart(candidate, fresh, clock)
+        repaired, fits = refit, ()
+        if refit and found is not None:
+            near = found.error <= _FAR * max(first.error, seen[UNREPAIRED].error)
+            repaired = near and first.error > _GOOD
+        if repaired:
+            assert settings.repair is not None
+            with clock("repair"):
+                fits = repair_(candidate, calibration, settings.repair, clock.tell, state)
+            found = _apart(candidate, fresh, clock)
+        assert found is not None
+        versions += 2 if refit and large else 1
+        label = f"{other}, without repair" if refit and not repaired else other
+        seen[label] = found
+        if settings.repair is not None and found.better_than(best_apart):
+            best, best_name, best_apart = replace(candidate, fits=fits), label, found
         del candidate  # each holds the weights once more, and the next one is made before the name is bound again
     _tell(seen, name, best_name, len(fresh))
+    # Each could be the one that is trained, and that could stay or not.
+    trainings = (settings.repair is not None and settings.repair.descent is not False) + (settings.distill is not None)
+    best = replace(best, choices=versions << trainings)
     return best, [Compared(n, a.error, a.agreement, n == best_name) for n, a in seen.items()]
+
+
+def _apart(candidate: Pruned, fresh: Queries, clock: Clock) -> Apart:
+    with clock("compare"):
+        found = apart_from(candidate.traced, candidate.removed.model, fresh)
+    assert found is not None  # its outputs have the same shapes
+    return found
 
 
 def trained(
@@ -165,19 +188,12 @@ def _fill(small: nn.Module, values: Mapping[str, Tensor]) -> None:
         write_(tensor, values[name])
 
 
-def _others(
-    pruned: Pruned,
-    settings: Settings,
-    calibration: Calibration,
-    clock: Clock,
-    state: Unfinished | None,
-    enough: bool,
-) -> Iterator[tuple[str, Pruned]]:
-    """The other cuts, by name. enough: whether the first repair is good enough to leave out those of other widths."""
+def _others(pruned: Pruned, settings: Settings, clock: Clock) -> Iterator[tuple[str, Pruned, bool]]:
+    """The other cuts, by name, all without repair, and whether they may get one."""
     budget, options = settings.budget, settings.repair
     whole = pruned.traced.whole
     if options is not None:
-        yield "the cut without repair", _unrepaired(pruned, clock)
+        yield UNREPAIRED, _unrepaired(pruned, clock), False
         for name, other, locked in other_cuts(pruned.traced, pruned.plan, budget):
             traced = pruned.traced.locking(locked)
             if name in pruned.others:
@@ -186,17 +202,10 @@ def _others(
                 again = _cut(traced, pruned.decisions, settings, other, clock, pruned.pace)
             if again is None or again.plan.groups == pruned.plan.groups:
                 continue
-            if enough:
-                yield f"{name}, without repair", again
-            else:
-                with clock("repair"):
-                    fits = repair_(again, calibration, options, clock.tell, state)
-                yield name, replace(again, fits=fits)
+            yield name, again, True
             del again
     if whole is not None and options is not None and (again := _with_all(whole, pruned, settings, clock)) is not None:
-        with clock("repair"):
-            fits = repair_(again, calibration, options, clock.tell)
-        yield WITH_ALL, replace(again, fits=fits)
+        yield WITH_ALL, again, True
     if budget.kind != "error" and (options is not None or settings.method.name not in ("magnitude", "l2")):
         selector = Magnitude()
         with clock("compare"):
@@ -204,7 +213,7 @@ def _others(
         other = replace(settings, method=selector)
         magnitude = _cut(whole or pruned.traced, ranked, other, budget, clock, pruned.pace)
         if magnitude is not None:
-            yield MAGNITUDE, magnitude
+            yield MAGNITUDE, magnitude, False
 
 
 def _unrepaired(pruned: Pruned, clock: Clock) -> Pruned:

@@ -55,7 +55,7 @@ class Pruned:
     shapes, before any repair. decisions: by name of the group; empty if the plan was made earlier. fits: the repair.
     pace: what a budget of time goes by, if there is one. met: how this model met it. others: the decisions of
     `other_cuts`, where they were made at once. ranked: the rankings of all groups, before widths were allocated; empty
-    if the plan was made earlier.
+    if the plan was made earlier. choices: how many models could be here, had other queries been held back (T11).
     """
 
     traced: Traced
@@ -69,6 +69,7 @@ class Pruned:
     met: MetLatency | None = None
     others: Mapping[str, Mapping[str, Decision] | None] = field(default_factory=dict)
     ranked: Mapping[str, Decision] = field(default_factory=dict)
+    choices: int = 1
 
 
 def prune_to(

@@ -81,7 +81,7 @@ def make_report(
         refits=pruned.fits,
         descended=pruned.descended,
         compared=tuple(compared),
-        agreement=agreement(traced.model, small, fresh, settings.delta, max(1, len(compared))) if fresh else shown,
+        agreement=agreement(traced.model, small, fresh, settings.delta, pruned.choices) if fresh else shown,
         path=path,
         model=type(traced.model).__name__,
         notes=tuple(notes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -65,10 +66,45 @@ def divergence(teacher, student, x):
 
 
 def test_logits_over_words_take_options_of_their_own_and_what_is_given_stays():
-    assert Distill(steps=3).settled(True) == Settled(3, 1e-3, 16, 0.0, 1.0, True, 8)
+    assert Distill(steps=3).settled(True) == Settled(3, 1e-3, 16, 0.0, 1.0, True, 8, 0.3)
     assert Distill(steps=3).settled(False) == Settled(3, 2e-2, 64, 1000.0, 4.0, True, 8)
     asked = Distill(5, lr=0.1, batch_size=2, features=3.0, temperature=2.0, augment=False, copies=1)
     assert asked.settled(True) == asked.settled(False) == Settled(5, 0.1, 2, 3.0, 2.0, False, 1)
+
+
+@pytest.mark.parametrize("lr", [None, 1e-3])
+@pytest.mark.parametrize("far", [0.1, 1.0, 30.0])
+def test_after_a_small_error_the_rates_are_small(far, lr):
+    """The first step of Adam moves every entry by its rate, which is relative to the root mean square of the tensor."""
+    student, teacher = pair()
+    with torch.no_grad():
+        for p, q in zip(student.parameters(), teacher.parameters(), strict=True):
+            p.lerp_(q, 1 - far)
+    before, x = copy.deepcopy(student), ids(16)
+    d = float(divergence(teacher, before, x))
+    assert (d < 0.3) == (far < 30)
+    distill_(student, teacher, Rows((x,)), Distill(steps=1, lr=lr), seed=0)
+    was, now = before.down.weight.detach(), student.down.weight.detach()
+    moved = float((now - was).abs().max() / (1e-3 * was.square().mean().sqrt()))
+    assert moved == pytest.approx(1.0 if lr or far == 30 else math.sqrt(d / 0.3), rel=0.02)
+
+
+def test_a_run_goes_on_with_the_rates_that_it_began_with(tmp_path):
+    student, teacher = pair()
+    with torch.no_grad():
+        for p, q in zip(student.parameters(), teacher.parameters(), strict=True):
+            p.lerp_(q, 0.95)
+    whole, data, asked = copy.deepcopy(student), Rows((ids(),)), Distill(steps=6, save_every=2)
+
+    def stop(phase, done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    distill_(whole, teacher, data, asked, seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        distill_(copy.deepcopy(student), teacher, data, asked, seed=0, checkpoint=tmp_path / "state", progress=stop)
+    distill_(student, teacher, data, asked, seed=0, checkpoint=tmp_path / "state")
+    assert bits(student) == bits(whole)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

@@ -179,6 +179,7 @@ class _Training:
         self.masters = [p.detach() if p.element_size() >= 4 else p.detach().float() for p in parameters]
         # Relative rates as in Adafactor (Shazeer and Stern 2018). The lower limit lets tensors of zeros move.
         self.rates = [options.lr * max(float(m.double().square().mean().sqrt()), _SMALLEST) for m in self.masters]
+        self.part = 1.0  # of the rates, by the first loss
         fused = all(m.is_cuda for m in self.masters) or None  # a GPU waits for the many small steps otherwise
         groups = [{"params": [m]} for m in self.masters]
         self.adam = torch.optim.AdamW(groups, lr=options.lr, weight_decay=0.0, fused=fused)
@@ -198,9 +199,11 @@ class _Training:
                 if found is not None:  # not added in place: two parameters may have one gradient
                     more, before = found.to(self.masters[i].dtype), gradients[i]
                     gradients[i] = more if before is None else before + more
+        if step == 0 and value < self.options.whole_from:
+            self.part = math.sqrt(value / self.options.whole_from)
         steps = self.options.steps
         warm = min(1.0, (step + 1) / max(1.0, steps / 20))
-        share = warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+        share = self.part * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
             group["lr"] = rate * share
         for master, gradient in zip(self.masters, gradients, strict=True):
@@ -218,6 +221,7 @@ class _Training:
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on."""
         state = {f"model.{name}": t for name, t in self.tensors.items()}
+        state["part"] = torch.tensor(self.part, dtype=torch.float64)
         for i, master in enumerate(self.masters):
             state[f"master.{i}"] = master
             state |= {f"adam.{i}.{key}": t for key, t in self.adam.state[master].items()}
@@ -229,6 +233,7 @@ class _Training:
         if found is None:
             return 0
         step, state = found
+        self.part = float(state["part"])
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(state[f"model.{name}"])

@@ -19,7 +19,9 @@ class Distill:
     steps: how many steps of Adam.
     lr: the highest learning rate, after a linear warm-up over a twentieth of the steps; then it decays to zero by a
         cosine. It is relative: the rate of each tensor is lr times the root mean square of the tensor's entries at the
-        start. None: 0.02; 0.001 for logits over words.
+        start. None: 0.02; for logits over words 0.001 √(d/0.3), and at most 0.001, where d is the divergence of the
+        first batch in nats a token. The error of a model grows with the square of how far its weights are off, so
+        that the way that is left grows with √d; after a shallow cut a larger rate does harm.
     batch_size: inputs per step; all of them if there are fewer. None: 64; 16 for logits over words.
     features: weight of the features relative to the outputs; 0 for outputs alone. With a few hundred queries the
         features need a much larger weight than the outputs: they are many more numbers, which are harder to memorise.
@@ -44,6 +46,7 @@ class Distill:
 
     USUAL: ClassVar = {"lr": 2e-2, "batch_size": 64, "features": 1000.0, "temperature": 4.0}
     OVER_WORDS: ClassVar = {"lr": 1e-3, "batch_size": 16, "features": 0.0, "temperature": 1.0}
+    WHOLE_FROM: ClassVar = 0.3  # nats a token
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("save_every", 1), ("copies", 0)):
@@ -64,12 +67,13 @@ class Distill:
         """The same with numbers for what is None. over_words: whether an output is one of logits over words."""
         usual = self.OVER_WORDS if over_words else self.USUAL
         asked = {name: getattr(self, name) for name in usual if getattr(self, name) is not None}
-        return Settled(self.steps, **{**usual, **asked}, augment=self.augment, copies=self.copies)
+        least = self.WHOLE_FROM if over_words and self.lr is None else 0.0
+        return Settled(self.steps, **{**usual, **asked}, augment=self.augment, copies=self.copies, whole_from=least)
 
 
 @dataclass(frozen=True)
 class Settled:
-    """`Distill` with all that the result depends on settled."""
+    """`Distill` with all that the result depends on settled. whole_from: the first loss below which lr is not whole."""
 
     steps: int
     lr: float
@@ -78,3 +82,4 @@ class Settled:
     temperature: float
     augment: bool
     copies: int
+    whole_from: float = 0.0
