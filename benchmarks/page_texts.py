@@ -81,6 +81,8 @@ With version dev790 freed memory goes back to the system, and distillation diffe
 {_on_gpu(done)}
 Where a distillation was taken back, its row is the method without it once more, by a later version in another installation. Without data that is other text, because the text of the machine is what is installed: on the encyclopedia 1.286 and 1.253 at 10 %, 1.595 and 1.562 at 20 %. We did
 not take apart what the text and what the version did. Half of the distillation's way is no better: without data at 10 %, the error on the texts that were held back is 0.0488 before it, 0.0551 half of the way and 0.0701 at its end (one seed).
+Lower rates after shallow cuts are better, and since version dev803 they are the default (`Distill`): at 10 % with 128 windows (seed 0; text of the part for development), 30 steps change the perplexity over the dense one from 1.128 / 1.132 to 1.119 / 1.095 at a
+rate of 0.0005, and to 1.122 / 1.111 at 0.00025; the most probable next token is the dense model's in 83.0 and 83.0 % after 82.8 % of the documentation, and in 80.0 and 80.4 % after 79.7 % of the encyclopedia.
 
 Measured on {ran_on(record["environment"])}{several(done)}
 """
