@@ -71,9 +71,9 @@ Measured on {ran_on(record["environment"])}
 
 
 WANTED = {
-    ("no data, no training", NO_DATA, "repair"): {0.5: 86.5, 0.35: 83.5, 0.25: 76.0},
-    ("no data, distillation", NO_DATA, "distillation"): {0.5: 88.0, 0.35: 86.0, 0.25: 81.0},
-    ("256 unlabelled images, no training", IMAGES, "repair"): {0.5: 87.2, 0.35: 84.5, 0.25: 79.0},
+    ("no data, no training", NO_DATA, "repair"): {0.5: 88.0, 0.35: 85.2, 0.25: 81.0},
+    ("no data, distillation", NO_DATA, "distillation"): {0.5: 88.7, 0.35: 87.5, 0.25: 85.0},
+    ("256 unlabelled images, no training", IMAGES, "repair"): {0.5: 87.5, 0.35: 84.5, 0.25: 80.0},
     ("256 unlabelled images with 256 made ones, no training", BOTH, "repair"): {0.5: 87.2, 0.35: 84.5, 0.25: 79.0},
 }
 
@@ -96,6 +96,9 @@ def asked(cells: dict[Any, Any]) -> str:
     return f"""Our targets for `{FINAL}`, and what it reached (the number of seeds in brackets):
 
 {table(["", *(f"{100 * share:g}%" for share in (0.5, 0.35, 0.25))], rows)}
+
+What could bring the distillation closer? Trials at 25 % (one seed, all from one start; the accuracy on 4,000 training images that were not given, where the dense network has 96.15 and the start 85.43): as it is 88.25. Batches that never
+come again (`copies=0`): 88.55, for 1.4 times the time. With 1,792 dead leaves beside the 256 made images: 87.42. Weights half of the way: worse than at its end. So the repeated batches cost little, and other images are the wrong ones.
 
 """
 
