@@ -78,7 +78,7 @@ What limits the rows with windows, at 20 % (one seed; text of the part for devel
 
 *Own* memory is what no file backs, where it was measured. {_setting(done)} Rows on one thread ran beside other work.
 With version dev790 freed memory goes back to the system, and distillation differentiates its batches in parts: two rows with it since then took 6.0 and 6.2 GiB of their own (without data at 20 %, 128 windows at 10 %), and two by dev788 8.0 and 8.6. With dev803 the cut spread evenly gets no repair
-where it is far off without one: the repair of the row with distillation and 128 windows at 10 % took 348 instead of 1,129 s, and all of it 1,484 instead of 2,320 s, both beside other work.
+where it is far off without one: the repair of the row with distillation and 128 windows at 10 % took 348 instead of 1,129 s, and all of it 1,484 instead of 2,320 s, both beside other work. The row with 128 windows at 20 % (seed 0, no distillation) had two cores for itself: 926 s, 536 of them in two repairs, and 4.6 GiB of its own.
 {_on_gpu(done)}
 Where a distillation was taken back, its row is the method without it once more, by a later version in another installation. Without data that is other text, because the text of the machine is what is installed: on the encyclopedia 1.286 and 1.253 at 10 %, 1.595 and 1.562 at 20 %. We did
 not take apart what the text and what the version did. Half of the distillation's way is no better: without data at 10 %, the error on the texts that were held back is 0.0488 before it, 0.0551 half of the way and 0.0701 at its end (one seed).
