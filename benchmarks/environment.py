@@ -36,6 +36,10 @@ def environment(*packages: str) -> dict[str, Any]:
     }
 
 
-def device_name(device: str) -> str:
-    """The name of the GPU; "cpu" for the processor."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+def made_by(device: str) -> dict[str, str]:
+    """What a row says of the version and the processor that made it; on a GPU, of that and of torch, too."""
+    here = environment()
+    row = {"version": here["versions"]["coreprune"], "cpu": here["cpu"]}
+    if device != "cpu":
+        row |= {"device": torch.cuda.get_device_name(device), "torch": here["versions"]["torch"]}
+    return row

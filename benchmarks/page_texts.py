@@ -107,7 +107,7 @@ def _on_gpu(rows: list[dict[str, Any]]) -> str:
     least, most = (limit(row["wall_s"] for row in mine) for limit in (min, max))
     dense = mine[0]["perplexity"]["documentation"]["before"]
     return f"""
-{len(mine)} rows ran on one {mine[0]["device"]} (torch {mine[0]["torch"]}), up to {len(mine)} of them at a time with one thread each, and took {least:.0f} to {most:.0f} s. That machine has other versions of sympy and numpy, whose docstrings are the documentation
+{len(mine)} rows ran on one {mine[0]["device"]} (torch {mine[0]["torch"]}), beside each other with one thread each, and took {least:.0f} to {most:.0f} s. That machine has other versions of sympy and numpy, whose docstrings are the documentation
 here (there the dense model has {dense:.1f}), and other text for the rows without data.
 """
 

@@ -31,7 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from children import Journal, Row, answer, in_child
 from cifar import FILES
 from coreprune.selectors import SELECTORS
-from environment import device_name, environment
+from environment import environment, made_by
 from resnet56_cells import FINAL, PEERS, SHARES, Cell, cells
 from resnet56_plot import plot
 from resnet56_work import Recipe, Setup, work
@@ -57,6 +57,7 @@ def matrix(options: argparse.Namespace) -> list[Cell]:
 
 def run(todo: list[Cell], setup: Setup, journal: Journal, options: argparse.Namespace) -> None:
     """Every cell in a process of its own, stage after stage; the journal grows by one line each."""
+    maker = made_by(options.device)
 
     def one(cell: Cell) -> Row:
         job = {"cell": cell.as_dict(), "setup": asdict(setup)}
@@ -64,7 +65,7 @@ def run(todo: list[Cell], setup: Setup, journal: Journal, options: argparse.Name
             "key": cell.key,
             **cell.as_dict(),
             "threads": options.threads,
-            "device": device_name(options.device),
+            **maker,
             **in_child(__file__, job, options.limit, options.threads),
         }
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from children import Journal, Row, answer, in_child
 from coreprune import Result
-from environment import environment
+from environment import environment, made_by
 
 HERE = Path(__file__).parent
 Jobs = Callable[[argparse.Namespace], Iterator[tuple[str, Row]]]  # a key and what the child gets, for every row
@@ -86,10 +85,7 @@ def run(
     elif not journal.path.exists():
         for row in earlier(options.out):
             journal.add(row)
-    here = environment()
-    made_by = {"version": here["versions"]["coreprune"], "cpu": here["cpu"]}
-    if options.device != "cpu":
-        made_by |= {"device": torch.cuda.get_device_name(options.device), "torch": here["versions"]["torch"]}
+    maker = made_by(options.device)
     for key, job in jobs(options):
         done = journal.rows().get(key, {"error": "not run"})
         if "error" in done and re.search(options.only, key):
@@ -99,7 +95,7 @@ def run(
                 row = {
                     "key": key,
                     "threads": options.threads,
-                    **made_by,
+                    **maker,
                     **job,
                     **in_child(script, asked, options.limit, options.threads),
                 }

@@ -315,8 +315,8 @@ MUTANTS = (
     Mutant(
         "whole-rates-after-a-small-error",
         "pruning/distill/distill.py",
-        "            self.part = math.sqrt(value / self.options.whole_from)\n",
-        "            self.part = 1.0\n",
+        "            self.part = math.sqrt(max(value, 0.0) / self.options.whole_from)",
+        "            self.part = 1.0",
         ("pruning/distill/test_logits.py",),
         "a distillation after a shallow cut moves the weights too far",
     ),

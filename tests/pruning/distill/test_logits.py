@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from coreprune import InputError
+from coreprune.pruning.distill import distill
 from coreprune.pruning.distill.block_outputs import Watched
 from coreprune.pruning.distill.distill import distill_
 from coreprune.pruning.distill.lessons import Part, Watching
@@ -87,6 +88,27 @@ def test_after_a_small_error_the_rates_are_small(far, lr):
     was, now = before.down.weight.detach(), student.down.weight.detach()
     moved = float((now - was).abs().max() / (1e-3 * was.square().mean().sqrt()))
     assert moved == pytest.approx(1.0 if lr or far == 30 else math.sqrt(d / 0.3), rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_nothing_is_left_to_learn_nothing_moves(seed):
+    """The divergence of a model from itself is rounding, of either sign."""
+    _, teacher = pair()
+    with torch.no_grad():
+        teacher.head.weight.mul_(30)
+    student = copy.deepcopy(teacher)
+    distill_(student, teacher, Rows((ids(seed=seed),)), Distill(steps=3), seed=seed)
+    for p, q in zip(student.parameters(), teacher.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_rounding_makes_negative_stops_nothing(monkeypatch):
+    student, teacher = pair()
+    before = bits(student)
+    real = distill.losses
+    monkeypatch.setattr(distill, "losses", lambda *args: (0 * loss - 1e-9 for loss in real(*args)))
+    distill_(student, teacher, Rows((ids(),)), Distill(steps=2), seed=0)
+    assert bits(student) == before
 
 
 def test_a_run_goes_on_with_the_rates_that_it_began_with(tmp_path):

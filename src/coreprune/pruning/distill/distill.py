@@ -200,7 +200,7 @@ class _Training:
                     more, before = found.to(self.masters[i].dtype), gradients[i]
                     gradients[i] = more if before is None else before + more
         if step == 0 and value < self.options.whole_from:
-            self.part = math.sqrt(value / self.options.whole_from)
+            self.part = math.sqrt(max(value, 0.0) / self.options.whole_from)  # rounding can make it negative
         steps = self.options.steps
         warm = min(1.0, (step + 1) / max(1.0, steps / 20))
         share = self.part * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
