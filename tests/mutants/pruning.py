@@ -435,7 +435,7 @@ MUTANTS = (
     Mutant(
         "far-cuts-are-repaired",
         "pruning/safety_net.py",
-        "            repaired = near and first.error > _GOOD\n",
+        "            repaired = first.error > _GOOD and _in_reach(found, first, seen[UNREPAIRED])\n",
         "            repaired = first.error > _GOOD\n",
         ("pruning/test_safety_net.py",),
         "large networks are repaired for cuts that are far off",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import weakref
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from coreprune import Budget, Distill, prune
 from coreprune.pruning import pipeline, safety_net, stages
 from coreprune.pruning.repair.options import Repair
+from coreprune.pruning.reporting.comparison import Apart
 from features import normal
 from graph.zoo import randomise
 from small_networks import bits
@@ -124,16 +126,27 @@ def test_where_a_repair_takes_long_and_the_first_is_good_no_other_cut_gets_one(l
     assert not {name.removesuffix(", without repair") for name in skipped} & set(names(result))
 
 
-@pytest.mark.parametrize("far", [1e-6, 1e6])
-def test_where_a_repair_takes_long_a_cut_that_is_far_off_without_it_gets_none(far, monkeypatch):
+@pytest.mark.parametrize("more", [-50.0, 50.0])
+def test_where_a_repair_takes_long_a_cut_that_is_far_off_without_it_gets_none(more, monkeypatch):
     monkeypatch.setattr(safety_net, "_LARGE", 0)
-    monkeypatch.setattr(safety_net, "_FAR", far)
+    monkeypatch.setattr(safety_net, "_MORE", more)
     monkeypatch.setattr(safety_net, "_GOOD", 0.0)
     model, x = network(), normal(256, 6)
     result = prune(model, x[:1], Budget(macs=0.3), "functional", queries=x)
     others = {name for name in names(result) if name.startswith(("the cut with the widest", "the cut spread"))}
     assert others
-    assert {name.endswith(", without repair") for name in others} == {far < 1}
+    assert {name.endswith(", without repair") for name in others} == {more < 0}
+
+
+@pytest.mark.parametrize(
+    ("first", "unrepaired", "reach"),  # a repair that takes off 4 orders of magnitude could take off 5
+    [(0.1, 1000.0, 10_000.0), (0.2, 0.2, 0.2), (0.3, 0.2, 0.3), (math.inf, 0.2, math.inf), (0.1, math.inf, math.inf)],
+)
+def test_how_far_off_a_cut_may_be_for_a_repair_to_make_up_for_it(first, unrepaired, reach):
+    apart = [Apart(torch.tensor([error], dtype=torch.float64), None) for error in (first, unrepaired)]
+    for other in (0.5 * reach, 0.999 * reach, 1.001 * reach, 2 * reach):
+        found = Apart(torch.tensor([other], dtype=torch.float64), None)
+        assert safety_net._in_reach(found, *apart) == (other <= reach)
 
 
 @pytest.mark.parametrize("large", [False, True])

@@ -36,7 +36,8 @@ UNREPAIRED = "the cut without repair"
 MAGNITUDE = "magnitude pruning"
 WITH_ALL = "the cut with all blocks"
 _GOOD = 0.05  # of the outputs' variance: where the error is at most this, a large network is not repaired again
-_FAR = 2.0  # times the error of the first cut: nor is another one, if it is farther off than that before its repair
+_MORE = 0.25  # of the orders of magnitude that the repair took off the first cut's error: more than that it has not
+# taken off another cut's in any of our trials
 _LARGE = 1_000_000  # parameters; below that, a repair takes seconds
 
 
@@ -50,7 +51,7 @@ def best_of(
     magnitude pruning. Another one is taken only if its error is lower by more than the standard error of the
     difference. Without a repair, nothing else is taken: then the comparison is only a warning. In large networks a
     repair takes long: cuts of other widths are compared without theirs where the first repair leaves a small error, or
-    where they are more than twice as far off as the first cut, with and without its repair.
+    where theirs would have to do clearly more than the first to make up for what they are farther off without it.
 
     Returns the model as it is, and no comparison, if no queries were held back.
     """
@@ -67,8 +68,7 @@ def best_of(
         found = None if refit and not large else _apart(candidate, fresh, clock)
         repaired, fits = refit, ()
         if refit and found is not None:
-            near = found.error <= _FAR * max(first.error, seen[UNREPAIRED].error)
-            repaired = near and first.error > _GOOD
+            repaired = first.error > _GOOD and _in_reach(found, first, seen[UNREPAIRED])
         if repaired:
             assert settings.repair is not None
             with clock("repair"):
@@ -86,6 +86,14 @@ def best_of(
     trainings = (settings.repair is not None and settings.repair.descent is not False) + (settings.distill is not None)
     best = replace(best, choices=versions << trainings)
     return best, [Compared(n, a.error, a.agreement, n == best_name) for n, a in seen.items()]
+
+
+def _in_reach(found: Apart, first: Apart, unrepaired: Apart) -> bool:
+    """Whether a repair could make another cut as good as the first cut with its repair.
+
+    found: the other cut without repair. unrepaired: the first cut without its own.
+    """
+    return found.error <= max(first.error, unrepaired.error * (unrepaired.error / first.error) ** _MORE)
 
 
 def _apart(candidate: Pruned, fresh: Queries, clock: Clock) -> Apart:

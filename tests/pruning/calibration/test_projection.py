@@ -12,7 +12,7 @@ from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.projection import projection
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import collect_readers
-from coreprune.pruning.calibration.vocabulary import vocabularies
+from coreprune.pruning.calibration.vocabulary import in_parts, vocabularies
 from coreprune.pruning.layer.linear_maps import operators
 from coreprune.queries import Queries
 
@@ -138,3 +138,12 @@ def test_logits_are_worked_on_in_parts_of_any_number_of_rows():
     p = logits.double().softmax(-1)
     wanted = p.sqrt() * xi - p * (p.sqrt() * xi).sum(-1, keepdim=True)
     assert torch.allclose(noise / noise.norm(), wanted / wanted.norm(), atol=1e-7)
+
+
+@pytest.mark.parametrize(("rows", "words"), [(1, 5), (300, 49152), (7, 3_000_000), (0, 9)])
+def test_logits_are_worked_on_in_parts_that_stay_small(rows, words):
+    logits = torch.empty(rows, words, device="meta")
+    parts = in_parts(logits)
+    assert sum(len(part) for part in parts) == rows
+    assert all(part.numel() * 8 <= 8 << 20 or len(part) == 1 for part in parts)
+    assert len(parts) <= 1 + 2 * logits.numel() * 8 / (8 << 20)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from coreprune._masked import entries, floored
 from coreprune.coreset import divergence_noise, variance_under
-from coreprune.pruning.calibration.vocabulary import TOGETHER, over_words
+from coreprune.pruning.calibration.vocabulary import in_parts, over_words
 
 
 def projection(output: Tensor, samples: int | None, words: frozenset[int], generator: torch.Generator) -> Tensor:
@@ -28,7 +28,7 @@ def projection(output: Tensor, samples: int | None, words: frozenset[int], gener
         return noise.div_((deviation * (counted.numel() / samples) ** 0.5).to(output))
     rows, drawn = floored(output).flatten(0, -2), noise.flatten(0, -2)
     mean, varies = rows.mean(dim=0, dtype=torch.float64), 0.0
-    for part, own in zip(rows.split(TOGETHER), drawn.split(TOGETHER), strict=True):
+    for part, own in zip(in_parts(rows), in_parts(drawn), strict=True):
         logits = part.double()
         varies += float(variance_under(logits, logits - mean).sum())
         own.copy_(divergence_noise(logits, own.double()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, fx, nn
 
 from coreprune.graph import Captured
 from coreprune.pruning.calibration.wider import looked_up
 
-TOGETHER = 128  # rows of logits that are worked on at once: in float64 those of a batch of texts are gigabytes
+_TOGETHER = 1 << 20  # logits that are worked on at once, 8 MiB in float64. Larger tensors cost page faults every time
 
 
 def vocabularies(captured: Captured) -> frozenset[int]:
@@ -32,3 +34,8 @@ def over_words(output: Tensor, words: frozenset[int], axes: int = 3) -> bool:
     words: the sizes of vocabularies. axes: the output has at least so many: 2 if it is that of one sample alone.
     """
     return output.dim() >= axes and output.shape[-1] in words and output[..., 0].numel() > 1
+
+
+def in_parts(rows: Tensor) -> Sequence[Tensor]:
+    """Rows of logits, a few at a time: in float64 those of a batch of texts are gigabytes. rows: (n, words)."""
+    return rows.split(max(1, _TOGETHER // rows.shape[1]))

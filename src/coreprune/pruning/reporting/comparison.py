@@ -17,7 +17,7 @@ from coreprune._shapes import Float
 from coreprune._single import answering
 from coreprune.coreset import kl_divergence, variance_under
 from coreprune.graph import Traced
-from coreprune.pruning.calibration.vocabulary import TOGETHER, over_words, vocabularies
+from coreprune.pruning.calibration.vocabulary import in_parts, over_words, vocabularies
 from coreprune.pruning.reporting.answers import scores
 from coreprune.queries import Queries
 
@@ -117,7 +117,7 @@ def _compared(x: Tensor, y: Tensor, words: frozenset[int]) -> tuple[Tensor, Tens
     rows, others = floored(x).flatten(0, -2), floored(y).flatten(0, -2)
     mean = rows.mean(dim=0, dtype=torch.float64)
     off = varies = torch.zeros((), dtype=torch.float64, device=x.device)
-    for z, changed in zip(rows.split(TOGETHER), others.split(TOGETHER), strict=True):
+    for z, changed in zip(in_parts(rows), in_parts(others), strict=True):
         off = off + kl_divergence(z.double(), changed.double()).sum()
         varies = varies + variance_under(z.double(), z.double() - mean).sum()
     return 2 * off / len(rows), torch.stack([torch.zeros_like(varies), varies, torch.full_like(varies, len(rows))])
