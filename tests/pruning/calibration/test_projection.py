@@ -8,6 +8,7 @@ from torch import nn
 
 from coreprune._progress import silent
 from coreprune.graph import Traced, capture, find_groups
+from coreprune.pruning.calibration import vocabulary
 from coreprune.pruning.calibration.calibration import Calibration
 from coreprune.pruning.calibration.projection import projection
 from coreprune.pruning.calibration.sites import Collect
@@ -129,8 +130,10 @@ def test_a_single_token_counts_like_other_outputs():
     assert torch.equal(*made)
 
 
-def test_logits_are_worked_on_in_parts_of_any_number_of_rows():
+@pytest.mark.parametrize("rows", [1, 128, 303, 1000])
+def test_logits_are_worked_on_in_parts_of_any_number_of_rows(rows, monkeypatch):
     """More rows than one part, and a last part that is not full: the noise of a row depends on its own logits alone."""
+    monkeypatch.setattr(vocabulary, "_TOGETHER", rows * WORDS)
     g = torch.Generator().manual_seed(2)
     logits = torch.randn(3, 101, WORDS, generator=g)
     noise = projection(logits, 3, frozenset({WORDS}), torch.Generator().manual_seed(0)).double()
