@@ -12,6 +12,19 @@ from torch import Tensor
 _BELOW = 100.0  # a logit that is so far below the least finite one has a probability of nearly zero
 
 
+def finite(x: Tensor) -> bool:
+    """Whether x has entries and all of them are finite, in one pass that makes no mask."""
+    return x.numel() > 0 and bool(torch.isfinite(torch.stack(torch.aminmax(x.detach()))).all())
+
+
+def infinite(x: Tensor) -> Tensor | None:
+    """Which entries are infinities; None if none is."""
+    if finite(x):
+        return None
+    masked = torch.isinf(x)
+    return masked if bool(masked.any()) else None
+
+
 def mean_square(found: Tensor, wanted: Tensor) -> Tensor:
     """The mean of (found − wanted)² over the entries that are not the same infinity in both, which get no gradient."""
     masked = torch.isinf(wanted) & (found == wanted)
@@ -20,13 +33,13 @@ def mean_square(found: Tensor, wanted: Tensor) -> Tensor:
 
 def entries(x: Tensor) -> Tensor:
     """The entries that are no infinities, (n,). NaN stays."""
-    masked = torch.isinf(x)
-    return x[~masked] if bool(masked.any()) else x.reshape(-1)
+    masked = infinite(x)
+    return x.reshape(-1) if masked is None else x[~masked]
 
 
 def floored(logits: Tensor) -> Tensor:
     """The logits with every infinity replaced by a number far below the others; NaN stays."""
-    masked = torch.isinf(logits)
-    if not bool(masked.any()) or bool(masked.all()):
+    masked = infinite(logits)
+    if masked is None or bool(masked.all()):
         return logits
     return logits.masked_fill(masked, float(logits.detach()[~masked].min()) - _BELOW)

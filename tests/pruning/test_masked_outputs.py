@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from coreprune import Budget, Distill, Repair, prune
-from coreprune._masked import entries, floored, mean_square
+from coreprune._masked import entries, finite, floored, infinite, mean_square
 from coreprune.pruning.calibration.projection import projection
 from coreprune.pruning.reporting.comparison import apart
 from coreprune.queries import make_queries
@@ -134,3 +134,21 @@ def test_the_parts():
     assert entries(y).tolist() == [2.0, 5.0]
     assert floored(y).tolist() == [2.0, -98.0, 5.0, -98.0]
     assert floored(torch.full((2,), math.inf)).tolist() == [math.inf, math.inf]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64])
+@pytest.mark.parametrize(
+    "odd", [(), (math.inf,), (-math.inf,), (math.nan,), (math.nan, math.inf), (math.inf, -math.inf)]
+)
+def test_which_entries_are_infinite_is_found_in_every_dtype(odd, dtype):
+    if odd and not dtype.is_floating_point:
+        pytest.skip("it has no infinities")
+    x = torch.arange(40, dtype=dtype).reshape(4, 10) - 20
+    for i, value in enumerate(odd):
+        x[i + 1, 3 * i] = value
+    assert finite(x) == (not odd)
+    masked, wanted = infinite(x), [[math.isinf(v) for v in row] for row in x.tolist()]
+    assert (masked is None) == (not any(map(any, wanted)))
+    assert masked is None or masked.tolist() == wanted
+    assert not finite(x[:0])
+    assert infinite(x[:0]) is None

@@ -148,5 +148,5 @@ def test_logits_are_worked_on_in_parts_that_stay_small(rows, words):
     logits = torch.empty(rows, words, device="meta")
     parts = in_parts(logits)
     assert sum(len(part) for part in parts) == rows
-    assert all(part.numel() * 8 <= 8 << 20 or len(part) == 1 for part in parts)
-    assert len(parts) <= 1 + 2 * logits.numel() * 8 / (8 << 20)
+    assert all(part.numel() * 8 <= 2 << 20 or len(part) == 1 for part in parts)
+    assert len(parts) <= 1 + 2 * logits.numel() * 8 / (2 << 20)

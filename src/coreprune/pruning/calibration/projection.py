@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from coreprune._masked import entries, floored
+from coreprune._masked import entries, floored, infinite
 from coreprune.coreset import divergence_noise, variance_under
-from coreprune.pruning.calibration.vocabulary import in_parts, over_words
+from coreprune.pruning.calibration.vocabulary import in_parts, mean_row, over_words
 
 
 def projection(output: Tensor, samples: int | None, words: frozenset[int], generator: torch.Generator) -> Tensor:
@@ -20,14 +20,15 @@ def projection(output: Tensor, samples: int | None, words: frozenset[int], gener
     samples: how many the output holds; None: as many as its first axis is long. words: the sizes of vocabularies.
     """
     noise = torch.randn(output.shape, generator=generator).to(output)
-    noise = noise.masked_fill_(torch.isinf(output), 0.0)
+    masked = infinite(output)
+    noise = noise if masked is None else noise.masked_fill_(masked, 0.0)
     samples = samples or output.shape[0] if output.dim() else 1
     if not over_words(output, words):
         counted = entries(output)
         deviation = counted.double().std(correction=0).clamp_min(1e-12)
         return noise.div_((deviation * (counted.numel() / samples) ** 0.5).to(output))
     rows, drawn = floored(output).flatten(0, -2), noise.flatten(0, -2)
-    mean, varies = rows.mean(dim=0, dtype=torch.float64), 0.0
+    mean, varies = mean_row(rows), 0.0
     for part, own in zip(in_parts(rows), in_parts(drawn), strict=True):
         logits = part.double()
         varies += float(variance_under(logits, logits - mean).sum())

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from coreprune import _ranks
+from coreprune._masked import finite
 from coreprune._progress import Progress
 from coreprune.errors import InputError
 from coreprune.graph import Group, Traced
@@ -330,4 +331,4 @@ class _Walk:
 
 def _counts(output: Tensor) -> bool:
     """Whether errors of an output can be weighed. Entries that are infinite are masked; they do not count."""
-    return not bool(torch.isnan(output).any() or torch.isinf(output).all())
+    return finite(output) or not bool(torch.isnan(output).any() or torch.isinf(output).all())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, fx, nn
 
 from coreprune.graph import Captured
 from coreprune.pruning.calibration.wider import looked_up
 
-_TOGETHER = 1 << 20  # logits that are worked on at once, 8 MiB in float64. Larger tensors cost page faults every time
+_TOGETHER = 1 << 18  # logits that are worked on at once, 2 MiB in float64: larger tensors leave the cache
 
 
 def vocabularies(captured: Captured) -> frozenset[int]:
@@ -39,3 +40,11 @@ def over_words(output: Tensor, words: frozenset[int], axes: int = 3) -> bool:
 def in_parts(rows: Tensor) -> Sequence[Tensor]:
     """Rows of logits, a few at a time: in float64 those of a batch of texts are gigabytes. rows: (n, words)."""
     return rows.split(max(1, _TOGETHER // rows.shape[1]))
+
+
+def mean_row(rows: Tensor) -> Tensor:
+    """The mean of the rows, (words,) float64. rows: (n, words)."""
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for part in in_parts(rows):
+        total += part.double().sum(dim=0)
+    return total / len(rows)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from coreprune import _ranks
 from coreprune._batch import usual
 from coreprune._example import largest_batch, reals
-from coreprune._masked import entries, floored, mean_square
+from coreprune._masked import entries, finite, floored, mean_square
 from coreprune._shapes import Float
 from coreprune._single import answering
 from coreprune.coreset import kl_divergence, variance_under
 from coreprune.graph import Traced
-from coreprune.pruning.calibration.vocabulary import in_parts, over_words, vocabularies
+from coreprune.pruning.calibration.vocabulary import in_parts, mean_row, over_words, vocabularies
 from coreprune.pruning.reporting.answers import scores
 from coreprune.queries import Queries
 
@@ -112,10 +112,10 @@ def _compared(x: Tensor, y: Tensor, words: frozenset[int]) -> tuple[Tensor, Tens
     if not over_words(x, words, axes=2):
         x, y = x.double(), y.double()
         return mean_square(y, x), _sums(entries(x))
-    if bool(((torch.isinf(x) | torch.isinf(y)) & (x != y)).any()):
+    if not (finite(x) and finite(y)) and bool(((torch.isinf(x) | torch.isinf(y)) & (x != y)).any()):
         return x.new_full((), math.inf, dtype=torch.float64), x.new_zeros(3, dtype=torch.float64)
     rows, others = floored(x).flatten(0, -2), floored(y).flatten(0, -2)
-    mean = rows.mean(dim=0, dtype=torch.float64)
+    mean = mean_row(rows)
     off = varies = torch.zeros((), dtype=torch.float64, device=x.device)
     for z, changed in zip(in_parts(rows), in_parts(others), strict=True):
         off = off + kl_divergence(z.double(), changed.double()).sum()
