@@ -441,6 +441,14 @@ MUTANTS = (
         "large networks are repaired for cuts that are far off",
     ),
     Mutant(
+        "the-repair-makes-up-for-nothing",
+        "pruning/safety_net.py",
+        "max(first.error, unrepaired.error * (unrepaired.error / first.error) ** _MORE)",
+        "max(first.error, unrepaired.error)",
+        ("pruning/test_safety_net.py",),
+        "another cut that is a little farther off without repair gets none, whatever the first repair took off",
+    ),
+    Mutant(
         "agreement-of-those-that-are-listed",
         "pruning/safety_net.py",
         "choices=versions << trainings)",
@@ -471,6 +479,22 @@ MUTANTS = (
         "if True:",
         ("pruning/reporting/test_comparison.py",),
         "the safety net compares logits of words that are never likely like any other",
+    ),
+    Mutant(
+        "infinities-below-are-finite",
+        "_masked.py",
+        "torch.isfinite(torch.stack(torch.aminmax(x.detach()))).all()",
+        "torch.isfinite(x.detach().amax())",
+        MASKED,
+        "an output with −∞ for what is masked counts as finite",
+    ),
+    Mutant(
+        "logits-all-at-once",
+        "pruning/calibration/vocabulary.py",
+        "rows.split(max(1, _TOGETHER // rows.shape[1]))",
+        "rows.split(max(1, len(rows)))",
+        ("pruning/calibration/test_projection.py",),
+        "the logits of a batch of texts are worked on at once, in gigabytes",
     ),
     Mutant(
         "masked-outputs-dilute-the-error",
