@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 SHARES = (0.5, 0.35, 0.25)
 FINAL = "functional"
-NO_DATA, IMAGES, BOTH = "no data", "images", "images and made"
-Source = Literal["", "no data", "images", "images and made"]
+NO_DATA, IMAGES, BOTH, MORE = "no data", "images", "images and made", "no data, more"
+MANY = 4  # times as many made images in MORE
+Source = Literal["", "no data", "images", "images and made", "no data, more"]
 PEER = "torch-pruning"
 # inner: only the first convolution of every block; whole: out of the box, the residual stream included
 PEERS = tuple(
@@ -26,7 +27,8 @@ class Cell:
     """One measurement.
 
     kind: dense (the network as it is), queries (making them), prune. method: a selector, or one of PEERS; "" for the
-    dense network. source: of the queries: none but the network itself, unlabelled training images, or as many of each.
+    dense network. source: of the queries: none but the network itself, unlabelled training images, as many of each, or
+    more made ones.
     distill: steps. share: of the dense network's multiply-accumulates. tuned: fine-tuned on labelled images afterwards.
     """
 
@@ -100,6 +102,7 @@ def _listed(
         yield Cell("prune", method, share=share)
     for seed, share in product(range(seeds), shares):
         yield Cell("prune", FINAL, True, distill, NO_DATA, share, seed)
+        yield Cell("prune", FINAL, True, distill, MORE, share, seed)
     for seed, method, repair, source, share in product(
         range(seeds_rest), others, (True, False), (NO_DATA, IMAGES), shares
     ):

@@ -22,7 +22,7 @@ from children import Row, measured
 from cifar import SIDE, Augmented, normalised, pictures, predictions, trained
 from coreprune import Budget, prune
 from coreprune.finetune import Tuning, fine_tune_
-from resnet56_cells import BOTH, IMAGES, PEER, Cell, untuned
+from resnet56_cells import BOTH, IMAGES, MANY, MORE, PEER, Cell, untuned
 
 TRAIN, TEST = 15_000, 10_000
 
@@ -99,7 +99,7 @@ def queries(cell: Cell, setup: Setup) -> Any:
     place = _queries_file(cell, setup)
     place.parent.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(cell.seed)
-    made = make_queries(model, first, "auto", n=setup.queries, seed=generator, cache=place)
+    made = make_queries(model, first, "auto", n=_made(cell, setup), seed=generator, cache=place)
     return made if given is None else given + made
 
 
@@ -260,7 +260,12 @@ def fine_tuned(cell: Cell, setup: Setup) -> Row:
 
 
 def _queries_file(cell: Cell, setup: Setup) -> Path:
-    return Path(setup.cache) / f"queries-{setup.queries}-{cell.seed}.safetensors"
+    return Path(setup.cache) / f"queries-{_made(cell, setup)}-{cell.seed}.safetensors"
+
+
+def _made(cell: Cell, setup: Setup) -> int:
+    """How many queries are made without data."""
+    return setup.queries * (MANY if cell.source == MORE else 1)
 
 
 def _place(cell: Cell, setup: Setup) -> Path:
