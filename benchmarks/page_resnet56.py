@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from page_parts import MISSING, missing, phases, ran_on, spread, table
-from resnet56_cells import BOTH, FINAL, IMAGES, MORE, NO_DATA, PEER
+from resnet56_cells import BOTH, FINAL, IMAGES, MANY, MORE, NO_DATA, PEER
 from resnet56_plot import label
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -47,7 +47,7 @@ def resnet56(record: dict[str, Any]) -> str:
     return f"""## ResNet-56 on CIFAR-10, recompressed as JPEG
 
 The tables show the accuracy in % on {setup["test"]:,} test images, before any fine-tuning, by the share of the whole network's multiply-accumulates that stays ({answered}).
-*No data* means {setup["queries"]} queries made from the batch-norm statistics, *images* means {setup["queries"]} unlabelled training images, and *images and made* means both together. Where there are several seeds,
+*No data* means {setup["queries"]} queries made from the batch-norm statistics, *images* means {setup["queries"]} unlabelled training images, *no data, more* means {MANY * setup["queries"]:,} made ones, and *images and made* means both of the first two together. Where there are several seeds,
 a cell shows the mean and the standard deviation. No network that coreprune made exceeds its budget.{peers(record)}{missing(failed, "cells")}
 
 {asked(cells)}What was chosen with a look at the test images:
