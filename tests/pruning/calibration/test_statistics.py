@@ -171,3 +171,23 @@ def test_what_is_not_finite_is_named():
         model.a.weight[0] = 1e308
     with pytest.raises(InputError, match=r"b\.weight.*not finite"):
         collect(model, 1e10 * x)
+
+
+class _AndNothing(nn.Module):
+    """Two layers, and an output that has no entries beside theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        y = self.layers(x)
+        return y, y[:, :0]
+
+
+def test_an_output_without_entries_is_left_out_without_a_warning(caplog):
+    model = randomise(_AndNothing())
+    (reader,) = collect(model, x := normal(9, 6))["layers.0"]
+    (alone,) = collect(model.layers, x)["0"]
+    assert torch.equal(reader.gram, alone.gram)
+    assert "not finite" not in caplog.text

@@ -279,7 +279,7 @@ class _Walk:
         self, result: Any, inputs: Mapping[fx.Node, Tensor], marked: Mapping[fx.Node, Tensor], b: int
     ) -> bool:
         """Start with a random projection of the model's outputs. Returns whether it has a gradient."""
-        found = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
+        found = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad and x.numel()]
         outputs = [x for x in found if _counts(x.detach())]
         if len(outputs) < len(found):
             log.warning("an output of the model is not finite on the queries, so what errors do to it does not count.")
