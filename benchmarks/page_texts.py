@@ -58,6 +58,7 @@ def smollm2(record: dict[str, Any]) -> str:
         lines.append([f"{method}, {source}" if source else f"{method}, no repair", *told, cost, str(len(every))])
     before = done[0]["perplexity"]
     rotated = '*Rotated* is `residual="rotate"`. ' if any("rotated" in method for method, _ in names) else ""
+    rotated += "*Depth* is `depth=True`. " if any("depth" in method for method, _ in names) else ""
     if any("distilled" in method for method, _ in names):
         rotated += f"*Distilled* has `distill=30`, whose rates were chosen on other text{_taken_back(done)}. "
     return f"""## A language model: SmolLM2-135M

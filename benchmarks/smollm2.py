@@ -7,10 +7,10 @@
 
 DIR holds wikitext2_valid.txt; FOLDER holds the model in a form that `coreprune prune` takes: a .gguf file or what
 save_pretrained wrote, with tokenizer.json. The perplexity is measured on 40 windows of 512 tokens of the test half of
-WikiText-2's valid split, and of docstrings of sympy and numpy. Shares are of the parameters of the
-blocks. "ours, rotated" has residual="rotate", and "ours, distilled" 30 steps of distillation; FLAP and SliceGPT are
-re-implementations (language_peers.py) that read the same 128 windows. Each row runs in a process of its own and is
-appended to a journal. Writes results/smollm2.json.
+WikiText-2's valid split, and of docstrings of sympy and numpy. Shares are of the parameters of the blocks.
+"ours, rotated" has residual="rotate", "ours, depth" depth=True, and "ours, distilled" 30 steps of distillation; FLAP
+and SliceGPT are re-implementations (language_peers.py) that read the same 128 windows. Each row runs in a process of
+its own and is appended to a journal. Writes results/smollm2.json.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def cells(seeds: int) -> Iterator[Cell]:
             yield from (Cell("ours", name, share, seed) for name in SOURCES)
             yield from (Cell("ours, distilled", name, share, seed) for name in SOURCES[:2])
             yield from (Cell("ours, rotated", name, share, seed) for name in SOURCES[:2])
+            yield from (Cell("ours, depth", name, share, seed) for name in SOURCES[:2])
             yield from (Cell(peer, "", share, seed) for peer in PEERS)
             yield from (Cell(peer, "128 windows", share, seed) for peer in READERS)
 
@@ -84,6 +85,8 @@ def work(job: Row) -> Row:
             asked["queries"] = {"input_ids": read}
         if cell.method == "ours, rotated":
             asked["residual"] = "rotate"
+        if cell.method == "ours, depth":
+            asked["depth"] = True
         if cell.method == "ours, distilled":
             asked["distill"] = STEPS
     allowed = Budget(params=1 - (1 - cell.share) * blocks / sum(p.numel() for p in model.parameters()))
