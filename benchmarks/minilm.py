@@ -7,8 +7,8 @@
 DIR holds wikitext2_valid.txt; FOLDER holds MiniLM's config.json, weights and tokenizer.json. The score is the mean
 cosine between the embeddings (mean of the last hidden states over the tokens) of the original and the pruned model, on
 300 sentences of the test half of each kind: docstrings of sympy and numpy, and WikiText-2. The mixture of "no data" was
-chosen on docstrings of other packages and on the other half of WikiText-2. Each row runs in a process of its own and is
-appended to a journal. Writes results/minilm.json.
+chosen on docstrings of other packages and on the other half of WikiText-2; "no data, more" is four times as much of it.
+Each row runs in a process of its own and is appended to a journal. Writes results/minilm.json.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from table import run, told
 from texts import documentation, encyclopedia, sentences
 
 CUTS = ("25 % of the MLP units", "25 % of the blocks' parameters", "50 % of the MLP units")
-SOURCES = ("no data", "no data, no text", "random tokens", "300 documentation", "300 encyclopedia")
+SOURCES = ("no data", "no data, more", "no data, no text", "random tokens", "300 documentation", "300 encyclopedia")
 PEERS = ("l2", "random")
 LENGTH, TEST = 64, 300
+MORE = 1024  # texts in "no data, more"; the default is 256
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,11 @@ def work(job: Row) -> Row:
     tests = {name: batch(tokenizer, sentences(text("test"), TEST, cell.seed), LENGTH) for name, text in half.items()}
     asked: dict[str, Any] = {"queries": None, "repair": False, "method": cell.method}
     if cell.method == "ours":
-        made = {"no data": "auto", "no data, no text": "made-tokens", "random tokens": "random-tokens"}
+        made = {"no data, no text": "made-tokens", "random tokens": "random-tokens"}
         kind = cell.source.removeprefix("300 ")
-        asked = {"queries": made.get(cell.source)}
+        asked = {"queries": made.get(cell.source, "auto")}
+        if cell.source == "no data, more":
+            asked["n_queries"] = MORE
         if kind in half:
             asked["queries"] = batch(tokenizer, sentences(half[kind]("samples"), 300, cell.seed), LENGTH)
     example = {name: x[:1] for name, x in batch(tokenizer, ["an example " * LENGTH], LENGTH).items()}
