@@ -163,6 +163,7 @@ def test_the_artifact_is_read_with_the_given_model(norm, tmp_path):
     assert result.report.settings.residual == "rotate"
     assert 'residual="rotate"' in result.report.settings.call()
     assert any("principal axes" in note for note in result.report.notes)
+    assert not any("tied" in note for note in result.report.notes)
     save(result, tmp_path / "small")
     for dense in (model, lambda: Stream(norm).double()):
         again = load(tmp_path / "small", dense)
@@ -204,6 +205,7 @@ def test_a_share_of_the_parameters_is_one_of_the_given_model():
         before = sum(p.numel() for p in model.parameters())
         assert sum(p.numel() for p in result.model.parameters()) <= 0.8 * before
         assert result.report.parameters == (before, sum(p.numel() for p in result.model.parameters()))
+        assert any(f"{200 * 32:,} parameters more" in note for note in result.report.notes)
         assert 0.7 * result.report.bytes[0] < result.report.bytes[1] <= 0.8 * result.report.bytes[0]
 
 
