@@ -101,8 +101,7 @@ def _listed(
     for share, method in product(shares, PEERS):  # no chance in these
         yield Cell("prune", method, share=share)
     for seed, share in product(range(seeds), shares):
-        yield Cell("prune", FINAL, True, distill, NO_DATA, share, seed)
-        yield Cell("prune", FINAL, True, distill, MORE, share, seed)
+        yield from (Cell("prune", FINAL, True, distill, source, share, seed) for source in (NO_DATA, MORE, IMAGES))
     for seed, method, repair, source, share in product(
         range(seeds_rest), others, (True, False), (NO_DATA, IMAGES), shares
     ):
