@@ -489,6 +489,14 @@ MUTANTS = (
         "an output with −∞ for what is masked counts as finite",
     ),
     Mutant(
+        "outputs-without-entries-are-infinite",
+        "pruning/calibration/statistics.py",
+        "x.requires_grad and x.numel()",
+        "x.requires_grad",
+        ("pruning/calibration/test_statistics.py",),
+        "an output without entries is called infinite",
+    ),
+    Mutant(
         "logits-all-at-once",
         "pruning/calibration/vocabulary.py",
         "rows.split(max(1, _TOGETHER // rows.shape[1]))",
@@ -591,6 +599,14 @@ MUTANTS = (
         "(values.flip(0).clamp_min(0) / values.sum()).cpu(), vectors",
         ROTATION,
         "the shares are said of other axes than those of the stream",
+    ),
+    Mutant(
+        "tied-weights-cost-nothing",
+        "pruning/residual.py",
+        "_tied(model) - _tied(turned.model)",
+        "_tied(model) - _tied(model)",
+        ROTATION,
+        "the report of a rotated model does not say what tied weights add",
     ),
     Mutant(
         "rotated-streams-at-the-old-level",
