@@ -96,9 +96,10 @@ def work(job: Row) -> Row:
     tests = {name: batch(tokenizer, sentences(text("test"), TEST, cell.seed), LENGTH) for name, text in half.items()}
     asked: dict[str, Any] = {"queries": None, "repair": False, "method": cell.method}
     if cell.method == "ours":
-        made = {"no data, no text": "made-tokens", "random tokens": "random-tokens"}
+        made = dict.fromkeys(("no data", "no data, more"), "auto")
+        made |= {"no data, no text": "made-tokens", "random tokens": "random-tokens"}
         kind = cell.source.removeprefix("300 ")
-        asked = {"queries": made.get(cell.source, "auto")}
+        asked = {"queries": made.get(cell.source)}
         if cell.source == "no data, more":
             asked["n_queries"] = MORE
         if kind in half:

@@ -13,7 +13,6 @@ _ROTATED = (
     '*Rotated* is `residual="rotate"`, which takes the tied embeddings apart: that adds 28 million parameters, and as many '
     "more have to leave. "
 )
-_DEPTH = "*Depth* is `depth=True`; it took no block, and its row is that without it. "
 
 
 def minilm(record: dict[str, Any]) -> str:
@@ -63,7 +62,7 @@ def smollm2(record: dict[str, Any]) -> str:
         lines.append([f"{method}, {source}" if source else f"{method}, no repair", *told, cost, str(len(every))])
     before = done[0]["perplexity"]
     rotated = _ROTATED if any("rotated" in method for method, _ in names) else ""
-    rotated += _DEPTH if any("depth" in method for method, _ in names) else ""
+    rotated += _depth(done)
     if any("distilled" in method for method, _ in names):
         rotated += f"*Distilled* has `distill=30`, whose rates were chosen on other text{_taken_back(done)}. "
     return f"""## A language model: SmolLM2-135M
@@ -133,6 +132,16 @@ def _taken_back(rows: list[dict[str, Any]]) -> str:
     chosen = [one["name"] for row in distilled for one in row["compared"] if one["chosen"]]
     back = sum("distilled" not in name for name in chosen)
     return f"; in {back} of its {len(chosen)} rows, `prune` returned the model as it was before" if back else ""
+
+
+def _depth(rows: list[dict[str, Any]]) -> str:
+    """What depth=True is, and whether it took blocks: without any, the model is that of the same call without it."""
+    found = {(row["method"], row["source"], row["share"], row["seed"]): row["perplexity"] for row in rows}
+    plain = [(mine, found.get(("ours", *of))) for (name, *of), mine in found.items() if name == "ours, depth"]
+    if not plain:
+        return ""
+    none = sum(mine == other for mine, other in plain)
+    return f"*Depth* is `depth=True`; in {none} of its {len(plain)} rows it took no block. "
 
 
 def _setting(rows: list[dict[str, Any]]) -> str:

@@ -39,14 +39,15 @@ def recast(model: nn.Module, names: Collection[str]) -> nn.Module:
             raise ModelError(f"{type(model).__name__} has no {name} of its own that could take another form.")
     for holder in new.modules():  # of transformers, which would tie the weights again
         config = getattr(holder, "config", None)
-        if getattr(config, "tie_word_embeddings", None) is True and not _tied(new):
+        if getattr(config, "tie_word_embeddings", None) is True and not repeated(new):
             config.tie_word_embeddings = False  # pyright: ignore[reportOptionalMemberAccess]
     return new
 
 
-def _tied(model: nn.Module) -> bool:
-    """Whether two names stand for one parameter."""
-    return len(list(model.named_parameters(remove_duplicate=False))) > len(list(model.parameters()))
+def repeated(model: nn.Module) -> int:
+    """How many parameters would be added if no two weights were the same tensor: those of tied weights."""
+    every, once = (sum(p.numel() for _, p in model.named_parameters(remove_duplicate=r)) for r in (False, True))
+    return every - once
 
 
 def _without_mean(norm: nn.LayerNorm) -> nn.RMSNorm:

@@ -603,8 +603,8 @@ MUTANTS = (
     Mutant(
         "tied-weights-cost-nothing",
         "pruning/residual.py",
-        "_tied(model) - _tied(turned.model)",
-        "_tied(model) - _tied(model)",
+        "repeated(model) - repeated(turned.model)",
+        "repeated(model) - repeated(model)",
         ROTATION,
         "the report of a rotated model does not say what tied weights add",
     ),

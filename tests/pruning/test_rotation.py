@@ -209,6 +209,17 @@ def test_a_share_of_the_parameters_is_one_of_the_given_model():
         assert 0.7 * result.report.bytes[0] < result.report.bytes[1] <= 0.8 * result.report.bytes[0]
 
 
+def test_weights_that_are_not_numbers_are_named_and_nothing_changes():
+    model = tied(1, 50)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    before = copy.deepcopy(model.state_dict())
+    x = {"input_ids": torch.randint(50, (2, 9), generator=gen(0))}
+    with pytest.raises(InputError, match="not finite"):
+        prune(model, x, Budget(params=0.8), n_queries=16, residual="rotate")
+    assert all(torch.equal(t.nan_to_num(), before[name].nan_to_num()) for name, t in model.state_dict().items())
+
+
 class Single(Stream):
     """An activation that works on single channels of the stream."""
 

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from torch import nn
 
+from coreprune._recast import repeated
 from coreprune.errors import InputError
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.rotation import Rotated, rotate_residual
@@ -59,10 +60,10 @@ def with_residual(function: Callable[P, R]) -> Callable[P, R]:
             "The residual stream was rotated to its principal axes first, in a copy that computes the same function: "
             f"{'; '.join(found)}."
         )
-        if apart := _tied(model) - _tied(turned.model):
+        if apart := repeated(model) - repeated(turned.model):
             note += (
-                f" Weights that were tied have values of their own there, {apart:,} parameters more. A budget of "
-                "parameters or bytes is that of the model as it was, so as many more had to leave."
+                f" Weights that were tied have values of their own there, {apart:,} parameters more. Under a "
+                "budget of parameters or bytes as many more have to leave, because it is that of the model as it was."
             )
         recipe = replace(made.recipe, recast=turned.names)
         told = {kind: (size, getattr(made.report, kind)[1]) for kind, size in sizes.items()}
@@ -77,12 +78,6 @@ def _sizes(model: nn.Module) -> dict[str, int]:
     parameters = list(model.parameters())
     held = sum(t.numel() * t.element_size() for t in [*parameters, *model.buffers()])
     return {"parameters": sum(p.numel() for p in parameters), "bytes": held}
-
-
-def _tied(model: nn.Module) -> int:
-    """How many parameters would be added if no two weights were the same tensor."""
-    every, once = (sum(p.numel() for _, p in model.named_parameters(remove_duplicate=r)) for r in (False, True))
-    return every - once
 
 
 def _of_the_given(budget: Budget, sizes: Mapping[str, int]) -> Budget:

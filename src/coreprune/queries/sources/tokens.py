@@ -115,6 +115,8 @@ def is_causal(target: Target) -> bool:
         return False
     if here.dim() != 3 or here.shape[1] != target.shape[0] or here.shape[2] != size or size < 2:
         return False
+    if bool(here.isnan().any()):  # nothing can be compared, and no text can be written
+        return False
     other = target.example.clone()
     other[:, -1] = (other[:, -1] + 1) % size
     there = target.logits(other)
