@@ -171,6 +171,21 @@ def test_only_causal_language_models_write() -> None:
         SelfGenerated()(others[0], 2, gen(), none)
 
 
+@pytest.mark.parametrize("mask", [-torch.inf, torch.inf, torch.finfo(torch.float32).min, -1e9])
+def test_a_mask_in_the_logits_hides_nothing(mask: float) -> None:
+    class Masked(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            logits = self.model(ids)
+            return logits.masked_fill(torch.arange(logits.shape[-1]) == 1, mask)
+
+    assert is_causal(target(Masked(Markov(ODDS)), IDS))
+    assert not is_causal(target(Masked(Bidirectional()), IDS))
+
+
 def tiny(kind: str) -> Any:
     import transformers as hf
 
