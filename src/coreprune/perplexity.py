@@ -22,7 +22,7 @@ from coreprune._single import answering
 from coreprune._twin import guarded
 from coreprune.errors import InputError, first_line
 from coreprune.queries import MachineText, Queries, SelfGenerated, Target, make_queries
-from coreprune.queries.leaves import drawn
+from coreprune.queries.leaves import drawable
 from coreprune.queries.sources.tokens import is_causal, known
 from coreprune.queries.tokenizer import LONGEST
 
@@ -102,7 +102,7 @@ def windows(
     check_runs(model, args, kwargs)
     with guarded(model), answering(model) as still:
         axes = batch_axes(still, (args, kwargs), batch_axis)
-        targets = [Target(still, args, kwargs, i, axes, tokenizer) for i in drawn(args, kwargs, axes)]
+        targets = [Target(still, args, kwargs, i, axes, tokenizer) for i in drawable(args, kwargs, axes)]
         target = next((t for t in targets if t.kind == "tokens" and is_causal(t)), None)
         if target is None:
             raise InputError("perplexity is about causal language models, from tokens (N, T) to logits (N, T, V).")

@@ -26,13 +26,19 @@ def batched(args: tuple[Any, ...], kwargs: dict[str, Any], axes: BatchAxes) -> l
 
 
 def drawn(args: tuple[Any, ...], kwargs: dict[str, Any], axes: BatchAxes) -> list[int]:
+    """`drawable`. Raises InputError if there is none."""
+    found = drawable(args, kwargs, axes)
+    if not found:
+        raise InputError("no input can be drawn: the example has no real or integer tensor (N, ...). Pass samples.")
+    return found
+
+
+def drawable(args: tuple[Any, ...], kwargs: dict[str, Any], axes: BatchAxes) -> list[int]:
     """Positions of the tensors that sources make. The others stay as they are in the example.
 
     These are all real tensors with a batch axis and a further one, and one such tensor of whole numbers (or all whose
     keyword ends in input_ids). Tensors whose keyword names a mask, positions, types or labels are left out. In a whole
     example that has real tensors, other whole numbers stay too: they may be the edges of a graph.
-
-    Raises InputError if there is none.
     """
     places = batched(args, kwargs, axes)
     reals: list[int] = []
@@ -47,10 +53,7 @@ def drawn(args: tuple[Any, ...], kwargs: dict[str, Any], axes: BatchAxes) -> lis
             integers.append((i, name))
     named = [i for i, name in integers if name.endswith("input_ids")]
     one = [] if axes.whole and reals else [i for i, _ in integers[:1]]
-    found = sorted(reals + (named or one))
-    if not found:
-        raise InputError("no input can be drawn: the example has no real or integer tensor (N, ...). Pass samples.")
-    return found
+    return sorted(reals + (named or one))
 
 
 def by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from coreprune.graph import Traced, capture, find_groups
 from coreprune.pruning.calibration.calibration import Asked, gather
 from coreprune.pruning.calibration.wider import other_kinds, other_words, redrawn, token_leaves
 from coreprune.queries import Queries
+from coreprune.queries.tokenizer import tokens_of
 from queries.small_tokenizers import word_piece
 
 START, END, PAD = 1, 2, 0
@@ -61,6 +62,20 @@ def test_form_stays_and_words_change():
     assert float((new[words] != ids[words]).double().mean()) > 0.8
     # Low tokens are frequent in every second text.
     assert float(new[1::2][words[1::2]].double().mean()) < float(new[::2][words[::2]].double().mean()) - 5
+
+
+def test_words_are_those_of_the_tokenizer():
+    ids, _ = texts(60, 10, 50)
+    ids[5, 2], ids[6, 3] = 55, PAD  # no words: they stay
+    ranked = torch.arange(49, 9, -1)  # the most frequent first, wherever it stands in the vocabulary
+    new = redrawn(ids, torch.Generator().manual_seed(1), ranked)
+    words = (ids >= 10) & (ids < 50)
+    assert torch.equal(new[~words], ids[~words])
+    assert set(new[words].tolist()) == set(ranked.tolist())
+    zipf, even = (float((new[s][words[s]] > 44).double().mean()) for s in (slice(1, None, 2), slice(0, None, 2)))
+    law = 1 / (torch.arange(40) + 2.7)
+    assert zipf == pytest.approx(float(law[:5].sum() / law.sum()), abs=0.1)
+    assert even == pytest.approx(5 / 40, abs=0.1)
 
 
 def test_padding_in_front_stays():
@@ -146,6 +161,9 @@ def test_texts_of_this_machine_are_a_kind_of_their_own(monkeypatch):
 
     found = kinds(word_piece())
     assert set(found.kinds[::2]) == set(found.kinds[1::2]) == {0, 1, 2}
+    words = set(tokens_of(word_piece()).words)
+    other = torch.cat([kw["ids"] for (_, kw), kind in zip(found.batches, found.kinds, strict=True) if kind == 1])
+    assert set(other.flatten().tolist()) <= words | {START, END, PAD}
     theirs = torch.cat([kw["ids"] for (_, kw), kind in zip(found.batches, found.kinds, strict=True) if kind == 2])
     assert set(theirs[:, 0].tolist()) == {3}  # as the tokenizer frames a text
     assert len(found.queries) == 3 * len(ids) - 3 * len(found.fresh)
@@ -154,6 +172,16 @@ def test_texts_of_this_machine_are_a_kind_of_their_own(monkeypatch):
         kinds("no such folder")
     monkeypatch.setattr("coreprune.pruning.calibration.wider.has_text", lambda: False)
     assert set(kinds(word_piece()).kinds) == {0, 1}
+
+
+def test_samples_of_a_model_whose_tokens_cannot_be_drawn():
+    class Typed(Reader):
+        def forward(self, type_ids):
+            return self.head(self.down(torch.relu(self.up(self.words(type_ids)))).mean(1))
+
+    ids, _ = texts(40, 10, 50)
+    result = prune(Typed().eval(), {"type_ids": ids[:1]}, Budget(keep=0.5), queries={"type_ids": ids}, compare=False)
+    assert result.model.up.out_features == 16
 
 
 def test_longer_samples_than_the_example_get_no_texts_of_this_machine():

@@ -3,13 +3,13 @@
 A few hundred texts of one kind use a small part of a vocabulary. Weights that are fitted to them alone get better on
 that kind and worse on every other one. So the moments are those of a mixture: the user's texts; as many that keep
 their form (lengths, padding, special tokens, masks), but whose words are drawn from the vocabulary; and, where the
-model's tokenizer is known, as many texts of this machine. What a refit on all loses on one kind is at most what it
+model's tokenizer is known, as many texts of this machine. The tokenizer also knows which tokens are frequent words. What a refit on all loses on one kind is at most what it
 gains on the others (T17).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from coreprune.graph import Captured, Traced
 from coreprune.graph.ops import op_name, operation
 from coreprune.queries import MachineText, Queries, Target, make_queries
-from coreprune.queries.leaves import drawn
+from coreprune.queries.leaves import drawable
 from coreprune.queries.machine_text import has_text
 from coreprune.queries.sources.tokens import known
 
@@ -35,11 +35,14 @@ def other_kinds(
 
     example, tokenizer: the caller's.
     """
-    other = other_words(traced.captured, queries, generator)
+    if not token_leaves(traced.captured):
+        return []
+    words = _words(traced, tokenizer)
+    other = other_words(traced.captured, queries, generator, words)
     if other is None:
         return []
     found = [other]
-    if _has_text(traced, tokenizer):
+    if words and has_text():
         more: dict[str, Any] = {"batch_axis": traced.captured.axes, "tokenizer": tokenizer}
         text = make_queries(traced.model, example, MachineText(), n=len(queries), seed=generator, **more)
         if _shapes(text) == _shapes(queries):
@@ -47,23 +50,27 @@ def other_kinds(
     return found
 
 
-def _has_text(traced: Traced, tokenizer: Any) -> bool:
-    """Whether this machine has texts that the model could read."""
+def _words(traced: Traced, tokenizer: Any) -> dict[int, Tensor]:
+    """The tokens that make up text, the most frequent first, by the position of the input. Empty if no tokenizer is
+    known."""
     captured = traced.captured
-    leaves = drawn(captured.args, captured.kwargs, captured.axes)
-    targets = (Target(traced.model, captured.args, captured.kwargs, i, captured.axes, tokenizer) for i in leaves)
-    return any(t.kind == "tokens" and known(t) is not None for t in targets) and has_text()
+    leaves = drawable(captured.args, captured.kwargs, captured.axes)
+    targets = [Target(traced.model, captured.args, captured.kwargs, i, captured.axes, tokenizer) for i in leaves]
+    told = {t.leaf: known(t) for t in targets if t.kind == "tokens"}
+    return {leaf: torch.tensor(tokens.words) for leaf, tokens in told.items() if tokens is not None}
 
 
 def _shapes(queries: Queries) -> list[torch.Size]:
     return [x.shape for x in pytree.tree_leaves((queries.args, queries.kwargs)) if isinstance(x, Tensor)]
 
 
-def other_words(captured: Captured, queries: Queries, generator: torch.Generator) -> Queries | None:
+def other_words(
+    captured: Captured, queries: Queries, generator: torch.Generator, words: Mapping[int, Tensor] | None = None
+) -> Queries | None:
     """As many queries with other tokens; None if the model looks no tokens up, or the texts have nothing but form.
 
-    Every second one has tokens that are all equally likely; in the others, token i is as likely as the i-th most
-    frequent word (Zipf), because most vocabularies are sorted by frequency.
+    words: the tokens that make up text, the most frequent first, by the position of the input. Without them, those
+    between the smallest and the largest one of the texts: most vocabularies are sorted by frequency.
     """
     leaves = token_leaves(captured)
     if not leaves or queries.whole or (queries.axes is not None and not queries.axes.first):
@@ -71,7 +78,8 @@ def other_words(captured: Captured, queries: Queries, generator: torch.Generator
     given = pytree.tree_leaves((queries.args, queries.kwargs))
     if any(not isinstance(given[i], Tensor) or given[i].dim() != 2 or i in queries.shared for i in leaves):
         return None
-    other = queries.changed(lambda i, x: redrawn(x, generator) if i in leaves else x)
+    words = words or {}
+    other = queries.changed(lambda i, x: redrawn(x, generator, words.get(i)) if i in leaves else x)
     made = pytree.tree_leaves((other.args, other.kwargs))
     if all(torch.equal(a, b) for a, b in zip(given, made, strict=True) if isinstance(a, Tensor)):
         return None
@@ -99,19 +107,22 @@ def looked_up(captured: Captured) -> Iterator[tuple[fx.Node, int]]:
                 yield node, inputs.index(source)
 
 
-def redrawn(ids: Tensor, generator: torch.Generator) -> Tensor:
-    """The same texts (N, T) with other words between the smallest and the largest one. What is their form stays:
-    tokens that nearly all texts have, and padding, which repeats one token at the end or at the beginning."""
-    form = _form(ids)
-    words = ids[~form]
-    if not len(words):
+def redrawn(ids: Tensor, generator: torch.Generator, words: Tensor | None = None) -> Tensor:
+    """The same texts (N, T) with other words. What is their form stays: tokens that nearly all texts have, tokens that
+    are no words, and padding, which repeats one token at the end or at the beginning.
+
+    words: as for `other_words`, (V,). Every second text has words by Zipf's law, the others words that are all equally
+    likely.
+    """
+    form = _form(ids) if words is None else _form(ids) | ~torch.isin(ids, words.to(ids))
+    own = ids[~form].cpu()
+    if not len(own):
         return ids
-    low, count = int(words.min()), int(words.max() - words.min()) + 1
-    drawn = torch.randint(count, tuple(ids.shape), generator=generator)
-    law = 1 / (torch.arange(count, dtype=torch.float64) + _SHIFT)
-    frequent = torch.multinomial(law, ids.numel(), replacement=True, generator=generator).reshape(ids.shape)
-    drawn[1::2] = frequent[1::2]
-    return torch.where(form, ids, (low + drawn).to(ids))
+    words = torch.arange(int(own.min()), int(own.max()) + 1) if words is None else words
+    law = 1 / (torch.arange(len(words), dtype=torch.float64) + _SHIFT)
+    places = torch.multinomial(law, ids.numel(), replacement=True, generator=generator).reshape(ids.shape)
+    places[::2] = torch.randint(len(words), tuple(places[::2].shape), generator=generator)
+    return torch.where(form, ids, words[places].to(ids))
 
 
 def _form(ids: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from torch.utils import _pytree as pytree
 
 from coreprune._batch import usual
 from coreprune._twin import quiet
-from coreprune.errors import InputError
 from coreprune.queries import Queries, Target
-from coreprune.queries.leaves import drawn
+from coreprune.queries.leaves import drawable
 from coreprune.queries.sources.tokens import is_causal
 
 Scores = Callable[[Any, Tensor], Tensor | None]  # from the inputs (args, kwargs) and a model's first output to scores
@@ -53,10 +52,6 @@ def _written(model: nn.Module, queries: Queries) -> Target | None:
     axes = queries.axes or usual((args, kwargs))
     if not axes.first:
         return None
-    try:
-        places = drawn(args, kwargs, axes)
-    except InputError:
-        return None
     with quiet(model) as still:
-        targets = (Target(still, args, kwargs, place, axes) for place in places)
+        targets = (Target(still, args, kwargs, place, axes) for place in drawable(args, kwargs, axes))
         return next((target for target in targets if target.kind == "tokens" and is_causal(target)), None)
