@@ -624,4 +624,12 @@ MUTANTS = (
         ("pruning/test_norm_statistics.py", "pruning/test_rotation.py"),
         "the repair is fitted to norms that count channels that have left",
     ),
+    Mutant(
+        "words-without-the-tokenizer",
+        "pruning/calibration/wider.py",
+        "redrawn(x, generator, words.get(i))",
+        "redrawn(x, generator)",
+        ("pruning/calibration/test_wider.py",),
+        "other words are single characters, because those stand first in the vocabulary",
+    ),
 )

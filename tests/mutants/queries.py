@@ -172,4 +172,12 @@ MUTANTS = (
         ("queries/sources/test_text.py",),
         "the mask leaves the padding",
     ),
+    Mutant(
+        "masks-hide-what-moves",
+        "queries/sources/tokens.py",
+        "before <= _MOVES * last and",
+        "before <= 1e-3 * float(here.abs().max()) and",
+        TOKENS,
+        "a model that reads in both directions and masks a word writes text",
+    ),
 )
