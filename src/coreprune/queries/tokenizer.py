@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import string
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from coreprune.errors import InputError, first_line
 FILE = "tokenizer.json"
 LONGEST = ("max_position_embeddings", "n_positions", "n_ctx")  # what configurations call the longest input
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SPACES = "▁ĠĊ"  # as byte-pair tokenizers write a space or the end of a line
 _SET_ASIDE = re.compile(r"\[\w+\]|<[^<>]+>")  # [unused7], <0x0A>: tokens that text hardly ever has
 
 
@@ -112,16 +115,25 @@ def _read(tokenizer: Any, about: dict[str, Any], key: str) -> Tokens:
     )
 
 
-def _rank(model: dict[str, Any]) -> Callable[[tuple[str, int]], tuple[bool, float]]:
+def _rank(model: dict[str, Any]) -> Callable[[tuple[str, int]], tuple[int, float, int]]:
     """A key that sorts (token, id) by how frequent the token may be.
 
-    Byte-pair merges are made in the order of frequency, a unigram model holds log-probabilities, and other
-    vocabularies are sorted. Single characters, of which alphabets stand at the front whatever their frequency, go last.
+    A unigram model holds log-probabilities. Byte-pair merges are made in the order of frequency, and other vocabularies
+    are sorted, but alphabets stand at their front whatever their frequency. Of those, punctuation, digits and spaces
+    are frequent and go first; other characters go last.
     """
+    if model.get("type") == "Unigram":
+        odds = {token: -float(odds) for token, odds in model["vocab"]}
+        return lambda item: (1, odds.get(item[0], math.inf), item[1])
     rank: dict[str, float] = {}
+    signs = set(string.punctuation + string.digits + _SPACES)
     if model.get("type") == "BPE":
         for place, merge in enumerate(model.get("merges", ())):
             rank.setdefault("".join(merge.split(" ", 1) if isinstance(merge, str) else merge), place)
-    elif model.get("type") == "Unigram":
-        rank = {token: -odds for token, odds in model["vocab"]}
-    return lambda item: (len(item[0].removeprefix("##")) < 2, rank.get(item[0], float(item[1])))
+
+    def key(item: tuple[str, int]) -> tuple[int, float, int]:
+        token, i = item
+        kind = 0 if token in signs else 2 if len(token.removeprefix("##")) < 2 else 1
+        return kind, rank.get(token, float(i)), i
+
+    return key

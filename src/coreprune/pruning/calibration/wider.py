@@ -3,8 +3,8 @@
 A few hundred texts of one kind use a small part of a vocabulary. Weights that are fitted to them alone get better on
 that kind and worse on every other one. So the moments are those of a mixture: the user's texts; as many that keep
 their form (lengths, padding, special tokens, masks), but whose words are drawn from the vocabulary; and, where the
-model's tokenizer is known, as many texts of this machine. The tokenizer also knows which tokens are frequent words. What a refit on all loses on one kind is at most what it
-gains on the others (T17).
+model's tokenizer is known, as many texts of this machine. The tokenizer also tells which words are frequent. What a
+refit on all loses on one kind is at most what it gains on the others (T17).
 """
 
 from __future__ import annotations
