@@ -274,5 +274,5 @@ def _off(x: Tensor, y: Tensor) -> float:
         return 0.0 if float((x != y).double().mean()) <= _FLIPPED else math.inf
     if not torch.equal(torch.isfinite(x), torch.isfinite(y)):
         return math.inf
-    a, b = (t.double().nan_to_num(0, 0, 0) for t in (x, y))
+    a, b = (t.detach().double().nan_to_num(0, 0, 0) for t in (x, y))
     return float((a - b).abs().max()) / max(float(b.abs().max()), 1e-30)

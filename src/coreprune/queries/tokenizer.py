@@ -119,21 +119,21 @@ def _rank(model: dict[str, Any]) -> Callable[[tuple[str, int]], tuple[int, float
     """A key that sorts (token, id) by how frequent the token may be.
 
     A unigram model holds log-probabilities. Byte-pair merges are made in the order of frequency, and other vocabularies
-    are sorted, but alphabets stand at their front whatever their frequency. Of those, punctuation, digits and spaces
-    are frequent and go first; other characters go last.
+    are sorted, but alphabets stand at their front whatever their frequency. Of those, the signs, digits and letters of
+    ASCII and spaces are frequent and go first; other characters go last.
     """
     if model.get("type") == "Unigram":
         odds = {token: -float(odds) for token, odds in model["vocab"]}
         return lambda item: (1, odds.get(item[0], math.inf), item[1])
     rank: dict[str, float] = {}
-    signs = set(string.punctuation + string.digits + _SPACES)
+    front = set(string.punctuation + string.digits + string.ascii_letters + _SPACES)
     if model.get("type") == "BPE":
         for place, merge in enumerate(model.get("merges", ())):
             rank.setdefault("".join(merge.split(" ", 1) if isinstance(merge, str) else merge), place)
 
     def key(item: tuple[str, int]) -> tuple[int, float, int]:
         token, i = item
-        kind = 0 if token in signs else 2 if len(token.removeprefix("##")) < 2 else 1
+        kind = 0 if token in front else 2 if len(token.removeprefix("##")) < 2 else 1
         return kind, rank.get(token, float(i)), i
 
     return key
