@@ -22,10 +22,9 @@ from coreprune.graph.ops import op_name, operation
 from coreprune.queries import MachineText, Queries, Target, make_queries
 from coreprune.queries.leaves import drawable
 from coreprune.queries.machine_text import has_text
-from coreprune.queries.sources.tokens import known
+from coreprune.queries.sources.tokens import known, zipf
 
 _OFTEN = 0.9  # of the texts: what so many have in common belongs to their form
-_SHIFT = 2.7  # Mandelbrot's, in the frequency of a word by its rank: 1/(rank + shift)
 
 
 def other_kinds(
@@ -35,7 +34,7 @@ def other_kinds(
 
     example, tokenizer: the caller's.
     """
-    if not token_leaves(traced.captured):
+    if not _texts(traced.captured, queries):
         return []
     words = _words(traced, tokenizer)
     other = other_words(traced.captured, queries, generator, words)
@@ -72,18 +71,25 @@ def other_words(
     words: the tokens that make up text, the most frequent first, by the position of the input. Without them, those
     between the smallest and the largest one of the texts: most vocabularies are sorted by frequency.
     """
-    leaves = token_leaves(captured)
-    if not leaves or queries.whole or (queries.axes is not None and not queries.axes.first):
+    leaves, words = _texts(captured, queries), words or {}
+    if not leaves:
         return None
     given = pytree.tree_leaves((queries.args, queries.kwargs))
-    if any(not isinstance(given[i], Tensor) or given[i].dim() != 2 or i in queries.shared for i in leaves):
-        return None
-    words = words or {}
     other = queries.changed(lambda i, x: redrawn(x, generator, words.get(i)) if i in leaves else x)
     made = pytree.tree_leaves((other.args, other.kwargs))
     if all(torch.equal(a, b) for a, b in zip(given, made, strict=True) if isinstance(a, Tensor)):
         return None
     return replace(other, source="other words", note="as many of the same form with random tokens")
+
+
+def _texts(captured: Captured, queries: Queries) -> frozenset[int]:
+    """`token_leaves`; empty if these queries do not hold a text (N, T) in each."""
+    leaves = token_leaves(captured)
+    if queries.whole or (queries.axes is not None and not queries.axes.first):
+        return frozenset()
+    given = pytree.tree_leaves((queries.args, queries.kwargs))
+    texts = all(isinstance(given[i], Tensor) and given[i].dim() == 2 and i not in queries.shared for i in leaves)
+    return leaves if texts else frozenset()
 
 
 def token_leaves(captured: Captured) -> frozenset[int]:
@@ -119,8 +125,7 @@ def redrawn(ids: Tensor, generator: torch.Generator, words: Tensor | None = None
     if not len(own):
         return ids
     words = torch.arange(int(own.min()), int(own.max()) + 1) if words is None else words
-    law = 1 / (torch.arange(len(words), dtype=torch.float64) + _SHIFT)
-    places = torch.multinomial(law, ids.numel(), replacement=True, generator=generator).reshape(ids.shape)
+    places = torch.multinomial(zipf(len(words)), ids.numel(), replacement=True, generator=generator).reshape(ids.shape)
     places[::2] = torch.randint(len(words), tuple(places[::2].shape), generator=generator)
     return torch.where(form, ids, words[places].to(ids))
 

@@ -58,7 +58,7 @@ class TokenMixture(MadeTokens):
     The shares go by what narrowed models do on kinds of text that are not among the queries: MiniLM with three quarters
     of its hidden units, refitted on 256 texts of 64 tokens, mean cosine with the original's embeddings. On an
     encyclopedia it is 0.93 with random tokens, 0.95 with Zipf's, 0.90 with text, and 0.95 with a mixture of half
-    text; on documentation 0.85, 0.82, 0.96 and 0.95. Then Zipf's law had single characters last.
+    text; on documentation 0.85, 0.82, 0.96 and 0.95. (Measured when Zipf's law still had single characters last.)
     """
 
     name = "token-mixture"

@@ -20,6 +20,7 @@ from coreprune.queries.tokenizer import Tokens
 _log = logging.getLogger(__name__)
 
 _MOST_COLUMNS = 512
+_SHIFT = 2.7  # Mandelbrot's
 _MOVES = 1e-3  # how far logits may move by rounding, of how far the last ones move
 
 
@@ -122,7 +123,7 @@ def is_causal(target: Target) -> bool:
     there = target.logits(other)
     moved = torch.where(here == there, 0.0, (here - there).abs()).detach()  # masks of infinities do not move
     before, last = float(moved[:, :-1].max()), float(moved[:, -1].max())
-    return math.isfinite(before) and before <= _MOVES * last and last > 0  # NaN is neither
+    return math.isfinite(before) and before <= _MOVES * last and last > 0  # all false for NaN
 
 
 def _config(target: Target, name: str) -> int | None:
@@ -251,7 +252,7 @@ class ZipfTokens:
     """
 
     power: float = 1.0
-    shift: float = 2.7  # Mandelbrot's
+    shift: float = _SHIFT
     vocabulary: int | None = None
     name = "zipf-tokens"
     kind = "tokens"
@@ -265,11 +266,12 @@ class ZipfTokens:
         if not self.shift > 0:
             raise InputError(f"shift={self.shift} has to be positive.")
         tell(1, 1)
+        return _drawn(target, self.vocabulary, lambda k: zipf(k, self.power, self.shift), n, generator)
 
-        def law(k: int) -> Tensor:
-            return (torch.arange(k, dtype=torch.float64) + self.shift) ** -self.power
 
-        return _drawn(target, self.vocabulary, law, n, generator)
+def zipf(k: int, power: float = 1.0, shift: float = _SHIFT) -> Tensor:
+    """Weights (k,) of words, the most frequent first, by the law of Zipf and Mandelbrot; float64."""
+    return (torch.arange(k, dtype=torch.float64) + shift) ** -power
 
 
 def _size(asked: int | None, target: Target) -> int:
