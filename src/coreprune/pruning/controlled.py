@@ -289,7 +289,7 @@ def _finished(
     found = None
     if calibration.fresh is not None:
         with clock("compare"):
-            found = apart_from(pruned.traced, pruned.removed.model, calibration.fresh)
+            found = apart_from(pruned.traced, pruned.removed.model, calibration.fresh, calibration.ends)
     name = "the repaired cut"
     compared = [] if found is None else [Compared(name, found.error, found.agreement, chosen=True)]
     return trained(pruned, settings, calibration, compared, clock)

@@ -15,6 +15,7 @@ from coreprune.errors import BudgetError
 from coreprune.graph import Traced
 from coreprune.pruning.allocation.budget import Budget
 from coreprune.pruning.calibration.calibration import Calibration
+from coreprune.pruning.calibration.padding import Ends
 from coreprune.pruning.calibration.vocabulary import vocabularies
 from coreprune.pruning.distill.distill import distill_
 from coreprune.pruning.layer.read import tensors_of
@@ -56,7 +57,7 @@ def best_of(
     Returns the model as it is, and no comparison, if no queries were held back.
     """
     fresh = calibration.fresh
-    first = None if fresh is None else apart_from(pruned.traced, pruned.removed.model, fresh)
+    first = None if fresh is None else apart_from(pruned.traced, pruned.removed.model, fresh, calibration.ends)
     if fresh is None or first is None:
         return pruned, []
     name = "the cut" if settings.repair is None else "the repaired cut"
@@ -65,7 +66,7 @@ def best_of(
     large = sum(p.numel() for p in pruned.traced.model.parameters()) > _LARGE
     versions = 1  # of all cuts, one that may be compared with or without its repair counts twice
     for other, candidate, refit in _others(pruned, settings, clock):
-        found = None if refit and not large else _apart(candidate, fresh, clock)
+        found = None if refit and not large else _apart(candidate, fresh, calibration.ends, clock)
         repaired, fits = refit, ()
         if refit and found is not None:
             repaired = first.error > _GOOD and _in_reach(found, first, seen[UNREPAIRED])
@@ -73,7 +74,7 @@ def best_of(
             assert settings.repair is not None
             with clock("repair"):
                 fits = repair_(candidate, calibration, settings.repair, clock.tell, state)
-            found = _apart(candidate, fresh, clock)
+            found = _apart(candidate, fresh, calibration.ends, clock)
         assert found is not None
         versions += 2 if refit and large else 1
         label = f"{other}, without repair" if refit and not repaired else other
@@ -96,9 +97,9 @@ def _in_reach(found: Apart, first: Apart, unrepaired: Apart) -> bool:
     return found.error <= max(first.error, unrepaired.error * (unrepaired.error / first.error) ** _MORE)
 
 
-def _apart(candidate: Pruned, fresh: Queries, clock: Clock) -> Apart:
+def _apart(candidate: Pruned, fresh: Queries, ends: Ends, clock: Clock) -> Apart:
     with clock("compare"):
-        found = apart_from(candidate.traced, candidate.removed.model, fresh)
+        found = apart_from(candidate.traced, candidate.removed.model, fresh, ends)
     assert found is not None  # its outputs have the same shapes
     return found
 
@@ -170,10 +171,10 @@ def _if_better(
     if fresh is None or not compared:
         return True, compared
     with clock("compare"):
-        now = apart_from(pruned.traced, small, fresh)
+        now = apart_from(pruned.traced, small, fresh, calibration.ends)
         after = copies(tensors_of(small))
         _fill(small, before)
-        was = apart_from(pruned.traced, small, fresh)
+        was = apart_from(pruned.traced, small, fresh, calibration.ends)
     assert now is not None
     assert was is not None
     first = next(one for one in compared if one.chosen)

@@ -259,7 +259,7 @@ def _descended(
     """The tensors that changed, and what happened to every block. asked: whether the caller has asked for it."""
     generator = torch.Generator().manual_seed(seed)
     try:
-        both = twins(pruned.traced, pruned.removed, calibration.queries, chosen, generator)
+        both = twins(pruned.traced, pruned.removed, calibration.queries, chosen, generator, calibration.ends)
         if not isinstance(both, str):
             return descend(both, chosen, generator, tell)
         log.info("no block descent: %s", both)

@@ -10,7 +10,7 @@ from coreprune import Budget, Repair, prune
 from coreprune._progress import silent
 from coreprune.graph import Traced, capture, find_groups
 from coreprune.pruning.calibration.calibration import Calibration
-from coreprune.pruning.calibration.padding import Padding, padding
+from coreprune.pruning.calibration.padding import Ends, Padding, ends
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import collect_readers
 from coreprune.pruning.layer.linear_maps import operators
@@ -53,7 +53,8 @@ def texts(n=12, length=10, left=False, seed=0):
 
 def found(model, ids, mask):
     captured = capture(model.eval(), (ids, mask), batch=len(ids))
-    return padding(captured, dict(model.named_parameters()), [((ids, mask), {})])[0].tokens
+    batch = ((ids, mask), {})
+    return ends(captured, dict(model.named_parameters()), [batch]).of(batch).tokens
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -78,9 +79,9 @@ def test_rows_of_a_layer_are_those_of_words():
     captured = capture(model, (ids, mask), batch=len(ids))
     maps = operators(captured)
     tensors = dict(model.named_parameters())
-    pads = padding(captured, tensors, [((ids, mask), {})])
-    calibration = Calibration(Queries((ids, mask), {}, "samples"), None, captured, maps, [((ids, mask), {})])
-    calibration = Calibration(**{**vars(calibration), "padding": pads})
+    batches = [((ids, mask), {})]
+    at = ends(captured, tensors, batches)
+    calibration = Calibration(Queries((ids, mask), {}, "samples"), None, captured, maps, batches, ends=at)
     traced = Traced(model, captured, find_groups(captured))
     generator = torch.Generator().manual_seed(0)
     (reader,) = dict(collect_readers(traced, calibration, Collect(), generator, silent))["up"]
@@ -92,8 +93,9 @@ def test_rows_of_a_layer_are_those_of_words():
     assert torch.allclose(reader.covariance, torch.cov(rows.T, correction=0))
     # What an output at padding is worth does not count either: the worth is that of the words' gradients.
     layer = maps["down.weight"]
-    assert pads[0].rows(layer, torch.zeros(*ids.shape, 8), 10**6).tolist() == mask.flatten().nonzero()[:, 0].tolist()
-    assert pads[0].rows(layer, torch.zeros(7, 3, 8), 10**6) is None
+    pads = calibration.padding_of(0)
+    assert pads.rows(layer, torch.zeros(*ids.shape, 8), 10**6).tolist() == mask.flatten().nonzero()[:, 0].tolist()
+    assert pads.rows(layer, torch.zeros(7, 3, 8), 10**6) is None
     assert Padding().rows(layer, torch.zeros(*ids.shape, 8), 10**6) is None
 
 
@@ -109,5 +111,5 @@ def test_words_are_fitted_better_without_padding(monkeypatch):
             return float((small(other, seen) - model(other, seen))[seen.bool()].square().mean())
 
     without = error()
-    monkeypatch.setattr("coreprune.pruning.calibration.calibration.padding", lambda *_: ())
+    monkeypatch.setattr("coreprune.pruning.calibration.calibration.ends", lambda *_: Ends())
     assert without < error()

@@ -18,7 +18,7 @@ from coreprune._progress import Progress
 from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
 from coreprune.pruning.calibration.familiar import familiar
-from coreprune.pruning.calibration.padding import Padding, padding
+from coreprune.pruning.calibration.padding import NOWHERE, Ends, Padding, ends
 from coreprune.pruning.calibration.wider import other_kinds
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.pruning.memory import Shelf
@@ -59,7 +59,7 @@ class Calibration:
     comparison at the end uses; None if there is but one. captured: the model, traced at the size of the batches.
     operators: its linear maps, by the name of their weight. batches: the queries in batches, (args, kwargs) each.
     given: all that were made for these steps, or given by the caller. useful: whether weights may be fitted on them.
-    padding: which tokens of every batch are padding; empty if that was not looked for. kinds: which kind of queries is
+    ends: where texts have padding. kinds: which kind of queries is
     in every batch, from 0 on; empty if there is one. shelf: keeps what the model computes on the queries.
     """
 
@@ -70,13 +70,17 @@ class Calibration:
     batches: list[Batch]
     given: Queries | None = None
     useful: bool = True
-    padding: tuple[Padding, ...] = ()
+    ends: Ends = NOWHERE
     kinds: tuple[int, ...] = ()
     shelf: Shelf = field(default_factory=Shelf)
 
     def padding_of(self, b: int) -> Padding:
         """Which tokens of a batch are padding."""
-        return self.padding[b] if self.padding else Padding()
+        return self._padding[b]
+
+    @functools.cached_property
+    def _padding(self) -> tuple[Padding, ...]:
+        return tuple(map(self.ends.of, self.batches))
 
 
 def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibration:
@@ -97,7 +101,7 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
         found,
         queries=made.mixture,
         useful=made.useful,
-        padding=_ranks.from_first("the padding", lambda: padding(found.captured, traced.tensors, found.batches)),
+        ends=_ranks.from_first("the padding", lambda: ends(found.captured, traced.tensors, found.batches)),
         shelf=Shelf(asked.memory),
     )
 

@@ -1,4 +1,5 @@
-"""Padding: tokens that no other token sees. What a layer computes there is nobody's business, so it is not fitted.
+"""Padding: tokens that no other token sees. What a model computes there is nobody's business: it is neither fitted nor
+compared.
 
 Nothing is known by name. Candidates are runs of one token at the end or at the beginning of a text. They are padding if
 nothing else in the outputs changes when other tokens stand there.
@@ -6,7 +7,7 @@ nothing else in the outputs changes when other tokens stand there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from coreprune._example import reals
 from coreprune.graph import Captured
 from coreprune.graph.execution import Execution, last_uses
 from coreprune.pruning.calibration.wider import run_at_start, token_leaves
@@ -26,9 +28,13 @@ _SAME = 1e-4  # of the largest output; masks are often large negative numbers an
 
 @dataclass(frozen=True, eq=False)
 class Padding:
-    """Which tokens of a batch are padding, (texts, tokens) bool, or None if none is."""
+    """Which tokens of a batch are padding, (texts, tokens) bool, or None if none is.
+
+    flat: whether values of two axes (texts, tokens) hold a number for every token, and not for every class.
+    """
 
     tokens: Tensor | None = None
+    flat: bool = False
 
     def rows(self, operator: Operator | Product, output: Tensor, most: int) -> Tensor | None:
         """At most `most` rows of an operator's output, evenly, without those of padding; None means all."""
@@ -38,54 +44,145 @@ class Padding:
         some = even_rows(len(keep), most, output.device)
         return keep if some is None else keep[some]
 
+    def levelled(self, operator: Operator | Product, value: Tensor) -> Tensor:
+        """An operand of a product, of which the mean over the tokens is subtracted, with the mean of the others where
+        its token is padding: the softmax does not see padding. What other operators read, as it is."""
+        if self.tokens is None or not isinstance(operator, Product) or not operator.centred:
+            return value
+        moved = value.movedim(operator.axis, -1)
+        counting = self._counting(moved.shape[:-1])
+        if counting is None:
+            return value
+        there = counting[..., None]
+        mean = torch.where(there, moved, 0.0).sum(-2, keepdim=True) / there.sum(-2, keepdim=True).clamp_min(1)
+        return torch.where(there, moved, mean).movedim(-1, operator.axis)
+
     def silent(self, output: Tensor) -> Tensor:
         """The output with zeros where its token is padding."""
-        if self.tokens is None or output.shape[:2] != self.tokens.shape:
+        if self.tokens is None or not self._by_token(output):
             return output
         return output * (~self.tokens).to(output).reshape(*self.tokens.shape, *[1] * (output.dim() - 2))
 
+    def without(self, value: Tensor) -> Tensor:
+        """The entries (K, ...) of a value whose tokens are no padding; the value itself if it has none for every
+        token."""
+        if self.tokens is None or not self._by_token(value):
+            return value
+        return value[~self.tokens.to(value.device)]
+
+    def of_text(self, value: Tensor, text: int) -> Tensor:
+        """`without` for one text: a value (tokens, ...) of it. All of it, if the text is nothing but padding."""
+        if self.tokens is None or value.shape[:1] != self.tokens.shape[1:] or (value.dim() == 1 and not self.flat):
+            return value
+        keep = ~self.tokens[text].to(value.device)
+        return value[keep] if bool(keep.any()) else value
+
+    def _by_token(self, value: Tensor) -> bool:
+        assert self.tokens is not None
+        return value.shape[:2] == self.tokens.shape and (value.dim() > 2 or self.flat)
+
     def _left(self, operator: Operator | Product, output: Tensor) -> Tensor | None:
-        if self.tokens is None or operator.kernel or operator.channel_axis != -1:
+        if self.tokens is None or operator.kernel:
             return None
+        if isinstance(operator, Product):
+            counting = self._counting(output.movedim(operator.axis, -1).shape[:-1])
+        elif operator.channel_axis == -1 and output.shape[:-1] in (self.tokens.shape, self.tokens.flatten().shape):
+            counting = ~self.tokens
+        else:
+            return None
+        return None if counting is None else counting.flatten().nonzero()[:, 0].to(output.device)
+
+    def _counting(self, shape: torch.Size) -> Tensor | None:
+        """Which rows of an operand are no padding: (texts, tokens), (texts, heads, tokens), (texts · heads, tokens);
+        None for other shapes."""
+        assert self.tokens is not None
         texts, length = self.tokens.shape
-        if tuple(output.shape[:-1]) not in ((texts, length), (texts * length,)):
+        if len(shape) < 2 or shape[-1] != length or shape[0] % texts:
             return None
-        return (~self.tokens).flatten().nonzero()[:, 0].to(output.device)
+        rows = (~self.tokens).repeat_interleave(shape[0] // texts, dim=0)
+        return rows.reshape(shape[0], *[1] * (len(shape) - 2), length).expand(shape)
 
 
-def padding(captured: Captured, tensors: Mapping[str, Tensor], batches: Sequence[Batch]) -> tuple[Padding, ...]:
-    """The padding of every batch. captured: traced at their size. Models that look no tokens up have none."""
-    none = tuple(Padding() for _ in batches)
+NONE = Padding()
+
+
+@dataclass(frozen=True)
+class Ends:
+    """At which ends of a model's texts there is padding, if they end (or begin) with a run of one token.
+
+    leaf: the position of the tokens among the leaves of the inputs. flat: as in `Padding`.
+    """
+
+    leaf: int = -1
+    last: bool = False
+    first: bool = False
+    flat: bool = False
+
+    def of(self, batch: Batch) -> Padding:
+        """The padding of a batch. None if nothing else is left of it."""
+        if not (self.last or self.first):
+            return NONE
+        ids = pytree.tree_leaves(batch)[self.leaf]
+        found = torch.zeros_like(ids, dtype=torch.bool)
+        for asked, run in ((self.last, _run_at_end), (self.first, run_at_start)):
+            if asked:
+                found |= run(ids)
+        return Padding(found, self.flat) if bool(found.any()) and not bool(found.all()) else NONE
+
+
+NOWHERE = Ends()
+
+
+def ends(captured: Captured, tensors: Mapping[str, Tensor], batches: Sequence[Batch]) -> Ends:
+    """Where the batches have padding. captured: traced at their size. Models that look no tokens up have none."""
     leaves = token_leaves(captured)
     if len(leaves) != 1 or not captured.axes.first:
-        return none
-    (leaf,) = leaves
+        return NOWHERE
+    return ends_of(lambda batch: _outputs(captured, tensors, batch), next(iter(leaves)), batches)
+
+
+def ends_of(run: Callable[[Batch], list[Tensor]], leaf: int, batches: Sequence[Batch]) -> Ends:
+    """The same for a function from a batch to outputs, and for the position of the tokens (texts, tokens)."""
     texts = [pytree.tree_leaves(batch)[leaf] for batch in batches]
     if any(not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] < 2 for ids in texts):
-        return none
-    found = [torch.zeros_like(ids, dtype=torch.bool) for ids in texts]
-    for runs in ([run_at_start(ids.flip(1)).flip(1) for ids in texts], [run_at_start(ids) for ids in texts]):
-        first = next((b for b, run in enumerate(runs) if bool(run.any())), None)
-        if first is not None and _unseen(captured, tensors, batches[first], leaf, runs[first]):
-            found = [a | b for a, b in zip(found, runs, strict=True)]
-    return tuple(Padding(each if bool(each.any()) and not bool(each.all()) else None) for each in found)
+        return NOWHERE
+    found, flat = dict[str, bool](), False
+    for name, runs in (("last", _run_at_end), ("first", run_at_start)):
+        b = next((b for b, ids in enumerate(texts) if bool(runs(ids).any())), None)
+        if b is not None:
+            found[name], by_token = _unseen(run, batches[b], leaf, runs(texts[b]))
+            flat |= found[name] and by_token
+    return Ends(leaf, **found, flat=flat)
 
 
-def _unseen(captured: Captured, tensors: Mapping[str, Tensor], batch: Batch, leaf: int, run: Tensor) -> bool:
-    """Whether the rest of the outputs stays if other tokens stand where the run is."""
+def _run_at_end(ids: Tensor) -> Tensor:
+    return run_at_start(ids.flip(1)).flip(1)
+
+
+def _unseen(run: Callable[[Batch], list[Tensor]], batch: Batch, leaf: int, places: Tensor) -> tuple[bool, bool]:
+    """Whether the rest of the outputs stays if other tokens stand at the places, and whether an output of two axes has
+    a number for every token: those at the places change."""
     leaves, tree = pytree.tree_flatten(batch)
     ids = leaves[leaf]
     other = [*leaves]
-    words = ids[~run]
+    words = ids[~places]
     if not len(words):
-        return False
+        return False, False
     drawn = words[torch.arange(ids.numel(), device=ids.device) * 7 % len(words)].reshape(ids.shape)  # any other words
-    other[leaf] = torch.where(run, drawn, ids)
-    before, after = (_outputs(captured, tensors, pytree.tree_unflatten(x, tree)) for x in (leaves, other))
-    alone = Padding(run)
-    pairs = [(alone.silent(x), alone.silent(y)) for x, y in zip(before, after, strict=True)]
-    same = all(float((x - y).abs().max()) <= _SAME * float(x.abs().max()) for x, y in pairs)
-    return same and not torch.equal(other[leaf], ids)
+    other[leaf] = torch.where(places, drawn, ids)
+    if torch.equal(other[leaf], ids):
+        return False, False
+    same, flat = True, False
+    for x, y in zip(*(run(pytree.tree_unflatten(each, tree)) for each in (leaves, other)), strict=True):
+        by_token = x.dim() == 2 and x.shape == ids.shape and not _alike(x[places], y[places], x)
+        alone = Padding(places, by_token)
+        same &= _alike(alone.silent(x), alone.silent(y), x)
+        flat |= by_token
+    return same, flat
+
+
+def _alike(x: Tensor, y: Tensor, whole: Tensor) -> bool:
+    return float((x - y).abs().max()) <= _SAME * float(whole.abs().max())
 
 
 @torch.no_grad()
@@ -96,4 +193,4 @@ def _outputs(captured: Captured, tensors: Mapping[str, Tensor], batch: Batch) ->
         result = run.run(node)[0]
         for gone in uses[node]:
             run.values.pop(gone, None)
-    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    return [x for x in reals(result) if x.numel()]

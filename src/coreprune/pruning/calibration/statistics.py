@@ -270,8 +270,9 @@ class _Walk:
                 x = run.batch(operator.source, 0).detach()
                 sites = [site for site in self.by_node[node] if site.operator is operator]
                 most = max(self.options.rows, 16 * max(site.features(self.options) for site in sites))
-                rows = self.calibration.padding_of(b).rows(operator, value, most // self.batches + 1)
-                features = operator.features(x, rows).transpose(0, 1).flatten(1)
+                padding = self.calibration.padding_of(b)
+                rows = padding.rows(operator, value, most // self.batches + 1)
+                features = operator.features(padding.levelled(operator, x), rows).transpose(0, 1).flatten(1)
                 for site in sites:
                     add(site, features, self.options, self.batches, b)
 
@@ -287,8 +288,8 @@ class _Walk:
             return False
         padding = self.calibration.padding_of(b)
         generator = torch.Generator().manual_seed(self.seed + b)
-        noise = [projection(x.detach(), self._samples, self._words, generator) for x in outputs]
-        self._weigh(outputs, [padding.silent(each) for each in noise], inputs, marked, b)
+        noise = [projection(x.detach(), self._samples, self._words, generator, padding) for x in outputs]
+        self._weigh(outputs, noise, inputs, marked, b)
         return True
 
     def _weigh(

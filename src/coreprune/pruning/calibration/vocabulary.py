@@ -37,14 +37,17 @@ def over_words(output: Tensor, words: frozenset[int], axes: int = 3) -> bool:
     return output.dim() >= axes and output.shape[-1] in words and output[..., 0].numel() > 1
 
 
-def in_parts(rows: Tensor) -> Sequence[Tensor]:
-    """Rows of logits, a few at a time: in float64 those of a batch of texts are gigabytes. rows: (n, words)."""
-    return rows.split(max(1, _TOGETHER // rows.shape[1]))
+def in_parts(rows: Tensor, words: int | None = None) -> Sequence[Tensor]:
+    """Rows of logits, a few at a time: in float64 those of a batch of texts are gigabytes.
+
+    rows: (n, words), or something of every row, (n,), of so many words.
+    """
+    return rows.split(max(1, _TOGETHER // (rows.shape[1] if words is None else words)))
 
 
-def mean_row(rows: Tensor) -> Tensor:
-    """The mean of the rows, (words,) float64. rows: (n, words)."""
+def mean_row(rows: Tensor, counts: Tensor) -> Tensor:
+    """The mean of the rows, (words,) float64. rows: (n, words). counts: how much each counts, (n,) float64."""
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    for part in in_parts(rows):
-        total += part.double().sum(dim=0)
-    return total / len(rows)
+    for part, own in zip(in_parts(rows), in_parts(counts, rows.shape[1]), strict=True):
+        total += own @ part.double()
+    return total / counts.sum().clamp_min(1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune.coreset.regression import LeastSquares
+from coreprune.pruning.calibration.padding import NOWHERE, Ends
 from coreprune.pruning.calibration.rows import Batch
 from coreprune.pruning.distill.block_outputs import Watched, lost_axis
 
@@ -36,16 +37,18 @@ class Readout:
 
 @torch.no_grad()
 def fit_readouts(
-    student: nn.Module, teacher: nn.Module, names: list[str], batches: Iterable[Batch]
+    student: nn.Module, teacher: nn.Module, names: list[str], batches: Iterable[Batch], ends: Ends = NOWHERE
 ) -> list[Readout | None]:
     """Fit a map for every call of the named modules, in the order of the calls; None if the shapes agree already.
 
-    The fit is ridge least squares with intercept on the batches, in float64.
+    The fit is ridge least squares with intercept on the batches, in float64. ends: where texts have padding, which is
+    left out.
     """
     fits: list[LeastSquares | None] = []
     axes: list[int] = []
     with Watched(student, names) as seen, Watched(teacher, names) as wanted:
         for args, kwargs in batches:
+            padding = ends.of((args, kwargs))
             student(*args, **kwargs)
             teacher(*args, **kwargs)
             pairs = list(zip(seen.take(), wanted.take(), strict=True))
@@ -56,7 +59,8 @@ def fit_readouts(
                 break
             for fit, axis, pair in zip(fits, axes, pairs, strict=True):
                 if fit is not None:
-                    x, y = (value.movedim(axis, -1).flatten(0, -2)[None].double() for value in pair)
+                    left = (padding.without(value).movedim(axis - value.dim(), -1) for value in pair)
+                    x, y = (value.flatten(0, -2)[None].double() for value in left)
                     fit.add(x, y)
     return [None if fit is None else _solved(fit, axis) for fit, axis in zip(fits, axes, strict=True)]
 

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coreprune._batch import usual
 from coreprune._checkpoint import Checkpoint, digest
 from coreprune._example import largest_batch, reals
 from coreprune._seed import as_generator
 from coreprune._telling import Wanted, telling
 from coreprune._twin import quiet
 from coreprune.errors import InputError
+from coreprune.pruning.calibration.padding import NOWHERE, Ends, ends_of
 from coreprune.pruning.calibration.rows import Inputs, Rows
 from coreprune.pruning.calibration.vocabulary import embeddings, over_words
 from coreprune.pruning.distill.block_outputs import Watched, shared_features, spread
@@ -29,6 +31,7 @@ from coreprune.pruning.distill.channel_maps import fit_readouts
 from coreprune.pruning.distill.lessons import Lessons, Watching
 from coreprune.pruning.distill.loss import losses
 from coreprune.pruning.distill.options import Distill, Settled
+from coreprune.queries.leaves import drawable
 
 _HELD = 4  # tensors as large as the outputs that a step takes
 _SMALLEST = 1e-2  # lower limit of the root mean square of a tensor that sets its learning rate
@@ -52,9 +55,10 @@ def distill_(
     their squared errors relative to their variance, times `Distill.features`. Of outputs (…, tokens, words) over a
     vocabulary, the divergence alone counts. Features are the outputs of blocks
     (modules with children, otherwise any modules) that have the same name and output shape in both models. Blocks that
-    have lost channels are compared through an affine map, which is fit beforehand and then fixed. Both models run in
-    evaluation mode: batch norms keep their statistics, and dropout is off. Half-precision weights are trained on
-    float32 copies.
+    have lost channels are compared through an affine map, which is fit beforehand and then fixed. What is computed at
+    padding does not count: runs of one token at the end or the beginning of texts, on which no other output depends.
+    Both models run in evaluation mode: batch norms keep their statistics, and dropout is off. Half-precision weights
+    are trained on float32 copies.
 
     student: a pruned copy of the teacher, with tensors of its own. Parameters that do not require a gradient are not
         trained, unless no parameter requires one; nor are tables with a row for every word of a vocabulary. At the end,
@@ -86,13 +90,15 @@ def distill_(
         training = _Training(parameters, _tensors(student), settled)
         # A loss and its gradient take some tensors as large as the outputs; the teacher alone would take one.
         most = max(1, largest_batch(next(rows.parts(0, 2)), _HELD * rows.size, student, still) // _HELD)
+        padded = _ends(still, rows, most)
         names = spread(shared_features(student, still, next(rows.parts(0, most)))) if settled.features else []
         # Fit before a checkpoint is loaded, so that an interrupted run goes on with the same maps.
         once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most))
-        maps = fit_readouts(student, still, names, once) if names else []
+        maps = fit_readouts(student, still, names, once, padded) if names else []
         first = training.load(saved)
         with Watched(student, names) as seen, Watched(still, names) as wanted:
-            mine, lessons = Watching(student, seen), Lessons(Watching(still, wanted), rows, most, settled.copies)
+            mine = Watching(student, seen)
+            lessons = Lessons(Watching(still, wanted), rows, most, settled.copies, padded)
             for step in range(first, settled.steps):
                 done = training.step(step, losses(mine, maps, lessons.of(step), settled, sizes))
                 if saved is not None and ((step + 1) % asked.save_every == 0 or step + 1 == settled.steps):
@@ -107,6 +113,19 @@ def _over_words(teacher: nn.Module, queries: Inputs, sizes: frozenset[int]) -> b
     args, kwargs = next(Rows(queries, 2, False, 0).parts(0, 2))
     with quiet(teacher) as still, torch.no_grad():
         return any(over_words(x, sizes) for x in reals(still(*args, **kwargs)))
+
+
+@torch.no_grad()
+def _ends(teacher: nn.Module, rows: Rows, most: int) -> Ends:
+    """Where the inputs have padding, if they are texts."""
+    batch = next(rows.parts(0, most))
+    axes = rows.axes or usual(batch)
+    whole_numbers = (i for i in drawable(*batch, axes) if not rows.leaves[i].is_floating_point()) if axes.first else ()
+    leaves = list(whole_numbers)
+    if len(leaves) != 1:
+        return NOWHERE
+    batches = [part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most)]
+    return ends_of(lambda batch: reals(teacher(*batch[0], **batch[1])), leaves[0], batches)
 
 
 def _seed(generator: torch.Generator) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune._example import reals
+from coreprune.pruning.calibration.padding import NONE, NOWHERE, Ends, Padding
 from coreprune.pruning.calibration.rows import Batch, Rows
 from coreprune.pruning.distill.block_outputs import Watched
 
@@ -30,19 +31,20 @@ class Watching:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some inputs of one step that run together, and what the teacher computes from them."""
+    """Some inputs of one step that run together, what the teacher computes from them, and their padding."""
 
     inputs: Batch
     outputs: list[Tensor]
     features: list[Tensor]
+    padding: Padding = NONE
 
 
 class Lessons:
     """The lesson of every step: its inputs in parts of at most `most`. After `copies` passes over the inputs, or what
-    fits in 1 GiB, the lessons come again."""
+    fits in 1 GiB, the lessons come again. ends: where texts have padding."""
 
-    def __init__(self, teacher: Watching, rows: Rows, most: int, copies: int) -> None:
-        self.teacher, self.rows, self.most = teacher, rows, most
+    def __init__(self, teacher: Watching, rows: Rows, most: int, copies: int, ends: Ends = NOWHERE) -> None:
+        self.teacher, self.rows, self.most, self.ends = teacher, rows, most, ends
         self.kept: dict[int, list[Part]] = {}
         each = math.ceil(rows.count / rows.size)  # steps that show every input once
         first = self._make(0)
@@ -62,4 +64,4 @@ class Lessons:
 
     def _make(self, step: int) -> list[Part]:
         with torch.no_grad():
-            return [Part(part, *self.teacher(part)) for part in self.rows.parts(step, self.most)]
+            return [Part(part, *self.teacher(part), self.ends.of(part)) for part in self.rows.parts(step, self.most)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from coreprune._masked import entries, floored, mean_square
 from coreprune.coreset import kl_divergence
 from coreprune.errors import ModelError
+from coreprune.pruning.calibration.padding import Padding
 from coreprune.pruning.calibration.vocabulary import over_words
 from coreprune.pruning.distill.channel_maps import Readout
 from coreprune.pruning.distill.lessons import Part, Watching
@@ -34,10 +35,12 @@ def losses(
     forgotten before the next one is computed.
 
     Every mean of the loss is one over all inputs of the step: a part counts as much as it has of the entries. Variances
-    are those of all parts. words: the sizes of vocabularies; of logits over them the divergence alone counts.
+    are those of all parts. What is computed at padding does not count. words: the sizes of vocabularies; of logits over
+    them the divergence alone counts.
     """
-    outputs = [_Target(every, words) for every in zip(*(part.outputs for part in lesson), strict=True)]
-    features = [_Target(every, frozenset()) for every in zip(*(part.features for part in lesson), strict=True)]
+    pads = [part.padding for part in lesson]
+    outputs = [_Target(every, words, pads) for every in zip(*(part.outputs for part in lesson), strict=True)]
+    features = [_Target(every, frozenset(), pads) for every in zip(*(part.features for part in lesson), strict=True)]
     for i, part in enumerate(lesson):
         found, now = student(part.inputs)
         same = comparable(found, part.outputs)
@@ -54,11 +57,12 @@ def losses(
 class _Target:
     """What the teacher computes at one place from all parts of a lesson.
 
-    words: whether it is logits over a vocabulary, whose errors do not count.
+    words: whether it is logits over a vocabulary, whose errors do not count. padding: of every part.
     """
 
-    def __init__(self, parts: Sequence[Tensor], words: frozenset[int]) -> None:
-        self.parts, self.words = parts, over_words(parts[0], words)
+    def __init__(self, parts: Sequence[Tensor], words: frozenset[int], padding: Sequence[Padding]) -> None:
+        self.words, self.padding = over_words(parts[0], words), padding
+        self.parts = parts = [pad.without(t) for pad, t in zip(padding, parts, strict=True)]
         self.shares = _shares([t.numel() for t in parts])
         if not self.words:
             finite = [entries(_real(t)) for t in parts]
@@ -68,11 +72,13 @@ class _Target:
 
     def error(self, found: Tensor, part: int) -> Tensor:
         """What one part adds to the mean squared error, relative to the variance of all parts."""
+        found = self.padding[part].without(found)
         return self.finite[part] * mean_square(_real(found), _real(self.parts[part])) / self.variance
 
     def divergence(self, found: Tensor, part: int, temperature: float) -> Tensor:
         """What one part adds to T² · KL(softmax(wanted/T) ‖ softmax(found/T)) over the last axis, averaged over all
         others."""
+        found = self.padding[part].without(found)
         here, wanted = (floored(_real(x)).flatten(0, -2) / temperature for x in (found, self.parts[part]))
         return self.shares[part] * temperature**2 * kl_divergence(wanted, here).mean()
 

@@ -24,7 +24,7 @@ from coreprune.coreset.regression import LeastSquares
 from coreprune.graph.blocks import Block
 from coreprune.graph.execution import Execution, Value, largest, last_uses, varying
 from coreprune.graph.kept import Positions
-from coreprune.pruning.layer.linear_maps import Operator, even_rows, operators
+from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.pruning.repair.twins import STEP, Descent, Twins
 
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
@@ -143,7 +143,8 @@ class _Task:
         self.twins, self.block, self.targets = twins, block, targets
         self.given = dict(reads) if block.entry is None else {block.entry: entry, **reads}
         self.measured = range(len(targets) - twins.held, len(targets))
-        self.variance = [_variance(exits) for exits in zip(*targets, strict=True)]
+        counting = [[p.without(x) for x in exits] for p, exits in zip(twins.padding, targets, strict=True)]
+        self.variance = [_variance(exits) for exits in zip(*counting, strict=True)]
 
     def run(
         self, rows: Sequence[int], tensors: Mapping[str, Tensor], inner: fx.Node | None = None
@@ -166,7 +167,8 @@ class _Task:
         total = []
         for got, r in zip(exits, rows, strict=True):
             for found, wanted, variance in zip(got, self.targets[r], self.variance, strict=True):
-                off = mean_square(*(x if x.dtype == torch.float64 else x.float() for x in (found, wanted)))
+                both = (self.twins.padding[r].without(x) for x in (found, wanted))
+                off = mean_square(*(x if x.dtype == torch.float64 else x.float() for x in both))
                 total.append(off / variance.to(off))
         return torch.stack(total).mean()
 
@@ -202,7 +204,7 @@ def _refits(task: _Task, operator: Operator, tensors: Mapping[str, Tensor]) -> l
     fits = LeastSquares(intercept=operator.bias is not None)
     for r in range(len(task.targets) - task.twins.held):
         (x,), (y,) = task.run([r], tensors, operator.source)[0], task.targets[r]
-        rows = even_rows(operator.count(y), _ROWS, y.device)
+        rows = task.twins.padding[r].rows(operator, y, _ROWS)
         fits.add(operator.features(x, rows), operator.outputs(y, rows))
     found, like = [], tensors[operator.weight]
     for ridge in _RIDGES:

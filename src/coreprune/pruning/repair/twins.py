@@ -20,6 +20,7 @@ from coreprune.graph.blocks import Block, blocks, is_real
 from coreprune.graph.execution import largest, mutates, overwritten
 from coreprune.graph.kept import Positions, positions
 from coreprune.graph.ops import operation
+from coreprune.pruning.calibration.padding import NOWHERE, Ends, Padding
 from coreprune.pruning.calibration.rows import Batch, Rows
 from coreprune.queries import Queries
 
@@ -71,6 +72,7 @@ class Twins:
     full, small: their graphs, with the same operations in the same order. original, tensors: their parameters and
     buffers by name. trained: the names that may change. blocks: of `full`, in order. kept: for the exits of the blocks,
     which positions are left. batches: (args, kwargs) of `size` queries each; the last `held` ones are only measured.
+    padding: of every batch; what is computed there does not count.
     """
 
     full: Captured
@@ -83,6 +85,7 @@ class Twins:
     batches: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
     size: int
     held: int
+    padding: Sequence[Padding]
 
     @cached_property
     def twin(self) -> dict[fx.Node, fx.Node]:
@@ -106,9 +109,17 @@ def affordable(macs: int, options: Descent, whole: bool = False) -> Descent | No
 
 
 def twins(
-    traced: Traced, removed: Removed, queries: Queries, options: Descent, generator: torch.Generator
+    traced: Traced,
+    removed: Removed,
+    queries: Queries,
+    options: Descent,
+    generator: torch.Generator,
+    ends: Ends = NOWHERE,
 ) -> Twins | str:
-    """Trace both models and make the batches. Returns in words why there is no descent, if there is none."""
+    """Trace both models and make the batches. Returns in words why there is no descent, if there is none.
+
+    ends: where texts have padding.
+    """
     if len(queries) < _FEWEST:
         return f"it takes {_FEWEST} queries, and there are {len(queries)}"
     train, held = queries.split(len(queries) - _held_out(len(queries)), generator)
@@ -138,13 +149,14 @@ def twins(
     shown = [*_whole(train, size), *_copies(train, size, copies - 1, seeds[0])]
     measured = _copies(held, size, copies, seeds[1]) or _whole(held, size)
     batches = [*shown, *measured]
+    padding = [ends.of(batch) for batch in batches]
     if all(_any_layout(captured) for captured in both):
         for captured in both:
             _copying_views_(captured)
         batches = [_last(batch) for batch in batches]
     parameters = [(n, p.requires_grad) for n, p in removed.model.named_parameters() if p.is_floating_point()]
     trained = frozenset(n for n, flag in parameters if flag or not any(f for _, f in parameters))
-    return Twins(full, small, traced.tensors, tensors, trained, found, kept, batches, size, len(measured))
+    return Twins(full, small, traced.tensors, tensors, trained, found, kept, batches, size, len(measured), padding)
 
 
 def _kept(full: Captured, small: Captured, masks: Mapping[tuple[str, int], Tensor]) -> dict[fx.Node, Positions]:

@@ -17,6 +17,7 @@ from coreprune._shapes import Float
 from coreprune._single import answering
 from coreprune.coreset import kl_divergence, variance_under
 from coreprune.graph import Traced
+from coreprune.pruning.calibration.padding import NOWHERE, Ends
 from coreprune.pruning.calibration.vocabulary import in_parts, mean_row, over_words, vocabularies
 from coreprune.pruning.reporting.answers import scores
 from coreprune.queries import Queries
@@ -57,16 +58,23 @@ class Apart:
         return float(less.mean()) > noise
 
 
-def apart_from(traced: Traced, small: nn.Module, queries: Queries) -> Apart | None:
+def apart_from(traced: Traced, small: nn.Module, queries: Queries, ends: Ends) -> Apart | None:
     """`apart` for a model that is traced, whose vocabularies are known."""
-    return apart(traced.model, small, queries, vocabularies(traced.captured))
+    return apart(traced.model, small, queries, vocabularies(traced.captured), ends)
 
 
 @torch.no_grad()
-def apart(model: nn.Module, small: nn.Module, queries: Queries, words: frozenset[int] = frozenset()) -> Apart | None:
+def apart(
+    model: nn.Module,
+    small: nn.Module,
+    queries: Queries,
+    words: frozenset[int] = frozenset(),
+    ends: Ends = NOWHERE,
+) -> Apart | None:
     """Run both models on the queries, a few at a time. None if they have no outputs that can be compared.
 
-    words: the sizes of vocabularies. An output (…, tokens, words) of such a size is one of logits.
+    words: the sizes of vocabularies. An output (…, tokens, words) of such a size is one of logits. ends: where texts
+    have padding, whose outputs are not compared.
 
     Of several processes, each runs some of the queries, and all get the same result.
     """
@@ -89,8 +97,9 @@ def apart(model: nn.Module, small: nn.Module, queries: Queries, words: frozenset
             if not pairs:
                 alike = False
                 break
+            padding = ends.of((args, kwargs))
             for i in range(rows):  # one at a time: in float64 the logits of a batch of texts are gigabytes
-                told = [_compared(x[i], y[i], words) for x, y in pairs]
+                told = [_compared(padding.of_text(x[i], i), padding.of_text(y[i], i), words) for x, y in pairs]
                 errors.append(torch.stack([error for error, _ in told]).cpu())
                 sums.append(torch.stack([sums for _, sums in told]))
             chosen = [read((args, kwargs), output) for output in pairs[0]]
@@ -115,7 +124,7 @@ def _compared(x: Tensor, y: Tensor, words: frozenset[int]) -> tuple[Tensor, Tens
     if not (finite(x) and finite(y)) and bool(((torch.isinf(x) | torch.isinf(y)) & (x != y)).any()):
         return x.new_full((), math.inf, dtype=torch.float64), x.new_zeros(3, dtype=torch.float64)
     rows, others = floored(x).flatten(0, -2), floored(y).flatten(0, -2)
-    mean = mean_row(rows)
+    mean = mean_row(rows, torch.ones_like(rows[:, 0], dtype=torch.float64))
     off = varies = torch.zeros((), dtype=torch.float64, device=x.device)
     for z, changed in zip(in_parts(rows), in_parts(others), strict=True):
         off = off + kl_divergence(z.double(), changed.double()).sum()
