@@ -5,10 +5,11 @@ The example holds one sample, as the model takes it. `axes` says where its sampl
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._batch import BatchAxes
@@ -64,6 +65,22 @@ def by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
             places[name] = at
         at += len(pytree.tree_leaves(x))
     return places
+
+
+def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
+    """`by_keyword`, and positions of the tensors among the positional arguments, by the names that forward gives
+    them."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]
+    except (TypeError, ValueError):  # some functions written in C do not say
+        names = []
+    places, at = dict[str, int](), 0
+    for name, x in zip(names, args, strict=False):
+        if isinstance(x, Tensor):
+            places[name] = at
+        at += len(pytree.tree_leaves(x))
+    return places | by_keyword(args, kwargs)
 
 
 def title(args: tuple[Any, ...], kwargs: dict[str, Any], leaf: int) -> str:

@@ -170,9 +170,26 @@ def test_texts_are_framed_cut_and_padded_as_the_tokenizer_does_it() -> None:
     assert mask.dtype == torch.int32
 
 
-def test_lengths_vary_where_the_model_takes_a_mask() -> None:
-    queries = make_queries(encoder().model, encoder().kwargs, MachineText(), n=60, seed=0, tokenizer=word_piece())
-    ids, mask = queries.kwargs["input_ids"], queries.kwargs["attention_mask"]
+def test_the_mask_is_found_by_the_name_that_forward_gives_it() -> None:
+    model = encoder().model
+    mask = torch.tensor([[1, 1, 1] + [0] * (T - 3)])
+    named = Target(model, (IDS,), {"attention_mask": mask}, 0)
+    bare = Target(model, (IDS, mask), {}, 0)
+    assert named.mask == bare.mask == 1
+    assert torch.equal(bare.unmasked.args[1], torch.ones_like(mask))
+    assert torch.equal(bare.args[1], mask)
+    assert bare.unmasked.args[0] is IDS
+    assert Target(model, (IDS,), {}, 0).mask is None
+    assert Target(model, (IDS, mask[:, :3]), {}, 0).mask is None  # of another shape
+    assert Target(nn.Identity(), (IDS, mask), {}, 0).mask is None  # its forward has one name
+
+
+@pytest.mark.parametrize("by_keyword", [True, False])
+def test_lengths_vary_where_the_model_takes_a_mask(by_keyword: bool) -> None:
+    inputs = encoder().kwargs
+    example = inputs if by_keyword else (inputs["input_ids"], inputs["attention_mask"])
+    queries = make_queries(encoder().model, example, MachineText(), n=60, seed=0, tokenizer=word_piece())
+    ids, mask = queries.kwargs.values() if by_keyword else queries.args
     assert bool(((ids == 0) == (mask == 0)).all())
     assert len(mask.sum(1).unique()) > 3
     assert bool((ids[:, 0] == 3).all())

@@ -22,7 +22,7 @@ from coreprune._example import first_tensor, largest_batch
 from coreprune._single import answering
 from coreprune.errors import InputError
 from coreprune.queries.check import fitting
-from coreprune.queries.leaves import by_keyword, shared, title, with_leaves
+from coreprune.queries.leaves import by_name, shared, title, with_leaves
 from coreprune.queries.tokenizer import Tokens, beside, tokens_of
 
 KINDS = ("tokens", "pixels", "vectors", "reals")
@@ -56,7 +56,7 @@ class Target:
     @cached_property
     def mask(self) -> int | None:
         """Position of the mask that says which of these tokens are padding, as transformers has it; None without."""
-        places = by_keyword(self.args, self.kwargs)
+        places = by_name(self.model, self.args, self.kwargs)
         own = next((name for name, i in places.items() if i == self.leaf), "")
         found = places.get(f"{own.removesuffix('input_ids')}attention_mask") if own.endswith("input_ids") else None
         leaves = pytree.tree_leaves((self.args, self.kwargs))
@@ -67,8 +67,10 @@ class Target:
         """The same with a mask that leaves every token."""
         if self.mask is None:
             return self
-        name = next(name for name, i in by_keyword(self.args, self.kwargs).items() if i == self.mask)
-        return replace(self, kwargs={**self.kwargs, name: torch.ones_like(self.kwargs[name])})
+        leaves, tree = pytree.tree_flatten((self.args, self.kwargs))
+        leaves[self.mask] = torch.ones_like(leaves[self.mask])
+        args, kwargs = pytree.tree_unflatten(leaves, tree)
+        return replace(self, args=args, kwargs=kwargs)
 
     @cached_property
     def axes(self) -> BatchAxes:
