@@ -21,6 +21,7 @@ PFP = ("pruning/selectors/test_selectors_pfp.py",)
 NORMS = ("pruning/selectors/test_selectors_norms.py",)
 ROTATION = ("pruning/test_rotation.py",)
 QUERIES = ("pruning/test_prune_queries.py",)
+PADDING = ("pruning/test_padding_counts_nowhere.py",)
 
 MUTANTS = (
     Mutant(
@@ -395,10 +396,74 @@ MUTANTS = (
     Mutant(
         "padding-that-others-see",
         "pruning/calibration/padding.py",
-        "return same and not torch.equal(other[leaf], ids)",
-        "return True",
+        "same &= _alike(alone.silent(x), alone.silent(y), x)",
+        "pass",
         ("pruning/calibration/test_padding.py",),
         "tokens that change other outputs are left out of the fits",
+    ),
+    Mutant(
+        "padding-is-compared",
+        "pruning/reporting/comparison.py",
+        "_compared(padding.of_text(x[i], i), padding.of_text(y[i], i), words)",
+        "_compared(x[i], y[i], words)",
+        PADDING,
+        "cuts are compared by what they compute at padding",
+    ),
+    Mutant(
+        "padding-is-taught",
+        "pruning/distill/lessons.py",
+        "self.ends.of(part)",
+        "NONE",
+        PADDING,
+        "the distillation matches what is computed at padding",
+    ),
+    Mutant(
+        "padding-is-descended",
+        "pruning/repair/twins.py",
+        "[ends.of(batch) for batch in batches]",
+        "[NOWHERE.of(batch) for batch in batches]",
+        PADDING,
+        "the block descent matches what is computed at padding",
+    ),
+    Mutant(
+        "padding-in-the-scale",
+        "pruning/calibration/projection.py",
+        "entries(padding.without(output))",
+        "entries(output)",
+        PADDING,
+        "errors are shares of a variance that padding is part of",
+    ),
+    Mutant(
+        "keys-of-padding",
+        "pruning/calibration/statistics.py",
+        "operator.features(padding.levelled(operator, x), rows)",
+        "operator.features(x, rows)",
+        PADDING,
+        "keys are centred by a mean over padding",
+    ),
+    Mutant(
+        "heads-before-texts",
+        "pruning/calibration/padding.py",
+        "(~self.tokens).repeat_interleave(shape[0] // texts, dim=0)",
+        "(~self.tokens).repeat(shape[0] // texts, 1)",
+        ("pruning/calibration/test_padding.py",),
+        "heads take the padding of other texts",
+    ),
+    Mutant(
+        "answer-behind-padding",
+        "pruning/reporting/answers.py",
+        "elif padding is not None:",
+        "elif False:",
+        PADDING,
+        "the next token is read behind padding",
+    ),
+    Mutant(
+        "numbers-of-tokens-are-classes",
+        "pruning/calibration/padding.py",
+        "flat |= by_token",
+        "flat |= False",
+        PADDING,
+        "a score per token counts at padding",
     ),
     Mutant(
         "order-from-all-queries",

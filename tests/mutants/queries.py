@@ -173,6 +173,22 @@ MUTANTS = (
         "the mask leaves the padding",
     ),
     Mutant(
+        "padding-makes-causal",
+        "queries/sources/tokens.py",
+        "return [last] if before < 1 or before == last - 1 else [last, before]",
+        "return [last]",
+        ("pruning/test_padding_counts_nowhere.py",),
+        "a padded example under a mask of another name makes any model one that writes text",
+    ),
+    Mutant(
+        "masks-without-keywords",
+        "queries/leaves.py",
+        "return places | by_keyword(args, kwargs)",
+        "return by_keyword(args, kwargs)",
+        ("queries/sources/test_text.py",),
+        "an attention mask among positional arguments is not found",
+    ),
+    Mutant(
         "masks-hide-what-moves",
         "queries/sources/tokens.py",
         "before <= _MOVES * last and",

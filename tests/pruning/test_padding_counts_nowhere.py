@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention that masks padding, and an MLP. causal: later tokens are masked, too."""
+    """Attention that masks padding, and an MLP. causal: later tokens are masked, too, and there are two heads."""
 
     def __init__(self, d, causal):
         super().__init__()
@@ -41,12 +41,17 @@ class Layer(nn.Module):
 
     def forward(self, x, mask):
         y = self.norm(x)
-        q, k, v = (layer(y).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        allowed = (1.0 - mask[:, None, None, :].double()) * -1e9
-        if self.causal:
-            allowed = allowed + torch.full((x.shape[1], x.shape[1]), -1e9, dtype=x.dtype).triu(1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=0.5)
-        x = x + self.o(mixed.transpose(1, 2).flatten(2))
+        q, k, v = self.q(y), self.k(y), self.v(y)
+        allowed = (1.0 - mask[:, None, :].double()) * -1e9
+        if not self.causal:
+            mixed = ((q @ k.transpose(1, 2)) * 0.5 + allowed).softmax(-1) @ v
+            return self.written(x + self.o(mixed))
+        allowed = allowed + torch.full((x.shape[1], x.shape[1]), -1e9, dtype=x.dtype).triu(1)
+        q, k, v = (z.unflatten(-1, (-1, 4)).transpose(1, 2) for z in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed[:, None], scale=0.5)
+        return self.written(x + self.o(mixed.transpose(1, 2).flatten(2)))
+
+    def written(self, x):
         return x + self.mlp(self.after(x))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from coreprune import Budget, Repair, prune
 from coreprune._progress import silent
@@ -14,6 +14,7 @@ from coreprune.pruning.calibration.padding import Ends, Padding, ends
 from coreprune.pruning.calibration.sites import Collect
 from coreprune.pruning.calibration.statistics import collect_readers
 from coreprune.pruning.layer.linear_maps import operators
+from coreprune.pruning.layer.products import Product
 from coreprune.queries import Queries
 
 
@@ -97,6 +98,21 @@ def test_rows_of_a_layer_are_those_of_words():
     assert pads.rows(layer, torch.zeros(*ids.shape, 8), 10**6).tolist() == mask.flatten().nonzero()[:, 0].tolist()
     assert pads.rows(layer, torch.zeros(7, 3, 8), 10**6) is None
     assert Padding().rows(layer, torch.zeros(*ids.shape, 8), 10**6) is None
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 4, 5), (12, 5)], ids=["one head", "heads", "texts and heads in one"])
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_keys_are_counted_and_centred_without_padding(shape, axis):
+    tokens = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0]]).bool()
+    keys = torch.randn(*shape, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    product = Product(*[fx.Graph().placeholder("keys")] * 2, axis, True, "", torch.arange(6))
+    rows = Padding(tokens).rows(product, keys.movedim(-1, axis), 10**6)
+    found = product.features(Padding(tokens).levelled(product, keys.movedim(-1, axis)), rows)[0]
+    by_text = keys.reshape(3, -1, 5, 6)
+    wanted = [head[~pads] - head[~pads].mean(0) for text, pads in zip(by_text, tokens, strict=True) for head in text]
+    assert torch.allclose(found, torch.cat(wanted))
+    plain = Padding().levelled(product, keys.movedim(-1, axis))
+    assert torch.equal(plain, keys.movedim(-1, axis))
 
 
 def test_words_are_fitted_better_without_padding(monkeypatch):
