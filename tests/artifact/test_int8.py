@@ -145,6 +145,36 @@ def test_a_transformer_is_dynamic_and_its_embedding_shrinks(tmp_path):
     assert any(t.dims[0] == vocabulary for t in tables)
 
 
+class Reader(nn.Module):
+    """A number for every token and direction; at padding, which the mask names, a hundred times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 16)
+        self.net = seeded(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 6))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.net(self.words(ids)) * (100 - 99 * mask[..., None])
+
+
+def test_what_is_computed_at_padding_is_no_error(tmp_path):
+    torch.manual_seed(0)
+    model = Reader().eval()
+    ids = torch.randint(10, 50, (80, 8), generator=torch.Generator().manual_seed(0))
+    ids[::2, 5:] = 0
+    mask = (ids > 0).long()
+    done = export_int8(model, (ids[:1], mask[:1]), tmp_path / "m.onnx", (ids, mask), tolerance=1)
+    session = onnxruntime.InferenceSession(done.path, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    found = torch.from_numpy(session.run(None, dict(zip(names, (ids.numpy(), mask.numpy()), strict=True)))[0])
+    with torch.no_grad():
+        wanted = model(ids, mask)
+    at_words = relative(found[mask.bool()], wanted[mask.bool()])
+    assert at_words > 0
+    assert done.error == pytest.approx(at_words, rel=0.5)  # of other texts, those that were held out
+    assert not at_words / 2 < relative(found, wanted) < 2 * at_words  # so that the test tells the two apart
+
+
 class Regression(nn.Module):
     """No classes: an image in, an image out, and no batch axis at all if it is given none."""
 

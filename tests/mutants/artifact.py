@@ -177,4 +177,12 @@ MUTANTS = (
         ("artifact/test_int8.py::test_what_is_measured_is_counted_on_queries_that_set_no_range",),
         "a query that came twice sets ranges and is held out",
     ),
+    Mutant(
+        "int8-at-padding",
+        "artifact/int8.py",
+        "apart(model, file, held_out, ends=ends)",
+        "apart(model, file, held_out)",
+        ("artifact/test_int8.py",),
+        "an int8 file is refused for what it computes at padding",
+    ),
 )

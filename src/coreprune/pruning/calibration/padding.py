@@ -7,20 +7,22 @@ nothing else in the outputs changes when other tokens stand there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from coreprune._batch import BatchAxes, usual
 from coreprune._example import reals
 from coreprune.graph import Captured
 from coreprune.graph.execution import Execution, last_uses
 from coreprune.pruning.calibration.wider import run_at_start, token_leaves
 from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.layer.products import Product
+from coreprune.queries.leaves import drawable
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 _SAME = 1e-4  # of the largest output; masks are often large negative numbers and not −∞
@@ -139,6 +141,18 @@ def ends(captured: Captured, tensors: Mapping[str, Tensor], batches: Sequence[Ba
     if len(leaves) != 1 or not captured.axes.first:
         return NOWHERE
     return ends_of(lambda batch: _outputs(captured, tensors, batch), next(iter(leaves)), batches)
+
+
+@torch.no_grad()
+def ends_in(model: nn.Module, batches: Iterable[Batch], axes: BatchAxes | None) -> Ends:
+    """The same for a model that is not traced, in evaluation mode. axes: where the inputs have their samples."""
+    batches = iter(batches)
+    first = next(batches)
+    axes, leaves = axes or usual(first), pytree.tree_leaves(first)
+    tokens = [i for i in drawable(*first, axes) if not leaves[i].is_floating_point()] if axes.first else []
+    if len(tokens) != 1:
+        return NOWHERE
+    return ends_of(lambda batch: reals(model(*batch[0], **batch[1])), tokens[0], [first, *batches])
 
 
 def ends_of(run: Callable[[Batch], list[Tensor]], leaf: int, batches: Sequence[Batch]) -> Ends:

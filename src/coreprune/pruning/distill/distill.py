@@ -16,22 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreprune._batch import usual
 from coreprune._checkpoint import Checkpoint, digest
 from coreprune._example import largest_batch, reals
 from coreprune._seed import as_generator
 from coreprune._telling import Wanted, telling
 from coreprune._twin import quiet
 from coreprune.errors import InputError
-from coreprune.pruning.calibration.padding import NOWHERE, Ends, ends_of
-from coreprune.pruning.calibration.rows import Inputs, Rows
+from coreprune.pruning.calibration.padding import ends_in
+from coreprune.pruning.calibration.rows import Batch, Inputs, Rows
 from coreprune.pruning.calibration.vocabulary import embeddings, over_words
 from coreprune.pruning.distill.block_outputs import Watched, shared_features, spread
 from coreprune.pruning.distill.channel_maps import fit_readouts
 from coreprune.pruning.distill.lessons import Lessons, Watching
 from coreprune.pruning.distill.loss import losses
 from coreprune.pruning.distill.options import Distill, Settled
-from coreprune.queries.leaves import drawable
 
 _HELD = 4  # tensors as large as the outputs that a step takes
 _SMALLEST = 1e-2  # lower limit of the root mean square of a tensor that sets its learning rate
@@ -90,11 +88,10 @@ def distill_(
         training = _Training(parameters, _tensors(student), settled)
         # A loss and its gradient take some tensors as large as the outputs; the teacher alone would take one.
         most = max(1, largest_batch(next(rows.parts(0, 2)), _HELD * rows.size, student, still) // _HELD)
-        padded = _ends(still, rows, most)
+        padded = ends_in(still, _once(rows, most), rows.axes)
         names = spread(shared_features(student, still, next(rows.parts(0, most)))) if settled.features else []
         # Fit before a checkpoint is loaded, so that an interrupted run goes on with the same maps.
-        once = (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most))
-        maps = fit_readouts(student, still, names, once, padded) if names else []
+        maps = fit_readouts(student, still, names, _once(rows, most), padded) if names else []
         first = training.load(saved)
         with Watched(student, names) as seen, Watched(still, names) as wanted:
             mine = Watching(student, seen)
@@ -115,17 +112,9 @@ def _over_words(teacher: nn.Module, queries: Inputs, sizes: frozenset[int]) -> b
         return any(over_words(x, sizes) for x in reals(still(*args, **kwargs)))
 
 
-@torch.no_grad()
-def _ends(teacher: nn.Module, rows: Rows, most: int) -> Ends:
-    """Where the inputs have padding, if they are texts."""
-    batch = next(rows.parts(0, most))
-    axes = rows.axes or usual(batch)
-    whole_numbers = (i for i in drawable(*batch, axes) if not rows.leaves[i].is_floating_point()) if axes.first else ()
-    leaves = list(whole_numbers)
-    if len(leaves) != 1:
-        return NOWHERE
-    batches = [part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most)]
-    return ends_of(lambda batch: reals(teacher(*batch[0], **batch[1])), leaves[0], batches)
+def _once(rows: Rows, most: int) -> Iterator[Batch]:
+    """Every input once, at most so many together."""
+    return (part for step in range(math.ceil(rows.count / rows.size)) for part in rows.parts(step, most))
 
 
 def _seed(generator: torch.Generator) -> int:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._batch import usual
-from coreprune._example import reals
 from coreprune._twin import quiet
-from coreprune.pruning.calibration.padding import Ends, ends_of
+from coreprune.pruning.calibration.padding import Ends, ends_in
 from coreprune.queries import Queries, Target
 from coreprune.queries.leaves import drawable
 from coreprune.queries.sources.tokens import is_causal
@@ -65,5 +64,4 @@ def _written(model: nn.Module, queries: Queries) -> tuple[Target, Ends] | None:
         target = next((target for target in targets if target.kind == "tokens" and is_causal(target)), None)
         if target is None:
             return None
-        run = torch.no_grad()(lambda batch: reals(still(*batch[0], **batch[1])))
-        return target, ends_of(run, target.leaf, list(queries.batches(_FEW)))
+        return target, ends_in(still, queries.batches(_FEW), axes)
