@@ -450,6 +450,14 @@ MUTANTS = (
         "heads take the padding of other texts",
     ),
     Mutant(
+        "answers-that-are-padding",
+        "pruning/reporting/answers.py",
+        "return output if pads is None else output.masked_fill(pads.to(output.device), -torch.inf)",
+        "return output",
+        PADDING,
+        "an answer may start in the padding",
+    ),
+    Mutant(
         "answer-behind-padding",
         "pruning/reporting/answers.py",
         "elif padding is not None:",

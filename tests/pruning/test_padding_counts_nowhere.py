@@ -246,3 +246,40 @@ def test_without_padding_all_counts():
     tokens = torch.tensor([[False, False, True, True]] * 3)
     assert Padding(tokens).without(torch.randn(7, 4, 5)).shape == (7, 4, 5)
     assert Padding(tokens).without(y).shape == (6, 5)
+
+
+def stock(kind):
+    """Small networks of transformers with weights large enough that every token has its say."""
+    import transformers as hf
+
+    torch.manual_seed(0)
+    small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = {
+        "masked words": lambda: hf.BertForMaskedLM(hf.BertConfig(**small, intermediate_size=32)),
+        "where answers start": lambda: hf.BertForQuestionAnswering(hf.BertConfig(**small, intermediate_size=32)),
+        "classes": lambda: hf.BertForSequenceClassification(hf.BertConfig(**small, intermediate_size=32)),
+        "next words": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**small, intermediate_size=32, num_key_value_heads=2)),
+    }[kind]()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(8 if p.dim() > 1 else 1)
+    return model.double().eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "left"),
+    [("masked words", True), ("where answers start", False), ("classes", False), ("next words", False)],
+)
+def test_which_token_pads_changes_nothing(kind, left):
+    results = []
+    for pad in (0, 3):
+        ids, mask = texts(left=left)
+        ids[mask == 0] = pad
+        example = {"input_ids": ids[:1], "attention_mask": mask[:1]}
+        given = {"input_ids": ids, "attention_mask": mask}
+        how = {"queries": given, "seed": 0, "repair": ALONE, "tokenizer": False}
+        results.append(prune(stock(kind), example, Budget(params=0.9), **how))
+    same(*(r.report.as_dict() for r in results))
+    for a, b in zip(*(r.model.state_dict().values() for r in results), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)

@@ -61,16 +61,16 @@ class Padding:
 
     def silent(self, output: Tensor) -> Tensor:
         """The output with zeros where its token is padding."""
-        if self.tokens is None or not self._by_token(output):
+        tokens = self.places(output)
+        if tokens is None:
             return output
-        return output * (~self.tokens).to(output).reshape(*self.tokens.shape, *[1] * (output.dim() - 2))
+        return output * (~tokens).to(output).reshape(*tokens.shape, *[1] * (output.dim() - 2))
 
     def without(self, value: Tensor) -> Tensor:
         """The entries (K, ...) of a value whose tokens are no padding; the value itself if it has none for every
         token."""
-        if self.tokens is None or not self._by_token(value):
-            return value
-        return value[~self.tokens.to(value.device)]
+        tokens = self.places(value)
+        return value if tokens is None else value[~tokens.to(value.device)]
 
     def of_text(self, value: Tensor, text: int) -> Tensor:
         """`without` for one text: a value (tokens, ...) of it. All of it, if the text is nothing but padding."""
@@ -79,9 +79,11 @@ class Padding:
         keep = ~self.tokens[text].to(value.device)
         return value[keep] if bool(keep.any()) else value
 
-    def _by_token(self, value: Tensor) -> bool:
-        assert self.tokens is not None
-        return value.shape[:2] == self.tokens.shape and (value.dim() > 2 or self.flat)
+    def places(self, value: Tensor) -> Tensor | None:
+        """Which entries (texts, tokens) of a value are padding; None if it does not have them for every token."""
+        if self.tokens is None or value.shape[:2] != self.tokens.shape or (value.dim() == 2 and not self.flat):
+            return None
+        return self.tokens
 
     def _left(self, operator: Operator | Product, output: Tensor) -> Tensor | None:
         if self.tokens is None or operator.kernel:

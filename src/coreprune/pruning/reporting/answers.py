@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,22 +25,19 @@ def scores(model: nn.Module, queries: Queries) -> Scores:
     """How to read scores (N, classes) from what a model returns for some of the queries; None if it gives none.
 
     A causal language model gives logits (N, T, V). Its scores are those of the token that follows a whole input, behind
-    the last token that the attention mask leaves, or that is not padding, so that every query has one answer.
+    the last token that the attention mask leaves, or that is not padding, so that every query has one answer. Where
+    (N, T) is a score for every token, such as where an answer starts, padding is no answer.
     """
-    found: list[tuple[Target, Ends] | None] = []
+    padded, written = cache(lambda: _padded(model, queries)), cache(lambda: _written(model, queries))
 
     def read(inputs: Any, output: Tensor) -> Tensor | None:
         if output.dim() == 2 and output.shape[1] > 1:
-            return output
-        if output.dim() != 3 or queries.whole:
+            pads = padded().of(inputs).places(output)
+            return output if pads is None else output.masked_fill(pads.to(output.device), -torch.inf)
+        if output.dim() != 3 or queries.whole or (target := written()) is None:
             return None
-        if not found:
-            found.append(_written(model, queries))
-        if found[0] is None:
-            return None
-        target, ends = found[0]
         rows = torch.arange(len(output), device=output.device)
-        padding = ends.of(inputs).tokens
+        padding = padded().of(inputs).tokens
         if target.mask is not None:
             left = pytree.tree_leaves(inputs)[target.mask] != 0
         elif padding is not None:
@@ -52,16 +50,18 @@ def scores(model: nn.Module, queries: Queries) -> Scores:
     return read
 
 
-def _written(model: nn.Module, queries: Queries) -> tuple[Target, Ends] | None:
-    """The tokens of which the model predicts the next one, and where there is padding; None if it is no causal language
-    model."""
+def _padded(model: nn.Module, queries: Queries) -> Ends:
+    """Where the queries have padding."""
+    with quiet(model) as still:
+        return ends_in(still, queries.batches(_FEW), queries.axes)
+
+
+def _written(model: nn.Module, queries: Queries) -> Target | None:
+    """The tokens of which the model predicts the next one, or None if it is no causal language model."""
     args, kwargs = next(queries.batches(1))
     axes = queries.axes or usual((args, kwargs))
     if not axes.first:
         return None
     with quiet(model) as still:
         targets = (Target(still, args, kwargs, place, axes) for place in drawable(args, kwargs, axes))
-        target = next((target for target in targets if target.kind == "tokens" and is_causal(target)), None)
-        if target is None:
-            return None
-        return target, ends_in(still, queries.batches(_FEW), axes)
+        return next((target for target in targets if target.kind == "tokens" and is_causal(target)), None)
