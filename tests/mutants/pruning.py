@@ -434,6 +434,14 @@ MUTANTS = (
         "errors are shares of a variance that padding is part of",
     ),
     Mutant(
+        "chance-is-padding",
+        "pruning/calibration/padding.py",
+        "if not len(tokens) or 2 * int(counts.max()) <= int(counts.sum()):",
+        "if not len(tokens):",
+        ("pruning/calibration/test_padding.py",),
+        "words that are repeated by chance are padding",
+    ),
+    Mutant(
         "keys-of-padding",
         "pruning/calibration/statistics.py",
         "operator.features(padding.levelled(operator, x), rows)",
@@ -572,7 +580,7 @@ MUTANTS = (
     Mutant(
         "logits-all-at-once",
         "pruning/calibration/vocabulary.py",
-        "rows.split(max(1, _TOGETHER // rows.shape[1]))",
+        "rows.split(max(1, _TOGETHER // (rows.shape[1] if words is None else words)))",
         "rows.split(max(1, len(rows)))",
         ("pruning/calibration/test_projection.py",),
         "the logits of a batch of texts are worked on at once, in gigabytes",
@@ -644,8 +652,8 @@ MUTANTS = (
     Mutant(
         "next-token-of-the-first",
         "pruning/reporting/answers.py",
-        "(mask * places).argmax(dim=1)",
-        "(mask * places).argmin(dim=1)",
+        "(left * places).argmax(dim=1)",
+        "(left * places).argmin(dim=1)",
         ("test_perplexity.py",),
         "the agreement is about another token than the one that follows",
     ),

@@ -191,7 +191,7 @@ MUTANTS = (
     Mutant(
         "masks-hide-what-moves",
         "queries/sources/tokens.py",
-        "before <= _MOVES * last and",
+        "before <= _MOVES * own and",
         "before <= 1e-3 * float(here.abs().max()) and",
         TOKENS,
         "a model that reads in both directions and masks a word writes text",

@@ -19,7 +19,7 @@ from coreprune.queries import Queries, Target
 from coreprune.queries.sources.tokens import is_causal
 from small_networks import bits
 
-LAST = Ends(leaf=0, last=True)
+LAST = Ends(leaf=0, last=0)
 
 
 class Block(nn.Module):
@@ -226,7 +226,7 @@ def test_outputs_with_as_many_classes_as_tokens_are_told_from_one_number_a_token
     ids, mask = texts()
     model = Spans(whole).eval()
     found = ends_of(lambda batch: [model(*batch[0]).detach()], 0, [((ids, mask), {})])
-    assert (found.last, found.first, found.flat) == (True, False, not whole)
+    assert (found.last, found.first, found.flat) == (0, None, not whole)
     y = model(ids, mask)
     assert found.of(((ids, mask), {})).without(y).shape == (y.shape if whole else (int(mask.sum()),))
     other = copy.deepcopy(model)

@@ -34,10 +34,10 @@ def test_the_cuts_that_were_not_chosen_are_not_kept(monkeypatch):
     """Each holds the weights once more: of a language model, half a gigabyte."""
     alive, most, real = weakref.WeakSet(), [], safety_net.apart_from
 
-    def apart(traced, small, queries):
+    def apart(traced, small, queries, ends):
         alive.add(small)
         most.append(len(alive))
-        return real(traced, small, queries)
+        return real(traced, small, queries, ends)
 
     monkeypatch.setattr(safety_net, "apart_from", apart)
     result = prune(network(), torch.zeros(1, 6, dtype=torch.float64), Budget(macs=0.5), queries=normal(400, 6), seed=0)
@@ -172,7 +172,7 @@ def test_the_error_shown_is_that_of_the_model_on_the_held_back_queries(monkeypat
     model, x = network(), normal(120, 6)
     seen = []
     real = safety_net.apart_from
-    monkeypatch.setattr(safety_net, "apart_from", lambda t, s, q: seen.append((s, q)) or real(t, s, q))
+    monkeypatch.setattr(safety_net, "apart_from", lambda t, s, q, ends: seen.append((s, q)) or real(t, s, q, ends))
     result = prune(model, x[:1], Budget(macs=0.6), queries=x)
     small, fresh = seen[0]
     assert small is result.model
@@ -203,7 +203,7 @@ def test_a_language_model_is_compared_by_the_probabilities_of_its_words(monkeypa
     model, ids = Writer(), torch.randint(40, (120, 12), generator=torch.Generator().manual_seed(1))
     seen = []
     real = safety_net.apart_from
-    monkeypatch.setattr(safety_net, "apart_from", lambda t, s, q: seen.append((s, q)) or real(t, s, q))
+    monkeypatch.setattr(safety_net, "apart_from", lambda t, s, q, ends: seen.append((s, q)) or real(t, s, q, ends))
     result = prune(model, ids[:1], Budget(params=0.8), queries=ids, repair=Repair(descent=False))
     small, fresh = seen[0]
     assert small is result.model

@@ -75,6 +75,21 @@ def test_text_without_runs_has_none():
     assert found(Encoder(), ids, torch.ones_like(ids)) is None
 
 
+def test_one_token_of_padding_is_found_where_others_have_more():
+    ids, mask = texts()
+    ids[0], mask[0] = torch.arange(10, 20), 1
+    ids[0, -1], mask[0, -1] = 0, 0
+    assert torch.equal(found(Encoder(), ids, mask), mask == 0)
+
+
+def test_words_that_are_repeated_by_chance_are_no_padding():
+    ids = torch.arange(10, 40).reshape(3, 10)
+    ids[:2, -2] = ids[:2, -1]  # every token stands for itself, so that nothing else changes with it
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 3)).double().eval()
+    captured = capture(model, (ids,), batch=3)
+    assert ends(captured, dict(model.named_parameters()), [((ids,), {})]).of(((ids,), {})).tokens is None
+
+
 def test_rows_of_a_layer_are_those_of_words():
     model, (ids, mask) = Encoder().eval(), texts()
     captured = capture(model, (ids, mask), batch=len(ids))

@@ -1,8 +1,8 @@
 """Padding: tokens that no other token sees. What a model computes there is nobody's business: it is neither fitted nor
 compared.
 
-Nothing is known by name. Candidates are runs of one token at the end or at the beginning of a text. They are padding if
-nothing else in the outputs changes when other tokens stand there.
+Nothing is known by name. Candidates are runs of one token at the end or at the beginning of texts: the one that most
+texts with a repeated token there repeat. They are padding if no other output changes when other tokens stand there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from coreprune._batch import BatchAxes, usual
 from coreprune._example import reals
 from coreprune.graph import Captured
 from coreprune.graph.execution import Execution, last_uses
-from coreprune.pruning.calibration.wider import run_at_start, token_leaves
+from coreprune.pruning.calibration.wider import token_leaves
 from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.layer.products import Product
 from coreprune.queries.leaves import drawable
@@ -112,25 +112,23 @@ NONE = Padding()
 
 @dataclass(frozen=True)
 class Ends:
-    """At which ends of a model's texts there is padding, if they end (or begin) with a run of one token.
+    """At which ends of a model's texts there is padding, and which token it is.
 
-    leaf: the position of the tokens among the leaves of the inputs. flat: as in `Padding`.
+    leaf: the position of the tokens among the leaves of the inputs. last, first: the token that pads texts at their
+    end and at their beginning, or None. flat: as in `Padding`.
     """
 
     leaf: int = -1
-    last: bool = False
-    first: bool = False
+    last: int | None = None
+    first: int | None = None
     flat: bool = False
 
     def of(self, batch: Batch) -> Padding:
         """The padding of a batch. None if nothing else is left of it."""
-        if not (self.last or self.first):
+        if self.last is None and self.first is None:
             return NONE
         ids = pytree.tree_leaves(batch)[self.leaf]
-        found = torch.zeros_like(ids, dtype=torch.bool)
-        for asked, run in ((self.last, _run_at_end), (self.first, run_at_start)):
-            if asked:
-                found |= run(ids)
+        found = _run(ids, self.last, True) | _run(ids, self.first, False)
         return Padding(found, self.flat) if bool(found.any()) and not bool(found.all()) else NONE
 
 
@@ -162,17 +160,33 @@ def ends_of(run: Callable[[Batch], list[Tensor]], leaf: int, batches: Sequence[B
     texts = [pytree.tree_leaves(batch)[leaf] for batch in batches]
     if any(not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] < 2 for ids in texts):
         return NOWHERE
-    found, flat = dict[str, bool](), False
-    for name, runs in (("last", _run_at_end), ("first", run_at_start)):
-        b = next((b for b, ids in enumerate(texts) if bool(runs(ids).any())), None)
-        if b is not None:
-            found[name], by_token = _unseen(run, batches[b], leaf, runs(texts[b]))
-            flat |= found[name] and by_token
-    return Ends(leaf, **found, flat=flat)
+    found, flat = list[int | None](), False
+    for at_end in (True, False):
+        token = _repeated(texts, at_end)
+        places = [_run(ids, token, at_end) for ids in texts]
+        b = next((b for b, run in enumerate(places) if bool(run.any())), None)
+        unseen, by_token = (False, False) if b is None else _unseen(run, batches[b], leaf, places[b])
+        found.append(token if unseen else None)
+        flat |= unseen and by_token
+    return Ends(leaf, *found, flat=flat)
 
 
-def _run_at_end(ids: Tensor) -> Tensor:
-    return run_at_start(ids.flip(1)).flip(1)
+def _repeated(texts: Sequence[Tensor], at_end: bool) -> int | None:
+    """The token that most of the texts with a repeated token at this end repeat there; None if there is none. Words
+    that are repeated by chance are different ones."""
+    pairs = torch.cat([ids[:, -2:] if at_end else ids[:, :2] for ids in texts])
+    tokens, counts = pairs[pairs[:, 0] == pairs[:, 1], 0].unique(return_counts=True)
+    if not len(tokens) or 2 * int(counts.max()) <= int(counts.sum()):
+        return None
+    return int(tokens[counts.argmax()])
+
+
+def _run(ids: Tensor, token: int | None, at_end: bool) -> Tensor:
+    """Where texts (texts, tokens) have nothing but this token up to their end, or from their beginning on."""
+    if token is None:
+        return torch.zeros_like(ids, dtype=torch.bool)
+    same = (ids == token).to(torch.int8)
+    return (same.flip(1).cummin(dim=1).values.flip(1) if at_end else same.cummin(dim=1).values).bool()
 
 
 def _unseen(run: Callable[[Batch], list[Tensor]], batch: Batch, leaf: int, places: Tensor) -> tuple[bool, bool]:
