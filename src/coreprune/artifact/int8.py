@@ -30,13 +30,12 @@ from coreprune.artifact.exports import (
 )
 from coreprune.artifact.quantiser import Mode, calm, feeds, filled, prepare, quantise
 from coreprune.errors import ArtifactError, InputError, ModelError, first_line
-from coreprune.pruning.calibration.padding import ends_in
+from coreprune.pruning.calibration.padding import ends_on
 from coreprune.pruning.reporting.comparison import Apart, apart
 from coreprune.queries import Queries, make_queries
 
 METADATA = "coreprune.int8"  # the key of what the file says about itself
 _CALIBRATE, _MEASURE = 256, 1024  # queries at most
-_FEW = 8  # queries that run together to see where there is padding
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def _compared(model: nn.Module, file: _File, held_out: Queries) -> Apart:
                 raise ArtifactError(f"the int8 file does not run with {_count(size)}: {first_line(error)}.") from error
             if found != wanted:
                 raise ArtifactError(f"with {_count(size)} the int8 file returns shapes {found}, the model {wanted}.")
-        ends = ends_in(still, held_out.batches(_FEW), held_out.axes)
+        ends = ends_on(still, held_out)
     result = apart(model, file, held_out, ends=ends)
     if result is None:
         raise ModelError(

@@ -59,8 +59,8 @@ class Calibration:
     comparison at the end uses; None if there is but one. captured: the model, traced at the size of the batches.
     operators: its linear maps, by the name of their weight. batches: the queries in batches, (args, kwargs) each.
     given: all that were made for these steps, or given by the caller. useful: whether weights may be fitted on them.
-    ends: where texts have padding. kinds: which kind of queries is
-    in every batch, from 0 on; empty if there is one. shelf: keeps what the model computes on the queries.
+    ends: where texts have padding. kinds: which kind of queries is in every batch, from 0 on; empty if there is one.
+    shelf: keeps what the model computes on the queries.
     """
 
     queries: Queries

@@ -22,9 +22,11 @@ from coreprune.graph.execution import Execution, last_uses
 from coreprune.pruning.calibration.wider import token_leaves
 from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.layer.products import Product
+from coreprune.queries import Queries
 from coreprune.queries.leaves import drawable
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
+_FEW = 8  # queries that run together to see where there is padding
 _SAME = 1e-4  # of the largest output; masks are often large negative numbers and not −∞
 
 
@@ -153,6 +155,11 @@ def ends_in(model: nn.Module, batches: Iterable[Batch], axes: BatchAxes | None) 
     if len(tokens) != 1:
         return NOWHERE
     return ends_of(lambda batch: reals(model(*batch[0], **batch[1])), tokens[0], [first, *batches])
+
+
+def ends_on(model: nn.Module, queries: Queries) -> Ends:
+    """The same for queries."""
+    return ends_in(model, queries.batches(_FEW), queries.axes)
 
 
 def ends_of(run: Callable[[Batch], list[Tensor]], leaf: int, batches: Sequence[Batch]) -> Ends:

@@ -12,12 +12,11 @@ from torch.utils import _pytree as pytree
 
 from coreprune._batch import usual
 from coreprune._twin import quiet
-from coreprune.pruning.calibration.padding import Ends, ends_in
+from coreprune.pruning.calibration.padding import Ends, ends_on
 from coreprune.queries import Queries, Target
 from coreprune.queries.leaves import drawable
 from coreprune.queries.sources.tokens import is_causal
 
-_FEW = 8  # queries that run together to see where there is padding
 Scores = Callable[[Any, Tensor], Tensor | None]  # from the inputs (args, kwargs) and a model's first output to scores
 
 
@@ -53,7 +52,7 @@ def scores(model: nn.Module, queries: Queries) -> Scores:
 def _padded(model: nn.Module, queries: Queries) -> Ends:
     """Where the queries have padding."""
     with quiet(model) as still:
-        return ends_in(still, queries.batches(_FEW), queries.axes)
+        return ends_on(still, queries)
 
 
 def _written(model: nn.Module, queries: Queries) -> Target | None:
