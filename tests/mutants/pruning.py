@@ -713,4 +713,28 @@ MUTANTS = (
         ("pruning/calibration/test_wider.py",),
         "other words are single characters, because those stand first in the vocabulary",
     ),
+    Mutant(
+        "few-texts-few-of-all",
+        "pruning/calibration/wider.py",
+        "n = max(len(queries), least)",
+        "n = len(queries)",
+        ("pruning/calibration/test_wider.py",),
+        "ten texts of a user have ten of every other kind beside them, fewer than without data",
+    ),
+    Mutant(
+        "nothing-written-beside-samples",
+        "pruning/calibration/wider.py",
+        "SelfGenerated(temperature=TEMPERATURES) if targets and all(map(is_causal, targets)) else None",
+        "None",
+        ("pruning/calibration/test_wider.py",),
+        "a language model without a tokenizer forgets what it would write, if it gets samples of one kind",
+    ),
+    Mutant(
+        "kinds-end-with-the-first",
+        "pruning/calibration/calibration.py",
+        "for start in range(0, max(map(len, each)), 2)",
+        "for start in range(0, len(each[0]), 2)",
+        ("pruning/calibration/test_wider.py",),
+        "other kinds are cut to as many batches as the user's texts fill",
+    ),
 )

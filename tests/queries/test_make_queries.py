@@ -41,10 +41,17 @@ class Tokens(nn.Module):
         self.table = nn.Embedding(30, 8)
         self.out = nn.Linear(8, 2)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        scale: float = 1.0,
+        key_mask: Tensor | None = None,
+    ) -> Tensor:
         x = self.table(input_ids)
-        if attention_mask is not None:
-            x = x * attention_mask[..., None]
+        for mask in (attention_mask, key_mask):
+            if mask is not None:
+                x = x * mask[..., None]
         return self.out(x.mean(1)) * scale
 
 
@@ -114,12 +121,11 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_only_inputs_are_drawn() -> None:
-    mask = torch.ones(2, 5)
-    mask[0, 3:] = 0
-    example = {"input_ids": torch.zeros(2, 5, dtype=torch.int64), "attention_mask": mask, "scale": 0.5}
+    mask = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0]]).expand(2, 5)
+    example = {"input_ids": torch.zeros(2, 5, dtype=torch.int64), "key_mask": mask, "scale": 0.5}
     queries = make_queries(Tokens(), example, n=6, seed=0)
     assert queries.kwargs["input_ids"].float().std() > 1
-    assert torch.equal(queries.kwargs["attention_mask"], mask[:1].expand(6, 5))
+    assert torch.equal(queries.kwargs["key_mask"], mask[:1].expand(6, 5))
     assert queries.kwargs["scale"] == 0.5
     assert Tokens()(**queries.kwargs).shape == (6, 2)
 

@@ -28,6 +28,7 @@ from coreprune.queries.queries import Queries
 from coreprune.queries.samples import Example, from_samples, is_samples
 from coreprune.queries.sources.base import Source, Target, draw, meant, untouched
 from coreprune.queries.sources.function import FromFunction
+from coreprune.queries.sources.tokens import padding_mask
 from coreprune.queries.sources.work import work
 from coreprune.queries.spec import resolve
 
@@ -207,8 +208,9 @@ def _remark(source: Source, target: Target, x: Tensor) -> str:
 
 
 def _also(source: Source, target: Target, x: Tensor) -> dict[int, Tensor]:
-    """Further inputs that go with those that the source made, by their positions. Most have none."""
-    also: Any = getattr(source, "also", None)
+    """Further inputs that go with those that the source made, by their positions: by default the mask of the padding of
+    tokens, because that of the example is about the example."""
+    also: Any = getattr(source, "also", padding_mask if target.kind == "tokens" else None)
     return {} if also is None else dict(also(target, x))
 
 

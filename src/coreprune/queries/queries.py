@@ -167,6 +167,10 @@ class Queries:
         generator = as_generator(seed)
         return self._chosen(torch.randperm(len(self), generator=generator, device=generator.device).cpu())
 
+    def repeated(self, n: int) -> Queries:
+        """The first n of the same inputs, which come again from the first on if there are fewer."""
+        return self if n == len(self) else self._chosen(torch.arange(n) % len(self))
+
     def to(self, device: torch.device | str) -> Queries:
         """The same inputs on a device."""
         return self.changed(lambda i, x: x.to(device) if isinstance(x, Tensor) else x)  # noqa: ARG005

@@ -164,9 +164,10 @@ def test_texts_of_this_machine_are_a_kind_of_their_own(monkeypatch):
     words = set(tokens_of(word_piece()).words)
     other = torch.cat([kw["ids"] for (_, kw), kind in zip(found.batches, found.kinds, strict=True) if kind == 1])
     assert set(other.flatten().tolist()) <= words | {START, END, PAD}
+    assert int(other.max()) >= 50  # words that the texts lack
     theirs = torch.cat([kw["ids"] for (_, kw), kind in zip(found.batches, found.kinds, strict=True) if kind == 2])
     assert set(theirs[:, 0].tolist()) == {3}  # as the tokenizer frames a text
-    assert len(found.queries) == 3 * len(ids) - 3 * len(found.fresh)
+    assert len(found.queries) == len(ids) - len(found.fresh) + 2 * 96  # more than the user's
     assert set(kinds(False).kinds) == set(kinds(None).kinds) == {0, 1}  # there is none beside this model
     with pytest.raises(InputError, match="tokenizer"):
         kinds("no such folder")
@@ -190,3 +191,70 @@ def test_longer_samples_than_the_example_get_no_texts_of_this_machine():
     queries = Queries((ids, mask), {}, "samples")
     args = (traced, (ids[:1, :12], mask[:1, :12]), queries, word_piece(), torch.Generator().manual_seed(0))
     assert [one.source for one in other_kinds(*args)] == ["other words"]
+
+
+class Writer(nn.Module):
+    """A small language model. It ignores what comes later."""
+
+    def __init__(self, vocabulary=60, d=16, hidden=32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.norm, self.out = nn.Embedding(vocabulary, d), nn.LayerNorm(d), nn.Linear(d, vocabulary)
+        self.up, self.down = nn.Linear(d, hidden), nn.Linear(hidden, d)
+
+    def forward(self, input_ids):
+        x = self.words(input_ids)
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x.cumsum(1)))))
+        return 3 * self.out(x)
+
+
+def given(model, ids, tokenizer=None, n=None):
+    example, samples = {"input_ids": ids[:1]}, {"input_ids": ids}
+    traced = Traced(model, captured := capture(model, example), find_groups(captured))
+    return gather(traced, Asked(example, samples, n, tokenizer=tokenizer), 0, silent)
+
+
+def of_kind(found, kind):
+    return torch.cat([kw["input_ids"] for (_, kw), k in zip(found.batches, found.kinds, strict=True) if k == kind])
+
+
+def test_a_language_model_without_a_tokenizer_writes_the_texts_that_need_no_data():
+    model, ids = Writer().eval(), texts(200, 10, 50)[0]
+    found = given(model, ids)
+    assert set(found.kinds[::2]) == set(found.kinds[1::2]) == {0, 1, 2}
+    written = of_kind(found, 2)
+
+    def likelihood(x):
+        with torch.no_grad():
+            odds = model(input_ids=x)[:, :-1].log_softmax(-1)
+        return float(odds.gather(-1, x[:, 1:, None]).mean())
+
+    assert likelihood(written) > likelihood(of_kind(found, 1)) + 1
+    assert set(given(model, ids, word_piece()).kinds) == {0, 1, 2}  # the third are texts of this machine
+    assert set(of_kind(given(model, ids, word_piece()), 2).flatten().tolist()) <= set(tokens_of(word_piece()).words) | {
+        START, END, PAD, 3, 4,
+    }  # fmt: skip
+
+
+def test_few_texts_do_not_make_the_other_kinds_few():
+    model, ids = Writer().eval(), texts(20, 10, 50)[0]
+    found = given(model, ids)
+    counts = [len(of_kind(found, kind)) for kind in range(3)]
+    assert counts == [10, 95, 95]  # 96 in batches of five
+    assert len(found.fresh) == 10
+    halves = [found.kinds[i::2].count(kind) for kind in range(3) for i in range(2)]
+    assert halves == [1, 1, 10, 9, 9, 10]
+    mine = {tuple(row) for row in ids.tolist()}
+    assert all((tuple(row) in mine) == (kind == 0) for kind in range(3) for row in of_kind(found, kind).tolist())
+    asked = given(model, ids, n=20)  # a number is a number
+    assert [len(of_kind(asked, kind)) for kind in range(3)] == [10, 10, 10]
+
+
+def test_forms_come_again_with_other_words_where_more_are_wanted():
+    ids, mask = texts(6, 10, 50)
+    ids[:, 0] = START
+    captured = capture(Reader().eval(), (ids[:1], mask[:1]))
+    other = other_words(captured, Queries((ids, mask), {}, "samples"), torch.Generator().manual_seed(0), n=15)
+    assert len(other) == 15
+    assert torch.equal(other.args[1], mask[torch.arange(15) % 6])
+    assert not any(torch.equal(other.args[0][i], other.args[0][i + 6]) for i in range(9))

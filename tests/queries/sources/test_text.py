@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from coreprune import Budget, InputError, prune
-from coreprune.queries import MachineText, MadeTokens, RandomTokens, Target, TokenMixture, ZipfTokens, make_queries
+from coreprune.queries import (
+    MachineText,
+    MadeTokens,
+    RandomTokens,
+    SelfGenerated,
+    Target,
+    TokenMixture,
+    ZipfTokens,
+    make_queries,
+)
 from coreprune.queries import machine_text as source
 from coreprune.queries.sources.tokens import framed, known, padding_mask
 from coreprune.queries.tokenizer import beside, tokens_of
@@ -295,3 +304,35 @@ def test_prune_takes_a_tokenizer() -> None:
     assert "tokenizer=your_Tokenizer" in result.report.settings.call()
     assert result.queries is not None
     assert int(result.queries.kwargs["attention_mask"].min()) == 0
+
+
+@pytest.mark.parametrize("tokenizer", [None, False, word_piece()], ids=["unknown", "none", "known"])
+@pytest.mark.parametrize("source", ["auto", "made-tokens", "random-tokens", "zipf-tokens"])
+def test_the_mask_is_that_of_the_made_texts_and_not_of_the_example(tokenizer: Any, source: str) -> None:
+    padded = {"input_ids": IDS.clone(), "attention_mask": torch.ones(1, T, dtype=torch.int32)}
+    padded["input_ids"][:, 3:], padded["attention_mask"][:, 3:] = 0, 0
+    model = encoder().model
+    found = make_queries(model, padded, source, n=40, seed=0, tokenizer=tokenizer).kwargs
+    ids, mask = found["input_ids"], found["attention_mask"]
+    if tokenizer:  # 0 pads
+        wanted = (ids != 0).flip(1).cummax(1).values.flip(1)
+        assert torch.equal(mask.bool(), wanted)
+        assert int(mask[:, 3:].sum()) > 40
+    else:
+        assert bool((mask == 1).all())
+    assert mask.dtype == torch.int32
+
+
+def test_a_model_writes_the_same_whatever_the_example_masks() -> None:
+    class Masking(Writer):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            x = (self.table(input_ids) * attention_mask[..., None]).cumsum(1)
+            return self.out(4 * x / attention_mask.cumsum(1)[..., None])
+
+    model, whole = seeded(0, lambda: Masking(30)), torch.ones_like(IDS)
+    short = whole.clone()
+    short[:, T // 2 :] = 0
+    examples = ({"input_ids": IDS, "attention_mask": mask} for mask in (whole, short))
+    first, second = (make_queries(model, each, SelfGenerated(), n=8, seed=0).kwargs for each in examples)
+    assert torch.equal(first["input_ids"], second["input_ids"])
+    assert torch.equal(first["attention_mask"], second["attention_mask"])

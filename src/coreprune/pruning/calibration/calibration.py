@@ -32,6 +32,7 @@ Batch = tuple[tuple[Any, ...], dict[str, Any]]
 _BATCH = 32  # samples that are run together; fewer where their outputs are large, such as the logits of texts
 _FRESH = 64  # at least this many queries are made for the comparison at the end alone
 _LEAST = 16  # at least this many samples are held back for it, but never more than half
+_OTHERS = 96  # at least this many queries of every other kind go with samples, unless their number is said
 _SPARE = 256  # of many samples as many are held back as are used, up to this number
 
 
@@ -108,9 +109,10 @@ def gather(traced: Traced, asked: Asked, seed: int, tell: Progress) -> Calibrati
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """Queries, before they are in batches. others: as many of every other kind. mixture: of all kinds, in random order.
+    """Queries, before they are in batches.
 
-    The rest is as in `Calibration`.
+    others: at least as many of every other kind. mixture: of all kinds, in random order. The rest is as in
+    `Calibration`.
     """
 
     queries: Queries
@@ -142,7 +144,8 @@ def _made(traced: Traced, asked: Asked, seed: int, tell: Progress) -> _Made:
         # In random order, because files and loaders are often sorted. T11 assumes samples of one distribution, and so
         # does the comparison of one half of the batches with the other.
         queries, fresh = queries.shuffled(generator).split(len(queries) - _held_back(len(queries)))
-        others = other_kinds(traced, asked.example, queries, asked.tokenizer, generator)
+        least = _OTHERS if asked.n is None else 0
+        others = other_kinds(traced, asked.example, queries, asked.tokenizer, generator, least)
     if len(queries) < 2:
         log.warning(
             "with a single query nothing can be checked on another one, so no layer is refitted. Pass more queries."
@@ -157,7 +160,7 @@ def _held_back(n: int) -> int:
 
 
 def _in_batches(traced: Traced, parts: list[Queries], fresh: Queries | None, given: Queries) -> Calibration:
-    """parts: as many queries of every kind. The kinds take turns, so that each is in both halves of the batches."""
+    """parts: the queries of every kind. The kinds take turns, so that each is in both halves of the batches."""
     found, queries = operators(traced.captured), parts[0]
     size = 1 if queries.whole else _batch_size(len(queries), fitting(_BATCH, _entries(traced.captured)))
     batches, kinds = _in_turn(parts, size)
@@ -174,14 +177,15 @@ def _in_batches(traced: Traced, parts: list[Queries], fresh: Queries | None, giv
 
 
 def _in_turn(parts: list[Queries], size: int) -> tuple[list[Batch], tuple[int, ...]]:
-    """Batches of one kind each, and their kinds: two of the first kind, two of the second, …, and again.
+    """Batches of one kind each, and their kinds: two of the first kind, two of the second, …, and again, as long as
+    there are some.
 
     What does not fill a batch is left out.
     """
     each = [list(part.batches(size))[: len(part) // size] for part in parts]
     found = [
         (batch, kind)
-        for start in range(0, len(each[0]), 2)
+        for start in range(0, max(map(len, each)), 2)
         for kind, batches in enumerate(each)
         for batch in batches[start : start + 2]
     ]

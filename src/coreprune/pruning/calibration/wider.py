@@ -2,84 +2,103 @@
 
 A few hundred texts of one kind use a small part of a vocabulary. Weights that are fitted to them alone get better on
 that kind and worse on every other one. So the moments are those of a mixture: the user's texts; as many that keep
-their form (lengths, padding, special tokens, masks), but whose words are drawn from the vocabulary; and, where the
-model's tokenizer is known, as many texts of this machine. The tokenizer also tells which words are frequent. What a
-refit on all loses on one kind is at most what it gains on the others (T17).
+their form (lengths, padding, special tokens, masks), but whose words are drawn from the vocabulary; and as many texts
+that need no data: of this machine where the model's tokenizer is known, otherwise what a language model writes itself.
+Few texts of the user do not make the other kinds few. The tokenizer also tells which words are frequent. What a refit
+on all loses on one kind is at most what it gains on the others (T17).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from coreprune._twin import guarded
 from coreprune.graph import Captured, Traced
 from coreprune.graph.ops import op_name, operation
 from coreprune.queries import MachineText, Queries, Target, make_queries
 from coreprune.queries.leaves import drawable
 from coreprune.queries.machine_text import has_text
-from coreprune.queries.sources.tokens import known, zipf
+from coreprune.queries.sources.base import Source, untouched
+from coreprune.queries.sources.self_generated import SelfGenerated
+from coreprune.queries.sources.token_mixture import TEMPERATURES
+from coreprune.queries.sources.tokens import is_causal, known, zipf
 
 _OFTEN = 0.9  # of the texts: what so many have in common belongs to their form
 
 
 def other_kinds(
-    traced: Traced, example: Any, queries: Queries, tokenizer: Any, generator: torch.Generator
+    traced: Traced, example: Any, queries: Queries, tokenizer: Any, generator: torch.Generator, least: int = 0
 ) -> list[Queries]:
-    """As many queries of every other kind. Empty if the model looks no tokens up, or the texts have nothing but form.
+    """As many queries of every other kind, and at least `least`. Empty if the model looks no tokens up, or the texts
+    have nothing but form.
 
     example, tokenizer: the caller's.
     """
     if not _texts(traced.captured, queries):
         return []
-    words = _words(traced, tokenizer)
-    other = other_words(traced.captured, queries, generator, words)
+    n = max(len(queries), least)
+    with guarded(traced.model), untouched(traced.model) as still:
+        targets = _targets(still, traced.captured, tokenizer)
+        words = {t.leaf: torch.tensor(told.words) for t in targets if (told := known(t)) is not None}
+        source = _without_data(targets, words)
+    other = other_words(traced.captured, queries, generator, words, n)
     if other is None:
         return []
-    found = [other]
-    if words and has_text():
-        more: dict[str, Any] = {"batch_axis": traced.captured.axes, "tokenizer": tokenizer}
-        text = make_queries(traced.model, example, MachineText(), n=len(queries), seed=generator, **more)
-        if _shapes(text) == _shapes(queries):
-            found.append(text)
-    return found
+    if source is None:
+        return [other]
+    more: dict[str, Any] = {"batch_axis": traced.captured.axes, "tokenizer": tokenizer}
+    text = make_queries(traced.model, example, source, n=n, seed=generator, **more)
+    return [other, text] if _rows(text) == _rows(queries) else [other]
 
 
-def _words(traced: Traced, tokenizer: Any) -> dict[int, Tensor]:
-    """The tokens that make up text, the most frequent first, by the position of the input. Empty if no tokenizer is
-    known."""
-    captured = traced.captured
+def _targets(model: nn.Module, captured: Captured, tokenizer: Any) -> list[Target]:
+    """The inputs that hold tokens."""
     leaves = drawable(captured.args, captured.kwargs, captured.axes)
-    targets = [Target(traced.model, captured.args, captured.kwargs, i, captured.axes, tokenizer) for i in leaves]
-    told = {t.leaf: known(t) for t in targets if t.kind == "tokens"}
-    return {leaf: torch.tensor(tokens.words) for leaf, tokens in told.items() if tokens is not None}
+    targets = [Target(model, captured.args, captured.kwargs, i, captured.axes, tokenizer) for i in leaves]
+    return [t for t in targets if t.kind == "tokens"]
 
 
-def _shapes(queries: Queries) -> list[torch.Size]:
-    return [x.shape for x in pytree.tree_leaves((queries.args, queries.kwargs)) if isinstance(x, Tensor)]
+def _without_data(targets: Sequence[Target], words: Mapping[int, Tensor]) -> Source | None:
+    """A source of whole texts: this machine's where a tokenizer is known, otherwise the model's own, if it writes."""
+    if words and has_text():
+        return MachineText()
+    return SelfGenerated(temperature=TEMPERATURES) if targets and all(map(is_causal, targets)) else None
+
+
+def _rows(queries: Queries) -> list[torch.Size]:
+    """The shape of every input, without its first axis."""
+    return [x.shape[1:] for x in pytree.tree_leaves((queries.args, queries.kwargs)) if isinstance(x, Tensor)]
 
 
 def other_words(
-    captured: Captured, queries: Queries, generator: torch.Generator, words: Mapping[int, Tensor] | None = None
+    captured: Captured,
+    queries: Queries,
+    generator: torch.Generator,
+    words: Mapping[int, Tensor] | None = None,
+    n: int | None = None,
 ) -> Queries | None:
-    """As many queries with other tokens; None if the model looks no tokens up, or the texts have nothing but form.
+    """Queries with other tokens; None if the model looks no tokens up, or the texts have nothing but form.
 
     words: the tokens that make up text, the most frequent first, by the position of the input. Without them, those
-    between the smallest and the largest one of the texts: most vocabularies are sorted by frequency.
+    between the smallest and the largest one of the texts: most vocabularies are sorted by frequency. n: how many; as
+    many as there are texts by default, and more take the form of each text more than once.
     """
     leaves, words = _texts(captured, queries), words or {}
     if not leaves:
         return None
+    queries = queries.repeated(n or len(queries))
     given = pytree.tree_leaves((queries.args, queries.kwargs))
     other = queries.changed(lambda i, x: redrawn(x, generator, words.get(i)) if i in leaves else x)
     made = pytree.tree_leaves((other.args, other.kwargs))
     if all(torch.equal(a, b) for a, b in zip(given, made, strict=True) if isinstance(a, Tensor)):
         return None
-    return replace(other, source="other words", note="as many of the same form with random tokens")
+    return replace(other, source="other words", note=f"{len(other)} of the same form with random tokens")
 
 
 def _texts(captured: Captured, queries: Queries) -> frozenset[int]:

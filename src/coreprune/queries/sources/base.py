@@ -170,8 +170,9 @@ class Source(Protocol):
     jointly = True. Nothing is then certified on them that counts draws (T11).
 
     A source may also have a method remark(target, inputs) that returns a sentence about the inputs that it made, for
-    the report, and a method also(target, inputs) that returns further inputs that go with them, such as a mask of
-    padding: a dict from positions among the leaves of (args, kwargs) to tensors (n, ...).
+    the report, and a method also(target, inputs) that returns further inputs that go with them: a dict from positions
+    among the leaves of (args, kwargs) to tensors (n, ...). Without it, an attention mask that goes with tokens follows
+    the padding in them, and leaves every token if none is known to be padding.
     """
 
     @property

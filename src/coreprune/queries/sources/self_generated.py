@@ -46,6 +46,7 @@ class SelfGenerated:
                 "only a causal language model, from tokens (N, T) to logits (N, T, vocabulary), can write its own "
                 "queries. Choose random-tokens or zipf-tokens, or pass samples."
             )
+        target = target.unmasked  # the mask of the example is about the example
         ids = self._starts(target, n, generator)
         divisors = each[torch.arange(n) % len(each), None]
         length = target.shape[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from coreprune.errors import InputError
 from coreprune.queries.machine_text import KINDS, paragraphs
 from coreprune.queries.sources.base import Target, Tell
-from coreprune.queries.sources.tokens import framed, is_causal, known, padding_mask
+from coreprune.queries.sources.tokens import framed, is_causal, known, pad_token
 from coreprune.queries.tokenizer import Tokens
 
 _CHARACTERS = 10  # of text read for one token of a query: some four make a token, and texts start at random places
@@ -58,10 +58,6 @@ class MachineText:
         order = torch.randperm(n, generator=generator).tolist()
         return framed(target, tokens, [rows[i] for i in order], causal)
 
-    def also(self, target: Target, inputs: Tensor) -> dict[int, Tensor]:
-        """The mask of the padding."""
-        return padding_mask(target, inputs)
-
     def remark(self, target: Target, inputs: Tensor) -> str:  # noqa: ARG002
         """Where the text is from, for the report."""
         return f"the text is from this machine ({' and '.join(KINDS)})"
@@ -95,7 +91,7 @@ def _lengths(target: Target, tokens: Tokens, n: int, causal: bool, generator: to
     """How many tokens the texts have, without special ones."""
     room = max(1, target.shape[0] - len(tokens.before) - (0 if causal else len(tokens.after)))
     lengths = torch.full((n,), room)
-    if not causal and padding_mask(target, target.example):
+    if not causal and target.mask is not None and pad_token(target, tokens) is not None:
         shorter = torch.rand(n, generator=generator) < _SHORTER
         least = min(_SHORTEST, room)
         lengths = torch.where(shorter, torch.randint(least, room + 1, (n,), generator=generator), lengths)

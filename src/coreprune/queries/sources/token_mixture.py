@@ -12,9 +12,9 @@ from coreprune.queries.sources.base import Source, Target, Tell
 from coreprune.queries.sources.mixture import Mixture
 from coreprune.queries.sources.self_generated import SelfGenerated
 from coreprune.queries.sources.text import MachineText
-from coreprune.queries.sources.tokens import RandomTokens, ZipfTokens, is_causal, known, padding_mask
+from coreprune.queries.sources.tokens import RandomTokens, ZipfTokens, is_causal, known
 
-_TEMPERATURES = (0.7, 1.0, 1.3)
+TEMPERATURES = (0.7, 1.0, 1.3)  # at which a model writes
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,6 @@ class MadeTokens:
     def __call__(self, target: Target, n: int, generator: torch.Generator, tell: Tell) -> Tensor:
         """Make n inputs for the target."""
         return self._mixture(target)(target, n, generator, tell)
-
-    def also(self, target: Target, inputs: Tensor) -> dict[int, Tensor]:
-        """The mask of the padding."""
-        return padding_mask(target, inputs)
 
     def remark(self, target: Target, inputs: Tensor) -> str:
         """How many of each kind there are, for the report."""
@@ -75,7 +71,7 @@ def _of(target: Target, writes: float, reads: float = 0.0) -> Mixture:
         MachineText(): reads,
         ZipfTokens(): 2.0,
         RandomTokens(): 1.0,
-        SelfGenerated(temperature=_TEMPERATURES): writes if is_causal(target) else 0.0,
+        SelfGenerated(temperature=TEMPERATURES): writes if is_causal(target) else 0.0,
     }
     taken = {source: share for source, share in parts.items() if share}
     return Mixture(tuple(taken), tuple(taken.values()))

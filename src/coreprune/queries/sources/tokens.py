@@ -193,18 +193,20 @@ def framed(target: Target, tokens: Tokens, rows: Sequence[Sequence[int]], causal
     before, after = list(tokens.before), [] if causal else list(tokens.after)
     if len(before) + len(after) >= length:
         before, after = [], []
-    room, pad = length - len(before) - len(after), _padding(target, tokens)
+    room, pad = length - len(before) - len(after), pad_token(target, tokens)
     whole = [[*before, *row[:room], *after] for row in rows]
     return target.cast(torch.tensor([[*row, *[0 if pad is None else pad] * (length - len(row))] for row in whole]))
 
 
 def padding_mask(target: Target, ids: Tensor) -> dict[int, Tensor]:
-    """The mask of padding for tokens (n, T), by its position; empty if the model is called without one."""
-    tokens = known(target)
-    pad = None if tokens is None else _padding(target, tokens)
-    if target.mask is None or pad is None:
+    """The mask of padding for tokens (n, T), by its position; empty if the model is called without one. Where nothing
+    is known to be padding, every token is left."""
+    if target.mask is None:
         return {}
-    read = (ids != pad).long().flip(1).cummax(1).values.flip(1)  # only at the end is it padding
+    tokens = known(target)
+    pad = None if tokens is None else pad_token(target, tokens)
+    read = ids != pad if pad is not None else torch.ones_like(ids)
+    read = read.long().flip(1).cummax(1).values.flip(1)  # only at the end is it padding
     return {target.mask: read.to(pytree.tree_leaves((target.args, target.kwargs))[target.mask])}
 
 
@@ -214,7 +216,8 @@ def start_token(target: Target) -> int | None:
     return start if start is not None and start >= 0 else None
 
 
-def _padding(target: Target, tokens: Tokens) -> int | None:
+def pad_token(target: Target, tokens: Tokens) -> int | None:
+    """The token that pads texts, by the model's configuration or by the tokenizer."""
     pad = _config(target, "pad_token_id")
     return tokens.pad if pad is None else pad
 
