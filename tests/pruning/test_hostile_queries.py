@@ -55,13 +55,28 @@ def test_the_result_is_the_cut_without_repair_and_a_warning_says_why(name, caplo
     model = wide_head()
     before, x = bits(model), HOSTILE[name]()
     with caplog.at_level(logging.WARNING, "coreprune"):
-        result = prune(model, x[:1], Budget(macs=0.6, uniform=True), "l2", queries=x)
+        result = prune(model, x[:1], Budget(macs=0.6, uniform=True), "l2", queries=x, n_queries=len(x))
     plain = prune(model, x[:1], Budget(macs=0.6, uniform=True), "l2", queries=None, repair=False)
     assert result.plan == plain.plan
     assert bits(result.model) == bits(plain.model)
     assert result.report.refits == ()
     assert any("nothing can be checked" in record.message for record in caplog.records)
     assert bits(model) == before
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_made_queries_join_samples_that_are_too_few(name, caplog):
+    model, x, unseen = calibrated(), HOSTILE[name](), images(400, seed=1)
+    cut = {"budget": Budget(macs=0.6, uniform=True), "method": "l2", "compare": False}
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        result = prune(model, x[:1], queries=x, **cut)
+    assert any("queries are made beside them" in record.message for record in caplog.records)
+    alone = prune(model, x[:1], queries=x, n_queries=len(x), **cut)
+    without = prune(model, x[:1], **cut)
+    assert loss(model, result.model, unseen) < 0.8 * loss(model, alone.model, unseen)
+    assert loss(model, result.model, unseen) < 1.2 * loss(model, without.model, unseen)
+    assert "without data" in result.report.queries
+    assert "without data" not in alone.report.queries
 
 
 def test_copies_are_left_out_and_counted(caplog):

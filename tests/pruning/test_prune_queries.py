@@ -198,7 +198,7 @@ def test_a_cache_survives_an_interruption_and_is_read_again(tmp_path):
 )
 def test_fresh_queries_are_none_of_those_that_were_used(n, spared):
     model, x = convnet(), images(n)
-    found = gather(trace(model, x[:1], silent), Asked(x[:1], x), 0, silent)
+    found = gather(trace(model, x[:1], silent), Asked(x[:1], x, n), 0, silent)
     assert len(found.queries) == n - spared
     assert (0 if found.fresh is None else len(found.fresh)) == spared
     used = {row.numpy().tobytes() for row in found.queries.args[0]}
@@ -208,6 +208,32 @@ def test_fresh_queries_are_none_of_those_that_were_used(n, spared):
     assert run <= used
     assert not used & fresh
     assert len({len(args[0]) for args, _ in found.batches}) == 1
+
+
+@pytest.mark.parametrize(("n", "used"), [(1, 1), (2, 1), (6, 3), (14, 7), (16, 8)])
+def test_queries_are_made_beside_very_few_samples(n, used):
+    model, x = convnet(), images(n)
+    found = gather(trace(model, x[:1], silent), Asked(x[:1], x), 0, silent)
+    own = {row.numpy().tobytes() for row in x}
+    run = [row.numpy().tobytes() in own for args, _ in found.batches for row in args[0]]
+    made = len(found.queries) - used
+    assert made == (256 if used < 8 else 0)
+    assert sum(run) >= used - 2  # what fills no batch is left out
+    assert set(found.kinds) == {0}  # so few are none of their own
+    assert {len(args[0]) for args, _ in found.batches} <= (set(range(20, 33)) if used < 8 else {4})
+    assert (0 if found.fresh is None else len(found.fresh)) == n // 2
+    assert found.fresh is None or found.fresh.source == "samples"
+    alone = gather(trace(model, x[:1], silent), Asked(x[:1], x, n), 0, silent)
+    assert len(alone.queries) == used
+
+
+def test_nothing_is_made_beside_queries_that_were_made():
+    model, x = convnet(), images(6)
+    traced = trace(model, x[:1], silent)
+    made = make_queries(model, x[:1], "white-noise", n=6, seed=0)
+    assert len(gather(traced, Asked(x[:1], made), 0, silent).queries) == 3
+    both = make_queries(model, x[:1], x, seed=0) + made
+    assert len(gather(traced, Asked(x[:1], both), 0, silent).queries) == 6
 
 
 def test_what_is_held_back_of_sorted_samples_is_like_what_is_used():

@@ -142,7 +142,9 @@ def prune(
         the path of an .npz file); or `Queries`. None means no queries, and then nothing is repaired. Queries are made
         only if something needs them.
     n_queries: how many queries to make, or how many of the samples to take, from the first on. By default all samples,
-        or 4,096 vectors, or 256 of anything else that is made; fewer if one costs much (see `make_queries`).
+        or 4,096 vectors, or 256 of anything else that is made; fewer if one costs much (see `make_queries`). Beside
+        fewer than 15 samples, queries are made as well, and beside fewer than 128 texts at least 96 of every other
+        kind, unless a number is said.
     exclude: what stays whole: names of groups, patterns of names, or modules of the model, e.g.
         `("*attention*", model.head)`. `list_groups` lists the names. The other groups meet the budget.
     also: further examples, each like `example_inputs`, that make other parts of the model run: another size of the

@@ -250,6 +250,22 @@ def test_few_texts_do_not_make_the_other_kinds_few():
     assert [len(of_kind(asked, kind)) for kind in range(3)] == [10, 10, 10]
 
 
+@pytest.mark.parametrize("n", [4, 6, 14])
+def test_very_few_texts_are_no_kind_of_their_own(n):
+    model, ids = Writer().eval(), texts(n, 10, 50)[0]
+    found = given(model, ids)
+    assert len(found.queries) == n - n // 2 + 2 * 96
+    assert set(found.kinds[::2]) == set(found.kinds[1::2]) == {0, 1}
+    assert len(found.batches[0][1]["input_ids"]) > 10
+
+
+def test_a_text_that_is_all_form_has_queries_without_data_beside_it():
+    found = given(Writer().eval(), texts(1, 10, 50)[0])
+    assert len(found.queries) == 257
+    assert found.fresh is None
+    assert set(found.kinds) == {0}
+
+
 def test_forms_come_again_with_other_words_where_more_are_wanted():
     ids, mask = texts(6, 10, 50)
     ids[:, 0] = START

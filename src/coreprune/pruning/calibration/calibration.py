@@ -19,7 +19,7 @@ from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
 from coreprune.pruning.calibration.familiar import familiar
 from coreprune.pruning.calibration.padding import NOWHERE, Ends, Padding, ends
-from coreprune.pruning.calibration.wider import other_kinds
+from coreprune.pruning.calibration.wider import other_kinds, rows
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.pruning.memory import Shelf
 from coreprune.queries import Queries, make_queries
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 
 _BATCH = 32  # samples that are run together; fewer where their outputs are large, such as the logits of texts
+_FEW = 8  # with fewer samples than this that are used, queries are made as well
 _FRESH = 64  # at least this many queries are made for the comparison at the end alone
 _LEAST = 16  # at least this many samples are held back for it, but never more than half
 _OTHERS = 96  # at least this many queries of every other kind go with samples, unless their number is said
@@ -140,18 +141,40 @@ def _made(traced: Traced, asked: Asked, seed: int, tell: Progress) -> _Made:
         count = max(_FRESH, len(queries) // 4)
         again = Path(cache).with_suffix(".fresh.safetensors") if cache is not None else None
         fresh = make_queries(model, asked.example, spec, n=count, cache=again, **same)
-    elif len(queries) > 1:
+    else:
         # In random order, because files and loaders are often sorted. T11 assumes samples of one distribution, and so
         # does the comparison of one half of the batches with the other.
-        queries, fresh = queries.shuffled(generator).split(len(queries) - _held_back(len(queries)))
+        if len(queries) > 1:
+            queries, fresh = queries.shuffled(generator).split(len(queries) - _held_back(len(queries)))
         least = _OTHERS if asked.n is None else 0
         others = other_kinds(traced, asked.example, queries, asked.tokenizer, generator, least)
+        if asked.n is None and len(queries) < _FEW:
+            if not others and given.source == "samples" and useful and not queries.whole:
+                others = _beside(queries, make_queries(model, asked.example, cache=cache, **same))
+            if others:  # so few are no kind of their own, on which anything could be checked
+                queries, others = (queries + others[0]).shuffled(generator), others[1:]
     if len(queries) < 2:
         log.warning(
             "with a single query nothing can be checked on another one, so no layer is refitted. Pass more queries."
         )
     mixture = functools.reduce(operator.add, others, queries).shuffled(generator) if others else queries
     return _Made(queries, fresh, others, mixture, given, useful)
+
+
+def _beside(samples: Queries, made: Queries) -> list[Queries]:
+    """Made queries beside samples that are too few to say anything of other inputs, and would be worse than none.
+
+    Empty if they have another form.
+    """
+    made = made.distinct()
+    if len(made) < 2 or rows(made) != rows(samples):
+        return []
+    log.warning(
+        "few samples can be used for the repair (%d), so %d queries are made beside them. Pass more samples, or say "
+        "with n_queries how many to take.",
+        len(samples), len(made),
+    )  # fmt: skip
+    return [made]
 
 
 def _held_back(n: int) -> int:

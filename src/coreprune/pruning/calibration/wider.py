@@ -54,7 +54,7 @@ def other_kinds(
         return [other]
     more: dict[str, Any] = {"batch_axis": traced.captured.axes, "tokenizer": tokenizer}
     text = make_queries(traced.model, example, source, n=n, seed=generator, **more)
-    return [other, text] if _rows(text) == _rows(queries) else [other]
+    return [other, text] if rows(text) == rows(queries) else [other]
 
 
 def _targets(model: nn.Module, captured: Captured, tokenizer: Any) -> list[Target]:
@@ -71,7 +71,7 @@ def _without_data(targets: Sequence[Target], words: Mapping[int, Tensor]) -> Sou
     return SelfGenerated(temperature=TEMPERATURES) if targets and all(map(is_causal, targets)) else None
 
 
-def _rows(queries: Queries) -> list[torch.Size]:
+def rows(queries: Queries) -> list[torch.Size]:
     """The shape of every input, without its first axis."""
     return [x.shape[1:] for x in pytree.tree_leaves((queries.args, queries.kwargs)) if isinstance(x, Tensor)]
 
