@@ -737,4 +737,28 @@ MUTANTS = (
         ("pruning/calibration/test_wider.py",),
         "other kinds are cut to as many batches as the user's texts fill",
     ),
+    Mutant(
+        "few-samples-alone",
+        "pruning/calibration/calibration.py",
+        'if not others and given.source == "samples" and useful and not queries.whole:',
+        "if False:",
+        ("pruning/test_hostile_queries.py",),
+        "two images that a user gives are worse than none",
+    ),
+    Mutant(
+        "few-are-a-kind",
+        "pruning/calibration/calibration.py",
+        "queries, others = (queries + others[0]).shuffled(generator), others[1:]",
+        "pass",
+        ("pruning/test_hostile_queries.py", "pruning/test_prune_queries.py"),
+        "nothing is repaired because a single sample cannot be checked on another one, and batches are of one",
+    ),
+    Mutant(
+        "a-number-is-no-number",
+        "pruning/calibration/calibration.py",
+        "if asked.n is None and len(queries) < _FEW:",
+        "if len(queries) < _FEW:",
+        ("pruning/test_prune_queries.py",),
+        "queries are made beside few samples, though n_queries says how many to take",
+    ),
 )
