@@ -271,7 +271,9 @@ def stock(kind):
     ("kind", "left"),
     [("masked words", True), ("where answers start", False), ("classes", False), ("next words", False)],
 )
-def test_which_token_pads_changes_nothing(kind, left):
+def test_which_token_pads_changes_nothing(kind, left, monkeypatch):
+    # What a model writes may end with either of the two.
+    monkeypatch.setattr("coreprune.pruning.calibration.wider._without_data", lambda *_: None)
     results = []
     for pad in (0, 3):
         ids, mask = texts(left=left)

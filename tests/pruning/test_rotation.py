@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coreprune import Budget, InputError, ModelError, Plan, apply_plan, load, prune, rotate_residual, save
+from coreprune.pruning.calibration.wider import accompanied
 from graph.zoo import ZOO, gen, randomise
 from small_networks import bits
 from zoo_examples import call, example
@@ -51,11 +52,28 @@ def without_scales(d: int) -> nn.LayerNorm:
     return nn.LayerNorm(d, elementwise_affine=False)
 
 
+@pytest.fixture
+def used(monkeypatch):
+    """The queries that axes are taken from: those that are given, and those that go with them."""
+    seen = []
+
+    def told(*args):
+        kinds = accompanied(*args)
+        seen.append(sum(kinds[1:], kinds[0]))
+        return kinds
+
+    monkeypatch.setattr("coreprune.pruning.rotation.accompanied", told)
+    return seen
+
+
 @pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm, without_scales])
-def test_the_function_is_the_same_and_the_axes_are_the_principal_ones(norm):
-    model, queries = stream(norm), ids(64)
+def test_the_function_is_the_same_and_the_axes_are_the_principal_ones(norm, used):
+    model, given = stream(norm), ids(64)
     before = bits(model)
-    turned = rotate_residual(model, ids(2), queries=queries)
+    turned = rotate_residual(model, ids(2), queries=given)
+    (queries,) = (found.args[0] for found in used)
+    assert torch.equal(queries[:64], given)
+    assert len(queries) == 64 + 96
     assert bits(model) == before
     with torch.no_grad():
         assert torch.allclose(turned.model(ids(50, 1)), model(ids(50, 1)), atol=1e-10)
@@ -102,9 +120,10 @@ def test_the_stream_is_that_of_the_given_model_in_an_orthogonal_basis(norm):
     assert torch.allclose(old @ old.mT, new @ new.mT, atol=1e-9)
 
 
-def test_no_projection_of_the_same_rank_leaves_less_than_the_first_axes():
-    model, queries = stream(nn.RMSNorm), ids(64)
-    shares = rotate_residual(model, ids(2), queries=queries).shares["words"]
+def test_no_projection_of_the_same_rank_leaves_less_than_the_first_axes(used):
+    model = stream(nn.RMSNorm)
+    shares = rotate_residual(model, ids(2), queries=ids(64)).shares["words"]
+    queries = used[0].args[0]
     seen = []
     for module in model.modules():
         if isinstance(module, nn.RMSNorm):
@@ -120,6 +139,36 @@ def test_no_projection_of_the_same_rank_leaves_less_than_the_first_axes():
             basis = torch.linalg.qr(start).Q
             left = float((rows - rows @ basis @ basis.mT).square().sum() / rows.square().sum())
             assert left >= float(shares[k:].sum()) - 1e-12
+
+
+def test_axes_from_texts_of_one_kind_serve_other_kinds(monkeypatch):
+    model, other = stream(nn.RMSNorm), ids(200, 5) % 10 + 20
+    with torch.no_grad():
+        model.words.weight[:10, D // 2 :] *= 0.01  # words of one kind lie in one half of the stream
+        model.words.weight[20:, : D // 2] *= 0.01
+    few = ids(20) % 10
+    few[0, 3], few[1, 3] = 0, 29  # the vocabulary that they span
+
+    def left(k=D // 2):
+        turned = rotate_residual(model, ids(2), queries=few).model
+        seen = []
+        hooks = [
+            m.register_forward_hook(lambda m, x, y: seen.append(y.flatten(0, 1).square().sum(0)))
+            for m in turned.modules()
+            if isinstance(m, nn.RMSNorm)
+        ]
+        with torch.no_grad():
+            turned(other)
+        for hook in hooks:
+            hook.remove()
+        power = torch.stack(seen).sum(0)
+        return float(power[k:].sum() / power.sum())
+
+    together = left()
+    monkeypatch.setattr(
+        "coreprune.pruning.rotation.accompanied", lambda model, captured, example, samples, *_: [samples]
+    )
+    assert together < 0.75 * left()
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "vit", "timm-style-vit", "whisper", "swin"])

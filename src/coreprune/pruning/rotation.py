@@ -10,6 +10,7 @@ connection needs a map.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from coreprune._telling import Wanted
 from coreprune._twin import duplicate, guarded, quiet
 from coreprune.errors import InputError, ModelError
 from coreprune.graph import Captured, Group, ParamSlice
+from coreprune.pruning.calibration.wider import accompanied
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.pruning.streams import Stream, like, other_forms, stream_of, streams
 from coreprune.pruning.tracing import captured_of
@@ -87,15 +89,10 @@ def rotate_residual(
     if queries is None:
         raise InputError("residual='rotate' takes the axes from queries, and there are to be none. Have them made.")
     with guarded(model):
+        asked: dict[str, Any] = {"progress": progress, "batch_axis": batch_axis, "tokenizer": tokenizer}
         made = _ranks.from_first(
-            "the queries of the rotation",
-            lambda: _taken(
-                make_queries(
-                    model, example_inputs, queries, n=n_queries or (_MADE if is_source(queries) else None),
-                    seed=seed_apart(seed, 20), progress=progress, batch_axis=batch_axis, tokenizer=tokenizer,
-                )
-            ),
-        )  # fmt: skip
+            "the queries of the rotation", lambda: _queries(model, example_inputs, queries, n_queries, seed, asked)
+        )
         batches = list(made.batches(_BATCH))
         wanted = _first(model, batches[0])
         found, problems = Rotated(model, ()), []
@@ -134,8 +131,23 @@ def _with_one(before: Rotated, group: Group, example: Any, batch_axis: Any, batc
     return Rotated(new, (*before.names, *apart, *means), {**before.shares, stream.group.name: share})
 
 
-def _taken(queries: Queries) -> Queries:
-    return queries.take(min(len(queries), _MOST))
+def _queries(model: nn.Module, example: Any, spec: Any, n: int | None, seed: int, asked: dict[str, Any]) -> Queries:
+    """What the axes are taken from: made queries, or samples with the queries that go with them in a repair, too.
+
+    asked: further arguments of `make_queries`.
+    """
+    made = is_source(spec)
+    count = n or (_MADE if made else None)
+    found = make_queries(model, example, spec, n=count, seed=seed_apart(seed, 20), **asked).take(_MOST)
+    if made:
+        return found
+    generator = torch.Generator().manual_seed(seed_apart(seed, 120))
+    make = functools.partial(make_queries, model, example, n=_MADE, seed=generator, **asked)
+    captured = captured_of(model, example, asked["batch_axis"])
+    kinds = accompanied(
+        model, captured, example, found, n, asked["tokenizer"], generator, make if found.source == "samples" else None
+    )
+    return sum(kinds[1:], kinds[0])
 
 
 # --- what is done to the weights --------------------------------------------------------------------------------------

@@ -64,6 +64,15 @@ def test_form_stays_and_words_change():
     assert float(new[1::2][words[1::2]].double().mean()) < float(new[::2][words[::2]].double().mean()) - 5
 
 
+def test_words_of_a_small_vocabulary_are_no_form():
+    ids = torch.randint(5, 9, (30, 80), generator=torch.Generator().manual_seed(0))  # every text has all four letters
+    ids[:, 0], ids[:, -1] = START, END
+    new = redrawn(ids, torch.Generator().manual_seed(1))
+    assert torch.equal(new[:, [0, -1]], ids[:, [0, -1]])
+    assert float((new != ids)[:, 1:-1].double().mean()) > 0.6
+    assert set(new[:, 1:-1].unique().tolist()) == {5, 6, 7, 8}
+
+
 def test_words_are_those_of_the_tokenizer():
     ids, _ = texts(60, 10, 50)
     ids[5, 2], ids[6, 3] = 55, PAD  # no words: they stay
@@ -133,7 +142,7 @@ def test_one_kind_of_text_does_not_spoil_another(monkeypatch):
             return float((result.model(*other) - model(*other)).square().mean() / model(*other).var())
 
     wide = [error(seed) for seed in range(5)]
-    monkeypatch.setattr("coreprune.pruning.calibration.calibration.other_kinds", lambda *_: [])
+    monkeypatch.setattr("coreprune.pruning.calibration.wider.other_kinds", lambda *_: [])
     assert statistics.median(w / error(seed) for seed, w in enumerate(wide)) < 0.7
 
 
@@ -187,9 +196,8 @@ def test_samples_of_a_model_whose_tokens_cannot_be_drawn():
 
 def test_longer_samples_than_the_example_get_no_texts_of_this_machine():
     model, (ids, mask) = Reader().eval(), texts(40, 10, 50, length=20)
-    traced = Traced(model, captured := capture(model, (ids[:1, :12], mask[:1, :12])), find_groups(captured))
-    queries = Queries((ids, mask), {}, "samples")
-    args = (traced, (ids[:1, :12], mask[:1, :12]), queries, word_piece(), torch.Generator().manual_seed(0))
+    captured, queries = capture(model, (ids[:1, :12], mask[:1, :12])), Queries((ids, mask), {}, "samples")
+    args = (model, captured, (ids[:1, :12], mask[:1, :12]), queries, word_piece(), torch.Generator().manual_seed(0))
     assert [one.source for one in other_kinds(*args)] == ["other words"]
 
 
@@ -236,6 +244,16 @@ def test_a_language_model_without_a_tokenizer_writes_the_texts_that_need_no_data
     }  # fmt: skip
 
 
+def test_a_model_that_is_told_more_of_every_token_gets_no_written_texts():
+    class Told(Writer):
+        def forward(self, ids, mask):
+            return super().forward(ids) * mask[..., None]
+
+    model, (ids, mask) = Told().eval(), texts(60, 10, 50)
+    traced = Traced(model, captured := capture(model, (ids[:1], mask[:1])), find_groups(captured))
+    assert set(gather(traced, Asked((ids[:1], mask[:1]), (ids, mask)), 0, silent).kinds) == {0, 1}
+
+
 def test_few_texts_do_not_make_the_other_kinds_few():
     model, ids = Writer().eval(), texts(20, 10, 50)[0]
     found = given(model, ids)
@@ -259,9 +277,9 @@ def test_very_few_texts_are_no_kind_of_their_own(n):
     assert len(found.batches[0][1]["input_ids"]) > 10
 
 
-def test_a_text_that_is_all_form_has_queries_without_data_beside_it():
+def test_a_text_that_is_all_form_has_written_ones_beside_it():
     found = given(Writer().eval(), texts(1, 10, 50)[0])
-    assert len(found.queries) == 257
+    assert len(found.queries) == 1 + 96
     assert found.fresh is None
     assert set(found.kinds) == {0}
 

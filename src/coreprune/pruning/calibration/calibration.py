@@ -19,7 +19,7 @@ from coreprune.errors import ModelError
 from coreprune.graph import Captured, Traced, capture
 from coreprune.pruning.calibration.familiar import familiar
 from coreprune.pruning.calibration.padding import NOWHERE, Ends, Padding, ends
-from coreprune.pruning.calibration.wider import other_kinds, rows
+from coreprune.pruning.calibration.wider import accompanied
 from coreprune.pruning.layer.linear_maps import Operator, operators
 from coreprune.pruning.memory import Shelf
 from coreprune.queries import Queries, make_queries
@@ -30,10 +30,8 @@ log = logging.getLogger(__name__)
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 
 _BATCH = 32  # samples that are run together; fewer where their outputs are large, such as the logits of texts
-_FEW = 8  # with fewer samples than this that are used, queries are made as well
 _FRESH = 64  # at least this many queries are made for the comparison at the end alone
 _LEAST = 16  # at least this many samples are held back for it, but never more than half
-_OTHERS = 96  # at least this many queries of every other kind go with samples, unless their number is said
 _SPARE = 256  # of many samples as many are held back as are used, up to this number
 
 
@@ -146,35 +144,17 @@ def _made(traced: Traced, asked: Asked, seed: int, tell: Progress) -> _Made:
         # does the comparison of one half of the batches with the other.
         if len(queries) > 1:
             queries, fresh = queries.shuffled(generator).split(len(queries) - _held_back(len(queries)))
-        least = _OTHERS if asked.n is None else 0
-        others = other_kinds(traced, asked.example, queries, asked.tokenizer, generator, least)
-        if asked.n is None and len(queries) < _FEW:
-            if not others and given.source == "samples" and useful and not queries.whole:
-                others = _beside(queries, make_queries(model, asked.example, cache=cache, **same))
-            if others:  # so few are no kind of their own, on which anything could be checked
-                queries, others = (queries + others[0]).shuffled(generator), others[1:]
+        make = functools.partial(make_queries, model, asked.example, cache=cache, **same)
+        queries, *others = accompanied(
+            model, traced.captured, asked.example, queries, asked.n, asked.tokenizer, generator,
+            make if given.source == "samples" and useful else None,
+        )  # fmt: skip
     if len(queries) < 2:
         log.warning(
             "with a single query nothing can be checked on another one, so no layer is refitted. Pass more queries."
         )
     mixture = functools.reduce(operator.add, others, queries).shuffled(generator) if others else queries
     return _Made(queries, fresh, others, mixture, given, useful)
-
-
-def _beside(samples: Queries, made: Queries) -> list[Queries]:
-    """Made queries beside samples that are too few to say anything of other inputs, and would be worse than none.
-
-    Empty if they have another form.
-    """
-    made = made.distinct()
-    if len(made) < 2 or rows(made) != rows(samples):
-        return []
-    log.warning(
-        "few samples can be used for the repair (%d), so %d queries are made beside them. Pass more samples, or say "
-        "with n_queries how many to take.",
-        len(samples), len(made),
-    )  # fmt: skip
-    return [made]
 
 
 def _held_back(n: int) -> int:

@@ -19,7 +19,7 @@ from coreprune._batch import BatchAxes, usual
 from coreprune._example import reals
 from coreprune.graph import Captured
 from coreprune.graph.execution import Execution, last_uses
-from coreprune.pruning.calibration.wider import token_leaves
+from coreprune.pruning.calibration.wider import repeated, run_of, token_leaves
 from coreprune.pruning.layer.linear_maps import Operator, even_rows
 from coreprune.pruning.layer.products import Product
 from coreprune.queries import Queries
@@ -130,7 +130,7 @@ class Ends:
         if self.last is None and self.first is None:
             return NONE
         ids = pytree.tree_leaves(batch)[self.leaf]
-        found = _run(ids, self.last, True) | _run(ids, self.first, False)
+        found = run_of(ids, self.last, True) | run_of(ids, self.first, False)
         return Padding(found, self.flat) if bool(found.any()) and not bool(found.all()) else NONE
 
 
@@ -169,31 +169,13 @@ def ends_of(run: Callable[[Batch], list[Tensor]], leaf: int, batches: Sequence[B
         return NOWHERE
     found, flat = list[int | None](), False
     for at_end in (True, False):
-        token = _repeated(texts, at_end)
-        places = [_run(ids, token, at_end) for ids in texts]
+        token = repeated(texts, at_end)
+        places = [run_of(ids, token, at_end) for ids in texts]
         b = next((b for b, run in enumerate(places) if bool(run.any())), None)
         unseen, by_token = (False, False) if b is None else _unseen(run, batches[b], leaf, places[b])
         found.append(token if unseen else None)
         flat |= unseen and by_token
     return Ends(leaf, *found, flat=flat)
-
-
-def _repeated(texts: Sequence[Tensor], at_end: bool) -> int | None:
-    """The token that most of the texts with a repeated token at this end repeat there; None if there is none. Words
-    that are repeated by chance are different ones."""
-    pairs = torch.cat([ids[:, -2:] if at_end else ids[:, :2] for ids in texts])
-    tokens, counts = pairs[pairs[:, 0] == pairs[:, 1], 0].unique(return_counts=True)
-    if not len(tokens) or 2 * int(counts.max()) <= int(counts.sum()):
-        return None
-    return int(tokens[counts.argmax()])
-
-
-def _run(ids: Tensor, token: int | None, at_end: bool) -> Tensor:
-    """Where texts (texts, tokens) have nothing but this token up to their end, or from their beginning on."""
-    if token is None:
-        return torch.zeros_like(ids, dtype=torch.bool)
-    same = (ids == token).to(torch.int8)
-    return (same.flip(1).cummin(dim=1).values.flip(1) if at_end else same.cummin(dim=1).values).bool()
 
 
 def _unseen(run: Callable[[Batch], list[Tensor]], batch: Batch, leaf: int, places: Tensor) -> tuple[bool, bool]:
