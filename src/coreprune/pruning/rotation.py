@@ -81,7 +81,7 @@ def rotate_residual(
     axes are the eigenvectors of the sum of x̂x̂ᵀ over the queries and all norms, x̂ what a norm gives before its scale.
 
     queries, n_queries, seed, batch_axis, tokenizer, progress: as for `prune`. By default 64 made queries or the first
-        256 of those given are used.
+        256 of those given are used, these with the queries that go with them in a repair.
 
     Raises ModelError if the model has no stream of this form, and InputError as `prune` does.
     """

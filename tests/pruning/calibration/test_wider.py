@@ -250,8 +250,9 @@ def test_a_model_that_is_told_more_of_every_token_gets_no_written_texts():
             return super().forward(ids) * mask[..., None]
 
     model, (ids, mask) = Told().eval(), texts(60, 10, 50)
-    traced = Traced(model, captured := capture(model, (ids[:1], mask[:1])), find_groups(captured))
-    assert set(gather(traced, Asked((ids[:1], mask[:1]), (ids, mask)), 0, silent).kinds) == {0, 1}
+    example, samples = {"ids": ids[:1], "mask": mask[:1]}, {"ids": ids, "mask": mask}
+    traced = Traced(model, captured := capture(model, example), find_groups(captured))
+    assert set(gather(traced, Asked(example, samples), 0, silent).kinds) == {0, 1}
 
 
 def test_few_texts_do_not_make_the_other_kinds_few():
