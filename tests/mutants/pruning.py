@@ -435,7 +435,7 @@ MUTANTS = (
     ),
     Mutant(
         "chance-is-padding",
-        "pruning/calibration/padding.py",
+        "pruning/calibration/wider.py",
         "if not len(tokens) or 2 * int(counts.max()) <= int(counts.sum()):",
         "if not len(tokens):",
         ("pruning/calibration/test_padding.py",),
