@@ -73,6 +73,11 @@ def test_words_of_a_small_vocabulary_are_no_form():
     assert set(new[:, 1:-1].unique().tolist()) == {5, 6, 7, 8}
 
 
+def test_texts_of_one_word():
+    ids = torch.arange(5, 35)[:, None]
+    assert float((redrawn(ids, torch.Generator().manual_seed(0)) != ids).double().mean()) > 0.8
+
+
 def test_words_are_those_of_the_tokenizer():
     ids, _ = texts(60, 10, 50)
     ids[5, 2], ids[6, 3] = 55, PAD  # no words: they stay

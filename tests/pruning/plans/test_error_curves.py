@@ -29,7 +29,7 @@ def mlp():
 
 def ranked(model, x, selector):
     traced = trace(model, x[:1], silent)
-    calibration = gather(traced, Asked(x[:1], x), 0, silent)
+    calibration = gather(traced, Asked(x[:1], x, len(x)), 0, silent)
     readers = dict(collect_readers(traced, calibration, Collect(), torch.Generator().manual_seed(0), silent))
     return traced, calibration, rank(traced, selector, readers.items(), 0, silent), readers
 

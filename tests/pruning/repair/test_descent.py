@@ -187,7 +187,7 @@ def test_other_random_numbers_are_left_alone():
 
 @pytest.mark.parametrize("n", [1, 2, 15])
 def test_with_few_queries_there_is_no_descent(n):
-    plain, done = pruned(net(), normal(n, 3, 8, 8))
+    plain, done = pruned(net(), normal(n, 3, 8, 8), n_queries=n)
     assert done.report.descended == ()
     assert bits(done.model) == bits(plain.model)
 

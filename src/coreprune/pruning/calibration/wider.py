@@ -219,6 +219,8 @@ def _form(ids: Tensor) -> Tensor:
 def repeated(texts: Sequence[Tensor], at_end: bool) -> int | None:
     """The token that most of the texts with a repeated token at this end repeat there; None if there is none. Words
     that are repeated by chance are different ones."""
+    if any(ids.shape[1] < 2 for ids in texts):
+        return None
     pairs = torch.cat([ids[:, -2:] if at_end else ids[:, :2] for ids in texts])
     tokens, counts = pairs[pairs[:, 0] == pairs[:, 1], 0].unique(return_counts=True)
     if not len(tokens) or 2 * int(counts.max()) <= int(counts.sum()):
