@@ -36,10 +36,11 @@ def efficientnet(record: dict[str, Any]) -> str:
             if method == "dense":
                 dense[seed] = row["accuracy"]
     shares = (90, 80, 70, 50)
-    accuracy = [[name, *(_spread(cells[m, s, k], "accuracy") for k in shares)] for m, s, name in ROWS]
+    made = [row for row in ROWS if any(cells[*row[:2], k] for k in shares)]
+    accuracy = [[name, *(_spread(cells[m, s, k], "accuracy") for k in shares)] for m, s, name in made]
     drops = [
         [name, *(_drop(cells[m, s, k], dense, WANTED.get(s, {}).get(k)) for k in shares)]
-        for m, s, name in ROWS
+        for m, s, name in made
         if m == "ours"
     ]
     costs = [
