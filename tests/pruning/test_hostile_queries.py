@@ -79,6 +79,26 @@ def test_made_queries_join_samples_that_are_too_few(name, caplog):
     assert "without data" not in alone.report.queries
 
 
+def test_few_samples_of_a_model_that_takes_no_made_ones_are_used_alone(caplog):
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = wide_head()
+
+        def forward(self, x):
+            if not torch.compiler.is_compiling() and bool(((x < 0) | (x > 1)).any()):
+                raise ValueError("pixels lie in [0, 1]")
+            return self.net(x)
+
+    model, x = Picky().eval(), torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = bits(model)
+    with caplog.at_level(logging.WARNING, "coreprune"):
+        result = prune(model, x[:1], Budget(macs=0.6), queries=x)
+    assert any("pixels lie in" in record.message for record in caplog.records)
+    assert "without data" not in result.report.queries
+    assert bits(model) == before
+
+
 def test_copies_are_left_out_and_counted(caplog):
     model, x = wide_head(), images(40)
     with caplog.at_level(logging.WARNING, "coreprune"):

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from coreprune._twin import guarded
+from coreprune.errors import first_line
 from coreprune.graph import Captured
 from coreprune.graph.ops import op_name, operation
 from coreprune.queries import MachineText, Queries, Target, make_queries
@@ -56,15 +57,19 @@ def accompanied(
     if n is not None or len(samples) >= _FEW:
         return [samples, *others]
     if not others and make is not None and not samples.whole:
-        others = _beside(samples, make())
+        others = _beside(samples, make)
     if not others:
         return [samples]
     return [(samples + others[0]).shuffled(generator), *others[1:]]  # nothing can be checked on so few
 
 
-def _beside(samples: Queries, made: Queries) -> list[Queries]:
-    """Made queries, once each. None if they have another form than the samples."""
-    made = made.distinct()
+def _beside(samples: Queries, make: Callable[[], Queries]) -> list[Queries]:
+    """Made queries, once each. Empty if they cannot be made, or have another form than the samples."""
+    try:
+        made = make().distinct()
+    except Exception as error:  # of the model: not every input is one for it, and the samples are
+        log.warning("few samples can be used for the repair, and none can be made beside them: %s", first_line(error))
+        return []
     if len(made) < 2 or _rows(made) != _rows(samples):
         return []
     log.warning(
